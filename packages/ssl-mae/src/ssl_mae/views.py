@@ -1,0 +1,34 @@
+"""MAE's view of an image: a random crop, a flip, and the noise that decides its mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_core.data.views import random_flip, random_resized_crop
+from ssl_mae.config import MAEConfig
+
+
+@dataclass(frozen=True)
+class MAEView:
+    """One sample {"image": uint8 (c, h, w)} -> {"views": [uint8 (c, h, w)], "noise": float32 (n,)}.
+
+    Everything is drawn from the sample's own stream, so a mask depends neither on the batch nor on the device.
+    """
+
+    config: MAEConfig
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        view = random_resized_crop(sample["image"], rng, self.config.size, self.config.crop_scale)
+        if self.config.flip:
+            view = random_flip(view, rng)
+        noise = rng.random(self.config.patches, dtype=np.float32)
+        return {"views": [view.contiguous()], "noise": torch.from_numpy(noise)}
+
+
+def build(config: MAEConfig) -> MAEView:
+    """The transform of training samples."""
+    return MAEView(config)

@@ -1,0 +1,194 @@
+"""What the verbs of the command line do; `ssl_core.cli` parses, this file imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_core import cli
+from ssl_core.config import RunOptions, TrainConfig, to_dict
+from ssl_core.device import pick_device, seed_step
+from ssl_core.errors import InputError
+from ssl_core.method import Recipe, load
+
+
+def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> None:
+    from ssl_core.estimate import describe
+    from ssl_core.train.run import train as run
+
+    out = Path(args.out or f"runs/{recipe.name}")
+    if os.environ.get("RANK", "0") == "0":
+        print(describe(recipe, config, data=args.data, device=options.device), flush=True)
+    method = run(recipe, config, data=args.data, out=out, init=args.init, options=options)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    figures(recipe, method, args.data, out / "figures")
+    finish(out)
+    program = recipe.package.replace("_", "-")
+    print(summary(out))
+    print(f"\nlook at  {out / 'report.html'}")
+    print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
+    print(f"         {program} embed {out} --data your/folder --out features.npz")
+    print(f"         {load(recipe.method).__name__}.from_pretrained({str(out)!r}).encode(images)")
+
+
+def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
+    from ssl_core.data.split import train_and_test
+    from ssl_core.evaluate.evaluate import PROTOCOLS, table
+    from ssl_core.evaluate.evaluate import evaluate as measure
+    from ssl_core.evaluate.features import pixels
+
+    device = pick_device(args.device)
+    method = load(recipe.method).from_pretrained(args.weights, device=device)
+    train_data, test_data, how = train_and_test(args.data, args.test, config=method.config)
+    seed_step(getattr(method.config, "seed", 0))
+    fresh = load(recipe.method)(method.config).to(device).eval()
+    encoders = {"pretrained": method.encode, "random init": fresh.encode, "raw pixels": pixels}
+    view = load(recipe.eval_view)(method.config)
+    name = args.data or "scenes"
+    result: dict[str, Any] = {"data": name, "protocol": {}, "rows": []}
+    frozen = [p for p in args.protocols if p in PROTOCOLS]
+    if frozen:
+        result = measure(
+            encoders, train_data, test_data, view, frozen, args.shots,
+            data=name, device=device, workers=args.workers, progress=True,
+        )  # fmt: skip
+    if "finetune" in args.protocols:
+        from ssl_core.evaluate.finetune import compare
+
+        result = compare(
+            result, recipe, args.weights, train_data, test_data, epochs=args.finetune_epochs,
+            options=RunOptions(device=args.device, workers=args.workers),
+        )  # fmt: skip
+    result["protocol"]["split"] = how
+    out = Path(args.out) if args.out else Path(args.weights)
+    if args.out or out.is_dir():
+        write_json(out, "evaluation.json", result)
+        finish(out)
+    print(table(result))
+    print(f"split: {how}")
+
+
+def embed(recipe: Recipe, args: cli.Embed) -> None:
+    from ssl_core.evaluate.features import extract
+
+    device = pick_device(args.device)
+    method = load(recipe.method).from_pretrained(args.weights, device=device)
+    source = load(recipe.source)(args.data, config=method.config, split="train")
+    view = load(recipe.eval_view)(method.config)
+    features = extract(
+        method.encode, source, view, device=device, workers=args.workers, progress=True
+    )
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    features.save(args.out)
+    print(f"{len(features)} features of width {features.features.shape[1]} in {args.out}")
+
+
+def show(recipe: Recipe, args: cli.Show) -> None:
+    method = load(recipe.method).from_pretrained(args.weights, device=pick_device(args.device))
+    run = Path(args.weights)
+    folder = Path(args.out) if args.out else (run if run.is_dir() else Path()) / "figures"
+    for path in figures(recipe, method, args.data, folder):
+        print(path)
+    if args.out is None and run.is_dir():
+        finish(run)
+
+
+def push(recipe: Recipe, args: cli.Push) -> None:
+    from ssl_core.hub.card import write_card
+    from ssl_core.hub.repo import push as upload
+
+    write_card(args.folder, name=args.repo_id, license=args.license)
+    print(
+        upload(
+            args.folder, args.repo_id, revision=args.revision, private=args.private or None,
+            create_pr=args.create_pr, dry_run=args.dry_run,
+        )
+    )  # fmt: skip
+
+
+def info(recipe: Recipe, args: cli.Info) -> None:
+    from ssl_core.estimate import describe
+
+    if args.weights is not None:
+        config = load(recipe.method).from_pretrained(args.weights).config
+    else:
+        config = cli.preset(recipe, args.preset)
+    print(describe(recipe, config, data=args.data, device=args.device))
+
+
+def export(recipe: Recipe, args: cli.Export) -> None:
+    from ssl_core.hub.weights_file import save_weights
+
+    method = load(recipe.method).from_pretrained(args.weights)
+    exporters = load(f"{recipe.package}.convert:EXPORTS")
+    if args.to not in exporters:
+        raise InputError(f"{recipe.name} exports to {', '.join(exporters)}, not to {args.to}")
+    state, config = exporters[args.to](method)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    save_weights(out / "model.safetensors", state)
+    write_json(out, "config.json", config)
+    write_json(out, "preprocessor_config.json", method.preprocessor())
+    print(f"{sum(t.numel() for t in state.values()):,} parameters in {out}, {args.to}'s layout")
+
+
+def architecture(recipe: Recipe, init: str) -> dict[str, Any]:
+    """The fields of `init`'s config that are not the optimiser's."""
+    config = load(recipe.method).from_pretrained(init).config
+    recipe_fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    return {key: value for key, value in to_dict(config).items() if key not in recipe_fields}
+
+
+def figures(recipe: Recipe, method: Any, data: str | None, folder: Path) -> list[Path]:
+    """Draw the package's figures and their captions into `folder`."""
+    source = load(recipe.source)(data, config=method.config, split="train")
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        captions = load(recipe.show)(method, source, folder)
+    write_json(folder, "captions.json", captions)
+    return [folder / name for name in captions]
+
+
+def finish(run: Path) -> None:
+    """Model card and report of a run folder, from what it holds by now."""
+    from ssl_core.hub.card import write_card
+    from ssl_core.report import write_report
+
+    if (run / "config.json").exists():
+        write_card(run, name=run.resolve().name)
+    if (run / "metrics.jsonl").exists():
+        write_report(run)
+
+
+def summary(run: Path) -> str:
+    """The last line of metrics.jsonl as a small table."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    first, last = json.loads(lines[0]), json.loads(lines[-1])
+    rows = [
+        ("steps", f"{last['step']:,} ({last['epoch']:g} epochs)"),
+        ("loss", f"{first['loss']:.4f} → {last['loss']:.4f}"),
+        *(
+            (key.removeprefix("health/"), f"{value:.3f}")
+            for key, value in last.items()
+            if key.startswith("health/")
+        ),
+        ("waiting for data", f"{last['data_wait']:.1%}"),
+        ("seconds", f"{last['seconds']:.0f}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def write_json(folder: Path, name: str, value: Any) -> None:
+    """Replace `folder/name` whole."""
+    from ssl_core.hub.weights_file import write_whole
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / name, lambda path: path.write_text(text, encoding="utf-8"))

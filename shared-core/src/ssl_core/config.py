@@ -1,0 +1,249 @@
+"""Configurations are frozen dataclasses: what determines a run's result, and how it is run.
+
+This file imports no torch, so that `--help` is instant. A dataclass goes to JSON and back by `to_dict` and `from_dict`;
+reading is strict: an unknown key, a wrong type and a value out of range are errors that name the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ssl_core.errors import InputError
+
+C = TypeVar("C")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ConfigError(InputError, ValueError):
+    """A configuration that cannot be used; the message names the field and says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What the training loop needs to know; a method's config adds its own fields and its paper's values."""
+
+    epochs: float = 100
+    """passes over the data"""
+    batch_size: int = 256
+    """samples per optimiser step, over all processes and micro-batches"""
+    base_lr: float = 1e-3
+    """learning rate at batch 256: lr = base_lr · batch_size / 256"""
+    min_lr: float = 0.0
+    """learning rate at the end of the cosine"""
+    warmup_epochs: float = 0.0
+    """epochs of linear warm-up from 0"""
+    weight_decay: float = 0.05
+    """AdamW's decay of matrices; biases and other 1-D tensors are not decayed"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's momenta"""
+    clip_grad: float | None = None
+    """largest norm of the whole gradient"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto asks the hardware; the resolved value is stored"""
+    seed: int = 0
+    """seed of initialisation, order, augmentation and masks"""
+
+    def __post_init__(self) -> None:
+        check(self.epochs > 0, "epochs", self.epochs, "must be positive")
+        check(self.batch_size > 0, "batch_size", self.batch_size, "must be positive")
+        check(self.base_lr > 0, "base_lr", self.base_lr, "must be positive")
+        check(self.min_lr >= 0, "min_lr", self.min_lr, "must not be negative")
+        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must not be negative")
+        check(
+            0 <= self.warmup_epochs < self.epochs,
+            "warmup_epochs",
+            self.warmup_epochs,
+            f"must be shorter than the run of {self.epochs:g} epochs",
+        )
+        check(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "must lie in [0, 1)")
+        check(
+            self.clip_grad is None or self.clip_grad > 0,
+            "clip_grad",
+            self.clip_grad,
+            "must be positive",
+        )
+        check(0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2^63)")
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate by the linear scaling rule."""
+        return self.base_lr * self.batch_size / 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """What the images look like to a method whose encoder cuts them into patches."""
+
+    image_size: int | tuple[int, int] = 224
+    """pixels of a side, or height and width"""
+    patch_size: int = 16
+    """pixels of a patch's side"""
+    in_channels: int = 3
+    """channels of an image: 1 grey, 3 RGB, or as many bands as the files have"""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """pixel mean per channel, of values in [0, 1]"""
+    std: tuple[float, ...] = IMAGENET_STD
+    """pixel standard deviation per channel"""
+    crop_pct: float = 0.875
+    """share of the shorter side that an evaluation's centre crop keeps"""
+    pos_interp: Literal["offset", "size", "antialias"] = "size"
+    """how stored positions are resampled to another image size"""
+
+    def __post_init__(self) -> None:
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+        check(self.patch_size > 0, "patch_size", self.patch_size, "must be positive")
+        check(all(s > 0 and s % self.patch_size == 0 for s in self.size), "image_size", self.image_size,
+              f"must be divisible by the patch size {self.patch_size}")  # fmt: skip
+        for name in ("mean", "std"):
+            check(len(getattr(self, name)) == self.in_channels, name, getattr(self, name),
+                  f"needs one value per channel, {self.in_channels} in all")  # fmt: skip
+        check(all(s > 0 for s in self.std), "std", self.std, "must be positive")
+        check(0 < self.crop_pct <= 1, "crop_pct", self.crop_pct, "must lie in (0, 1]")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (
+            (self.image_size, self.image_size)
+            if isinstance(self.image_size, int)
+            else self.image_size
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        return self.size[0] // self.patch_size, self.size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out. None of this changes what is computed, so a resumed run may change it."""
+
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the best one here by default"""
+    workers: int | None = None
+    """loader processes; half the cores, at most 8, by default"""
+    accumulate: int = 1
+    """micro-batches per optimiser step, for batches that do not fit in memory"""
+    compile: bool = False
+    """torch.compile the step"""
+    log_every: int = 10
+    """steps between two lines of metrics.jsonl"""
+    checkpoint_minutes: float = 10.0
+    """time between two checkpoints; one is always written at the end and on SIGTERM"""
+    stop_on_collapse: bool = False
+    """end the run when the features have collapsed, instead of warning"""
+    tensorboard: bool = False
+    """also log to TensorBoard (extra `tensorboard`)"""
+    wandb: str | None = None
+    """also log to this Weights & Biases project (extra `wandb`)"""
+
+    def __post_init__(self) -> None:
+        check(
+            self.workers is None or self.workers >= 0,
+            "workers",
+            self.workers,
+            "must not be negative",
+        )
+        check(self.accumulate >= 1, "accumulate", self.accumulate, "must be at least 1")
+        check(self.log_every >= 1, "log_every", self.log_every, "must be at least 1")
+
+
+def check(ok: bool, field: str, value: object, reason: str) -> None:
+    """ConfigError for a field whose value is out of range."""
+    if not ok:
+        raise ConfigError(f"{field} = {value!r}: {reason}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """JSON-able dict of a config dataclass."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[C], values: dict[str, Any]) -> C:
+    """A `cls` from a dict, strictly; missing fields take their defaults.
+
+    Raises ConfigError for an unknown key (with the nearest known one), a wrong type or a value out of range.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{cls.__name__} needs an object, got {type(values).__name__}")
+    hints = get_type_hints(cls)
+    known = {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(
+                f"{cls.__name__} has no field {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        arguments[key] = _typed(value, known[key], key)
+    return cls(**arguments)
+
+
+def _typed(value: Any, hint: Any, field: str) -> Any:
+    """`value` as the type that `hint` says: only an int for a float, and a list for a tuple, are converted."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return _typed(value, option, field)
+            except ConfigError:
+                continue
+    elif origin is Literal:
+        if value in args and type(value) in {type(a) for a in args}:
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
+        if len(args) == 2 and args[1] is Ellipsis:
+            args = (args[0],) * len(value)
+        if len(args) == len(value):
+            return tuple(_typed(v, a, field) for v, a in zip(value, args, strict=True))
+    elif hint is float and type(value) in (int, float):
+        if value == value and abs(value) != float("inf"):
+            return float(value)
+    elif hint is type(None) and value is None:
+        return None
+    elif isinstance(hint, type) and origin is None and type(value) is hint:
+        return value
+    raise ConfigError(f"{field} = {value!r}: expected {_name(hint)}")
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The values of a .toml or .json configuration file.
+
+    Raises ConfigError when it is missing, is neither, or does not parse.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".toml":
+            return tomllib.loads(path.read_text())
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    raise ConfigError(f"{path}: a configuration file ends in .toml or .json")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line per field whose value differs, "field: old → new"."""
+    keys = sorted(old.keys() | new.keys())
+    return [f"{k}: {old.get(k)!r} → {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]

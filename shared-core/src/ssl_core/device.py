@@ -1,0 +1,67 @@
+"""Where a run computes, in which precision, and with which random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or the best one here: CUDA, then MPS, then CPU.
+
+    Raises ValueError when the named device does not exist on this machine.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {name!r} was asked for but torch sees no CUDA GPU: use --device cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {name!r} was asked for but torch sees no MPS: use --device cpu")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Resolve "auto" to "bf16", "fp16" or "fp32" by what the hardware computes fast.
+
+    A GPU gets bf16, or fp16 where it has no bf16 (T4). A CPU gets bf16 only with AVX-512 BF16 or AMX: without them a
+    bf16 matrix product is hundreds of times slower than fp32.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and cpu_has_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware."""
+    probes: list[Callable[[], bool]] = [
+        probe
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        if (probe := getattr(torch.cpu, name, None)) is not None
+    ]
+    return any(probe() for probe in probes)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Context of the forward pass for a resolved precision."""
+    if precision == "fp32":
+        return nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype)
+
+
+def seed_step(*key: int) -> None:
+    """Seed torch's generators as a function of (seed, step, rank, …): a resumed run needs no generator state."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)

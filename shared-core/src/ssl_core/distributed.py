@@ -1,0 +1,101 @@
+"""Processes that train together. Every function is a plain no-op in a single process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_on() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_on() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_on() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+@contextmanager
+def process_group(timeout_seconds: float = 1800) -> Iterator[None]:
+    """The process group that `torchrun` announces in the environment; nothing without it, or inside another one."""
+    if is_on() or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if is_on():
+        dist.barrier()
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum over processes, in place and without gradient; returns `x`."""
+    if is_on():
+        dist.all_reduce(x)
+    return x
+
+
+def broadcast_object(value: T) -> T:
+    """The main process's `value` on every process."""
+    if not is_on():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, sizes: list[int]) -> Tensor:  # type: ignore[override]
+        ctx.sizes = sizes
+        longest = max(sizes)
+        padded = x.new_zeros(longest, *x.shape[1:])
+        padded[: x.shape[0]] = x
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        start = sum(ctx.sizes[: dist.get_rank()])
+        return grad[start : start + ctx.sizes[dist.get_rank()]], None
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of every process, (n_total, …), in the order of the ranks, with gradient.
+
+    Ranks may hold different numbers of rows. The backward pass sums what every rank sends to a row, so with DDP's mean
+    over processes a loss over local anchors against gathered keys has the gradient of the one-process batch; with
+    unequal ranks weight the local mean by n_rank · world / n_total.
+    """
+    if not is_on():
+        return x
+    sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([x.shape[0]], device=x.device))
+    return _Gather.apply(x, [int(n) for n in sizes])  # type: ignore[no-any-return]

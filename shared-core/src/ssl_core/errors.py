@@ -1,0 +1,11 @@
+"""The two kinds of errors that a command ends with; everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+
+class InputError(Exception):
+    """Something that was given cannot be used: a setting, a file, weights, a folder. Commands exit with 2."""
+
+
+class TrainingError(RuntimeError):
+    """A run that began well had to end: a loss that is not finite, collapsed features, a full disk. Exit code 3."""

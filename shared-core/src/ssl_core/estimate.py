@@ -1,0 +1,94 @@
+"""What a method costs before it runs: parameters, FLOPs, memory, time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_core.data.loader import Plan, collate
+from ssl_core.device import pick_device, pick_precision
+from ssl_core.method import Recipe, load
+
+SHARE_OF_PEAK = 0.6
+"""Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
+
+
+def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | None) -> str:
+    """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data."""
+    target = pick_device(device)
+    precision = pick_precision(config.precision, target)
+    with torch.device("meta"):
+        method = load(recipe.method)(config)
+    parameters = sum(p.numel() for p in method.parameters())
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    flops, activations = step_cost(method, sample(recipe, config))
+    rate = matmul_rate(target, precision)
+    seconds = 3 * flops * config.batch_size / (SHARE_OF_PEAK * rate)
+    lines = [
+        f"{recipe.name}: {parameters:,} parameters, {trained:,} trained",
+        f"{2 * flops / 1e9:.2f} GFLOPs forward per sample ({flops / 1e9:.2f} G multiply-adds), three times that in training",
+        f"memory: {trained * 16 / 1e9:.2f} GB for weights, gradient and AdamW, "
+        f"{activations * config.batch_size / 1e9:.2f} GB for the activations of a batch of {config.batch_size}",
+        f"on this {target.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
+    ]
+    if data is not None or config == load(recipe.presets)["demo"]():
+        source = load(recipe.source)(data, config=config, split="train")
+        plan = Plan(len(source), config.batch_size, config.epochs, config.seed)
+        lines.append(
+            f"{len(source):,} samples, {plan.steps:,} steps of {config.batch_size}: about {_duration(seconds * plan.steps)}"
+        )
+    return "\n".join(lines)
+
+
+def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
+    """A batch of one, as the method's views make it, of a picture without content."""
+    import numpy as np
+
+    h, w = config.size
+    image = torch.zeros(config.in_channels, h, w, dtype=torch.uint8)
+    return collate([load(recipe.views)(config)({"image": image}, np.random.default_rng(0))])
+
+
+def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:
+    """(multiply-adds of the forward pass, bytes kept for the backward pass) of one sample, computed on no data."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            kept[id(tensor.untyped_storage())] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    on_meta = {
+        k: [v.to("meta") for v in x] if isinstance(x, list) else x.to("meta")
+        for k, x in batch.items()
+    }
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
+        method(on_meta, 0.0)
+    return counter.get_total_flops() / 2, sum(kept.values())
+
+
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """Multiply-adds per second of a large matrix product on `device`, measured for a tenth of a second or so."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    size = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return size**3 / best
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.2g} s"

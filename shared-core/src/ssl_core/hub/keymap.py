@@ -1,0 +1,145 @@
+"""Names of weights in other projects' checkpoints, as tables that are read in both directions.
+
+A row pairs one of our names with theirs. `{i}` stands for a layer's number and `{w}` for weight or bias, the same on
+both sides. Where theirs is a tuple, their tensors are ours cut along the first axis: a fused qkv against query, key
+and value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Row = tuple[str, str | tuple[str, ...]]
+
+_HOLES = {"{i}": r"(?P<i>\d+)", "{w}": r"(?P<w>weight|bias)"}
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """`rows` are written and read; `also` are other spellings that are read; `drop` are keys without a meaning here."""
+
+    rows: tuple[Row, ...]
+    also: tuple[Row, ...] = ()
+    drop: tuple[str, ...] = ()
+
+    def to_ours(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """(our state dict, the keys that no row knows). A fused tensor with a part missing counts as unknown parts."""
+        readers = [
+            (_pattern(name), ours, part, len(_parts(names)))
+            for ours, names in (*self.rows, *self.also)
+            for part, name in enumerate(_parts(names))
+        ]
+        found: dict[str, dict[int, tuple[str, Tensor]]] = {}
+        sizes: dict[str, int] = {}
+        unknown = []
+        for key, tensor in theirs.items():
+            if any(re.fullmatch(pattern, key) for pattern in self.drop):
+                continue
+            for pattern, ours, part, size in readers:
+                if match := pattern.fullmatch(key):
+                    name = _fill(ours, match.groupdict())
+                    found.setdefault(name, {})[part] = (key, tensor)
+                    sizes[name] = size
+                    break
+            else:
+                unknown.append(key)
+        state = {}
+        for name, parts in found.items():
+            if len(parts) < sizes[name]:
+                unknown += [key for key, _ in parts.values()]
+            elif len(parts) == 1:
+                state[name] = parts[0][1]
+            else:
+                state[name] = torch.cat([parts[i][1] for i in range(sizes[name])])
+        return state, unknown
+
+    def to_theirs(self, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(their state dict, the part of ours that they have no name for)."""
+        writers = [(_pattern(name), _parts(names)) for name, names in self.rows]
+        theirs, rest = {}, {}
+        for key, tensor in ours.items():
+            for pattern, names in writers:
+                if match := pattern.fullmatch(key):
+                    for name, part in zip(names, tensor.chunk(len(names)), strict=True):
+                        theirs[_fill(name, match.groupdict())] = part.contiguous()
+                    break
+            else:
+                rest[key] = tensor
+        return theirs, rest
+
+
+def prefixed(rows: Iterable[Row], *, ours: str = "", theirs: str = "") -> tuple[Row, ...]:
+    """The same rows inside a larger module: a prefix on our side, one on theirs."""
+    return tuple(
+        (
+            ours + name,
+            tuple(theirs + n for n in names) if isinstance(names, tuple) else theirs + names,
+        )
+        for name, names in rows
+    )
+
+
+def _parts(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return names if isinstance(names, tuple) else (names,)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    parts = re.split(r"(\{[iw]\})", name)
+    return re.compile("".join(_HOLES[p] if p in _HOLES else re.escape(p) for p in parts))
+
+
+def _fill(name: str, holes: Mapping[str, str]) -> str:
+    for hole, value in holes.items():
+        name = name.replace(f"{{{hole}}}", value)
+    return name
+
+
+EMBEDDINGS: tuple[Row, ...] = (
+    ("cls_token", "embeddings.cls_token"),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("patch_embed.proj.{w}", "embeddings.patch_embeddings.projection.{w}"),
+    ("norm.{w}", "layernorm.{w}"),
+)
+"""Around the blocks of transformers' ViT."""
+
+BLOCK: tuple[Row, ...] = (
+    ("norm1.{w}", "layernorm_before.{w}"),
+    ("norm2.{w}", "layernorm_after.{w}"),
+    ("attn.qkv.{w}", tuple(f"attention.attention.{n}.{{w}}" for n in ("query", "key", "value"))),
+    ("attn.proj.{w}", "attention.output.dense.{w}"),
+    ("mlp.fc1.{w}", "intermediate.dense.{w}"),
+    ("mlp.fc2.{w}", "output.dense.{w}"),
+)
+"""A block as transformers 4 names it, which is what every file on disk holds."""
+
+BLOCK_IN_MEMORY: tuple[Row, ...] = (
+    ("norm1.{w}", "layernorm_before.{w}"),
+    ("norm2.{w}", "layernorm_after.{w}"),
+    ("attn.qkv.{w}", tuple(f"attention.{n}_proj.{{w}}" for n in "qkv")),
+    ("attn.proj.{w}", "attention.o_proj.{w}"),
+    ("mlp.fc1.{w}", "mlp.fc1.{w}"),
+    ("mlp.fc2.{w}", "mlp.fc2.{w}"),
+)
+"""The same block as transformers 5 names it in memory."""
+
+BLOCK_TIMM: tuple[Row, ...] = tuple((name, name) for name, _ in BLOCK)
+"""The same block as timm and the authors name it: as we do."""
+
+VIT: tuple[Row, ...] = (
+    *EMBEDDINGS,
+    *prefixed(BLOCK, ours="blocks.{i}.", theirs="encoder.layer.{i}."),
+)
+"""transformers' ViTModel on disk."""
+
+VIT_IN_MEMORY: tuple[Row, ...] = prefixed(BLOCK_IN_MEMORY, ours="blocks.{i}.", theirs="layers.{i}.")
+
+VIT_TIMM: tuple[Row, ...] = (
+    *((name, name) for name, _ in EMBEDDINGS),
+    *prefixed(BLOCK_TIMM, ours="blocks.{i}.", theirs="blocks.{i}."),
+)
+"""timm's and the authors' ViT."""

@@ -1,0 +1,281 @@
+"""Weights in and out: the one mixin that every method has."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.config import ConfigError, differences, from_dict, to_dict
+from ssl_core.errors import InputError
+from ssl_core.hub.keymap import KeyMap
+from ssl_core.hub.weights_file import (
+    load_pickle,
+    load_weights,
+    save_weights,
+    verify_sums,
+    write_sums,
+)
+
+CONFIG, WEIGHTS, HEADS, PREPROCESSOR = (
+    "config.json", "model.safetensors", "heads.safetensors", "preprocessor_config.json",
+)  # fmt: skip
+
+
+class WeightsMismatch(InputError, ValueError):
+    """A checkpoint and the network disagree; the message lists missing, unused and misshapen tensors."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a method's weights look to others: what its `convert.py` provides.
+
+    `keymap` maps our names to the file's. `to_theirs` turns our config into transformers' keys, `from_theirs` takes
+    their config.json and preprocessor_config.json (empty when absent) back;
+    `infer` reads a config off the shapes of an author's checkpoint, which holds none; `adapt` fits a state dict in our
+    names to another number of channels or image size.
+    """
+
+    keymap: KeyMap
+    to_theirs: Callable[[Any], dict[str, Any]]
+    from_theirs: Callable[[dict[str, Any], dict[str, Any]], Any]
+    infer: Callable[[Mapping[str, Tensor]], Any]
+    adapt: Callable[[dict[str, Tensor], Any, Any], dict[str, Tensor]]
+
+
+class Pretrained:
+    """Mixin of an `nn.Module` that is built as `Method(config)` and keeps it as `self.config`.
+
+    A folder holds config.json (transformers' keys, ours under "ssl"), model.safetensors in the layout that transformers
+    reads, heads.safetensors for what that layout has no place for, preprocessor_config.json and SHA256SUMS.
+    """
+
+    config_class: ClassVar[type]
+    config: Any
+
+    @classmethod
+    def layout(cls) -> Layout:
+        """The method's `Layout`, from its `convert.py`."""
+        raise TypeError(f"{cls.__name__} has no weight layout")
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the folder that `from_pretrained` and transformers read. Every file is replaced whole or not at all."""
+        assert isinstance(self, nn.Module)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        layout = self.layout()
+        theirs, heads = layout.keymap.to_theirs(self.state_dict())
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            staged = Path(temporary)
+            save_weights(staged / WEIGHTS, theirs)
+            if heads:
+                save_weights(staged / HEADS, heads)
+            own = {
+                "method": f"{type(self).__module__}:{type(self).__qualname__}",
+                "config": to_dict(self.config),
+            }
+            _write_json(staged / CONFIG, {**layout.to_theirs(self.config), "ssl": own})
+            _write_json(staged / PREPROCESSOR, self.preprocessor())
+            names = sorted(path.name for path in staged.iterdir())
+            write_sums(staged, names)
+            for name in (*names, "SHA256SUMS"):
+                os.replace(staged / name, folder / name)
+        return folder
+
+    def preprocessor(self) -> dict[str, Any]:
+        """preprocessor_config.json of an image method: shorter side, centre crop, mean and std of the config."""
+        h, w = self.config.size
+        return {
+            "image_processor_type": "BitImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": int(min(h, w) / self.config.crop_pct)},
+            "do_center_crop": True,
+            "crop_size": {"height": h, "width": w},
+            "resample": 3,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.config.mean),
+            "image_std": list(self.config.std),
+            "do_convert_rgb": self.config.in_channels == 3,
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        config: Any = None,
+        in_channels: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        strict: bool = True,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Weights from a local folder, a Hub id or an author's checkpoint file, in eval mode.
+
+        Reads our own folders, transformers' in every spelling, timm's and the authors' `.pth`. `config` replaces the
+        checkpoint's; `in_channels` and `image_size` adapt the stem and the positions.
+        Raises FileNotFoundError, HubError, WeightsError (a damaged file), ConfigError, and WeightsMismatch when a tensor
+        is missing, unused or of another shape; with `strict=False` missing ones keep their initialisation and unused
+        ones are dropped, which a warning lists.
+        """
+        from ssl_core.hub.repo import resolve
+
+        path = resolve(
+            str(name),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        layout = cls.layout()
+        state, unused = read_state(path, layout)
+        stored = read_config(path, cls.config_class, layout, state)
+        wanted = config or stored
+        changes = {
+            k: v
+            for k, v in (("in_channels", in_channels), ("image_size", image_size))
+            if v is not None
+        }
+        if "in_channels" in changes and in_channels != wanted.in_channels:
+            changes |= {"mean": (sum(wanted.mean) / len(wanted.mean),) * in_channels,
+                        "std": (sum(wanted.std) / len(wanted.std),) * in_channels}  # fmt: skip
+        wanted = dataclasses.replace(wanted, **changes)
+        method = cls(wanted)  # type: ignore[call-arg]
+        assert isinstance(method, nn.Module)
+        load_state(
+            method, layout.adapt(state, stored, wanted), unused, source=str(name), strict=strict
+        )
+        return method.eval().to(device=device, dtype=dtype)
+
+    def push_to_hub(
+        self, repo_id: str, *, token: str | None = None, private: bool | None = None
+    ) -> str:
+        """Publish the weights in one commit and return its URL; `ssl_core.hub.repo.push` does the same for a run folder."""
+        from ssl_core.hub.card import write_card
+        from ssl_core.hub.repo import push
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            write_card(folder, name=repo_id.split("/")[-1])
+            return push(folder, repo_id, token=token, private=private)
+
+
+def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+    """(state dict in our names, keys of the file that have none) of a folder or a checkpoint file."""
+    if path.is_file():
+        raw = (
+            load_weights(path)
+            if path.suffix == ".safetensors"
+            else _unwrap(load_pickle(path), path)
+        )
+        return layout.keymap.to_ours(raw)
+    verify_sums(path, [name for name in (WEIGHTS, HEADS) if (path / name).exists()])
+    state: dict[str, Tensor] = {}
+    unused: list[str] = []
+    if (path / WEIGHTS).exists():
+        state, unused = layout.keymap.to_ours(load_weights(path / WEIGHTS))
+    elif (path / "pytorch_model.bin").exists():
+        state, unused = layout.keymap.to_ours(load_pickle(path / "pytorch_model.bin"))
+    else:
+        found = sorted(p.name for p in path.iterdir())[:20]
+        raise FileNotFoundError(f"{path} holds no {WEIGHTS}; it holds {found}")
+    if (path / HEADS).exists():
+        state |= load_weights(path / HEADS)
+    return state, unused
+
+
+def _unwrap(raw: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors of an author's training checkpoint, which keeps them under "model"."""
+    if isinstance(raw, Mapping) and isinstance(raw.get("model"), Mapping):
+        raw = raw["model"]
+    if not isinstance(raw, Mapping) or not all(isinstance(v, Tensor) for v in raw.values()):
+        raise WeightsMismatch(f"{path} holds no state dict, nor one under 'model'")
+    return dict(raw)
+
+
+def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[str, Tensor]) -> Any:
+    """Config of a folder: ours where it is stored, else transformers', else what the shapes say."""
+    file = path / CONFIG
+    if path.is_file() or not file.exists():
+        return layout.infer(state)
+    values = _read_json(file)
+    try:
+        if "model_type" not in values:
+            return layout.infer(state)
+        if "ssl" not in values:
+            preprocessor = path / PREPROCESSOR
+            return layout.from_theirs(
+                values, _read_json(preprocessor) if preprocessor.exists() else {}
+            )
+        own = values.pop("ssl")
+        if not isinstance(own, dict) or not isinstance(own.get("config"), dict):
+            raise ConfigError("'ssl' holds no config")
+        config = from_dict(config_class, own["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if differing := differences(values, json.loads(json.dumps(layout.to_theirs(config)))):
+        raise ConfigError(f"{file} contradicts its own 'ssl' section: {'; '.join(differing)}")
+    return config
+
+
+def load_state(
+    method: nn.Module, state: dict[str, Tensor], unused: list[str], *, source: str, strict: bool
+) -> None:
+    """Copy `state` into `method`, or WeightsMismatch with a table of what does not fit."""
+    own = method.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unused = sorted([*unused, *(state.keys() - own.keys())])
+    shapes = [
+        f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the network"
+        for k in sorted(own.keys() & state.keys())
+        if own[k].shape != state[k].shape
+    ]
+    problems = [
+        *(f"missing: {k}" for k in missing),
+        *(f"unused: {k}" for k in unused),
+        *(f"shape: {line}" for line in shapes),
+    ]
+    if shapes or (strict and problems):
+        shown = "\n  ".join(problems[:20]) + (
+            f"\n  … {len(problems) - 20} more" if len(problems) > 20 else ""
+        )
+        hint = (
+            ""
+            if shapes
+            else "\nstrict=False keeps the initialisation of missing tensors and drops unused ones"
+        )
+        raise WeightsMismatch(f"{source} does not fit {type(method).__name__}:\n  {shown}{hint}")
+    if problems:
+        warnings.warn(f"{source}: {'; '.join(problems)}", stacklevel=3)
+    method.load_state_dict(
+        state | {k: own[k] for k in missing} if not strict else state, strict=strict
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds {type(values).__name__}, not an object")
+    return values
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Training: one loop (`fit`), its optimiser, schedule, checkpoints and log."""

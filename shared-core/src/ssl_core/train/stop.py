@@ -1,0 +1,57 @@
+"""Stopping a run without losing it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+EXIT_REQUEUE = 75
+"""Exit code of a run that was told to stop and has saved: run the same command again to go on (EX_TEMPFAIL)."""
+
+
+class Interrupted(SystemExit):
+    """The run was told to stop and has saved; exits with code 75."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(EXIT_REQUEUE)
+        self.step = step
+
+
+class StopSignal:
+    """Notes SIGTERM, SIGINT and SIGUSR1 while it is entered; a second one ends the process at once.
+
+    The loop asks `requested` once a step. Outside the main thread signals cannot be caught and nothing changes.
+    """
+
+    # Windows has no SIGUSR1
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+    )
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for name in self.SIGNALS:
+                self._previous[name] = signal.signal(name, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)  # type: ignore[arg-type]
+        self._previous.clear()

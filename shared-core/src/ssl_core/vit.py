@@ -1,0 +1,204 @@
+"""Vision Transformer: pre-norm blocks, fused qkv, timm's parameter names.
+
+An Image is Worth 16x16 Words (arXiv 2010.11929), as MAE, DINO and their kin use it: exact GELU, qkv with bias,
+LayerNorm eps 1e-6, no dropout. A method initialises the weights by its own paper's rule.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ssl_core.patches import (
+    PosInterp,
+    grid_of,
+    interpolate_positions,
+    sincos_positions,
+    take_tokens,
+)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) v for (b, heads, n, d) tensors.
+
+    On a CPU in bf16 the fused kernel is several times slower than the plain product (docs/benchmarks.md),
+    so the choice goes by device and dtype.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return attention_weights(q, k) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """The softmax matrix itself, (b, heads, n, n)."""
+    scale = q.shape[-1] ** -0.5
+    return ((q * scale) @ k.transpose(-2, -1)).softmax(-1, dtype=q.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, *, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} is not divisible by {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = attention(*self.split(x))
+        return self.proj(rearrange(x, "b h n d -> b n (h d)"))
+
+    def weights(self, x: Tensor) -> Tensor:
+        q, k, _ = self.split(x)
+        return attention_weights(q, k)
+
+
+class Mlp(nn.Module):
+    def __init__(self, *, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples with probability `rate`; identity in eval mode."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+
+class Block(nn.Module):
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        mlp_ratio: float = 4,
+        layer_norm_eps: float = 1e-6,
+        drop_path: float = 0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.attn = Attention(dim=dim, heads=heads)
+        self.norm2 = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.mlp = Mlp(dim=dim, hidden=int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Patches to tokens. The weights are a convolution's (as in every checkpoint), the work is one matrix product,
+    so that patches nobody looks at are dropped before it."""
+
+    def __init__(self, *, patch_size: int, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        p = self.patch_size
+        x = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        if keep is not None:
+            x = take_tokens(x, keep)
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ViT(nn.Module):
+    """Encoder of images (b, c, h, w) of any size that the patch divides, H ≠ W too, into tokens.
+
+    `image_size` is the native size, for which `pos_embed` (1, 1 + n, d) is stored; other sizes resample it by the
+    convention `pos_interp` (`ssl_core.patches.interpolate_positions`). `positions` is "sincos" (fixed, not
+    trained) or "learned".
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4,
+        layer_norm_eps: float = 1e-6,
+        positions: str = "learned",
+        pos_interp: PosInterp = "size",
+        drop_path: float = 0,
+    ) -> None:
+        super().__init__()
+        h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.grid = grid_of(torch.empty(0, 1, h, w), patch_size)
+        self.dim, self.in_channels, self.pos_interp = dim, in_channels, pos_interp
+        self.patch_embed = PatchEmbed(patch_size=patch_size, in_channels=in_channels, dim=dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        if positions == "sincos":
+            self.pos_embed = nn.Parameter(sincos_positions(self.grid, dim), requires_grad=False)
+        else:
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], dim))
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(
+                dim=dim,
+                heads=heads,
+                mlp_ratio=mlp_ratio,
+                layer_norm_eps=layer_norm_eps,
+                drop_path=rate,
+            )
+            for rate in rates
+        )
+        self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
+
+    def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens before the first block, CLS first: (b, 1 + n, d), or (b, 1 + k, d) for the patches in `keep` (b, k)."""
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}"
+            )
+        grid = grid_of(images, self.patch_embed.patch_size)
+        pos = interpolate_positions(self.pos_embed, self.grid, grid, self.pos_interp)
+        cls = (self.cls_token + pos[:, :1]).expand(images.shape[0], -1, -1)
+        pos = pos[:, 1:]
+        if keep is not None:
+            pos = take_tokens(pos.expand(images.shape[0], -1, -1), keep)
+        return torch.cat([cls, self.patch_embed(images, keep) + pos], 1)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Normalised tokens (b, 1 + n, d). With `keep` (b, k) only these patches are seen at all: (b, 1 + k, d)."""
+        x = self.embed(images, keep)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Normalised patch tokens on their grid, (b, h, w, d)."""
+        h, _ = grid_of(images, self.patch_embed.patch_size)
+        return rearrange(self(images)[:, 1:], "b (h w) d -> b h w d", h=h)
+
+    def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
+        """Softmax matrix of one block, (b, heads, 1 + n, 1 + n), whatever kernel training uses."""
+        x = self.embed(images)
+        chosen = range(len(self.blocks))[block]
+        for layer in self.blocks[:chosen]:
+            x = layer(x)
+        last = self.blocks[chosen]
+        return last.attn.weights(last.norm1(x))
