@@ -7,25 +7,36 @@ only state of the data is the step.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ssl_core import distributed
 from ssl_core.config import ConfigError
 from ssl_core.data.images import BadSample
-from ssl_core.errors import InputError
+from ssl_core.errors import InputError, TrainingError
+
+TRIES = 100
+"""Substitutes that are tried for one unreadable sample."""
 
 
 class TooManyBadSamples(InputError):
     """More samples were unreadable than max(10, 1 % of the data)."""
+
+
+class LoaderError(TrainingError):
+    """A loader process died or hangs; the message names it and the sample that it was reading."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,7 @@ class Plan:
         """Optimiser steps of the whole run."""
         return max(1, round(self.epochs * self.steps_per_epoch))
 
-    def micro_batches(
-        self, start: int, *, parts: int, rank: int, world: int
-    ) -> Iterator[list[tuple[int, int]]]:
+    def micro_batches(self, start: int, *, parts: int, rank: int, world: int) -> Iterator[list[tuple[int, int]]]:
         """(epoch, sample) keys of this rank's micro-batches, `parts` for each step from `start` on."""
         if self.batch_size % (parts * world):
             raise ConfigError(
@@ -68,9 +77,7 @@ class Plan:
             if epoch != last_epoch:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.samples)
                 last_epoch = epoch
-            batch = order[k * self.batch_size : (k + 1) * self.batch_size].reshape(
-                parts, world, size
-            )
+            batch = order[k * self.batch_size : (k + 1) * self.batch_size].reshape(parts, world, size)
             for part in batch[:, rank].tolist():
                 yield [(epoch, sample) for sample in part]
 
@@ -78,29 +85,36 @@ class Plan:
 class _Samples(Dataset):
     """One sample as the method's `transform` makes it, or a deterministic other one where it is unreadable."""
 
-    def __init__(self, source: Any, transform: Any, seed: int) -> None:
+    def __init__(self, source: Any, transform: Any, seed: int, workers: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
+        # (pid, sample that is being read or -1) of every worker, for the error about one that dies or hangs
+        self.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """{"sample": what the transform made, None where TRIES gave nothing, "bad": [(index, name, reason), …]}."""
         epoch, wanted = key
         index, bad = wanted, []
         substitutes = np.random.default_rng((self.seed, epoch, wanted, 1))
         while True:
+            self._mark(index)
             try:
                 sample = self.source.load(index)
                 break
             except BadSample as error:
                 bad.append((index, self.source.name(index), str(error)))
-                if len(bad) > 100:
-                    raise TooManyBadSamples(
-                        f"100 samples in a row are unreadable, the last: {bad[-1][1:]}"
-                    ) from error
+                if len(bad) > TRIES:
+                    return {"sample": None, "bad": bad}
                 index = int(substitutes.integers(len(self.source)))
         sample = self.transform(sample, np.random.default_rng((self.seed, epoch, wanted, 0)))
         sample["index"] = torch.tensor(index)
         if self.source.labels is not None:
             sample["label"] = torch.tensor(int(self.source.labels[index]))
+        self._mark(-1)
         return {"sample": sample, "bad": bad}
+
+    def _mark(self, index: int) -> None:
+        if (worker := get_worker_info()) is not None:
+            self.reading[worker.id, 1] = index
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,25 +124,21 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         if isinstance(first, Tensor):
             batch[key] = torch.stack([s[key] for s in samples])
         else:
-            batch[key] = [
-                torch.stack(parts) for parts in zip(*(s[key] for s in samples), strict=True)
-            ]
+            batch[key] = [torch.stack(parts) for parts in zip(*(s[key] for s in samples), strict=True)]
     return batch
 
 
 def _collate_with_bad(
     items: list[dict[str, Any]],
-) -> tuple[dict[str, Any], list[tuple[int, str, str]]]:
-    return collate([item["sample"] for item in items]), [
-        bad for item in items for bad in item["bad"]
-    ]
+) -> tuple[dict[str, Any] | None, list[tuple[int, str, str]]]:
+    samples = [item["sample"] for item in items]
+    batch = None if any(sample is None for sample in samples) else collate(samples)
+    return batch, [bad for item in items for bad in item["bad"]]
 
 
 def default_workers() -> int:
     """Half of the cores this process may use, 1 to 8."""
-    return max(
-        1, min(8, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 2)
-    )
+    return max(1, min(8, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 2))
 
 
 def _init_worker(worker: int) -> None:
@@ -136,13 +146,16 @@ def _init_worker(worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if (info := get_worker_info()) is not None:
+        info.dataset.reading[worker, 0] = os.getpid()  # type: ignore[attr-defined]
 
 
 class Batches:
     """Iterator over steps from `start` on, each a list of `parts` micro-batches of this rank.
 
-    Unreadable samples are collected in `bad` (index -> (name, reason)).
-    Raises TooManyBadSamples past max(10, 1 % of the data), RuntimeError naming the step and the samples when a worker dies.
+    Unreadable samples are collected in `bad` (index -> (name, reason)), the first ten are named in warnings.
+    Raises TooManyBadSamples past max(10, 1 % of the data). Loop over it inside `watched()`, which raises LoaderError
+    for a worker that dies or takes longer than `timeout` seconds for a batch.
     """
 
     def __init__(
@@ -163,8 +176,9 @@ class Batches:
             start, parts=parts, rank=distributed.rank(), world=distributed.world_size()
         )
         next(self._keys(), None)  # a batch that cannot be split is told before workers start
+        self._samples = _Samples(source, transform, plan.seed, workers)
         self._loader = DataLoader(
-            _Samples(source, transform, plan.seed),
+            self._samples,
             batch_sampler=_Once(self._keys),
             num_workers=workers,
             collate_fn=_collate_with_bad,
@@ -176,34 +190,61 @@ class Batches:
         )
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        keys = self._keys()
-        batches = iter(self._loader)
-        for expected in keys:
-            step_keys = [expected, *(next(keys) for _ in range(self.parts - 1))]
-            parts = []
-            for part in step_keys:
-                try:
-                    batch, bad = next(batches)
-                except RuntimeError as error:
-                    if "DataLoader" not in str(error):
-                        raise
-                    names = [self.source.name(sample) for _, sample in part[:3]]
-                    raise RuntimeError(f"step {self.step}, samples {names} …: {error}") from error
-                self._note(bad)
-                parts.append(batch)
-            yield parts
-            self.step += 1
+        parts: list[dict[str, Any]] = []
+        for batch, bad in self._loader:
+            self._note(bad)
+            if batch is None:
+                raise TooManyBadSamples(f"{TRIES} samples in a row are unreadable, the last: {': '.join(bad[-1][1:])}")
+            parts.append(batch)
+            if len(parts) == self.parts:
+                yield parts
+                parts = []
+                self.step += 1
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Name the worker and the sample in torch's error about a loader, and end the workers of a loop that fails.
+
+        Around the loop, not in it: torch raises that error from a signal handler, wherever the loop is.
+        """
+        try:
+            yield
+        except BaseException as error:
+            reading = self._end_workers()
+            if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader "):
+                raise
+            read = "; ".join(f"process {pid} was reading {self.source.name(i)}" for pid, i in reading if i >= 0)
+            message = f"step {self.step}: {str(error).strip()} ({read or 'no sample was being read'})"
+            raise LoaderError(message) from error
+
+    def _end_workers(self) -> list[tuple[int, int]]:
+        """End every worker; the (pid, sample or -1) of those that had died, or of all where none had."""
+        reading = [(pid, index) for pid, index in self._samples.reading.tolist() if pid > 0]
+        # They ignore the SIGTERM by which torch would end them, and to its SIGCHLD handler a killed one is a failure.
+        quiet = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if quiet else None
+        alive = [child for child in multiprocessing.active_children() if child.pid in dict(reading)]
+        for child in alive:
+            child.kill()
+        for child in alive:
+            child.join()
+        if quiet:
+            signal.signal(signal.SIGCHLD, handler)
+        ended = {child.pid for child in alive}
+        return [entry for entry in reading if entry[0] not in ended] or reading
 
     def _note(self, bad: list[tuple[int, str, str]]) -> None:
         for index, name, reason in bad:
-            self.bad.setdefault(index, (name, reason))
+            if index not in self.bad:
+                self.bad[index] = (name, reason)
+                if len(self.bad) <= 10:
+                    warnings.warn(f"{name} is unreadable, another sample takes its place: {reason}", stacklevel=2)
         limit = max(10, len(self.source) // 100)
         if len(self.bad) > limit:
-            shown = "\n  ".join(
-                f"{name}: {reason}" for name, reason in list(self.bad.values())[:10]
-            )
+            shown = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.bad.values())[:10])
             raise TooManyBadSamples(
-                f"{len(self.bad)} of {len(self.source)} samples are unreadable, more than {limit}; the first:\n  {shown}"
+                f"{len(self.bad)} of {len(self.source)} samples are unreadable, more than {limit}; "
+                f"the first:\n  {shown}"
             )
 
 

@@ -27,9 +27,7 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
             f"images must be (b, {len(mean)}, h, w) for {len(mean)} channel means, got {tuple(images.shape)}"
         )
     scale = torch.tensor([255 * s for s in std], device=images.device).view(-1, 1, 1)
-    shift = torch.tensor(
-        [m / s for m, s in zip(mean, std, strict=True)], device=images.device
-    ).view(-1, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
     return images / scale - shift
 
 
@@ -82,17 +80,11 @@ class EvalTransform:
     size: tuple[int, int]
     crop_pct: float
 
-    def __call__(
-        self, sample: dict[str, Any], rng: np.random.Generator | None = None
-    ) -> dict[str, Any]:
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
         image = sample["image"]
         h, w = image.shape[1:]
-        factor = max(
-            math.floor(s / self.crop_pct) / side for s, side in zip(self.size, (h, w), strict=True)
-        )
-        image = resize(
-            image, max(self.size[0], round(h * factor)), max(self.size[1], round(w * factor))
-        )
+        factor = max(math.floor(s / self.crop_pct) / side for s, side in zip(self.size, (h, w), strict=True))
+        image = resize(image, max(self.size[0], round(h * factor)), max(self.size[1], round(w * factor)))
         top, left = (image.shape[1] - self.size[0]) // 2, (image.shape[2] - self.size[1]) // 2
         return {"views": [image[:, top : top + self.size[0], left : left + self.size[1]]]}
 
