@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssl_core.errors import InputError
+
 Row = tuple[str, str | tuple[str, ...]]
 
 _HOLES = {"{i}": r"(?P<i>\d+)", "{w}": r"(?P<w>weight|bias)"}
@@ -28,7 +30,11 @@ class KeyMap:
     drop: tuple[str, ...] = ()
 
     def to_ours(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """(our state dict, the keys that no row knows). A fused tensor with a part missing counts as unknown parts."""
+        """(our state dict, the keys that no row knows).
+
+        The parts of a fused tensor that is not complete, and a tensor given again in another spelling, are unknown too.
+        Raises InputError when parts cannot be joined.
+        """
         readers = [
             (_pattern(name), ours, part, len(_parts(names)))
             for ours, names in (*self.rows, *self.also)
@@ -43,8 +49,10 @@ class KeyMap:
             for pattern, ours, part, size in readers:
                 if match := pattern.fullmatch(key):
                     name = _fill(ours, match.groupdict())
-                    found.setdefault(name, {})[part] = (key, tensor)
-                    sizes[name] = size
+                    if part in found.setdefault(name, {}):
+                        unknown.append(key)
+                    else:
+                        found[name][part], sizes[name] = (key, tensor), size
                     break
             else:
                 unknown.append(key)
@@ -55,7 +63,7 @@ class KeyMap:
             elif len(parts) == 1:
                 state[name] = parts[0][1]
             else:
-                state[name] = torch.cat([parts[i][1] for i in range(sizes[name])])
+                state[name] = _joined([parts[i] for i in range(sizes[name])])
         return state, unknown
 
     def to_theirs(self, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -86,6 +94,14 @@ def prefixed(rows: Iterable[Row], *, ours: str = "", theirs: str = "") -> tuple[
 
 def _parts(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return names if isinstance(names, tuple) else (names,)
+
+
+def _joined(parts: list[tuple[str, Tensor]]) -> Tensor:
+    tensors = [tensor for _, tensor in parts]
+    if len({tensor.shape[1:] for tensor in tensors}) > 1 or not all(tensor.ndim for tensor in tensors):
+        shapes = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in parts)
+        raise InputError(f"the checkpoint's parts of one tensor do not fit each other: {shapes}")
+    return torch.cat(tensors)
 
 
 def _pattern(name: str) -> re.Pattern[str]:

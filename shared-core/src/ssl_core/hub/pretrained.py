@@ -29,6 +29,7 @@ from ssl_core.hub.weights_file import (
 CONFIG, WEIGHTS, HEADS, PREPROCESSOR = (
     "config.json", "model.safetensors", "heads.safetensors", "preprocessor_config.json",
 )  # fmt: skip
+PICKLE = "pytorch_model.bin"
 
 
 class WeightsMismatch(InputError, ValueError):
@@ -129,9 +130,9 @@ class Pretrained:
 
         Reads our own folders, transformers' in every spelling, timm's and the authors' `.pth`. `config` replaces the
         checkpoint's; `in_channels` and `image_size` adapt the stem and the positions.
-        Raises FileNotFoundError, HubError, WeightsError (a damaged file), ConfigError, and WeightsMismatch when a tensor
-        is missing, unused or of another shape; with `strict=False` missing ones keep their initialisation and unused
-        ones are dropped, which a warning lists.
+        Raises FileNotFoundError, HubError, WeightsError (a damaged file), ConfigError, and WeightsMismatch when a
+        tensor is missing, unused or of another shape; with `strict=False` missing ones keep their initialisation and
+        unused ones are dropped, which a warning lists.
         """
         from ssl_core.hub.repo import resolve
 
@@ -142,55 +143,51 @@ class Pretrained:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
+        if path.name == WEIGHTS:
+            path = path.parent  # its config.json lies beside it
         layout = cls.layout()
         state, unused = read_state(path, layout)
         stored = read_config(path, cls.config_class, layout, state)
+        check_shapes(cls, stored, state, source=str(name))
         wanted = config or stored
-        changes = {
-            k: v
-            for k, v in (("in_channels", in_channels), ("image_size", image_size))
-            if v is not None
-        }
+        changes = {k: v for k, v in (("in_channels", in_channels), ("image_size", image_size)) if v is not None}
         if "in_channels" in changes and in_channels != wanted.in_channels:
             changes |= {"mean": (sum(wanted.mean) / len(wanted.mean),) * in_channels,
                         "std": (sum(wanted.std) / len(wanted.std),) * in_channels}  # fmt: skip
         wanted = dataclasses.replace(wanted, **changes)
         method = cls(wanted)  # type: ignore[call-arg]
         assert isinstance(method, nn.Module)
-        load_state(
-            method, layout.adapt(state, stored, wanted), unused, source=str(name), strict=strict
-        )
+        load_state(method, layout.adapt(state, stored, wanted), unused, source=str(name), strict=strict)
         return method.eval().to(device=device, dtype=dtype)
 
     def push_to_hub(
-        self, repo_id: str, *, token: str | None = None, private: bool | None = None
+        self, repo_id: str, *, token: str | None = None, private: bool | None = None, license: str | None = None
     ) -> str:
-        """Publish the weights in one commit and return its URL; `ssl_core.hub.repo.push` does the same for a run folder."""
+        """Publish the weights in one commit and return its URL; `ssl_core.hub.repo.push` does it for a run folder.
+
+        `license` is that of the weights, Apache-2.0 by default; those trained from CC-BY-NC weights stay CC-BY-NC.
+        """
         from ssl_core.hub.card import write_card
         from ssl_core.hub.repo import push
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            write_card(folder, name=repo_id.split("/")[-1])
+            write_card(folder, name=repo_id, license=license)
             return push(folder, repo_id, token=token, private=private)
 
 
 def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
     """(state dict in our names, keys of the file that have none) of a folder or a checkpoint file."""
     if path.is_file():
-        raw = (
-            load_weights(path)
-            if path.suffix == ".safetensors"
-            else _unwrap(load_pickle(path), path)
-        )
+        raw = load_weights(path) if path.suffix == ".safetensors" else _unwrap(load_pickle(path), path)
         return layout.keymap.to_ours(raw)
     verify_sums(path, [name for name in (WEIGHTS, HEADS) if (path / name).exists()])
     state: dict[str, Tensor] = {}
     unused: list[str] = []
     if (path / WEIGHTS).exists():
         state, unused = layout.keymap.to_ours(load_weights(path / WEIGHTS))
-    elif (path / "pytorch_model.bin").exists():
-        state, unused = layout.keymap.to_ours(load_pickle(path / "pytorch_model.bin"))
+    elif (path / PICKLE).exists():
+        state, unused = layout.keymap.to_ours(_unwrap(load_pickle(path / PICKLE), path / PICKLE))
     else:
         found = sorted(p.name for p in path.iterdir())[:20]
         raise FileNotFoundError(f"{path} holds no {WEIGHTS}; it holds {found}")
@@ -203,74 +200,86 @@ def _unwrap(raw: Any, path: Path) -> dict[str, Tensor]:
     """The tensors of an author's training checkpoint, which keeps them under "model"."""
     if isinstance(raw, Mapping) and isinstance(raw.get("model"), Mapping):
         raw = raw["model"]
-    if not isinstance(raw, Mapping) or not all(isinstance(v, Tensor) for v in raw.values()):
+    if not isinstance(raw, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in raw.items()):
         raise WeightsMismatch(f"{path} holds no state dict, nor one under 'model'")
     return dict(raw)
 
 
 def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[str, Tensor]) -> Any:
     """Config of a folder: ours where it is stored, else transformers', else what the shapes say."""
-    file = path / CONFIG
-    if path.is_file() or not file.exists():
-        return layout.infer(state)
-    values = _read_json(file)
+    file = path / CONFIG if (path / CONFIG).is_file() else path
+    values = {} if file == path else _read_json(file)
     try:
         if "model_type" not in values:
-            return layout.infer(state)
+            return _with_timm_pixels(layout.infer(state), values)
+        preprocessor = path / PREPROCESSOR
+        theirs = layout.from_theirs(values, _read_json(preprocessor) if preprocessor.exists() else {})
         if "ssl" not in values:
-            preprocessor = path / PREPROCESSOR
-            return layout.from_theirs(
-                values, _read_json(preprocessor) if preprocessor.exists() else {}
-            )
-        own = values.pop("ssl")
+            return theirs
+        own = values["ssl"]
         if not isinstance(own, dict) or not isinstance(own.get("config"), dict):
             raise ConfigError("'ssl' holds no config")
         config = from_dict(config_class, own["config"])
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-    if differing := differences(values, json.loads(json.dumps(layout.to_theirs(config)))):
+    # read as transformers would: it leaves out its defaults and adds keys of its own when it saves our folder again
+    if differing := differences(layout.to_theirs(theirs), layout.to_theirs(config)):
         raise ConfigError(f"{file} contradicts its own 'ssl' section: {'; '.join(differing)}")
     return config
 
 
-def load_state(
-    method: nn.Module, state: dict[str, Tensor], unused: list[str], *, source: str, strict: bool
-) -> None:
+def _with_timm_pixels(config: Any, values: dict[str, Any]) -> Any:
+    """`config` with the mean and std that timm's config.json says."""
+    stored = values.get("pretrained_cfg", values)
+    if not isinstance(stored, dict):
+        raise ConfigError(f"pretrained_cfg = {stored!r}: expected an object")
+    known = {key: stored[key] for key in ("mean", "std", "crop_pct") if key in stored}
+    return from_dict(type(config), {**to_dict(config), **known})
+
+
+def check_shapes(method_class: Any, config: Any, state: Mapping[str, Tensor], *, source: str) -> None:
+    """WeightsMismatch when a tensor of `state` has another shape than `config` says, before any memory is taken for it:
+    a damaged config may ask for any amount."""
+    try:
+        with torch.device("meta"):
+            own = method_class(config).state_dict()
+    except (RuntimeError, OverflowError) as error:
+        raise ConfigError(f"{source}: no network can be built from its config: {error}") from error
+    if shapes := _misshapen(own, state):
+        raise WeightsMismatch(f"{source} contradicts its config:\n  {_shown(shapes)}")
+
+
+def _misshapen(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"shape: {k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the network"
+        for k in sorted(own.keys() & state.keys())
+        if own[k].shape != state[k].shape
+    ]
+
+
+def _shown(problems: list[str]) -> str:
+    return "\n  ".join(problems[:20]) + (f"\n  … {len(problems) - 20} more" if len(problems) > 20 else "")
+
+
+def load_state(method: nn.Module, state: dict[str, Tensor], unused: list[str], *, source: str, strict: bool) -> None:
     """Copy `state` into `method`, or WeightsMismatch with a table of what does not fit."""
     own = method.state_dict()
     missing = sorted(own.keys() - state.keys())
     unused = sorted([*unused, *(state.keys() - own.keys())])
-    shapes = [
-        f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the network"
-        for k in sorted(own.keys() & state.keys())
-        if own[k].shape != state[k].shape
-    ]
-    problems = [
-        *(f"missing: {k}" for k in missing),
-        *(f"unused: {k}" for k in unused),
-        *(f"shape: {line}" for line in shapes),
-    ]
+    shapes = _misshapen(own, state)
+    problems = [*(f"missing: {k}" for k in missing), *(f"unused: {k}" for k in unused), *shapes]
     if shapes or (strict and problems):
-        shown = "\n  ".join(problems[:20]) + (
-            f"\n  … {len(problems) - 20} more" if len(problems) > 20 else ""
-        )
-        hint = (
-            ""
-            if shapes
-            else "\nstrict=False keeps the initialisation of missing tensors and drops unused ones"
-        )
-        raise WeightsMismatch(f"{source} does not fit {type(method).__name__}:\n  {shown}{hint}")
+        hint = "" if shapes else "\nstrict=False keeps the initialisation of missing tensors and drops unused ones"
+        raise WeightsMismatch(f"{source} does not fit {type(method).__name__}:\n  {_shown(problems)}{hint}")
     if problems:
         warnings.warn(f"{source}: {'; '.join(problems)}", stacklevel=3)
-    method.load_state_dict(
-        state | {k: own[k] for k in missing} if not strict else state, strict=strict
-    )
+    method.load_state_dict(state, strict=strict)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds {type(values).__name__}, not an object")

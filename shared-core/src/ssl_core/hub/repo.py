@@ -1,0 +1,302 @@
+"""Names to folders and folders to the Hub: `resolve` fetches a model, `push` publishes one.
+
+`huggingface_hub` does the transport. Added here: one commit for all files, content checked against
+the Hub's hashes (the client compares sizes only), file names refused that could leave the folder,
+retries where the client has none, no silent use of an old copy, and errors that say what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import re
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ssl_core.hub.card import merge_card
+from ssl_core.hub.transfer import (
+    PAUSES,
+    TIMEOUT,
+    Address,
+    HubError,
+    Sleep,
+    leaves_folder,
+    retried,
+    why_unsafe,
+)
+from ssl_core.hub.weights_file import SUMS, sha256, verify_sums
+
+__all__ = ["PUBLISHED", "HubError", "push", "resolve"]
+
+PUBLISHED = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "README.md",
+    SUMS,
+    "evaluation.json",
+)
+"""What a published model consists of: patterns for the files at the top of its folder."""
+PICKLE = "pytorch_model.bin"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".tar")
+
+
+def resolve(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    allow_patterns: Sequence[str] = (*PUBLISHED, PICKLE),
+    sleep: Sleep = time.sleep,
+) -> Path:
+    """Path of a model: `name` itself if it is a folder or file, else a Hub repository's snapshot.
+
+    What looks like a path (absolute, ./, ../, ~, two separators, the suffix of a weights file) is
+    never asked of the Hub. All files come from one commit, whose hash is the name of the snapshot
+    folder; `allow_patterns` select files at the top of the repository, and pytorch_model.bin comes
+    only when there is no safetensors file. A branch or tag is looked up at each call; a commit hash
+    that is in the cache needs no network.
+
+    Raises FileNotFoundError for a path that does not exist, and HubError for a repository or
+    revision that does not exist or may not be read, for what is not in the cache while offline, for
+    a download that stays damaged or cut after three tries, and for a repository with hostile file
+    names. When the Hub cannot be reached but the cache has a copy, that is returned with a warning.
+    """
+    local = _local_path(name)
+    if local is not None:
+        return local
+    from huggingface_hub import constants
+
+    at = Address(str(name), revision, token, cache_dir)
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        return _cached(at, allow_patterns)
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
+        with suppress(HubError):
+            return _cached(at, allow_patterns)
+    try:
+        return retried(lambda: _fetch(at, allow_patterns), at, sleep=sleep)
+    except HubError as error:
+        if error.passing:
+            with suppress(HubError):
+                folder = _cached(at, allow_patterns)
+                warnings.warn(f"{error}. Using commit {folder.name} from the cache", stacklevel=2)
+                return folder
+        raise
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    sleep: Sleep = time.sleep,
+) -> str:
+    """Publish a run folder in one commit and return its URL; with `dry_run`, list what would go.
+
+    Only the files of `PUBLISHED` are uploaded, so checkpoints and pictures stay here. The
+    repository and the branch `revision` are made when they do not exist. A model card that is
+    already there keeps what people wrote into it (`merge_card`). When nothing has changed there is
+    no commit, and the URL of the last one is returned.
+
+    Raises HubError for a folder without config.json or weights and when the Hub refuses or cannot
+    be reached, and WeightsError when a file has changed since its SHA256SUMS were written.
+    """
+    folder, at = Path(folder), Address(repo_id, revision, token)
+    files = _published(folder)
+    verify_sums(folder)
+    if dry_run:
+        sizes = [f"{(folder / file).stat().st_size:>15,}  {file}" for file in files]
+        return "\n".join([f"to {repo_id}, {revision or 'main'}:", *sizes])
+
+    def commit() -> str:
+        return _commit(at, folder, files, private, commit_message or "Publish model", create_pr)
+
+    # When the answer to a commit was lost, a retry finds nothing changed; a PR would come twice.
+    return retried(commit, at, sleep=sleep, pauses=() if create_pr else PAUSES)
+
+
+def _local_path(name: str | Path) -> Path | None:
+    """`name` as a path that exists, None for a Hub id; FileNotFoundError for any other path."""
+    text, path = str(name), Path(name).expanduser()
+    if not text:
+        raise ValueError("the name of a model is empty")
+    if path.exists():
+        return path
+    separators = text.count("/") + 2 * text.count("\\")
+    must_be_path = isinstance(name, Path) or path.is_absolute() or text.startswith((".", "~"))
+    if not must_be_path and separators < 2 and path.suffix not in WEIGHTS:
+        return None
+    missing = path
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    beside = [other.name for other in missing.parent.iterdir()]
+    near = ", ".join(difflib.get_close_matches(missing.name, beside, cutoff=0.5))
+    raise FileNotFoundError(
+        f"{path} does not exist: {missing.parent.absolute()} has no {missing.name!r}"
+        + (f", but {near}" if near else "")
+    )
+
+
+def _fetch(at: Address, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+
+    api = HfApi(token=at.token)
+    info = api.model_info(at.repo_id, revision=at.revision, files_metadata=True, timeout=TIMEOUT)
+    commit = str(info.sha)
+    if not re.fullmatch("[0-9a-f]{40}", commit):
+        raise HubError(f"{at.repo_id}: {commit!r} is no commit hash. Nothing was written")
+    listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    chosen = _choose(at.repo_id, listed, patterns)
+    cache: dict[str, Any] = {"repo_id": at.repo_id, "cache_dir": at.cache_dir}
+    new = [
+        file for file in chosen if not isinstance(try_to_load_from_cache(filename=file, revision=commit, **cache), str)
+    ]
+    exactly = [glob.escape(file) for file in chosen]
+    folder = Path(snapshot_download(revision=at.revision, token=at.token, allow_patterns=exactly, **cache))
+    if folder.name != commit:
+        raise HubError(f"{at.repo_id} was changed during the download: try again", passing=True)
+    for file in new:
+        _check_content(folder / file, listed[file])
+    return folder
+
+
+def _choose(repo_id: str, listed: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The files to fetch; HubError when there are none or when a name could do harm."""
+    listed = list(listed)
+    chosen = [file for file in listed if "/" not in file and _matches(file, patterns)]
+    if any(file.endswith(".safetensors") for file in chosen):
+        chosen = [file for file in chosen if file != PICKLE]
+    for file in listed:
+        reason = why_unsafe(file) if file in chosen else leaves_folder(file)
+        if reason:
+            raise HubError(f"{repo_id} has a file named {file!r}: {reason}. Nothing was written")
+    if not chosen:
+        has = ", ".join(sorted(listed)[:20]) or "nothing"
+        raise HubError(f"{repo_id} has no file of a model ({', '.join(patterns)}), but {has}")
+    return chosen
+
+
+def _check_content(path: Path, sibling: Any) -> None:
+    """HubError, and the file out of the cache, unless it has the hash that the Hub lists."""
+    if sibling.lfs:
+        expected, actual = sibling.lfs.sha256, sha256(path)
+    elif sibling.blob_id:
+        content = path.read_bytes()
+        git = hashlib.sha1(b"blob %d\0" % len(content) + content)
+        expected, actual = sibling.blob_id, git.hexdigest()
+    else:
+        return  # some mirrors list names without hashes
+    if actual != expected:
+        blob = path.resolve()
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise HubError(f"{path.name} arrived damaged: its hash is not {expected}", passing=True)
+
+
+def _cached(at: Address, patterns: Sequence[str]) -> Path:
+    """The snapshot in the cache; HubError when it is not there or not whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    what = f"{at.repo_id} at revision {at.revision or 'main'}"
+    advice = "Get it with a network first (no HF_HUB_OFFLINE, no local_files_only)"
+    try:
+        folder = Path(
+            snapshot_download(
+                at.repo_id,
+                revision=at.revision,
+                cache_dir=at.cache_dir,
+                local_files_only=True,
+                allow_patterns=[pattern for pattern in patterns if pattern != PICKLE],
+                ignore_patterns=["*/*"],  # the client's * crosses folders, ours does not
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise HubError(f"{what} is not, or not completely, in the cache. {advice}") from error
+    except HFValidationError as error:
+        raise HubError(f"{at.repo_id!r} is no folder here and no valid Hub id: {error}") from error
+    has_weights = (folder / PICKLE).is_file() or any(folder.glob("*.safetensors"))
+    if _matches("model.safetensors", patterns) and not has_weights:
+        raise HubError(f"{what} is in the cache without its weights. {advice}")
+    return folder
+
+
+def _published(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise HubError(f"{folder} is no folder")
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    files = [name for name in names if _matches(name, PUBLISHED)]
+    if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
+        raise HubError(
+            f"{folder} lacks config.json or *.safetensors, so nobody could load it; "
+            f"it has {', '.join(names) or 'nothing'}"
+        )
+    return files
+
+
+def _commit(
+    at: Address,
+    folder: Path,
+    files: Iterable[str],
+    private: bool | None,
+    message: str,
+    create_pr: bool,
+) -> str:
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    api = HfApi(token=at.token)
+    repo_id = api.create_repo(at.repo_id, private=private, exist_ok=True).repo_id
+    try:
+        info = api.model_info(repo_id, revision=at.revision, timeout=TIMEOUT)
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=str(at.revision), exist_ok=True)
+        info = api.model_info(repo_id, revision=at.revision, timeout=TIMEOUT)
+    content: dict[str, Path | bytes] = {file: folder / file for file in files}
+    theirs = {sibling.rfilename for sibling in info.siblings or ()}
+    if "README.md" in theirs & content.keys():
+        with TemporaryDirectory() as temporary:
+            old = api.hf_hub_download(repo_id, "README.md", revision=info.sha, local_dir=temporary)
+            card = merge_card(_text(Path(old)), _text(folder / "README.md"))
+        content["README.md"] = card.encode()
+    return api.create_commit(
+        repo_id,
+        [CommitOperationAdd(file, source) for file, source in content.items()],
+        commit_message=message,
+        revision=at.revision,
+        create_pr=create_pr,
+        parent_commit=info.sha,  # a card merged from an older commit would undo somebody's words
+    ).commit_url
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _text(path: Path) -> str:
+    return path.read_bytes().decode("utf-8-sig")  # read_text would turn \r\n into \n

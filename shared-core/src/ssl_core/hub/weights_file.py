@@ -1,0 +1,252 @@
+"""Weights on disk: safetensors written whole or not at all, checksums beside them, and authors'
+pickles read safely.
+
+A damaged safetensors file may still parse and hand out wrong numbers: the header has no checksum.
+`SHA256SUMS`, in the format of `sha256sum -c`, closes that hole; what can be told from the file
+alone is told by `load_weights`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssl_core.errors import InputError
+
+SUMS = "SHA256SUMS"
+MAX_HEADER = 100_000_000  # bytes; the bound of the format itself
+BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+
+
+class WeightsError(InputError, RuntimeError):
+    """A weights file that cannot be trusted or read; the message names the file and says what to
+    do."""
+
+
+def save_weights(path: str | Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write `state` as safetensors, atomically: a reader sees the old file or the new one, never a
+    part.
+
+    Tensors are written from the CPU, contiguous, in their own dtype. Raises WeightsError when two
+    of them share memory (drop the tied alias first) and OSError when the disk fails; `path` is
+    untouched then.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
+        except RuntimeError as error:
+            shared = re.search(r"\[\{.*\}\]", str(error))
+            reason = f"tensors share memory, drop the tied aliases: {shared[0]}" if shared else str(error)
+            raise WeightsError(f"{path} was not written: {reason}") from error
+
+    write_whole(Path(path), write)
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises WeightsError for a file that is truncated, malformed or no safetensors file, naming the
+    tensor where the damage can be located; FileNotFoundError when there is none.
+    """
+    path = Path(path)
+    _check_layout(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def write_sums(folder: str | Path, files: Iterable[str]) -> None:
+    """Write `folder/SHA256SUMS` for these file names of the folder."""
+    folder = Path(folder)
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in files]
+    write_whole(folder / SUMS, lambda temporary: temporary.write_text("".join(lines)))
+
+
+def verify_sums(folder: str | Path, files: Iterable[str] | None = None) -> bool:
+    """Compare files of `folder` with its `SHA256SUMS`: those named, or else all that are listed.
+
+    False when the folder has no sums, as those of transformers have none; True when all is well.
+    Raises WeightsError for a file that differs, is missing or is not listed.
+    """
+    folder = Path(folder)
+    if not (folder / SUMS).is_file():
+        return False
+    sums = {}
+    for line in (folder / SUMS).read_bytes().decode(errors="replace").splitlines():
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line)
+        if not match or match[2] in (".", ".."):
+            raise WeightsError(f"{folder / SUMS} is damaged: it has the line {line[:100]!r}")
+        sums[match[2]] = match[1]
+    if not sums:
+        raise WeightsError(f"{folder / SUMS} is damaged: it is empty")
+    for name in sums if files is None else files:
+        if name not in sums:
+            raise WeightsError(f"{folder / SUMS} does not list {name}")
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder / name} is missing, though {SUMS} lists it: get the folder again")
+        if sha256(folder / name) != sums[name]:
+            raise WeightsError(
+                f"{folder / name} has changed since it was published: its sha256 is not the one "
+                f"in {SUMS}. Get it again; if you changed it on purpose, save the model anew or "
+                "delete its line"
+            )
+    return True
+
+
+def load_pickle(path: str | Path) -> Any:
+    """What `torch.save` put into an author's .pth, .pt or .bin, without executing anything in it.
+
+    That is tensors, on the CPU and mapped from the file where its format allows, containers,
+    numbers, and the argparse.Namespace of the author's command line.
+    Raises WeightsError for a pickle that asks for anything else, naming it, and for a file that is
+    damaged or no pickle.
+    """
+    path = Path(path)
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        _check_stored(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this pickle may not load: it loads or raises
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except OSError:
+        raise
+    except Exception as error:  # damaged pickles raise whatever they like
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise WeightsError(
+                f"{path} was not loaded and nothing of it was executed: besides tensors it asks "
+                f"for {refused[1]}, and that could run any code. If you trust its author, open it "
+                "with their code and save its state_dict alone"
+            ) from error
+        reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        raise WeightsError(
+            f"{path} is no intact file of torch.save, and nothing of it was executed: "
+            f"{reason[1] if reason else f'{type(error).__name__}: {error}'}"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write(temporary)` make a file beside `path`, then put it in its place in one step.
+
+    The data are flushed to the disk before the rename and the folder after it, so that a crash
+    leaves old or new.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors would leave 0600
+        write(temporary)
+        temporary.chmod(mode)
+        _fsync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_layout(path: Path) -> None:
+    """WeightsError unless the header is sane and its tensors fill the file, one after another."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(24)
+        _refuse_other_formats(path, start)
+        length = int.from_bytes(start[:8], "little")
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
+            raise WeightsError(
+                f"{path} is truncated or no safetensors file: of its {size:,} bytes the header would take {length:,}"
+            )
+        file.seek(8)
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_unique)
+        header.pop("__metadata__", None)
+        spans = [(*_span(name, entry), name) for name, entry in header.items()]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path} is damaged in its header: {error}") from error
+    end, available = 0, size - 8 - length
+    for begin, stop, name in sorted(spans):
+        if begin != end:
+            raise WeightsError(f"{path} is damaged: tensor {name!r} starts at byte {begin:,}, not at {end:,}")
+        if stop > available:
+            raise WeightsError(f"{path} is truncated: tensor {name!r} ends at byte {stop:,} of {available:,}")
+        end = stop
+    if end != available:
+        raise WeightsError(f"{path} is damaged: {available - end:,} bytes after its last tensor belong to none")
+
+
+def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
+    """First and last byte of a tensor in the data; ValueError when its entry is contradictory."""
+    try:
+        shape, (begin, stop) = entry["shape"], entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, stop))
+        if not whole or (stop - begin) * 8 != math.prod(shape) * BITS[entry["dtype"]]:
+            raise ValueError(f"{entry['dtype']} {shape} does not take bytes {begin} to {stop}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"tensor {name!r}: {error}") from error
+    return begin, stop
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
+def _refuse_other_formats(path: Path, start: bytes) -> None:
+    if start[8:9] == b"{":  # a header of 640 bytes begins like a pickle
+        return
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise WeightsError(
+            f"{path} is a pickle of torch.save, not safetensors. Convert it by save_weights("
+            f"'new.safetensors', load_pickle({path.name!r})) of ssl_core.hub.weights_file"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} is a pointer of git-lfs, not the weights: run `git lfs pull` in its folder")
+
+
+def _check_stored(path: Path) -> None:
+    """WeightsError for a zip with compressed members, which torch.save does not write: a bomb."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [m.filename for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise WeightsError(f"{path} is no intact file of torch.save: {error}") from error
+    if packed:
+        raise WeightsError(f"{path} was not written by torch.save: its member {packed[0]!r} is compressed")
