@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ssl_core.cli import main
 from ssl_core.hub.transfer import HubError
 from ssl_mae import MAE, MAEConfig

@@ -112,8 +112,8 @@ class Push:
     """open a pull request instead"""
     dry_run: bool = False
     """list the files and stop"""
-    license: str = "apache-2.0"
-    """licence of the weights; those trained from CC-BY-NC weights keep cc-by-nc-4.0"""
+    license: str | None = None
+    """licence of the weights, apache-2.0 by default; those trained from CC-BY-NC weights keep cc-by-nc-4.0"""
 
 
 @dataclass(frozen=True)

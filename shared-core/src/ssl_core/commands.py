@@ -50,8 +50,9 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
     fresh = load(recipe.method)(method.config).to(device).eval()
     encoders = {"pretrained": method.encode, "random init": fresh.encode, "raw pixels": pixels}
     view = load(recipe.eval_view)(method.config)
-    name = args.data or "scenes"
+    name = Path(args.data).name if args.data else "scenes"
     result: dict[str, Any] = {"data": name, "protocol": {}, "rows": []}
+    out = Path(args.out or args.weights)
     frozen = [p for p in args.protocols if p in PROTOCOLS]
     if frozen:
         result = measure(
@@ -62,12 +63,11 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
         from ssl_core.evaluate.finetune import compare
 
         result = compare(
-            result, recipe, args.weights, train_data, test_data, epochs=args.finetune_epochs,
+            result, recipe, args.weights, train_data, test_data, out / "finetune", epochs=args.finetune_epochs,
             options=RunOptions(device=args.device, workers=args.workers),
         )  # fmt: skip
     result["protocol"]["split"] = how
-    out = Path(args.out) if args.out else Path(args.weights)
-    if args.out or out.is_dir():
+    if args.out or Path(args.weights).is_dir():
         write_json(out, "evaluation.json", result)
         finish(out)
     print(table(result))
@@ -81,9 +81,7 @@ def embed(recipe: Recipe, args: cli.Embed) -> None:
     method = load(recipe.method).from_pretrained(args.weights, device=device)
     source = load(recipe.source)(args.data, config=method.config, split="train")
     view = load(recipe.eval_view)(method.config)
-    features = extract(
-        method.encode, source, view, device=device, workers=args.workers, progress=True
-    )
+    features = extract(method.encode, source, view, device=device, workers=args.workers, progress=True)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     features.save(args.out)
     print(f"{len(features)} features of width {features.features.shape[1]} in {args.out}")
@@ -173,11 +171,7 @@ def summary(run: Path) -> str:
     rows = [
         ("steps", f"{last['step']:,} ({last['epoch']:g} epochs)"),
         ("loss", f"{first['loss']:.4f} → {last['loss']:.4f}"),
-        *(
-            (key.removeprefix("health/"), f"{value:.3f}")
-            for key, value in last.items()
-            if key.startswith("health/")
-        ),
+        *((key.removeprefix("health/"), f"{value:.3f}") for key, value in last.items() if key.startswith("health/")),
         ("waiting for data", f"{last['data_wait']:.1%}"),
         ("seconds", f"{last['seconds']:.0f}"),
     ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
+import sys
 import tomllib
 import types
 from dataclasses import dataclass
@@ -53,6 +55,10 @@ class TrainConfig:
     """seed of initialisation, order, augmentation and masks"""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            check(all(math.isfinite(x) for x in numbers if isinstance(x, float)), field.name, value, "must be finite")
         check(self.epochs > 0, "epochs", self.epochs, "must be positive")
         check(self.batch_size > 0, "batch_size", self.batch_size, "must be positive")
         check(self.base_lr > 0, "base_lr", self.base_lr, "must be positive")
@@ -114,11 +120,7 @@ class ImageConfig:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return (
-            (self.image_size, self.image_size)
-            if isinstance(self.image_size, int)
-            else self.image_size
-        )
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -162,6 +164,7 @@ class RunOptions:
         )
         check(self.accumulate >= 1, "accumulate", self.accumulate, "must be at least 1")
         check(self.log_every >= 1, "log_every", self.log_every, "must be at least 1")
+        check(self.checkpoint_minutes >= 0, "checkpoint_minutes", self.checkpoint_minutes, "must not be negative")
 
 
 def check(ok: bool, field: str, value: object, reason: str) -> None:
@@ -187,11 +190,8 @@ def from_dict(cls: type[C], values: dict[str, Any]) -> C:
     arguments = {}
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(
-                f"{cls.__name__} has no field {key!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ConfigError(f"{cls.__name__} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         arguments[key] = _typed(value, known[key], key)
     return cls(**arguments)
 
@@ -214,8 +214,11 @@ def _typed(value: Any, hint: Any, field: str) -> Any:
         if len(args) == len(value):
             return tuple(_typed(v, a, field) for v, a in zip(value, args, strict=True))
     elif hint is float and type(value) in (int, float):
-        if value == value and abs(value) != float("inf"):
+        if abs(value) <= sys.float_info.max:  # neither NaN nor infinite, nor an integer beyond
             return float(value)
+    elif hint is int and type(value) is int:
+        if abs(value) < 2**63:
+            return value
     elif hint is type(None) and value is None:
         return None
     elif isinstance(hint, type) and origin is None and type(value) is hint:
@@ -230,17 +233,19 @@ def _name(hint: Any) -> str:
 def read_file(path: str | Path) -> dict[str, Any]:
     """The values of a .toml or .json configuration file.
 
-    Raises ConfigError when it is missing, is neither, or does not parse.
+    Raises ConfigError when it is missing, is neither, does not parse, or holds something else than fields.
     """
     path = Path(path)
+    parse = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)
+    if parse is None:
+        raise ConfigError(f"{path}: a configuration file ends in .toml or .json")
     try:
-        if path.suffix == ".toml":
-            return tomllib.loads(path.read_text())
-        if path.suffix == ".json":
-            return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        values = parse(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    raise ConfigError(f"{path}: a configuration file ends in .toml or .json")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, not fields and their values")
+    return values
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -8,23 +8,25 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from ssl_core.config import ConfigError
+
 
 def pick_device(name: str | None = None) -> torch.device:
     """The named device, or the best one here: CUDA, then MPS, then CPU.
 
-    Raises ValueError when the named device does not exist on this machine.
+    Raises ConfigError when the named device does not exist on this machine.
     """
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device {name!r} was asked for but torch sees no CUDA GPU: use --device cpu"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {name!r} was asked for but torch sees no MPS: use --device cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device = {name!r}: there are cpu, cuda, cuda:1, mps") from error
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+    if (device.index or 0) >= there:
+        raise ConfigError(f"device = {name!r}: torch sees {there} of that kind here; use --device cpu")
     return device
 
 

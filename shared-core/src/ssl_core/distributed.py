@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -43,8 +45,23 @@ def process_group(timeout_seconds: float = 1800) -> Iterator[None]:
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
     try:
         yield
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
+        gc.collect()
         dist.destroy_process_group()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold, DDP among it.
+
+    DDP has to go before its group: if its reducer is the last to hold the group, it waits with Python's lock for the
+    group's threads, which wait for that lock.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def barrier() -> None:
@@ -66,6 +83,15 @@ def broadcast_object(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """The value of every process, in the order of the ranks."""
+    if not is_on():
+        return [value]
+    values: list[T] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 class _Gather(torch.autograd.Function):

@@ -12,9 +12,7 @@ Buffers = Literal["own", "copy", "ema"]
 
 
 @torch.no_grad()
-def ema_update(
-    target: nn.Module, online: nn.Module, momentum: float, *, buffers: Buffers = "own"
-) -> None:
+def ema_update(target: nn.Module, online: nn.Module, momentum: float, *, buffers: Buffers = "own") -> None:
     """target ← momentum · target + (1 - momentum) · online, in place, parameter by parameter of the same name.
 
     `buffers` says what happens to the target's buffers (batch norm's statistics): "own" leaves them to the target's

@@ -30,7 +30,8 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
     seconds = 3 * flops * config.batch_size / (SHARE_OF_PEAK * rate)
     lines = [
         f"{recipe.name}: {parameters:,} parameters, {trained:,} trained",
-        f"{2 * flops / 1e9:.2f} GFLOPs forward per sample ({flops / 1e9:.2f} G multiply-adds), three times that in training",
+        f"{2 * flops / 1e9:.2f} GFLOPs forward per sample ({flops / 1e9:.2f} G multiply-adds), "
+        "three times that in training",
         f"memory: {trained * 16 / 1e9:.2f} GB for weights, gradient and AdamW, "
         f"{activations * config.batch_size / 1e9:.2f} GB for the activations of a batch of {config.batch_size}",
         f"on this {target.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
@@ -38,9 +39,8 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
     if data is not None or config == load(recipe.presets)["demo"]():
         source = load(recipe.source)(data, config=config, split="train")
         plan = Plan(len(source), config.batch_size, config.epochs, config.seed)
-        lines.append(
-            f"{len(source):,} samples, {plan.steps:,} steps of {config.batch_size}: about {_duration(seconds * plan.steps)}"
-        )
+        total = _duration(seconds * plan.steps)
+        lines.append(f"{len(source):,} samples, {plan.steps:,} steps of {config.batch_size}: about {total}")
     return "\n".join(lines)
 
 
@@ -56,16 +56,15 @@ def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
 def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:
     """(multiply-adds of the forward pass, bytes kept for the backward pass) of one sample, computed on no data."""
     kept: dict[int, int] = {}
+    weights = {id(p.untyped_storage()) for p in method.parameters()}  # a product keeps views of them
 
     def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            kept[id(tensor.untyped_storage())] = tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        if id(storage) not in weights:
+            kept[id(storage)] = storage.nbytes()
         return tensor
 
-    on_meta = {
-        k: [v.to("meta") for v in x] if isinstance(x, list) else x.to("meta")
-        for k, x in batch.items()
-    }
+    on_meta = {k: [v.to("meta") for v in x] if isinstance(x, list) else x.to("meta") for k, x in batch.items()}
     with (
         FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),

@@ -45,9 +45,7 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
     """Inverse of `patchify`: (b, n, p·p·c) -> (b, c, h, w) for a `grid` of (rows, columns)."""
     p, (h, w) = patch_size, grid
     if patches.shape[1] != h * w or patches.shape[2] % (p * p):
-        raise ValueError(
-            f"patches {tuple(patches.shape)} do not fit a {h}x{w} grid of {p}-pixel patches"
-        )
+        raise ValueError(f"patches {tuple(patches.shape)} do not fit a {h}x{w} grid of {p}-pixel patches")
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)
 
 

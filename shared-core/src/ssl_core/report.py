@@ -743,7 +743,7 @@ def _health(run: _Run, span: tuple[float, float]) -> str:
     ]
     if not any(charts):
         return "<p>No figures of feature health have been logged yet.</p>"
-    alarm = _alarm(std, rankme)
+    alarm = _alarm(std, rankme, watched=bool(run.record.get("can_collapse", True)))
     good = "The last values show no sign of collapse."
     verdict = alarm or (good if std or rankme else "Neither feature std nor RankMe was logged.")
     return (
@@ -755,8 +755,11 @@ def _health(run: _Run, span: tuple[float, float]) -> str:
     )
 
 
-def _alarm(std: list[Point], rankme: list[Point]) -> str:
-    """What the last figures of health say is wrong; nothing if they look healthy."""
+def _alarm(std: list[Point], rankme: list[Point], *, watched: bool) -> str:
+    """What the last figures of health say is wrong; nothing if they look healthy.
+
+    A method that cannot collapse is not `watched`: its features may be narrower than the untrained network's.
+    """
     figures = [(name, points) for name, points in (("feature std", std), ("RankMe", rankme)) if points]
     for name, points in figures:
         if math.isnan(points[-1][1]):
@@ -765,7 +768,7 @@ def _alarm(std: list[Point], rankme: list[Point]) -> str:
     if (std and std[-1][1] < 0.01) or (rankme and rankme[-1][1] < 1.2):
         return f"The features have collapsed: {last}."
     # The bounds of the watch during training. One figure alone may fall without harm.
-    if len(figures) == 2 and std[-1][1] < 0.3 * std[0][1] and rankme[-1][1] < 0.5 * rankme[0][1]:
+    if watched and len(figures) == 2 and std[-1][1] < 0.3 * std[0][1] and rankme[-1][1] < 0.5 * rankme[0][1]:
         began = ", ".join(f"{name} {_number(points[0][1])}" for name, points in figures)
         return f"The features are collapsing: {last}; the run began at {began}."
     return ""

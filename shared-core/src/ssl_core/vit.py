@@ -97,7 +97,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.attn = Attention(dim=dim, heads=heads)
         self.norm2 = nn.LayerNorm(dim, eps=layer_norm_eps)
-        self.mlp = Mlp(dim=dim, hidden=int(dim * mlp_ratio))
+        self.mlp = Mlp(dim=dim, hidden=round(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         p = self.patch_size
-        x = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        x = rearrange(images.to(self.proj.weight.dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
         if keep is not None:
             x = take_tokens(x, keep)
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
@@ -148,7 +148,8 @@ class ViT(nn.Module):
         super().__init__()
         h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.grid = grid_of(torch.empty(0, 1, h, w), patch_size)
-        self.dim, self.in_channels, self.pos_interp = dim, in_channels, pos_interp
+        self.dim, self.in_channels = dim, in_channels
+        self.pos_interp: PosInterp = pos_interp
         self.patch_embed = PatchEmbed(patch_size=patch_size, in_channels=in_channels, dim=dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if positions == "sincos":
@@ -169,11 +170,11 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens before the first block, CLS first: (b, 1 + n, d), or (b, 1 + k, d) for the patches in `keep` (b, k)."""
+        """Tokens before the first block, CLS first: (b, 1 + n, d), or (b, 1 + k, d) for the patches `keep` (b, k)."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(
-                f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}"
-            )
+            raise ValueError(f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"images must be normalised floats, got {images.dtype}")
         grid = grid_of(images, self.patch_embed.patch_size)
         pos = interpolate_positions(self.pos_embed, self.grid, grid, self.pos_interp)
         cls = (self.cls_token + pos[:, :1]).expand(images.shape[0], -1, -1)
@@ -182,12 +183,16 @@ class ViT(nn.Module):
             pos = take_tokens(pos.expand(images.shape[0], -1, -1), keep)
         return torch.cat([cls, self.patch_embed(images, keep) + pos], 1)
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Normalised tokens (b, 1 + n, d). With `keep` (b, k) only these patches are seen at all: (b, 1 + k, d)."""
+    def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens after the last block, not normalised, (b, 1 + n, d); what fine-tuning pools."""
         x = self.embed(images, keep)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return x
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Normalised tokens (b, 1 + n, d). With `keep` (b, k) only these patches are seen at all: (b, 1 + k, d)."""
+        return self.norm(self.tokens(images, keep))
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Normalised patch tokens on their grid, (b, h, w, d)."""
@@ -201,4 +206,5 @@ class ViT(nn.Module):
         for layer in self.blocks[:chosen]:
             x = layer(x)
         last = self.blocks[chosen]
+        assert isinstance(last, Block)
         return last.attn.weights(last.norm1(x))

@@ -70,16 +70,20 @@ class MAEConfig(ImageConfig, TrainConfig):
                 getattr(self, width),
                 "sin-cos positions need a multiple of 4",
             )
-        for count in ("depth", "heads", "decoder_depth", "decoder_heads"):
+        for count in ("in_channels", "heads", "decoder_heads"):
             check(getattr(self, count) > 0, count, getattr(self, count), "must be positive")
+        for count in ("depth", "decoder_depth"):
+            check(0 < getattr(self, count) <= 1000, count, getattr(self, count), "must lie in 1 … 1000")
+        check(0 < self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "must lie in (0, 1000]")
+        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
         check(self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
         check(self.decoder_dim % self.decoder_heads == 0, "decoder_heads", self.decoder_heads,
               f"must divide the decoder's width {self.decoder_dim}")  # fmt: skip
         check(
-            self.kept >= 1,
+            1 <= self.kept < self.patches,
             "mask_ratio",
             self.mask_ratio,
-            f"leaves none of {self.patches} patches to see",
+            f"of {self.patches} patches {self.kept} would be seen: at least one must be, and one removed",
         )
         low, high = self.crop_scale
         check(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ssl_core.config import ConfigError
+from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.keymap import (
     BLOCK,
     BLOCK_IN_MEMORY,
@@ -19,10 +19,13 @@ from ssl_core.hub.keymap import (
     Row,
     prefixed,
 )
-from ssl_core.hub.pretrained import Layout
+from ssl_core.hub.pretrained import Layout, check_shapes
 from ssl_core.hub.stem import adapt_head, adapt_stem
 from ssl_core.patches import interpolate_positions, square_grid
 from ssl_mae.config import MAEConfig
+
+if TYPE_CHECKING:
+    from ssl_mae.mae import MAE
 
 DECODER: tuple[Row, ...] = (
     ("decoder.mask_token", "decoder.mask_token"),
@@ -50,11 +53,7 @@ KEYMAP = KeyMap(
         # timm and the authors
         *prefixed(VIT_TIMM, ours="encoder."),
         ("decoder.mask_token", "mask_token"),
-        *(
-            (ours, theirs.removeprefix("decoder."))
-            for ours, theirs in DECODER[1:]
-            if isinstance(theirs, str)
-        ),
+        *((ours, theirs.removeprefix("decoder.")) for ours, theirs in DECODER[1:] if isinstance(theirs, str)),
         *((BLOCKS + name, "decoder_blocks.{i}." + name) for name, _ in BLOCK),
     ),
 )
@@ -82,8 +81,8 @@ def to_theirs(config: MAEConfig) -> dict[str, Any]:
         "architectures": ["ViTMAEForPreTraining"],
         "dtype": "float32",
         "image_size": config.image_size,
-        "intermediate_size": int(config.dim * config.mlp_ratio),
-        "decoder_intermediate_size": int(config.decoder_dim * config.mlp_ratio),
+        "intermediate_size": round(config.dim * config.mlp_ratio),
+        "decoder_intermediate_size": round(config.decoder_dim * config.mlp_ratio),
         "hidden_act": "gelu",
         "qkv_bias": True,
         **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
@@ -97,24 +96,17 @@ def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> MAEConf
     """
     if values.get("model_type") != "vit_mae":
         raise ConfigError(f"model_type is {values.get('model_type')!r}: MAE reads 'vit_mae'")
-    from ssl_core.config import from_dict
-
     known = {ours: values[theirs] for ours, theirs in NAMES.items() if theirs in values}
     config = from_dict(MAEConfig, {**_DEFAULTS, **known, **_pixels(values, preprocessor)})
     for key, expected in (("hidden_act", "gelu"), ("qkv_bias", True)):
         if values.get(key, expected) != expected:
-            raise ConfigError(
-                f"{key} = {values[key]!r} is not supported: use transformers for this model"
-            )
-    ratios = {
-        values.get("intermediate_size", 3072) / config.dim,
-        values.get("decoder_intermediate_size", 2048) / config.decoder_dim,
-    }
-    if len(ratios) > 1:
-        raise ConfigError(
-            "intermediate_size and decoder_intermediate_size have different ratios: use transformers"
-        )
-    return dataclasses.replace(config, mlp_ratio=ratios.pop())
+            raise ConfigError(f"{key} = {values[key]!r} is not supported: use transformers for this model")
+    hidden = _positive(values, "intermediate_size", 3072), _positive(values, "decoder_intermediate_size", 2048)
+    widths = config.dim, config.decoder_dim
+    for ratio in (hidden[0] / widths[0], hidden[1] / widths[1]):
+        if hidden == tuple(round(width * ratio) for width in widths):
+            return dataclasses.replace(config, mlp_ratio=ratio)
+    raise ConfigError("intermediate_size and decoder_intermediate_size have different ratios: use transformers")
 
 
 _DEFAULTS = {"layer_norm_eps": 1e-12, "norm_pix_loss": False}
@@ -122,15 +114,26 @@ _DEFAULTS = {"layer_norm_eps": 1e-12, "norm_pix_loss": False}
 
 
 def _pixels(values: dict[str, Any], preprocessor: dict[str, Any]) -> dict[str, Any]:
-    size, channels = values.get("image_size", 224), values.get("num_channels", 3)
-    pixels: dict[str, Any] = {"image_size": size if isinstance(size, int) else tuple(size)}
+    channels = _positive(values, "num_channels", 3)
+    pixels: dict[str, Any] = {"image_size": values.get("image_size", 224), **_statistics(channels)}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if theirs in preprocessor:
             pixels[ours] = preprocessor[theirs]
-        elif channels != 3:
-            default = getattr(MAEConfig, ours)
-            pixels[ours] = [sum(default) / len(default)] * channels
     return pixels
+
+
+def _statistics(channels: int) -> dict[str, Any]:
+    """ImageNet's mean and std; their means over the colours where there are not three channels."""
+    if channels == 3:
+        return {}
+    return {name: (sum(getattr(MAEConfig, name)) / 3,) * channels for name in ("mean", "std")}
+
+
+def _positive(values: dict[str, Any], key: str, default: int) -> int:
+    value = values.get(key, default)
+    if type(value) is not int or not 0 < value < 2**20:
+        raise ConfigError(f"{key} = {value!r}: expected a positive number")
+    return value
 
 
 def infer(state: Mapping[str, Tensor]) -> MAEConfig:
@@ -145,16 +148,23 @@ def infer(state: Mapping[str, Tensor]) -> MAEConfig:
     )
     if missing := [key for key in needed if key not in state]:
         raise ConfigError(f"the checkpoint is not a MAE: it holds no {missing[0]}")
+    for key, ndim in zip((*needed, "decoder.embed.weight"), (4, 3, 2, 2), strict=True):
+        if key in state and state[key].ndim != ndim:
+            raise ConfigError(f"the checkpoint is not a MAE: {key} has the shape {tuple(state[key].shape)}")
     dim, channels, patch, _ = state[needed[0]].shape
-    rows, cols = square_grid(state[needed[1]].shape[1] - 1)
+    try:
+        rows, _ = square_grid(state[needed[1]].shape[1] - 1)
+    except ValueError as error:
+        raise ConfigError(f"the checkpoint says no image size: {error}") from error
     fields: dict[str, Any] = {
         "dim": dim,
         "depth": _depth(state, "encoder.blocks."),
         "heads": 16 if dim == 1280 else dim // 64,
         "patch_size": patch,
         "in_channels": channels,
-        "image_size": rows * patch if rows == cols else (rows * patch, cols * patch),
+        "image_size": rows * patch,
         "mlp_ratio": state[needed[2]].shape[0] / dim,
+        **_statistics(channels),
     }
     if "decoder.embed.weight" in state:
         width = state["decoder.embed.weight"].shape[0]
@@ -163,37 +173,101 @@ def infer(state: Mapping[str, Tensor]) -> MAEConfig:
             "decoder_depth": _depth(state, "decoder.blocks."),
             "decoder_heads": width // 32,
         }
-    if channels != 3:
-        fields |= {
-            "mean": (sum(MAEConfig.mean) / 3,) * channels,
-            "std": (sum(MAEConfig.std) / 3,) * channels,
-        }
     return MAEConfig(**fields)
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
-    return 1 + max(int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix))
+    return 1 + max((int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix)), default=-1)
 
 
 def adapt(state: dict[str, Tensor], stored: MAEConfig, wanted: MAEConfig) -> dict[str, Tensor]:
-    """`state` for the channels and the image size of `wanted`: stem, prediction head and both positions."""
+    """`state` for the channels and the image size of `wanted`: stem, prediction head and both positions.
+
+    Raises WeightsMismatch when `state` is not of `stored`'s sizes.
+    """
+    check_shapes(state, _shapes(stored))
     state = dict(state)
     if stored.in_channels != wanted.in_channels:
-        state["encoder.patch_embed.proj.weight"] = adapt_stem(
-            state["encoder.patch_embed.proj.weight"], wanted.in_channels
-        )
+        stem = "encoder.patch_embed.proj.weight"
+        if stem in state:
+            state[stem] = adapt_stem(state[stem], wanted.in_channels)
         for name in ("decoder.pred.weight", "decoder.pred.bias"):
             if name in state:
                 state[name] = adapt_head(state[name], stored.in_channels, wanted.in_channels)
     if stored.grid != wanted.grid:
         for name in ("encoder.pos_embed", "decoder.pos_embed"):
             if name in state:
-                state[name] = interpolate_positions(
-                    state[name], stored.grid, wanted.grid, wanted.pos_interp
-                )
+                state[name] = interpolate_positions(state[name], stored.grid, wanted.grid, wanted.pos_interp)
     return state
 
 
-LAYOUT = Layout(
-    keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt
-)
+def _shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes that between them hold every width of a network, by name."""
+    dim, width, patch, channels = config.dim, config.decoder_dim, config.patch_size, config.in_channels
+    return {
+        "encoder.patch_embed.proj.weight": (dim, channels, patch, patch),
+        "encoder.pos_embed": (1, 1 + config.patches, dim),
+        "encoder.blocks.0.mlp.fc1.weight": (round(dim * config.mlp_ratio), dim),
+        "decoder.embed.weight": (width, dim),
+        "decoder.pos_embed": (1, 1 + config.patches, width),
+        "decoder.pred.weight": (patch * patch * channels, width),
+        "decoder.pred.bias": (patch * patch * channels,),
+    }
+
+
+LAYOUT = Layout(keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt)
+
+
+def to_transformers(method: MAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of transformers' ViTModel: the encoder alone, which sees every patch."""
+    theirs = to_theirs(method.config)
+    kept = {key: value for key, value in theirs.items() if not key.startswith(("decoder_", "mask_", "norm_pix"))}
+    return _encoder(method, VIT), {**kept, "model_type": "vit", "architectures": ["ViTModel"]}
+
+
+def to_timm(method: MAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of a timm model whose features are those of `encode`, for `create_model("local-dir:…")`.
+
+    Raises ConfigError for an epsilon other than timm's.
+    """
+    config = method.config
+    if config.layer_norm_eps != 1e-6:
+        raise ConfigError(f"layer_norm_eps = {config.layer_norm_eps}: timm has 1e-6, export to transformers instead")
+    pool = "token" if config.pool == "cls" else "avg"
+    return _encoder(method, VIT_TIMM), {
+        "architecture": "vit_base_patch16_224",
+        "num_classes": 0,
+        "num_features": config.dim,
+        "global_pool": pool,
+        "model_args": {
+            "img_size": list(config.size),
+            "patch_size": config.patch_size,
+            "in_chans": config.in_channels,
+            "embed_dim": config.dim,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+            "num_classes": 0,
+            "global_pool": pool,
+            "fc_norm": False,  # timm would move the last norm behind the mean
+        },
+        "pretrained_cfg": {
+            "input_size": [config.in_channels, *config.size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": config.crop_pct,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def _encoder(method: MAE, rows: tuple[Row, ...]) -> dict[str, Tensor]:
+    return KeyMap(rows=rows).to_theirs(method.encoder.state_dict())[0]
+
+
+EXPORTS = {"transformers": to_transformers, "timm": to_timm}
+"""What `ssl-mae export --to` writes beside our own layout: method -> (tensors, config.json)."""

@@ -26,6 +26,7 @@ from ssl_core.config import RunOptions
 from ssl_core.data.views import normalize
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.patches import (
+    PosInterp,
     grid_of,
     interpolate_positions,
     patchify,
@@ -83,7 +84,8 @@ class Decoder(nn.Module):
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
         dim = config.decoder_dim
-        self.grid, self.pos_interp = config.grid, config.pos_interp
+        self.grid = config.grid
+        self.pos_interp: PosInterp = config.pos_interp
         self.embed = nn.Linear(config.dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(sincos_positions(self.grid, dim), requires_grad=False)
@@ -105,9 +107,7 @@ class Decoder(nn.Module):
         n, hidden = restore.shape[1], restore.shape[1] + 1 - x.shape[1]
         holes = self.mask_token.to(x.dtype).expand(x.shape[0], hidden, -1)
         patches = take_tokens(torch.cat([x[:, 1:], holes], 1), restore)  # b n d
-        x = torch.cat([x[:, :1], patches], 1) + interpolate_positions(
-            self.pos_embed, self.grid, grid, self.pos_interp
-        )
+        x = torch.cat([x[:, :1], patches], 1) + interpolate_positions(self.pos_embed, self.grid, grid, self.pos_interp)
         for block in self.blocks:
             x = block(x)
         return self.pred(self.norm(x[:, -n:]))
@@ -145,9 +145,7 @@ class MAE(nn.Module, Pretrained):
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of `batch["views"][0]`; the mask comes from `batch["noise"]` (b, n) where the loader drew one."""
-        pred, mask, images = self._predict(
-            batch["views"][0], batch.get("noise"), self.config.mask_ratio
-        )
+        pred, mask, images = self._predict(batch["views"][0], batch.get("noise"), self.config.mask_ratio)
         return {"loss": mae_loss(pred, self._target(images), mask)}
 
     def encode(self, images: Tensor) -> Tensor:
@@ -167,9 +165,7 @@ class MAE(nn.Module, Pretrained):
 
         With `norm_pix_loss` the prediction is put back on the scale of the true patch before it is shown.
         """
-        pred, mask, images = self._predict(
-            images, noise, self.config.mask_ratio if mask_ratio is None else mask_ratio
-        )
+        pred, mask, images = self._predict(images, noise, self.config.mask_ratio if mask_ratio is None else mask_ratio)
         patches = patchify(images, self.config.patch_size)
         shown = pred.float()
         if self.config.norm_pix_loss:
@@ -177,9 +173,7 @@ class MAE(nn.Module, Pretrained):
             shown = shown * std + mean
         shown = torch.where(mask[..., None] > 0, shown, patches)
         pixels = unpatchify(shown, self.config.patch_size, grid_of(images, self.config.patch_size))
-        mean, std = (
-            pixels.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std)
-        )
+        mean, std = (pixels.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std))
         return Reconstruction(
             (pixels * std + mean).clamp(0, 1),
             pred,
@@ -187,21 +181,20 @@ class MAE(nn.Module, Pretrained):
             mae_loss(pred, self._target(images), mask),
         )
 
-    def _predict(
-        self, images: Tensor, noise: Tensor | None, mask_ratio: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict(self, images: Tensor, noise: Tensor | None, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
         images = self._normalized(images)
         grid = grid_of(images, self.config.patch_size)
         b, n = images.shape[0], grid[0] * grid[1]
         if noise is None:
             noise = torch.rand(b, n, device=images.device)
         elif noise.shape != (b, n):
+            raise ValueError(f"noise must be ({b}, {n}), one value per patch, got {tuple(noise.shape)}")
+        kept = int(n * (1 - mask_ratio))
+        if not 0 < kept < n:
             raise ValueError(
-                f"noise must be ({b}, {n}), one value per patch, got {tuple(noise.shape)}"
+                f"mask_ratio {mask_ratio} keeps {kept} of {n} patches: at least one must be seen, one removed"
             )
-        if not 0 <= mask_ratio < 1 or int(n * (1 - mask_ratio)) == 0:
-            raise ValueError(f"mask_ratio {mask_ratio} leaves none of {n} patches to see")
-        keep, restore, mask = random_masking(noise, int(n * (1 - mask_ratio)))
+        keep, restore, mask = random_masking(noise, kept)
         return self.decoder(self.encoder(images, keep), restore, grid), mask, images
 
     def _target(self, images: Tensor) -> Tensor:

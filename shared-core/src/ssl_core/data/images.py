@@ -16,6 +16,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ssl_core.errors import InputError
+
 # Pillow knows fifty formats, some of which start other programs (EPS); pictures come in these.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
@@ -27,7 +29,7 @@ class BadSample(Exception):
     """One sample cannot be used. The message is the reason, without the sample's name."""
 
 
-class DataError(ValueError):
+class DataError(InputError, ValueError):
     """The data as a whole cannot be used. The message says what to do."""
 
 

@@ -75,7 +75,10 @@ def random_flip(image: Tensor, rng: np.random.Generator, p: float = 0.5) -> Tens
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The view that every evaluation reads: shorter side resized to `size / crop_pct`, centre crop of `size` (h, w)."""
+    """The view that every evaluation reads: shorter side resized to `size / crop_pct`, centre crop of `size` (h, w).
+
+    Rounded as torchvision's Resize and CenterCrop, by which the published figures were measured.
+    """
 
     size: tuple[int, int]
     crop_pct: float
@@ -83,9 +86,10 @@ class EvalTransform:
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
         image = sample["image"]
         h, w = image.shape[1:]
-        factor = max(math.floor(s / self.crop_pct) / side for s, side in zip(self.size, (h, w), strict=True))
-        image = resize(image, max(self.size[0], round(h * factor)), max(self.size[1], round(w * factor)))
-        top, left = (image.shape[1] - self.size[0]) // 2, (image.shape[2] - self.size[1]) // 2
+        height, width = (math.floor(s / self.crop_pct) for s in self.size)
+        fits_height = height * w >= width * h
+        image = resize(image, *((height, height * w // h) if fits_height else (width * h // w, width)))
+        top, left = (round((side - s) / 2) for side, s in zip(image.shape[1:], self.size, strict=True))
         return {"views": [image[:, top : top + self.size[0], left : left + self.size[1]]]}
 
 

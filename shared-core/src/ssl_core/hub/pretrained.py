@@ -42,8 +42,8 @@ class Layout:
 
     `keymap` maps our names to the file's. `to_theirs` turns our config into transformers' keys, `from_theirs` takes
     their config.json and preprocessor_config.json (empty when absent) back;
-    `infer` reads a config off the shapes of an author's checkpoint, which holds none; `adapt` fits a state dict in our
-    names to another number of channels or image size.
+    `infer` reads a config off the shapes of an author's checkpoint, which holds none; `adapt(state, stored, wanted)`
+    fits a state dict in our names to another number of channels or image size, after `check_shapes` against `stored`.
     """
 
     keymap: KeyMap
@@ -148,16 +148,16 @@ class Pretrained:
         layout = cls.layout()
         state, unused = read_state(path, layout)
         stored = read_config(path, cls.config_class, layout, state)
-        check_shapes(cls, stored, state, source=str(name))
         wanted = config or stored
-        changes = {k: v for k, v in (("in_channels", in_channels), ("image_size", image_size)) if v is not None}
-        if "in_channels" in changes and in_channels != wanted.in_channels:
-            changes |= {"mean": (sum(wanted.mean) / len(wanted.mean),) * in_channels,
-                        "std": (sum(wanted.std) / len(wanted.std),) * in_channels}  # fmt: skip
-        wanted = dataclasses.replace(wanted, **changes)
+        if image_size is not None:
+            wanted = dataclasses.replace(wanted, image_size=image_size)
+        if in_channels is not None and in_channels != wanted.in_channels:
+            mean, std = ((sum(v) / len(v),) * in_channels for v in (wanted.mean, wanted.std))
+            wanted = dataclasses.replace(wanted, in_channels=in_channels, mean=mean, std=std)
+        state = layout.adapt(state, stored, wanted)
         method = cls(wanted)  # type: ignore[call-arg]
         assert isinstance(method, nn.Module)
-        load_state(method, layout.adapt(state, stored, wanted), unused, source=str(name), strict=strict)
+        load_state(method, state, unused, source=str(name), strict=strict)
         return method.eval().to(device=device, dtype=dtype)
 
     def push_to_hub(
@@ -212,18 +212,19 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
     try:
         if "model_type" not in values:
             return _with_timm_pixels(layout.infer(state), values)
-        preprocessor = path / PREPROCESSOR
-        theirs = layout.from_theirs(values, _read_json(preprocessor) if preprocessor.exists() else {})
         if "ssl" not in values:
-            return theirs
+            preprocessor = path / PREPROCESSOR
+            return layout.from_theirs(values, _read_json(preprocessor) if preprocessor.exists() else {})
         own = values["ssl"]
         if not isinstance(own, dict) or not isinstance(own.get("config"), dict):
             raise ConfigError("'ssl' holds no config")
         config = from_dict(config_class, own["config"])
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-    # read as transformers would: it leaves out its defaults and adds keys of its own when it saves our folder again
-    if differing := differences(layout.to_theirs(theirs), layout.to_theirs(config)):
+    # When transformers saves our folder again, it leaves out its defaults, adds keys and names what it saved.
+    says = json.loads(json.dumps(layout.to_theirs(config)))
+    both = (says.keys() & values.keys()) - {"architectures", "dtype"}
+    if differing := differences({key: values[key] for key in both}, {key: says[key] for key in both}):
         raise ConfigError(f"{file} contradicts its own 'ssl' section: {'; '.join(differing)}")
     return config
 
@@ -237,23 +238,20 @@ def _with_timm_pixels(config: Any, values: dict[str, Any]) -> Any:
     return from_dict(type(config), {**to_dict(config), **known})
 
 
-def check_shapes(method_class: Any, config: Any, state: Mapping[str, Tensor], *, source: str) -> None:
-    """WeightsMismatch when a tensor of `state` has another shape than `config` says, before any memory is taken for it:
-    a damaged config may ask for any amount."""
-    try:
-        with torch.device("meta"):
-            own = method_class(config).state_dict()
-    except (RuntimeError, OverflowError) as error:
-        raise ConfigError(f"{source}: no network can be built from its config: {error}") from error
-    if shapes := _misshapen(own, state):
-        raise WeightsMismatch(f"{source} contradicts its config:\n  {_shown(shapes)}")
+def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """WeightsMismatch when a tensor of `state` has another shape than its own config says; absent ones pass.
+
+    For a layout's `adapt`: before it relies on these shapes, and before a network of a damaged config's size is built.
+    """
+    if shapes := _misshapen(state, expected):
+        raise WeightsMismatch(f"the weights contradict their config:\n  {_shown(shapes)}")
 
 
-def _misshapen(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def _misshapen(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
     return [
-        f"shape: {k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the network"
-        for k in sorted(own.keys() & state.keys())
-        if own[k].shape != state[k].shape
+        f"shape: {k}: {tuple(state[k].shape)} in the file, {tuple(expected[k])} in the network"
+        for k in sorted(expected.keys() & state.keys())
+        if tuple(state[k].shape) != tuple(expected[k])
     ]
 
 
@@ -266,7 +264,7 @@ def load_state(method: nn.Module, state: dict[str, Tensor], unused: list[str], *
     own = method.state_dict()
     missing = sorted(own.keys() - state.keys())
     unused = sorted([*unused, *(state.keys() - own.keys())])
-    shapes = _misshapen(own, state)
+    shapes = _misshapen(state, {key: tensor.shape for key, tensor in own.items()})
     problems = [*(f"missing: {k}" for k in missing), *(f"unused: {k}" for k in unused), *shapes]
     if shapes or (strict and problems):
         hint = "" if shapes else "\nstrict=False keeps the initialisation of missing tensors and drops unused ones"

@@ -1,9 +1,9 @@
 """Checkpoints that survive whatever happens while they are written.
 
 A checkpoint is a folder `step-000123/` of `model.safetensors` (the method's whole state_dict), `optim.safetensors` and
-`state.json` (run id, step, sizes and sha256 of the files). It is written under a temporary name, flushed to disk and
-renamed, so that a folder of that name is always whole; the sums are checked when it is read, and a damaged one is
-passed over for the one before. Random numbers need no state: they are functions of (seed, step).
+`state.json` (run id, step, sizes and sha256 of the files and of itself). It is written under a temporary name, flushed
+to disk and renamed, so that a folder of that name is always whole; the sums are checked when it is read, and a damaged
+one is passed over for the one before. Random numbers need no state: they are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -37,15 +37,11 @@ class Checkpoints:
         self.folder, self.run_id, self.keep = folder, run_id, keep
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(
-        self, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None
-    ) -> None:
-        """Write `step-…`, atomically.
+    def save(self, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
+        """Write `step-…`, atomically, and remove all but the newest `keep`.
 
         Raises CheckpointError when the disk is full or fails; the checkpoints that exist are untouched then.
         """
-        for stale in self.folder.glob("tmp-*"):
-            shutil.rmtree(stale)
         temporary = self.folder / f"tmp-{step:06d}"
         final = self.folder / f"step-{step:06d}"
         tensors = {
@@ -53,6 +49,8 @@ class Checkpoints:
             "optim.safetensors": _optimizer_tensors(optimizer),
         }
         try:
+            for stale in self.folder.glob("tmp-*"):
+                shutil.rmtree(stale)
             temporary.mkdir()
             for name, state in tensors.items():
                 save_file(_unshared(state), temporary / name)
@@ -64,13 +62,14 @@ class Checkpoints:
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "files": {name: _fingerprint(temporary / name) for name in tensors},
             }
-            (temporary / "state.json").write_text(json.dumps(state, indent=1))
+            (temporary / "state.json").write_text(json.dumps({**state, "sha256": _sum(state)}, indent=1))
             for path in (*temporary.iterdir(), temporary):
                 _fsync(path)
             if final.exists():
-                shutil.rmtree(final)
+                self._remove(final)
             temporary.rename(final)
             _fsync(self.folder)
+            self._rotate(step)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             need = sum(t.numel() * t.element_size() for s in tensors.values() for t in s.values())
@@ -79,30 +78,31 @@ class Checkpoints:
                 f"checkpoint of step {step} could not be written to {self.folder} ({error}): "
                 f"it needs {need:,} bytes, {free:,} are free"
             ) from error
-        self._rotate(step)
 
-    def restore(
-        self, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None
-    ) -> int:
+    def restore(self, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:
         """Load the newest whole checkpoint of this run and return its step; 0 when the run has none.
 
-        A damaged one is named in a warning and passed over. Raises CheckpointError when all are damaged.
+        A damaged one and a half-written one are named in a warning and passed over. Raises CheckpointError when all are
+        damaged, or when one does not fit the method.
         """
+        for left in self.folder.glob("tmp-*"):
+            warnings.warn(f"{left} is left over from a save that was interrupted, and is ignored", stacklevel=2)
         damaged = []
         for folder in self._newest_first():
             try:
-                state = self._verify(folder)
-                if state is None:
+                state = _read_state(folder)
+                if state["run_id"] != self.run_id:
                     continue
-                tensors = {name: load_file(folder / name) for name in state["files"]}
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                tensors = _read_tensors(folder, state)
+            except (OSError, ValueError, SafetensorError) as error:
                 damaged.append(f"{folder.name}: {error}")
-                warnings.warn(
-                    f"checkpoint {folder} is damaged and passed over: {error}", stacklevel=2
-                )
+                warnings.warn(f"checkpoint {folder} is damaged and passed over: {error}", stacklevel=2)
                 continue
-            method.load_state_dict(tensors["model.safetensors"])
-            _load_optimizer(optimizer, tensors["optim.safetensors"])
+            try:
+                method.load_state_dict(tensors["model.safetensors"])
+                _load_optimizer(optimizer, tensors["optim.safetensors"])
+            except (RuntimeError, ValueError) as error:
+                raise CheckpointError(f"{folder} does not fit {type(method).__name__} as it is now: {error}") from error
             if scaler is not None and state["scaler"]:
                 scaler.load_state_dict(state["scaler"])
             return int(state["step"])
@@ -117,36 +117,48 @@ class Checkpoints:
         found = [f for f in self.folder.glob("step-*") if f.name[5:].isdigit()]
         return sorted(found, key=lambda f: int(f.name[5:]), reverse=True)
 
-    def _verify(self, folder: Path) -> dict[str, Any] | None:
-        """The state of a whole checkpoint, None when it belongs to another run; ValueError when it is damaged."""
-        state = json.loads((folder / "state.json").read_text())
-        if state["run_id"] != self.run_id:
-            return None
-        if state["schema"] != SCHEMA:
-            raise ValueError(f"written in format {state['schema']}, this version reads {SCHEMA}")
-        for name, expected in state["files"].items():
-            if _fingerprint(folder / name) != expected:
-                raise ValueError(f"{name} differs from what was written")
-        return state
-
     def _rotate(self, newest: int) -> None:
         mine = []
         for folder in self._newest_first():
             try:
-                if json.loads((folder / "state.json").read_text())["run_id"] == self.run_id:
+                if _read_state(folder)["run_id"] == self.run_id:
                     mine.append(folder)
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError):  # damaged, and named when the run was resumed
                 continue
-        for old in [f for f in mine if int(f.name[5:]) != newest][self.keep - 1 :]:
-            shutil.rmtree(old)
+        # A later one than the newest was passed over as damaged: the run has come back to where it was.
+        later = [f for f in mine if int(f.name[5:]) > newest]
+        earlier = [f for f in mine if int(f.name[5:]) < newest]
+        for old in (*later, *earlier[self.keep - 1 :]):
+            self._remove(old)
+
+    def _remove(self, folder: Path) -> None:
+        """Delete a checkpoint so that no half of it is ever seen under its name."""
+        away = folder.rename(folder.with_name(f"tmp-{folder.name}"))
+        shutil.rmtree(away)
 
 
 def bytes_needed(method: nn.Module) -> int:
     """Bytes that a checkpoint of `method` with AdamW's state takes, about."""
     state = sum(t.numel() * t.element_size() for t in method.state_dict().values())
-    return state + sum(
-        2 * p.numel() * p.element_size() for p in method.parameters() if p.requires_grad
-    )
+    return state + sum(2 * p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint; ValueError when it is damaged or of another format."""
+    state = json.loads((folder / "state.json").read_text())
+    if not isinstance(state, dict) or state.pop("sha256", None) != _sum(state):
+        raise ValueError("state.json differs from what was written")
+    if state["schema"] != SCHEMA:
+        raise ValueError(f"written in format {state['schema']}, this version reads {SCHEMA}")
+    return state
+
+
+def _read_tensors(folder: Path, state: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """file name -> its tensors; ValueError when one of the files differs from what was written."""
+    for name, expected in state["files"].items():
+        if _fingerprint(folder / name) != expected:
+            raise ValueError(f"{name} differs from what was written")
+    return {name: load_file(folder / name) for name in state["files"]}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -164,12 +176,13 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     for key, value in tensors.items():
         name, slot = key.rsplit("/", 1)
         slots.setdefault(name, {})[slot] = value
+    known = {name for group in optimizer.param_groups for name in group["param_names"]}
+    if unknown := sorted(slots.keys() - known):
+        raise ValueError(f"it holds the optimiser's state of {unknown[:5]}, which are not trained")
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             optimizer.state[parameter] = {
-                slot: value
-                if slot == "step" and not parameter.is_cuda
-                else value.to(parameter.device)
+                slot: value if slot == "step" and not parameter.is_cuda else value.to(parameter.device)
                 for slot, value in slots.get(name, {}).items()
             }
 
@@ -192,6 +205,11 @@ def _fingerprint(path: Path) -> dict[str, Any]:
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             "size": path.stat().st_size,
         }
+
+
+def _sum(state: dict[str, Any]) -> str:
+    """sha256 of what state.json says, however it is laid out."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import time
@@ -48,19 +49,17 @@ def fit(
     Goes on from the newest checkpoint of `run_id` and ends with the same bits as an uninterrupted run. Returns the
     unreadable samples, index -> (name, reason).
     Raises Interrupted (exit code 75) after a signal, saved; NonFiniteLoss; Collapsed when asked to; CheckpointError
-    when the last checkpoint cannot be written.
+    when the last checkpoint cannot be written; LoaderError when a loader process dies or hangs.
     """
     plan = Plan(len(source), config.batch_size, config.epochs, config.seed)
     if options.accumulate > 1 and not getattr(method, "accumulates", False):
-        raise ConfigError(
-            f"{type(method).__name__}'s loss spans the batch: micro-batches do not add up to it"
-        )
+        raise ConfigError(f"{type(method).__name__}'s loss spans the batch: micro-batches do not add up to it")
     total, warmup = plan.steps, round(config.warmup_epochs * plan.steps_per_epoch)
     optimizer = adamw(method, config)
     scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None  # type: ignore[attr-defined]
     checkpoints = Checkpoints(folder / "checkpoints", run_id)
     start = checkpoints.restore(method, optimizer, scaler)
-    model = _wrap(method.train(), device, compiled=options.compile)
+    model = wrap(method.train(), device, compiled=options.compile)
     workers = default_workers() if options.workers is None else options.workers
     batches = Batches(
         source, transform, plan, start=start, parts=options.accumulate, workers=workers,
@@ -69,24 +68,21 @@ def fit(
     meter, saved_at, skipped = _Meter(), time.monotonic(), 0
     with (
         StopSignal() as stop,
-        Log(
-            folder, total=total, start=start, options=options, quiet=not distributed.is_main()
-        ) as log,
+        batches.watched(),
+        Log(folder, total=total, start=start, options=options, quiet=not distributed.is_main()) as log,
     ):
         steps = iter(batches)
         for step in range(start, total):
             with meter.waiting():
                 parts = next(steps)
             progress = step / total
-            lr = warmup_cosine(
-                step, total=total, warmup=warmup, peak=config.lr, final=config.min_lr
-            )
+            lr = warmup_cosine(step, total=total, warmup=warmup, peak=config.lr, final=config.min_lr)
             set_lr(optimizer, lr)
             outputs = _backward(model, parts, progress, config, device, scaler, step)
             due = time.monotonic() - saved_at > 60 * options.checkpoint_minutes
             loss, stopping, saving = _agree(outputs["loss"], stop.requested, due)
             if not math.isfinite(loss):
-                raise _non_finite(folder, step, loss, parts, meter)
+                raise _non_finite(folder, step, outputs["loss"], parts, meter)
             if scaler is not None:
                 scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(method.parameters(), config.clip_grad or math.inf)
@@ -101,11 +97,11 @@ def fit(
 
             done = step + 1
             last = done == total
-            look = probe is not None and distributed.is_main() and (last or probe.due(done))
+            look = probe if probe and distributed.is_main() and (last or probe.due(done)) else None
             if done % options.log_every == 0 or last or look:
                 scalars = {key: float(value) for key, value in outputs.items()}
                 rates = meter.rates()
-                health = _look(probe, method, done, options) if look else {}
+                health = _look(look, method, done, options) if look else {}
                 meter.reset()
                 log.write(done, {
                     "epoch": round(done / plan.steps_per_epoch, 4), **scalars, "loss": loss, "lr": lr,
@@ -117,16 +113,38 @@ def fit(
                 _save(checkpoints, done, method, optimizer, scaler, must=last or stopping)
             if stopping and not last:
                 raise Interrupted(done)
-    return batches.bad
+    return {index: why for bad in distributed.gather_objects(batches.bad) for index, why in bad.items()}
 
 
-def _wrap(method: nn.Module, device: torch.device, *, compiled: bool) -> nn.Module:
+def wrap(method: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
+    """`method` as the loop calls it: under DDP where there are several processes, compiled where asked."""
     model = method
     if distributed.world_size() > 1:
         # The method keeps its ranks' buffers equal itself (gathered queues, all-reduced statistics).
         ids = [device.index] if device.type == "cuda" else None
-        model = DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False)
+        known = inspect.signature(DistributedDataParallel).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
+        model = DistributedDataParallel(_Step(method), device_ids=ids, **{sync: False})  # type: ignore[arg-type]
+        model(None, 0.0)["loss"].backward()
+        method.zero_grad(set_to_none=True)
     return torch.compile(model) if compiled else model  # type: ignore[return-value]
+
+
+class _Step(nn.Module):
+    """A method under DDP, which orders its buckets by the first pass.
+
+    That pass has no batch and touches every weight in a fixed order: else a resumed run would sum the gradients of
+    three or more processes in another order in its first step, and end with other bits.
+    """
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: dict[str, Any] | None, progress: float) -> dict[str, Tensor]:
+        if batch is None:
+            return {"loss": sum((0 * p.sum() for p in self.method.parameters() if p.requires_grad), torch.zeros(()))}
+        return self.method(batch, progress)
 
 
 def _backward(
@@ -138,11 +156,7 @@ def _backward(
     for i, batch in enumerate(parts):
         seed_step(config.seed, step, distributed.rank(), i)
         last = i == len(parts) - 1
-        sync = (
-            nullcontext()
-            if last or not isinstance(model, DistributedDataParallel)
-            else model.no_sync()
-        )
+        sync = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
         with sync:
             with autocast(config.precision, device):
                 out = model(to_device(batch, device), progress)
@@ -169,34 +183,26 @@ def _agree(loss: Tensor, stop: bool, save: bool) -> tuple[float, bool, bool]:
     return total[0] / distributed.world_size(), total[1] > 0, total[2] > 0
 
 
-def _non_finite(
-    folder: Path, step: int, loss: float, parts: list[dict[str, Any]], meter: _Meter
-) -> NonFiniteLoss:
+def _non_finite(folder: Path, step: int, loss: Tensor, parts: list[dict[str, Any]], meter: _Meter) -> NonFiniteLoss:
+    """The error, its facts written to nan-<step>.json: for every rank its loss and its samples."""
+    samples = [int(i) for part in parts for i in part["index"].tolist()]
+    ranks = distributed.gather_objects({"rank": distributed.rank(), "loss": str(float(loss)), "samples": samples})
     report = folder / f"nan-{step}.json"
-    samples = [int(i) for part in parts for i in part.get("index", torch.empty(0)).tolist()]
-    facts = {
-        "step": step,
-        "loss": str(loss),
-        "rank": distributed.rank(),
-        "samples": samples,
-        "last_losses": meter.losses,
-    }
     if distributed.is_main():
-        report.write_text(json.dumps(facts, indent=1))
+        report.write_text(json.dumps({"step": step, "ranks": ranks, "last_losses": meter.losses}, indent=1))
     return NonFiniteLoss(
-        f"loss is {loss} at step {step}; the weights were not changed. The samples are in {report}, the losses before "
-        f"were {[round(x, 4) for x in meter.losses]}. A lower --base-lr or --clip-grad often helps"
+        f"loss is {' '.join(rank['loss'] for rank in ranks)} at step {step}; the weights were not changed. The samples "
+        f"are in {report}, the losses before were {[round(x, 4) for x in meter.losses]}. "
+        "A lower --base-lr or --clip-grad often helps"
     )
 
 
 def _check_gradient(norm: Tensor, scaler: Any, skipped: int, step: int) -> int:
-    """Count of non-finite gradients in a row: the scaler skips them, without one or three in a row they are an error."""
+    """Count of non-finite gradients in a row: the scaler skips them; without one, or three in a row, are an error."""
     if bool(torch.isfinite(norm)):
         return 0
     if scaler is None or skipped == 2:
-        raise NonFiniteLoss(
-            f"the gradient is {float(norm)} at step {step}; the weights were not changed"
-        )
+        raise NonFiniteLoss(f"the gradient is {float(norm)} at step {step}; the weights were not changed")
     return skipped + 1
 
 

@@ -12,34 +12,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ssl_core.config import RunOptions
+from ssl_core.config import ConfigError, RunOptions
 
 
 class Log:
     """Appends one JSON object per logged step to `folder/metrics.jsonl` and shows a bar over `total` steps.
 
     TensorBoard and Weights & Biases get the same scalars; a tracker that fails is named once and left alone, since
-    metrics.jsonl is the record.
+    metrics.jsonl is the record. A line that cannot be written there is named too: no log ends a run.
     """
 
-    def __init__(
-        self, folder: Path, *, total: int, start: int, options: RunOptions, quiet: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, *, total: int, start: int, options: RunOptions, quiet: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
         self.start = time.perf_counter()
         self.trackers = [] if quiet else _trackers(folder, options)
-        self._file = None if quiet else self._open()
+        self._torn = False
+        self._file: Any = None if quiet else self._open()
         slow = 0.5 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(total=total, initial=start, disable=quiet, mininterval=slow, unit="step")
 
     def _open(self) -> Any:
-        torn = (
-            self.path.exists() and self.path.stat().st_size and self.path.read_bytes()[-1:] != b"\n"
-        )
-        file = self.path.open("a", encoding="utf-8")
-        if torn:
-            file.write("\n")
-        return file
+        self._torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+        return self.path.open("ab", buffering=0)
 
     def __enter__(self) -> Log:
         return self
@@ -54,27 +48,41 @@ class Log:
         if self._file is not None:
             self._file.close()
         for tracker in self.trackers:
-            tracker.close()
+            try:
+                tracker.close()
+            except Exception as error:
+                warnings.warn(f"{tracker.name} failed at its end: {error}", stacklevel=2)
 
     def write(self, step: int, scalars: dict[str, float | int]) -> None:
         """One line for `step`; seconds since the process began training are added."""
         if self._file is None:
             return
         line = {"step": step, **scalars, "seconds": round(time.perf_counter() - self.start, 3)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._append(json.dumps(line).encode() + b"\n")
         for tracker in list(self.trackers):
             try:
                 tracker.log(step, scalars)
             except Exception as error:
                 self.trackers.remove(tracker)
-                warnings.warn(
-                    f"{tracker.name} failed and is left alone from here on: {error}", stacklevel=2
-                )
+                warnings.warn(f"{tracker.name} failed and is left alone from here on: {error}", stacklevel=2)
+
+    def _append(self, line: bytes) -> None:
+        # a line that the disk had no room for leaves a part of it, which readers pass over
+        whole = b"\n" + line if self._torn else line
+        try:
+            self._torn = self._file.write(whole) < len(whole)
+            if self._torn:
+                raise OSError("there was no room for all of it")
+        except OSError as error:
+            warnings.warn(f"a line of {self.path} is lost: {error}", stacklevel=3)
 
     def show(self, **scalars: str) -> None:
-        self.bar.set_postfix(scalars, refresh=False)
-        self.bar.update()
+        try:
+            self.bar.set_postfix(scalars, refresh=False)
+            self.bar.update()
+        except OSError as error:  # stderr may be a file, on a disk that is full
+            self.bar.disable = True
+            warnings.warn(f"the progress bar ends here: {error}", stacklevel=2)
 
 
 class _TensorBoard:
@@ -123,7 +131,7 @@ def _trackers(folder: Path, options: RunOptions) -> list[Any]:
         try:
             trackers.append(make())
         except ImportError as error:
-            raise ImportError(
-                f"logging to {extra} needs the extra: pip install 'ssl-core[{extra}]'"
-            ) from error
+            raise ConfigError(f"logging to {extra} needs the extra: pip install 'ssl-core[{extra}]'") from error
+        except Exception as error:
+            warnings.warn(f"{extra} could not be started and is left alone: {error}", stacklevel=3)
     return trackers

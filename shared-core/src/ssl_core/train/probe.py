@@ -30,9 +30,7 @@ class Probe:
     mode; the loop seeds every step, so looking changes nothing.
     """
 
-    def __init__(
-        self, source: Any, transform: Any, *, device: torch.device, size: int = 512
-    ) -> None:
+    def __init__(self, source: Any, transform: Any, *, device: torch.device, size: int = 512) -> None:
         self.source, self.transform, self.device, self.size = source, transform, device, size
         self.batches: list[dict[str, Any]] = []
         self.labels: torch.Tensor | None = None
@@ -47,15 +45,14 @@ class Probe:
         start = time.perf_counter()
         if not self.batches:
             self._load()
-        training = method.training
+        modes = [(part, part.training) for part in method.modules()]  # a frozen teacher's may differ
         method.eval()
         try:
             with torch.inference_mode():
-                parts = [
-                    method.encode(b["views"][0].to(self.device)).float().cpu() for b in self.batches
-                ]  # type: ignore[operator]
+                parts = [method.encode(b["views"][0].to(self.device)).float().cpu() for b in self.batches]  # type: ignore[operator]
         finally:
-            method.train(training)
+            for part, training in modes:
+                part.training = training
         x = torch.cat(parts)  # b d
         scores = {"health/feature_std": feature_std(x), "health/rankme": rankme(x)}
         if self.labels is not None:
@@ -71,10 +68,7 @@ class Probe:
         features may be narrow early on.
         """
         std, rank = scores["health/feature_std"], scores["health/rankme"]
-        low = (
-            std < 0.3 * self.first["health/feature_std"]
-            and rank < 0.5 * self.first["health/rankme"]
-        )
+        low = std < 0.3 * self.first["health/feature_std"] and rank < 0.5 * self.first["health/rankme"]
         if not low or not getattr(method, "can_collapse", False):
             return None
         return (
@@ -87,9 +81,7 @@ class Probe:
         samples, labels = [], []
         for index in order:
             try:
-                samples.append(
-                    self.transform(self.source.load(int(index)), np.random.default_rng(0))
-                )
+                samples.append(self.transform(self.source.load(int(index)), np.random.default_rng(0)))
             except BadSample:  # counted and named by the training loader
                 continue
             labels.append(-1 if self.source.labels is None else int(self.source.labels[index]))

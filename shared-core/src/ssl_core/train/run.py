@@ -22,7 +22,7 @@ from ssl_core.config import RunOptions, TrainConfig, differences, to_dict
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
-from ssl_core.train.checkpoint import bytes_needed
+from ssl_core.train.checkpoint import CheckpointError, bytes_needed
 from ssl_core.train.fit import fit
 from ssl_core.train.probe import Probe
 
@@ -60,12 +60,15 @@ def train(
                 "data_fingerprint": source.fingerprint(),
                 "init": str(init) if init is not None else None,
             }
-            run_id = open_run(folder, identity)
             seed_step(config.seed)
             method_class = load(recipe.method)
-            method = (
-                method_class.from_pretrained(init, config=config) if init else method_class(config)
-            )
+            method = method_class.from_pretrained(init, config=config) if init else method_class(config)
+            facts = {
+                "device": str(device),
+                "parameters": sum(p.numel() for p in method.parameters()),
+                "can_collapse": getattr(method, "can_collapse", False),
+            }
+            run_id = open_run(folder, identity, facts)
             method = method.to(device)
             check_space(folder, bytes_needed(method))
             probe = Probe(source, load(recipe.eval_view)(config), device=device)
@@ -87,46 +90,52 @@ def train(
 
 
 def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
-    """Weights and the list of unreadable samples into the run folder."""
-    method.save_pretrained(folder)
+    """Weights and the list of unreadable samples into the run folder. Raises CheckpointError when the disk fails."""
     listed = [{"name": name, "reason": reason} for name, reason in bad.values()]
-    (folder / "bad_samples.json").write_text(json.dumps(listed, indent=1))
+    try:
+        method.save_pretrained(folder)
+        (folder / "bad_samples.json").write_text(json.dumps(listed, indent=1))
+    except OSError as error:
+        raise CheckpointError(
+            f"the weights could not be written to {folder} ({error}), the last checkpoint is there: "
+            "make room and repeat the command"
+        ) from error
 
 
-def open_run(folder: Path, identity: dict[str, Any]) -> str:
+def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | None = None) -> str:
     """The id of the run in `folder`: a new one for an empty folder, its own when the identity is the same.
+
+    `facts` are noted in a new run's run.json and not compared.
 
     Raises RunError when the folder holds something else, or this run with other settings; the message shows which.
     """
     record = folder / "run.json"
     if not record.exists():
-        foreign = sorted(p.name for p in folder.iterdir() if p.name not in (".lock", ".holder"))
+        foreign = sorted(p.name for p in folder.iterdir() if p.name not in (".lock", ".holder", ".run.json.tmp"))
         if foreign:
-            raise RunError(
-                f"{folder} is not empty and holds no run ({foreign[:5]} …): give another --out"
-            )
+            raise RunError(f"{folder} is not empty and holds no run ({foreign[:5]} …): give another --out")
         run_id = distributed.broadcast_object(uuid.uuid4().hex[:12])
         distributed.barrier()
         if distributed.is_main():
-            facts = {
+            started = {
                 **identity,
+                **(facts or {}),
                 "run_id": run_id,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "host": platform.node(),
                 "versions": {name: version(name) for name in ("torch", "ssl-core")},
             }
             staged = folder / ".run.json.tmp"
-            staged.write_text(json.dumps(facts, indent=1))
+            staged.write_text(json.dumps(started, indent=1))
             os.replace(staged, record)
         distributed.barrier()
         return run_id
     try:
-        facts = json.loads(record.read_text())
-        run_id, old = str(facts["run_id"]), {key: facts[key] for key in identity}
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(
-            f"{record} is damaged ({error}): give another --out, or delete the folder"
-        ) from error
+        stored = json.loads(record.read_text())
+        run_id, old = str(stored["run_id"]), {key: stored[key] for key in identity}
+        old["config"] = dict(old["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{record} is damaged ({error}): give another --out, or delete the folder") from error
     changed = differences(old.pop("config"), identity["config"]) + differences(
         old, {key: value for key, value in identity.items() if key != "config"}
     )
@@ -163,9 +172,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(
-            f"{folder} is in use by {_holder(folder)}: wait for it, or give another --out"
-        ) from error
+        raise RunError(f"{folder} is in use by {_holder(folder)}: wait for it, or give another --out") from error
     try:
         (folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
         yield

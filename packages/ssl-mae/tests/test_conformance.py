@@ -1,0 +1,14 @@
+"""MAE keeps the promises that every method makes."""
+
+from __future__ import annotations
+
+from ssl_core.testing.conformance import Conformance
+from ssl_mae.config import RECIPE, MAEConfig
+
+
+class TestMAE(Conformance):
+    recipe = RECIPE
+    config = MAEConfig(
+        image_size=8, patch_size=2, dim=16, depth=1, heads=2, decoder_dim=8, decoder_depth=1, decoder_heads=2,
+        crop_scale=(0.4, 1.0),
+    )  # fmt: skip

@@ -1,0 +1,47 @@
+"""What a prediction is worth: top-1 and balanced accuracy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def top1(predicted: Tensor, labels: Tensor) -> float:
+    """Share of samples whose predicted label (n,) is the true one (n,)."""
+    return _correct(predicted, labels).double().mean().item()
+
+
+def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
+    """Balanced accuracy: top-1 within each class of `labels` (n,), averaged over those classes."""
+    correct = _correct(predicted, labels).double()
+    _, which, count = torch.unique(labels, return_inverse=True, return_counts=True)
+    hits = correct.new_zeros(len(count)).index_add_(0, which, correct)
+    return (hits / count).mean().item()
+
+
+def _correct(predicted: Tensor, labels: Tensor) -> Tensor:
+    if predicted.shape != labels.shape or labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(
+            f"predictions and labels must be two (n,) tensors with n > 0, got "
+            f"{tuple(predicted.shape)} and {tuple(labels.shape)}"
+        )
+    return predicted == labels
+
+
+def check_labelled(x: Tensor, labels: Tensor, what: str) -> None:
+    """ValueError unless `x` is (n, d) finite features with n > 0 labels, none of them negative."""
+    if x.ndim != 2 or labels.shape != x.shape[:1] or len(x) == 0:
+        raise ValueError(
+            f"{what}: features must be (n, d) and labels (n,) with n > 0, got "
+            f"{tuple(x.shape)} and {tuple(labels.shape)}"
+        )
+    if (labels < 0).any():
+        raise ValueError(f"{what}: {int((labels < 0).sum())} samples have no label, leave them out")
+    check_finite(x, what)
+
+
+def check_finite(x: Tensor, what: str = "features") -> None:
+    """ValueError when a row of `x` (n, d) holds NaN or infinity."""
+    bad = int((~torch.isfinite(x)).any(dim=1).sum())
+    if bad:
+        raise ValueError(f"{what}: {bad} of {len(x)} rows hold NaN or infinity, the encoder is broken")

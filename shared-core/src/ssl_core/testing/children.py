@@ -1,0 +1,168 @@
+"""Functions run in forked children: what ends a process is tested without starting a new Python."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo  # every optimiser imports it: seconds, once here instead of in each child
+
+LIMIT = 120.0
+"""Seconds that a child may take."""
+
+# OpenMP's threads do not survive a fork: a process that forks must not start them. On busy cores one is faster, too.
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: `code` is its exit code, or minus the signal that killed it."""
+
+    code: int
+    value: Any
+    """what the function returned; None where it did not return"""
+    error: str
+    """"RunError: message" of the exception that ended it, or nothing"""
+    output: str
+    """stdout and stderr"""
+
+    def __str__(self) -> str:
+        how = signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+        return f"the child ended with {how}; it wrote:\n{self.output[:4000]}"
+
+
+class Child:
+    """`function` running in a fork of this process, with its own output and `env` added to its environment.
+
+    Signals mean what they mean to a new process. Warnings are treated as the test
+    treats them, or shown where the child `warns` on purpose.
+    """
+
+    def __init__(self, function: Callable[[], Any], *, warns: bool = False, **env: str) -> None:
+        if torch.cuda.is_available():
+            # autograd's threads for a GPU do not survive a fork
+            raise RuntimeError("this suite forks, and runs on the CPU: set CUDA_VISIBLE_DEVICES to nothing")
+        fork = multiprocessing.get_context("fork")
+        self._written = tempfile.TemporaryFile()
+        self._result, sender = fork.Pipe(duplex=False)
+        self._process = fork.Process(target=_run, args=(function, env, warns, self._written.fileno(), sender))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            self._process.start()
+        sender.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def output(self) -> str:
+        """What it has written by now."""
+        return os.pread(self._written.fileno(), os.fstat(self._written.fileno()).st_size, 0).decode(errors="replace")
+
+    def end(self, limit: float = LIMIT) -> Ended:
+        """Wait for it. AssertionError, with the stack it was in, when that takes longer than `limit` seconds."""
+        deadline = time.monotonic() + limit
+        # Polled: what `join` waits for stays open in the loader processes of a child that was killed.
+        while not self._result.poll(0.005) and self.is_alive() and time.monotonic() < deadline:
+            pass
+        value, error = None, ""
+        try:
+            if self._result.poll():
+                value, error = self._result.recv()
+        except EOFError:  # killed before it could say anything
+            pass
+        while self.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        late = self.is_alive()
+        if late:
+            os.kill(self.pid, signal.SIGABRT)
+            time.sleep(1)
+            self.kill()
+        self._process.join()
+        code = self._process.exitcode
+        assert code is not None
+        ended = Ended(code, value, error, self.output())
+        self._result.close()
+        self._written.close()
+        assert not late, f"the child did not end within {limit:g} s. {ended}"
+        return ended
+
+
+def run(function: Callable[[], Any], *, warns: bool = False, **env: str) -> Ended:
+    """Run `function` in a child and wait for it."""
+    return Child(function, warns=warns, **env).end()
+
+
+def run_ranks(world: int, function: Callable[[], Any], *, warns: bool = False, **env: str) -> list[Ended]:
+    """Run `function` in `world` children that see what `torchrun` would tell them, and wait for all."""
+    ranks, store = start_ranks(world, function, warns=warns, **env)
+    ended = [rank.end() for rank in ranks]
+    del store
+    return ended
+
+
+def start_ranks(
+    world: int, function: Callable[[], Any], *, warns: bool = False, **env: str
+) -> tuple[list[Child], object]:
+    """The children of `run_ranks`, and the store by which they meet, to be kept while they run."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    meeting = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here, no rank opens a port
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "GLOO_SOCKET_IFNAME": loopback,
+        "WORLD_SIZE": str(world),
+    }
+    env = {**meeting, **env}
+    return [Child(function, warns=warns, **env, RANK=str(i), LOCAL_RANK=str(i)) for i in range(world)], store
+
+
+def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    print(warnings.formatwarning(message, category, filename, lineno), file=sys.stderr)
+
+
+_SIGNALS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+}
+
+
+def _run(function: Callable[[], Any], env: dict[str, str], warns: bool, written: int, sender: Any) -> None:
+    os.environ.update(env)
+    for number, handler in _SIGNALS.items():
+        signal.signal(number, handler)
+    os.dup2(written, 1)
+    os.dup2(written, 2)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
+    faulthandler.enable(2)
+    if warns:
+        warnings.simplefilter("always")
+        warnings.showwarning = _show  # pytest would collect them
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    try:
+        value = function()
+    except Exception as error:
+        sender.send((None, f"{type(error).__name__}: {error}"))
+        raise
+    sender.send((value, ""))

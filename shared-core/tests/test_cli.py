@@ -1,0 +1,195 @@
+"""What the command line makes of what is typed, and how commands end. `test_conformance.py` runs every verb."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import sys
+
+import pytest
+
+from ssl_core import cli, commands
+from ssl_core.config import ConfigError, RunOptions
+from ssl_core.errors import InputError, TrainingError
+from ssl_core.testing import children, faults
+from ssl_core.testing.state import newest
+from ssl_core.testing.tiny import RECIPE, Tiny, TinyConfig
+
+SHORT = ("--epochs", "0.5", "--warmup-epochs", "0", "--precision", "fp32", "--device", "cpu", "--workers", "0")
+OTHER = dataclasses.replace(RECIPE, name="other", presets=f"{__name__}:OTHER_PRESETS")
+OTHER_PRESETS = {"demo": lambda: TinyConfig(dim=8), "large": lambda: TinyConfig(dim=64)}
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Parse a train command as `main` would and return (recipe, run, config, options) instead of training."""
+    seen = []
+    monkeypatch.setattr(commands, "train", lambda *arguments: seen.append(arguments))
+
+    def parse(*arguments, recipes=(RECIPE,)):
+        assert cli.main(list(recipes), ["train", *arguments]) == 0
+        return seen[-1]
+
+    return parse
+
+
+def test_without_a_command_the_verbs_and_presets_are_listed(capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main([RECIPE, OTHER], arguments) == 0
+        shown = capsys.readouterr().out
+        assert all(re.search(rf"^  {verb} ", shown, re.M) for verb in cli.VERBS)
+        assert "methods (--method): tiny, other" in shown and "presets of other (--preset): demo, large" in shown
+
+
+def test_the_version_names_the_package_and_the_core(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"ssl-tiny": "1.2", "ssl-core": "3.4"}[name])
+    assert cli.main([RECIPE], ["--version"]) == 0
+    assert capsys.readouterr().out == "ssl-tiny 1.2, ssl-core 3.4\n"
+
+
+def test_an_unknown_command_is_named_with_those_that_there_are(capsys):
+    assert cli.main([RECIPE], ["tarin"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ssl-tiny: no command 'tarin'; there are train, evaluate") and error.count("\n") == 1
+
+
+def test_flags_set_the_run_the_config_and_the_options(parsed):
+    recipe, run, config, options = parsed(
+        "--data", "pictures", "--out", "here", "--epochs", "3", "--betas", "0.8", "0.9", "--clip-grad", "1.5",
+        "--image-size", "16", "--workers", "3", "--compile", "--accumulate", "2",
+    )  # fmt: skip
+    assert recipe is RECIPE and (run.data, run.out) == ("pictures", "here")
+    assert config == TinyConfig(epochs=3.0, betas=(0.8, 0.9), clip_grad=1.5, image_size=16)
+    assert options == RunOptions(workers=3, compile=True, accumulate=2)
+
+
+def test_a_file_wins_over_the_preset_and_a_flag_over_the_file(parsed, tmp_path):
+    (tmp_path / "a.toml").write_text("dim = 32\nepochs = 7\n")
+    (tmp_path / "a.json").write_text('{"dim": 32, "epochs": 7}')
+    for name in ("a.toml", "a.json"):
+        file = ("--config", str(tmp_path / name))
+        assert parsed(*file)[2] == TinyConfig(dim=32, epochs=7.0)
+        assert parsed(*file, "--epochs", "9")[2] == TinyConfig(dim=32, epochs=9.0)
+        assert parsed("--preset", "large", *file, recipes=[OTHER])[2] == TinyConfig(dim=32, epochs=7.0)
+    assert parsed("--preset", "large", recipes=[OTHER])[2].dim == 64
+
+
+def test_the_demo_is_the_default_for_the_built_in_data_alone(parsed):
+    assert parsed(recipes=[OTHER])[2] == TinyConfig(dim=8)
+    assert parsed("--data", "pictures", recipes=[OTHER])[2] == TinyConfig()
+
+
+def test_the_architecture_of_init_is_taken_and_its_recipe_is_not(parsed, tmp_path):
+    Tiny(TinyConfig(dim=8, epochs=77)).save_pretrained(tmp_path)
+    _, run, config, _ = parsed("--init", str(tmp_path))
+    assert run.init == str(tmp_path) and (config.dim, config.epochs) == (8, TinyConfig().epochs)
+
+
+def test_a_method_is_chosen_by_name_the_first_by_default(parsed, capsys):
+    assert parsed(recipes=[RECIPE, OTHER])[0] is RECIPE
+    assert parsed("--method", "other", recipes=[RECIPE, OTHER])[0] is OTHER
+    assert cli.main([RECIPE, OTHER], ["train", "--method", "third"]) == 2
+    assert capsys.readouterr().err == "ssl-tiny: no method 'third'; there are tiny, other\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--epochs", "nan"), "epochs = nan: must be finite"),
+        (("--epochs", "inf"), "epochs = inf: must be finite"),
+        (("--epochs", "three"), "three"),
+        (("--batch-size", "-1"), "batch_size = -1: must be positive"),
+        (("--precision", "fp64"), "fp64"),
+        (("--workers", "-1"), "workers = -1"),
+        (("--preset", "huge"), "no preset 'huge'; there are demo"),
+        (("--data",), "--data"),
+        (("stray",), "stray"),
+    ],
+)
+def test_a_wrong_value_ends_with_2_and_is_named(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main([RECIPE], ["train", *arguments])
+    except SystemExit as end:
+        code = end.code
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert code == 2 and said in shown, shown
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InputError("x"), 2), (ConfigError("x"), 2), (FileNotFoundError("x"), 2), (TrainingError("x"), 3)],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_kind_of_error_has_its_exit_code_and_one_line(error, code, capsys, monkeypatch):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(commands, "info", fail)
+    assert cli.main([RECIPE], ["info"]) == code
+    assert capsys.readouterr().err == "ssl-tiny: x\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail(*arguments):
+        raise KeyError("bug")
+
+    monkeypatch.setattr(commands, "info", fail)
+    with pytest.raises(KeyError, match="bug"):
+        cli.main([RECIPE], ["info"])
+
+
+def train(folder, *faulty, arguments=SHORT):
+    """`train` typed in a child, with faults."""
+
+    def typed():
+        os.chdir(folder)
+        for fault in faulty:
+            fault(Tiny, 4)
+        sys.exit(cli.main([RECIPE], ["train", *arguments, "--out", "run"]))
+
+    return children.run(typed, warns=True)
+
+
+def test_a_stopped_run_ends_with_75_and_the_same_command_finishes_it(tmp_path):
+    assert train(tmp_path, faults.kill(1, signal.SIGTERM)).code == 75
+    assert newest(tmp_path / "run").name == "step-000002"
+    ended = train(tmp_path)
+    assert ended.code == 0 and "steps             4 (0.5 epochs)" in ended.output, ended
+    assert newest(tmp_path / "run").name == "step-000004"
+
+
+def test_a_loss_that_is_not_finite_ends_with_3_and_a_line(tmp_path):
+    ended = train(tmp_path, faults.poison(2))
+    assert ended.code == 3 and "ssl-tiny: loss is nan at step 2; the weights were not changed" in ended.output, ended
+    assert "Traceback" not in ended.output
+
+
+def test_a_changed_setting_ends_with_2_and_shows_it(tmp_path):
+    assert train(tmp_path).code == 0
+    ended = train(tmp_path, arguments=(*SHORT, "--seed", "5"))
+    assert ended.code == 2 and "seed: 0 → 5" in ended.output and "Traceback" not in ended.output, ended
+
+
+def test_what_a_run_says_can_be_typed(tmp_path):
+    ended = train(tmp_path)
+    assert ended.code == 0, ended
+    assert re.search(r"next +ssl-tiny evaluate run$", ended.output, re.M)
+    listed = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert listed["config"]["epochs"] == 0.5 and listed["data"] == "built-in"
+
+
+def test_help_of_every_verb_names_its_flags(capsys):
+    for verb, cls in cli.VERBS.items():
+        with pytest.raises(SystemExit) as end:
+            cli.main([RECIPE], [verb, "--help"])
+        shown = capsys.readouterr().out
+        assert end.value.code == 0
+        for field in dataclasses.fields(cls):
+            if "Positional" in field.type:  # tyro shows those by their type
+                continue
+            assert field.name.replace("_", "-").upper() in shown.upper(), f"{verb} --help says nothing of {field.name}"

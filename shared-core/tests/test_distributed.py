@@ -1,0 +1,204 @@
+"""Two processes on this machine, over gloo: they compute what one would, and stop, go on and fail together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from ssl_core import distributed
+from ssl_core.testing import children, faults
+from ssl_core.testing.state import apart, differing, newest, whole_state
+from ssl_core.testing.tiny import RECIPE, TinyConfig
+from ssl_core.testing.trial import Trial
+
+TRIAL = Trial(RECIPE, TinyConfig(precision="fp32", warmup_epochs=0.25))
+QUIET = TRIAL.replace(dropout=0.0)
+
+
+def ranks(world, function):
+    """What `function` returns on each of `world` ranks inside a process group."""
+
+    def inside():
+        with distributed.process_group(60):
+            return function()
+
+    ended = children.run_ranks(world, inside)
+    for end in ended:
+        assert end.code == 0, end
+    return [end.value for end in ended]
+
+
+def test_alone_every_function_is_a_no_op():
+    x = torch.ones(3, 2, requires_grad=True)
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.gather(x) is x and distributed.all_reduce_sum(x) is x
+    assert distributed.broadcast_object("a") == "a" and distributed.gather_objects("a") == ["a"]
+    distributed.barrier()
+    with distributed.process_group():
+        assert not distributed.is_on()
+
+
+def test_ranks_know_each_other_and_exchange_objects():
+    def exchange():
+        return (
+            distributed.rank(), distributed.world_size(), distributed.is_main(),
+            distributed.broadcast_object(f"from {distributed.rank()}"),
+            distributed.gather_objects({"rank": distributed.rank()}),
+            distributed.all_reduce_sum(torch.tensor([1.0, float(distributed.rank())])).tolist(),
+        )  # fmt: skip
+
+    common = ("from 0", [{"rank": 0}, {"rank": 1}], [2.0, 1.0])
+    assert ranks(2, exchange) == [(0, 2, True, *common), (1, 2, False, *common)]
+
+
+def test_a_group_inside_a_group_is_the_outer_one():
+    def nested():
+        with distributed.process_group():
+            inner = distributed.world_size()
+        return inner, distributed.is_on()
+
+    assert ranks(2, nested) == [(2, True)] * 2
+
+
+def info_nce(queries, keys, first):
+    """Cross-entropy of local queries against all keys, whose row `first + i` belongs to query i; a mean."""
+    return F.cross_entropy(queries @ keys.T / 0.2, torch.arange(first, first + len(queries)))
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 2), (1, 6), (0, 5)])
+def test_a_loss_over_gathered_rows_has_the_gradient_of_the_joined_batch(sizes, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(sum(sizes), 5, dtype=torch.float64)
+    weight = torch.randn(5, 4, dtype=torch.float64)
+    joined_weight, joined_x = weight.clone().requires_grad_(), x.clone().requires_grad_()
+    features = torch.tanh(joined_x @ joined_weight)
+    info_nce(features, features, 0).backward()
+
+    def local():
+        rank, start = distributed.rank(), sum(sizes[: distributed.rank()])
+        w = weight.clone().requires_grad_()
+        own = x[start : start + sizes[rank]].clone().requires_grad_()
+        features = torch.tanh(own @ w)
+        keys = distributed.gather(features)
+        assert keys.shape == (sum(sizes), 4)
+        # a mean over the ranks' means, each weighted by its rows
+        loss = info_nce(features, keys, start) * len(own) * 2 / sum(sizes) if len(own) else keys.sum() * 0
+        loss.backward()
+        save_file({"w": w.grad, "x": own.grad, "keys": keys.detach()}, tmp_path / f"{rank}.safetensors")
+
+    ranks(2, local)
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert torch.equal(first["keys"], second["keys"])
+    assert (first["keys"] - torch.tanh(x @ weight)).abs().max() < 1e-12
+    # DDP takes the mean over ranks of the weights' gradients; the samples' own keep the factor 2
+    assert ((first["w"] + second["w"]) / 2 - joined_weight.grad).abs().max() < 1e-12
+    assert (torch.cat([first["x"], second["x"]]) / 2 - joined_x.grad).abs().max() < 1e-12
+
+
+def test_rows_of_any_shape_and_type_are_gathered_in_the_order_of_the_ranks():
+    def collect():
+        rank = distributed.rank()
+        rows = distributed.gather(torch.full((rank + 1, 2, 2), rank, dtype=torch.int64))
+        return rows[:, 0, 0].tolist(), list(rows.shape)
+
+    assert ranks(3, collect) == [([0, 1, 1, 2, 2, 2], [6, 2, 2])] * 3
+
+
+def test_two_processes_train_what_one_trains_up_to_rounding(tmp_path):
+    assert QUIET.train(tmp_path / "one", checkpoint_minutes=60).code == 0
+    for ended in QUIET.train_ranks(2, tmp_path / "two", checkpoint_minutes=60):
+        assert ended.code == 0, ended
+    one, two = (whole_state(newest(tmp_path / name)) for name in ("one", "two"))
+    # rows of one step stand in the queue in the order of the ranks, which is that of the batch
+    assert apart(two, one, 1e-5) == []
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(first, then, tmp_path):
+    assert QUIET.train(tmp_path / "one", checkpoint_minutes=60).code == 0
+    stop = faults.kill(11, signal.SIGTERM, rank=first - 1)
+    for ended in QUIET.train_ranks(first, tmp_path / "run", stop, checkpoint_minutes=60):
+        assert ended.code == 75, ended
+    for ended in QUIET.train_ranks(then, tmp_path / "run", checkpoint_minutes=60):
+        assert ended.code == 0, ended
+    assert apart(whole_state(newest(tmp_path / "run")), whole_state(newest(tmp_path / "one")), 1e-5) == []
+
+
+def test_the_joined_samples_do_not_depend_on_the_number_of_processes():
+    def sequence(world, start):
+        per_rank = [list(TRIAL.plan.micro_batches(start, parts=1, rank=rank, world=world)) for rank in range(world)]
+        return [[key for rank in step for key in rank] for step in zip(*per_rank, strict=True)]
+
+    assert sequence(2, 0)[:11] + sequence(1, 11) == sequence(1, 0) == sequence(1, 0)[:11] + sequence(4, 11)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_killed_group_goes_on_to_the_same_bits(world, tmp_path):
+    trial = TRIAL.replace(batch_size=12)  # 13 steps
+    for ended in trial.train_ranks(world, tmp_path / "whole", checkpoint_minutes=60):
+        assert ended.code == 0, ended
+    kill = faults.kill(7, rank=world - 1)
+    group, store = children.start_ranks(world, lambda: trial.here(tmp_path / "run", kill) and None)
+    *others, victim = group
+    ended = victim.end()
+    assert ended.code == -signal.SIGKILL, ended
+    for rank in others:  # as torchrun does
+        rank.kill()
+        rank.end()
+    del store
+    for end in trial.train_ranks(world, tmp_path / "run", warns=True):
+        assert end.code == 0, end
+    assert differing(whole_state(newest(tmp_path / "run")), whole_state(newest(tmp_path / "whole"))) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(rank, tmp_path):
+    stop = faults.kill(6, signal.SIGTERM, rank=rank)
+    for ended in TRIAL.train_ranks(2, tmp_path / "run", stop, checkpoint_minutes=60):
+        assert ended.code == 75, ended
+    assert newest(tmp_path / "run").name == "step-000007"
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_weights_change(tmp_path):
+    run = tmp_path / "run"
+    for ended in TRIAL.train_ranks(2, run, faults.poison(7, rank=1)):
+        assert ended.error.startswith("NonFiniteLoss: loss is "), ended
+        assert "nan at step 7; the weights were not changed" in ended.error
+    report = json.loads((run / "nan-7.json").read_text())
+    assert [entry["rank"] for entry in report["ranks"]] == [0, 1]
+    assert report["ranks"][1]["loss"] == "nan" != report["ranks"][0]["loss"]
+    step = next(iter(TRIAL.plan.micro_batches(7, parts=1, rank=0, world=1)))
+    assert [i for entry in report["ranks"] for i in entry["samples"]] == [sample for _, sample in step]
+    assert newest(run).name == "step-000007"
+
+
+def test_unreadable_samples_of_all_ranks_are_listed(tmp_path, monkeypatch):
+    from ssl_core.testing import tiny
+
+    opened = tiny.open_pictures(None, config=TRIAL.config)
+    opened.bad = set(range(0, 64, 8))
+    monkeypatch.setattr(tiny, "open_pictures", lambda data, *, config, split: opened)
+    for ended in TRIAL.train_ranks(2, tmp_path / "run", warns=True):
+        assert ended.code == 0, ended
+    listed = json.loads((tmp_path / "run" / "bad_samples.json").read_text())
+    assert sorted(int(sample["name"].split()[1]) for sample in listed) == list(range(0, 64, 8))
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path):
+    for ended in TRIAL.train_ranks(3, tmp_path / "run"):
+        assert ended.error.startswith("ConfigError: batch_size = 8 cannot be split over 3 processes"), ended
+
+
+def test_the_group_ends_with_its_block():
+    def after():
+        with distributed.process_group(60):
+            on = distributed.is_on()
+        return on, distributed.is_on(), os.environ["WORLD_SIZE"]
+
+    assert [end.value for end in children.run_ranks(2, after)] == [(True, False, "2")] * 2

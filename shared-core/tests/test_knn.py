@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ssl_core.evaluate import knn as module
+from ssl_core.evaluate.accuracy import mean_per_class, top1
+from ssl_core.evaluate.knn import knn, leave_one_out
+
+
+def blobs(n: int, d: int = 5, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, d, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(classes, (n,), generator=g)
+    return centres[labels] + torch.randn(n, d, generator=g), labels
+
+
+def by_hand(bank, labels, query, k, temperature, skip=None):
+    """The vote of one query in plain Python, from the definition."""
+
+    def cosine(a, b):
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.hypot(*a) / math.hypot(*b)
+
+    pairs = [(cosine(query, row), y) for row, y in zip(bank, labels, strict=True)]
+    if skip is not None:
+        del pairs[skip]
+    scores: dict[int, float] = {}
+    for similarity, label in sorted(pairs, key=lambda pair: -pair[0])[:k]:
+        scores[label] = scores.get(label, 0.0) + math.exp(similarity / temperature)
+    return min(scores, key=lambda label: (-scores[label], label))
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.07, 1.0])
+def test_predictions_are_those_of_plain_python(temperature):
+    bank, labels = blobs(60)
+    queries, _ = blobs(40, seed=1)
+    got = knn(bank, labels, queries, ks=(1, 3, 10, 50), temperature=temperature)
+    assert list(got) == [1, 3, 10, 50]
+    rows = bank.double().tolist()
+    for k, predicted in got.items():
+        expected = [by_hand(rows, labels.tolist(), q, k, temperature) for q in queries.double().tolist()]
+        assert predicted.tolist() == expected
+
+
+def test_leave_one_out_is_that_of_plain_python():
+    x, labels = blobs(50, classes=4)
+    rows, y = x.double().tolist(), labels.tolist()
+    for k in (1, 5, 20):
+        right = sum(by_hand(rows, y, rows[i], k, 0.07, skip=i) == y[i] for i in range(50))
+        assert leave_one_out(x, labels, k=k) == pytest.approx(right / 50, abs=1e-12)
+
+
+def test_the_nearest_of_the_bank_itself_is_always_right():
+    bank, labels = blobs(300)
+    assert top1(knn(bank, labels, bank, ks=(1,))[1], labels) == 1.0
+
+
+def test_weights_let_one_near_neighbour_beat_two_far_ones():
+    bank = torch.tensor([[1.0, 0.1], [1.0, 1.0], [1.0, -1.0]])
+    labels, query = torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.0]])
+    assert knn(bank, labels, query, ks=(3,))[3].item() == 1
+    unweighted = knn(bank, labels, query, ks=(3,), temperature=1e6)
+    assert unweighted[3].item() == 0
+
+
+def test_order_of_the_bank_does_not_matter():
+    bank, labels = blobs(200)
+    queries, _ = blobs(100, seed=1)
+    first = knn(bank, labels, queries)
+    for seed in range(3):
+        order = torch.randperm(200, generator=torch.Generator().manual_seed(seed))
+        again = knn(bank[order], labels[order], queries)
+        assert all(torch.equal(first[k], again[k]) for k in first)
+
+
+def test_length_of_features_does_not_matter():
+    bank, labels = blobs(80)
+    queries, _ = blobs(40, seed=1)
+    scale = torch.rand(80, 1, generator=torch.Generator().manual_seed(0)) + 0.1
+    first, again = knn(bank, labels, queries), knn(bank * scale, labels, queries * 7)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+
+
+def test_equal_scores_go_to_the_smallest_label():
+    bank = torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, -1.0], [1.0, 1.0]])
+    query = torch.tensor([[1.0, 0.0]])
+    assert knn(bank, torch.tensor([7, 3, 3, 7]), query, ks=(4,))[4].item() == 3
+    assert knn(bank, torch.tensor([3, 7, 7, 3]), query, ks=(4,))[4].item() == 3
+
+
+def test_k_past_the_bank_is_the_bank():
+    bank, labels = blobs(15)
+    queries, _ = blobs(9, seed=1)
+    got = knn(bank, labels, queries)
+    assert list(got) == [10, 15]
+    assert torch.equal(got[15], knn(bank, labels, queries, ks=(15,))[15])
+
+
+@pytest.mark.parametrize(("some", "part"), [(1, 1), (3, 7), (16, 30), (1000, 13)])
+def test_chunks_give_what_one_product_gives(monkeypatch, some, part):
+    bank, labels = blobs(101)
+    queries, _ = blobs(37, seed=1)
+    whole, alone = knn(bank, labels, queries), leave_one_out(bank, labels)
+    monkeypatch.setattr(module, "QUERIES", some)
+    monkeypatch.setattr(module, "BANK", part)
+    chunked = knn(bank, labels, queries)
+    assert all(torch.equal(whole[k], chunked[k]) for k in whole)
+    assert leave_one_out(bank, labels) == alone
+
+
+@pytest.mark.parametrize("n", range(1, 18))
+def test_every_query_is_counted_once(monkeypatch, n):
+    monkeypatch.setattr(module, "QUERIES", 5)
+    bank, labels = blobs(30)
+    queries, truth = blobs(n, seed=n)
+    predicted = knn(bank, labels, queries, ks=(3,))[3]
+    assert predicted.shape == (n,)
+    rows, y = bank.double().tolist(), labels.tolist()
+    right = sum(
+        by_hand(rows, y, q, 3, 0.07) == t for q, t in zip(queries.double().tolist(), truth.tolist(), strict=True)
+    )
+    assert top1(predicted, truth) == pytest.approx(right / n, abs=1e-12)
+
+
+def test_a_tiny_temperature_does_not_overflow():
+    bank, labels = blobs(40)
+    got = knn(bank, labels, bank, ks=(20,), temperature=1e-4)
+    assert top1(got[20], labels) == 1.0
+
+
+def test_leave_one_out_never_asks_the_sample_itself():
+    x = torch.eye(6).repeat_interleave(2, dim=0)  # each sample has one copy, of another label
+    assert leave_one_out(x, torch.tensor([0, 1] * 6), k=1) == 0.0
+    copies = torch.ones(30, 4)  # more copies than neighbours
+    assert leave_one_out(copies, torch.zeros(30, dtype=torch.int64), k=5) == 1.0
+    assert leave_one_out(torch.eye(2), torch.tensor([0, 1])) == 0.0
+
+
+def test_bad_input_is_refused():
+    bank, labels = blobs(10)
+    with pytest.raises(ValueError, match="bank: 1 samples have no label"):
+        knn(bank, labels.index_fill(0, torch.tensor([3]), -1), bank)
+    with pytest.raises(ValueError, match=r"queries must be \(q, 5\)"):
+        knn(bank, labels, bank[:, :4])
+    with pytest.raises(ValueError, match="ks positive"):
+        knn(bank, labels, bank, ks=(0, 5))
+    with pytest.raises(ValueError, match="1 of 10 rows"):
+        knn(bank.index_fill(0, torch.tensor([2]), torch.inf), labels, bank)
+    with pytest.raises(ValueError, match="queries: 10 of 10 rows"):
+        knn(bank, labels, bank * torch.nan)
+    with pytest.raises(ValueError, match="two samples"):
+        leave_one_out(bank[:1], labels[:1])
+
+
+def test_balanced_accuracy_weighs_classes_alike():
+    labels = torch.tensor([4, 4, 4, 4, 9, 9])
+    predicted = torch.tensor([4, 4, 4, 9, 9, 4])
+    assert top1(predicted, labels) == pytest.approx(4 / 6)
+    assert mean_per_class(predicted, labels) == pytest.approx((3 / 4 + 1 / 2) / 2)
+    with pytest.raises(ValueError, match="n > 0"):
+        top1(predicted[:0], labels[:0])

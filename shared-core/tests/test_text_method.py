@@ -1,0 +1,191 @@
+"""A method that reads text goes through the same loop, where there is no torchvision."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssl_core.config import TrainConfig, check
+from ssl_core.data.sources import digest
+from ssl_core.hub.keymap import KeyMap
+from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.method import Recipe
+from ssl_core.testing import children
+from ssl_core.testing.contract import Contract
+from ssl_core.testing.state import differing, newest, whole_state
+from ssl_core.testing.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigramConfig(TrainConfig):
+    vocabulary: int = 16
+    window: int = 12
+    dim: int = 8
+    dropout: float = 0.1
+    epochs: float = 2.5
+    batch_size: int = 8
+    base_lr: float = 1.6
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.vocabulary > 1, "vocabulary", self.vocabulary, "needs two tokens")
+
+
+class Windows:
+    """64 windows of one stream, in which a token is mostly followed by the next one."""
+
+    labels = classes = None
+
+    def __init__(self, vocabulary, window):
+        rng, self.window = np.random.default_rng(0), window
+        steps = np.where(rng.random(64 * window + 1) < 0.8, 1, rng.integers(vocabulary, size=64 * window + 1))
+        self.stream = torch.from_numpy(np.cumsum(steps) % vocabulary)
+
+    def __len__(self):
+        return 64
+
+    def load(self, index):
+        return {"tokens": self.stream[index * self.window : (index + 1) * self.window + 1].clone()}
+
+    def name(self, index):
+        return f"window {index}"
+
+    def fingerprint(self):
+        return digest(self.stream.numpy())
+
+
+def open_windows(data, *, config, split="train"):
+    return Windows(config.vocabulary, config.window)
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Inputs in which a tenth of the tokens is drawn anew, and the tokens that follow."""
+
+    config: BigramConfig
+
+    def __call__(self, sample, rng):
+        tokens = sample["tokens"]
+        drawn = torch.from_numpy(rng.integers(self.config.vocabulary, size=len(tokens) - 1))
+        inputs = torch.where(torch.from_numpy(rng.random(len(tokens) - 1) < 0.1), drawn, tokens[:-1])
+        return {"input_ids": inputs, "labels": tokens[1:]}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What `encode` reads, under the name by which the core asks for it."""
+
+    config: BigramConfig
+
+    def __call__(self, sample, rng=None):
+        return {"views": [sample["tokens"][:-1]]}
+
+
+class Bigram(nn.Module, Pretrained):
+    """The next token from this one alone."""
+
+    config_class = BigramConfig
+    accumulates = True
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed, self.head = nn.Embedding(config.vocabulary, config.dim), nn.Linear(config.dim, config.vocabulary)
+        self.drop = nn.Dropout(config.dropout)
+
+    @classmethod
+    def layout(cls):
+        return LAYOUT
+
+    def preprocessor(self):
+        return {}
+
+    def forward(self, batch, progress):
+        logits = self.head(self.drop(self.embed(batch["input_ids"])))  # b n v
+        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())}
+
+    def encode(self, tokens):
+        return self.embed(tokens).mean(1)
+
+
+LAYOUT = Layout(
+    keymap=KeyMap(rows=(("embed.weight", "wte.weight"),)),
+    to_theirs=lambda config: {"model_type": "bigram", "vocab_size": config.vocabulary},
+    from_theirs=lambda values, preprocessor: BigramConfig(vocabulary=values["vocab_size"]),
+    infer=lambda state: BigramConfig(),
+    adapt=lambda state, stored, wanted: state,
+)
+RECIPE = Recipe(
+    name="bigram",
+    package="ssl_bigram",
+    config=f"{__name__}:BigramConfig",
+    presets=f"{__name__}:PRESETS",
+    method=f"{__name__}:Bigram",
+    views=f"{__name__}:Corrupted",
+    show=f"{__name__}:show",
+    eval_view=f"{__name__}:Whole",
+    source=f"{__name__}:open_windows",
+)
+TRIAL = Trial(RECIPE, BigramConfig(precision="fp32"))
+
+
+class TestBigram(Contract):
+    recipe = RECIPE
+    config = BigramConfig()
+    source = f"{__name__}:open_windows"
+    noiseless = {"dropout": 0.0}
+
+
+def without_torchvision(function):
+    """What `function(this module, imported anew with the whole core)` returns, where torchvision cannot be imported."""
+
+    def inside():
+        for name in [name for name in sys.modules if name.split(".")[0] in ("ssl_core", "torchvision")]:
+            del sys.modules[name]
+        sys.modules["torchvision"] = None
+        spec = importlib.util.spec_from_file_location("bigram_anew", __file__)
+        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.Pretrained is not Pretrained
+        return function(module)
+
+    return children.run(inside)
+
+
+def test_it_learns_what_follows_what(tmp_path):
+    Trial(RECIPE, BigramConfig(precision="fp32", epochs=15)).here(tmp_path / "run", checkpoint_minutes=60)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[0] > 0.9 * math.log(16) and losses[-1] < 0.7 * math.log(16)
+
+
+def test_it_trains_is_killed_and_goes_on_without_torchvision(tmp_path):
+    assert without_torchvision(lambda bigram: bigram.TRIAL.here(tmp_path / "whole") and None).code == 0
+    ended = without_torchvision(lambda bigram: bigram.TRIAL.here(tmp_path / "run", bigram.faults.kill(11)) and None)
+    assert ended.code == -signal.SIGKILL, ended
+    ended = without_torchvision(lambda bigram: bigram.TRIAL.here(tmp_path / "run") and None)
+    assert ended.code == 0, ended
+    assert differing(whole_state(newest(tmp_path / "run")), whole_state(newest(tmp_path / "whole"))) == []
+    assert newest(tmp_path / "run").name == "step-000020"
+
+
+def test_its_health_is_measured_without_labels(tmp_path):
+    TRIAL.here(tmp_path / "run", checkpoint_minutes=60)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["health/rankme"] > 1 and "health/knn" not in last
+
+
+def test_its_run_folder_gives_it_back(tmp_path):
+    trained = TRIAL.here(tmp_path / "run")
+    loaded = Bigram.from_pretrained(tmp_path / "run")
+    assert differing(loaded.state_dict(), trained.state_dict()) == []
+    assert json.loads(Path(tmp_path / "run" / "config.json").read_text())["vocab_size"] == 16

@@ -1,0 +1,109 @@
+"""Boundaries that neither import-linter nor ruff can state."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted([*ROOT.glob("shared-core/src/**/*.py"), *ROOT.glob("packages/*/src/**/*.py")])
+# The harness is for test environments: it may import pytest.
+SHIPPED = [path for path in SOURCES if "testing" not in path.parts]
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+
+# Put together from parts, so that this file does not name them.
+HOSTS = re.compile("|".join(["pypi" + r"\.org", "python" + r"hosted\.", "registry" + r"\.npmjs"]))
+FOLDERS = "|".join(["work", "farm", "opt", "root", "tmp"])
+MACHINE_PATH = re.compile(rf"(?<![\w.)}}/-])/({FOLDERS})/\w")
+
+
+def tracked_lines() -> list[tuple[str, str]]:
+    """(place, line) of every text file that git has or would take."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    paths = [ROOT / name for name in listed.decode().split("\0") if name]
+    lines = []
+    for path in paths:
+        if path.is_file() and b"\0" not in (data := path.read_bytes()):
+            text = enumerate(data.decode().splitlines(), 1)
+            lines += [(f"{path.relative_to(ROOT)}:{number}", line) for number, line in text]
+    return lines
+
+
+@pytest.mark.parametrize("pattern", [HOSTS, MACHINE_PATH], ids=["registry host", "machine path"])
+def test_no_file_names_a(pattern):
+    lines = tracked_lines()
+    assert len(lines) > 1000
+    assert [f"{place}: {line.strip()}" for place, line in lines if pattern.search(line)] == []
+
+
+def declared(project: Path, *, extras: bool) -> set[str]:
+    """Names of the distributions that a project requires, by itself or as an extra."""
+    fields = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    optional = fields.get("optional-dependencies", {}) if extras else {}
+    return {re.split(r"[^\w-]", line)[0] for line in chain(fields["dependencies"], *optional.values())}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level names that a module imports, wherever in it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_imported_is_declared(path):
+    project = next(parent for parent in path.parents if (parent / "pyproject.toml").exists())
+    brought_by_core = {"ssl-core"} | declared(ROOT / "shared-core", extras=False)
+    allowed = {project.name} | brought_by_core | declared(project, extras=True)
+    foreign = imported(ast.parse(path.read_text())) - sys.stdlib_module_names
+    assert {DISTRIBUTION.get(name, name.replace("_", "-")) for name in foreign} <= allowed
+
+
+def is_constant(node: ast.expr | None, value: bool) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shipped_code_unpickles_nothing_and_runs_no_foreign_code(path):
+    # pickle.load and its kin are ruff's S301; these are the calls that unpickle on request
+    for call in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)):
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        name = ast.unparse(call.func)
+        where = f"line {call.lineno}: {name}"
+        assert name != "joblib.load", where
+        assert name != "torch.load" or is_constant(keywords.get("weights_only"), True), where
+        for unsafe in {"allow_pickle", "trust_remote_code"} & keywords.keys():
+            assert is_constant(keywords[unsafe], False), where
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=flag)",
+    ],
+)
+def test_an_unsafe_call_is_seen(line, tmp_path):
+    path = tmp_path / "unsafe.py"
+    path.write_text(line)
+    with pytest.raises(AssertionError, match="line 1"):
+        test_shipped_code_unpickles_nothing_and_runs_no_foreign_code(path)

@@ -1,0 +1,76 @@
+"""What it costs to import a package and to ask for help, in CPU seconds of a fresh process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = [path.name.replace("-", "_") for path in sorted((ROOT / "packages").glob("ssl-*"))]
+HEAVY = {
+    "datasets",
+    "huggingface_hub",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "torchvision",
+    "transformers",
+}
+TRIES = 5  # noise only ever adds CPU time, so the cheapest of a few tries is the cost
+
+IMPORT = """
+import json, sys, time
+import torch
+start = time.process_time()
+package = __import__(sys.argv[1])
+names = [getattr(package, name) for name in package.__all__]
+print(json.dumps([time.process_time() - start, len(names), sorted(sys.modules)]))
+"""
+
+HELP = """
+import contextlib, io, json, sys, time
+from importlib import import_module
+page = io.StringIO()
+main = import_module(sys.argv[1] + ".__main__").main
+sys.argv[1:] = sys.argv[2:]
+with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+    main()
+print(json.dumps([time.process_time(), page.getvalue(), sorted(sys.modules)]))
+"""
+
+
+def in_new_process(code: str, *arguments: str) -> list:
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=120)
+    return json.loads(done.stdout)
+
+
+def cheapest(limit: float, code: str, *arguments: str) -> list:
+    """The first of a few tries that stays within `limit` CPU seconds, else the cheapest one."""
+    tries = []
+    for _ in range(TRIES):
+        tries.append(in_new_process(code, *arguments))
+        if tries[-1][0] < limit:
+            break
+    return min(tries, key=lambda result: result[0])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_import_costs_little_over_torch_and_brings_nothing_heavy(module):
+    seconds, names, loaded = cheapest(0.1, IMPORT, module)
+    assert names > 2
+    assert HEAVY.intersection(loaded) == set()
+    assert seconds < 0.1
+
+
+@pytest.mark.parametrize("verb", [[], ["train"], ["evaluate"]], ids=lambda verb: " ".join(verb) or "-")
+@pytest.mark.parametrize("module", MODULES)
+def test_help_is_instant_and_imports_no_torch(module, verb):
+    seconds, page, loaded = cheapest(0.5, HELP, module, *verb, "--help")
+    assert ("--out" if verb else "train") in page
+    assert "torch" not in loaded
+    assert seconds <= 0.5

@@ -1,0 +1,143 @@
+"""All packages look the same from outside: who knows one knows all.
+
+These tests read files and import nothing of ours, so they hold for a tree that is not installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = sorted((ROOT / "packages").glob("ssl-*"))
+PROJECTS = [ROOT / "shared-core", *PACKAGES]
+SAME_FILES = {
+    "__init__.py",
+    "__main__.py",
+    "config.py",
+    "convert.py",
+    "py.typed",
+    "show.py",
+    "views.py",
+}
+VAGUE = {"utils", "util", "misc", "common", "helpers", "helper"}
+FRAGMENT = re.compile(r"(\d+|\+[\w-]+)\.(added|changed|deprecated|removed|fixed)\.md")
+
+every_package = pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+every_project = pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
+
+
+def module_of(project: Path) -> Path:
+    (module,) = (project / "src").glob("ssl_*")
+    return module
+
+
+def table(project: Path) -> dict:
+    return tomllib.loads((project / "pyproject.toml").read_text())
+
+
+def headings(page: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+
+
+def test_there_are_packages_to_check():
+    assert PACKAGES
+
+
+@every_package
+def test_package_has_the_shared_files_and_a_file_per_paper(package):
+    files = {path.name: path for path in module_of(package).iterdir() if path.is_file()}
+    assert files.keys() >= SAME_FILES
+    docstrings = {
+        name: ast.get_docstring(ast.parse(path.read_text())) or ""
+        for name, path in files.items()
+        if name.endswith(".py") and name not in SAME_FILES
+    }
+    assert any("arXiv" in text for text in docstrings.values()), "no file names its paper's arXiv id"
+
+
+@every_project
+def test_no_file_has_a_vague_name(project):
+    assert not [path for path in project.rglob("*.py") if path.stem in VAGUE]
+
+
+@every_project
+def test_project_has_its_surroundings(project):
+    names = {path.name for path in project.iterdir()}
+    wanted = {
+        "CHANGELOG.md",
+        "LICENSE",
+        "README.md",
+        "changelog.d",
+        "pyproject.toml",
+        "src",
+        "tests",
+    }
+    assert wanted <= names
+    assert (module_of(project) / "py.typed").exists()
+    assert (project / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert list((project / "tests").glob("test_*.py"))
+
+
+@every_package
+def test_readme_has_the_same_headings_as_the_other_packages(package):
+    assert headings(package / "README.md") == headings(PACKAGES[0] / "README.md") != []
+
+
+@every_project
+def test_project_table_follows_the_house_form(project):
+    fields, first = table(project)["project"], table(PROJECTS[0])["project"]
+    assert fields["name"].replace("-", "_") == module_of(project).name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", fields["version"]), "a static release version"
+    assert "dynamic" not in fields
+    assert fields["description"] and fields["keywords"]
+    for field in ("license", "license-files", "readme", "requires-python"):
+        assert fields[field] == first[field], field
+    assert "Typing :: Typed" in fields["classifiers"]
+
+
+@every_package
+def test_package_requires_a_capped_core_and_no_other_package(package):
+    pyproject = table(package)
+    ours = [line for line in pyproject["project"]["dependencies"] if line.startswith("ssl-")]
+    assert len(ours) == 1
+    assert re.fullmatch(r"ssl-core>=\d+\.\d+,<\d+", ours[0])
+    module = module_of(package).name
+    assert pyproject["project"]["scripts"] == {package.name: f"{module}.__main__:main"}
+    source = {"path": "../../shared-core", "editable": True}
+    assert pyproject["tool"]["uv"]["sources"] == {"ssl-core": source}
+
+
+def test_root_is_no_project_and_names_no_sources():
+    root = table(ROOT)
+    assert "project" not in root
+    assert "uv" not in root["tool"]
+
+
+@every_project
+def test_changelog_tells_of_the_version_and_fragments_are_well_named(project):
+    fragments = [path.name for path in (project / "changelog.d").iterdir() if path.suffix == ".md"]
+    assert [name for name in fragments if not FRAGMENT.fullmatch(name)] == []
+    releases = re.findall(r"^## (\S+) \(", (project / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = releases[0] if releases else None
+    assert newest == table(project)["project"]["version"] or (newest is None and fragments)
+
+
+@every_package
+def test_tools_know_the_package(package):
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    word = package.name.removeprefix("ssl-")
+    assert word in re.split(r"[,\s]+", tox["tox"]["env_list"])
+    assert f"-e ./packages/{package.name}" in tox["packages"]["all"].splitlines()
+    contracts = table(ROOT)["tool"]["importlinter"]
+    module = module_of(package).name
+    assert module in contracts["root_packages"]
+    layers = next(c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
+    assert module in re.split(r"\s*\|\s*", layers[0])

@@ -1,0 +1,176 @@
+"""The training step of a masked autoencoder at 224 pixels, ours and its peers' on the same weights, images and masks.
+
+The parts are forward + backward, and what the project's own script does after it:
+  ours          `ssl_core.train.fit`: norm of the gradient, fused AdamW
+  transformers  `Trainer` with its defaults: clipping at 1, fused AdamW
+  lightly       examples/pytorch/mae.py: AdamW as torch makes it
+  plain         a module as the paper describes it, AdamW as torch makes it with two groups
+
+Small batches overstate the optimiser: at batch 4096 it is nothing, so `forward + backward` is what a large run feels.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import measure
+import torch
+from measure import Case, Result, Settings, Work
+from plain_mae import PlainMAE
+from torch import Tensor, nn
+
+from ssl_core.device import autocast
+from ssl_core.estimate import step_cost
+from ssl_core.train.optim import adamw, decay_groups
+from ssl_mae.config import PRESETS, MAEConfig
+from ssl_mae.mae import MAE
+
+BATCH = {"fp32": 8, "bf16": 16}
+CPU = torch.device("cpu")
+
+
+class Contender(NamedTuple):
+    """One project's model: its loss on the batch, and what follows the backward pass."""
+
+    loss: Callable[[], Tensor]
+    update: Callable[[], None]
+
+
+def main() -> None:
+    flags = measure.parser(__doc__)
+    flags.add_argument("--presets", nargs="+", choices=[*PRESETS], default=["vit_base", "vit_small"])
+    flags.add_argument("--precisions", nargs="+", choices=[*BATCH], default=[*BATCH])
+    flags.add_argument("--batch", type=int, help=f"images; {BATCH} by default")
+    args = flags.parse_args()
+    chosen = measure.settings(args)
+    for preset in args.presets:
+        for precision in args.precisions:
+            compare(preset, precision, args.batch or BATCH[precision], chosen)
+
+
+def compare(preset: str, precision: str, batch: int, chosen: Settings) -> None:
+    """Print the table of one model in one precision. Raises SystemExit when the losses differ."""
+    shared = (preset, precision, batch)
+    results = measure.race(
+        [
+            Case("ours", build, (ours, *shared)),
+            Case("transformers", build, (transformers, *shared), ("transformers",)),
+            Case("lightly", build, (lightly, *shared), ("lightly", "timm")),
+            Case("plain", build, (plain, *shared), ("timm",)),
+        ],
+        chosen,
+    )
+    rate = measure.matmul_rate(torch.bfloat16 if precision == "bf16" else torch.float32, chosen.clock)
+    needed = 6 * multiply_adds(PRESETS[preset]()) * batch
+    for result in results:
+        if not result.missing:
+            seconds = statistics.median(result.seconds(chosen.clock, "forward + backward"))
+            result.facts["MFU"] = f"{needed / seconds / rate:.0%}"
+    title = f"MAE step, {preset}, {precision}, batch {batch}: {needed / 1e9:,.0f} GFLOP, {rate / 1e9:,.0f} GFLOP/s"
+    measure.report(title, results, chosen)
+    check(results)
+
+
+def check(results: list[Result]) -> None:
+    losses = {result.case: result.facts["loss"] for result in results if not result.missing}
+    if max(losses.values()) - min(losses.values()) > 1e-5:
+        raise SystemExit(f"the contenders do not compute the same loss from the same weights: {losses}")
+
+
+def multiply_adds(config: MAEConfig) -> float:
+    """Of the forward pass of one image; the backward pass needs twice as many."""
+    with torch.device("meta"):
+        method = MAE(config)
+    h, w = config.size
+    return step_cost(method, {"views": [torch.zeros(1, 3, h, w)], "noise": torch.rand(1, config.patches)})[0]
+
+
+def build(make: Callable[..., Contender], preset: str, precision: str, batch: int) -> Work:
+    """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
+    config = PRESETS[preset]()
+    torch.manual_seed(0)
+    method = MAE(config)
+    h, w = config.size
+    images = torch.randint(0, 256, (batch, config.in_channels, h, w), dtype=torch.uint8)
+    contender = make(method, images, torch.rand(batch, config.patches))
+    del method
+    with torch.no_grad():
+        loss = round(float(contender.loss()), 6)
+
+    def run() -> Iterator[str]:
+        with autocast(precision, CPU):
+            loss = contender.loss()
+        loss.backward()
+        yield "forward + backward"
+        contender.update()
+        yield "optimiser"
+
+    return Work(run, {"loss": loss})
+
+
+def ours(method: MAE, images: Tensor, noise: Tensor) -> Contender:
+    """What `fit` does with a batch; the pixels are normalised inside, which the peers leave to their loaders."""
+    optimizer = adamw(method, method.config)
+    batch = {"views": [images], "noise": noise}
+
+    def update() -> None:
+        norm = nn.utils.clip_grad_norm_(method.parameters(), method.config.clip_grad or math.inf)
+        if not torch.isfinite(norm):
+            raise RuntimeError("the gradient is not finite")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return Contender(lambda: method(batch, 0.0)["loss"], update)
+
+
+def transformers(method: MAE, images: Tensor, noise: Tensor) -> Contender:
+    from transformers import ViTMAEForPreTraining
+
+    with tempfile.TemporaryDirectory() as folder:
+        method.save_pretrained(folder)
+        model: Any = ViTMAEForPreTraining.from_pretrained(folder).train()
+    pixels = normalized(method, images)
+    optimizer = torch.optim.AdamW(decay_groups(model, 0.05), lr=1e-4, fused=True)
+
+    def update() -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Contender(lambda: model(pixels, noise=noise).loss, update)
+
+
+def lightly(method: MAE, images: Tensor, noise: Tensor) -> Contender:
+    from lightly_mae import LightlyMAE
+
+    model = LightlyMAE(method.config)
+    model.load(method)
+    pixels = normalized(method, images)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-4)
+    return Contender(lambda: model(pixels, noise), lambda: follow(optimizer))
+
+
+def plain(method: MAE, images: Tensor, noise: Tensor) -> Contender:
+    model = PlainMAE(method.config)
+    model.load_state_dict(method.state_dict())
+    pixels = normalized(method, images)
+    optimizer = torch.optim.AdamW(decay_groups(model, 0.05), lr=1e-4, betas=(0.9, 0.95))
+    return Contender(lambda: model(pixels, noise), lambda: follow(optimizer))
+
+
+def follow(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def normalized(method: MAE, images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (method.config.mean, method.config.std))
+    return (images / 255 - mean) / std
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Speed and memory of our pieces beside those of other projects.
+
+    python tools/bench/run.py                                       every subject
+    python tools/bench/run.py mae_step attention                    some
+    python tools/bench/run.py mae_step -- --threads 2 --clock wall  flags for them; `--help` of a subject lists its own
+
+Subjects are the scripts beside this file; each runs alone too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+SUBJECTS = ("mae_step", "visible_tokens", "attention", "optimizer", "loader", "imports")
+
+
+def main() -> None:
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"{', '.join(SUBJECTS)}; all by default")
+    subjects = parser.parse_args(sys.argv[1:cut]).subjects or SUBJECTS
+    if unknown := set(subjects) - set(SUBJECTS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}, only {', '.join(SUBJECTS)}")
+    scripts = [Path(__file__).with_name(f"{subject}.py") for subject in subjects]
+    failed = [path.stem for path in scripts if subprocess.run([sys.executable, path, *sys.argv[cut + 1 :]]).returncode]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

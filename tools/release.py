@@ -1,0 +1,114 @@
+"""Release one distribution: its version, its changelog, its tag. Nothing leaves this machine.
+
+    tox -e release -- ssl-mae 1.2.0 --dry-run      check, and show what would be written
+    tox -e release -- ssl-mae 1.2.0                bump, changelog, tox, commit, tag ssl-mae-v1.2.0
+
+A package whose core is not released yet is refused: its users could not install it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSION_LINE = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
+
+
+class ReleaseError(RuntimeError):
+    """A release that must not be made; the message says why."""
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in this repository. Raises CalledProcessError when it fails."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE)
+    return done.stdout
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a distribution; ReleaseError when there is none."""
+    folder = ROOT / ("shared-core" if name == "ssl-core" else f"packages/{name}")
+    if not (folder / "pyproject.toml").is_file():
+        raise ReleaseError(f"there is no distribution {name}: {folder} has no pyproject.toml")
+    return folder
+
+
+def tagged(name: str) -> set[str]:
+    """Versions of a distribution that have a tag."""
+    return {tag.removeprefix(f"{name}-v") for tag in git("tag", "--list", f"{name}-v*").split()}
+
+
+def check(name: str, version: str) -> None:
+    """Raises ReleaseError unless this version may be released from the tree as it is."""
+    folder = folder_of(name)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise ReleaseError(f"{version} is no release version: give three numbers, such as 1.2.0")
+    if version in tagged(name):
+        raise ReleaseError(f"{name} {version} is tagged already")
+    if Version(version) < Version(project["version"]):
+        raise ReleaseError(f"{name} is at {project['version']}, {version} would go back")
+    if changed := git("status", "--porcelain"):
+        raise ReleaseError(f"the tree is not clean, commit or stash first:\n{changed}")
+    if not [p for p in (folder / "changelog.d").iterdir() if p.suffix == ".md"]:
+        raise ReleaseError(f"{folder.name}/changelog.d is empty: there is nothing to release")
+    for requirement in map(Requirement, project["dependencies"]):
+        if requirement.name == "ssl-core" and not any(requirement.specifier.contains(v) for v in tagged("ssl-core")):
+            raise ReleaseError(f"no released core satisfies {requirement}: release ssl-core first")
+
+
+def write_version(folder: Path, version: str) -> None:
+    """Put `version` into the one version line of a folder's pyproject.toml."""
+    path = folder / "pyproject.toml"
+    text, count = VERSION_LINE.subn(f'version = "{version}"', path.read_text())
+    if count != 1:
+        raise ReleaseError(f"{path} has {count} lines `version = …`, expected one")
+    path.write_text(text)
+
+
+def towncrier(name: str, version: str, *flags: str) -> None:
+    """Let towncrier move the fragments of a distribution into its changelog."""
+    where = ("--config", str(ROOT / "pyproject.toml"), "--dir", str(folder_of(name)))
+    command = ("towncrier", "build", *where, "--name", name, "--version", version, *flags)
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def release(name: str, version: str) -> None:
+    """Bump, write the changelog, run all tests in new environments, commit and tag."""
+    write_version(folder_of(name), version)
+    towncrier(name, version, "--yes")
+    print("testing; if this fails, `git reset --hard` undoes the release", flush=True)
+    subprocess.run(["tox", "-r"], cwd=ROOT, check=True)
+    git("commit", "--all", "--message", f"Release {name} {version}")
+    git("tag", f"{name}-v{version}")
+    print(f"done; publish it with: git push origin HEAD {name}-v{version}")
+
+
+def main() -> None:
+    """Command line of the release."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("name", help="distribution: ssl-core, ssl-mae, …")
+    parser.add_argument("version", help="three numbers: 1.2.0")
+    parser.add_argument("--dry-run", action="store_true", help="check and show, write nothing")
+    arguments = parser.parse_args()
+    try:
+        check(arguments.name, arguments.version)
+        if arguments.dry_run:
+            towncrier(arguments.name, arguments.version, "--draft")
+            print(f"then tox -r, a commit, and the tag {arguments.name}-v{arguments.version}")
+        else:
+            release(arguments.name, arguments.version)
+    except ReleaseError as error:
+        sys.exit(f"no release: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Build every wheel, install each one alone in an empty environment, and start it.
+
+    tox -e wheels                  all of them
+    tox -e wheels -- ssl-mae       one of them
+
+A wheel is built from its sdist, so what the sdist forgets is missing here. Our own requirements are
+the wheels just built, given by path: no index can put another in their place. Prints how much a
+package brings over torch and torchvision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+CONSTRAINTS = ROOT / "constraints.txt"
+MOST_PACKAGES = 19
+MOST_MEGABYTES = 30.0
+SHORT = ("--epochs", "0.05", "--warmup-epochs", "0")  # a few steps on the built-in data
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+assert package.__file__.startswith(sys.prefix), f"{package.__file__} is not the wheel's"
+for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    if module.name.split(".")[1] not in ("testing", "__main__"):
+        importlib.import_module(module.name)
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    """Run a command whose environment does not lead back to the tree.
+
+    Raises subprocess.CalledProcessError when it fails.
+    """
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    print("$", *command, flush=True)
+    subprocess.run(command, cwd=cwd, env=env, check=True, stdin=subprocess.DEVNULL)
+
+
+def projects() -> dict[str, Path]:
+    """Distribution name -> folder, the core first."""
+    return {
+        read_project(folder)["name"]: folder for folder in [ROOT / "shared-core", *sorted(ROOT.glob("packages/ssl-*"))]
+    }
+
+
+def read_project(folder: Path) -> dict:
+    """The [project] table of a folder's pyproject.toml."""
+    return tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+
+
+def build(project: Path, folder: Path) -> Path:
+    """Build a project's sdist and from it the wheel, in a new `folder`; the wheel's path."""
+    folder.mkdir()
+    run("uv", "build", "--quiet", "-b", CONSTRAINTS, "-o", folder, project, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def check_contents(wheel: Path, module: str) -> None:
+    """The wheel holds the package, its type marker, its licence and nothing else, or ValueError."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    if strange := [n for n in names if not n.startswith(f"{module}/") and ".dist-info/" not in n]:
+        raise ValueError(f"{wheel.name} holds files outside {module}/: {strange[:5]}")
+    for wanted in (f"{module}/__init__.py", f"{module}/py.typed", ".dist-info/licenses/LICENSE"):
+        if not any(name.endswith(wanted) for name in names):
+            raise ValueError(f"{wheel.name} lacks {wanted}")
+
+
+def needed(name: str, wheels: dict[str, Path]) -> list[Path]:
+    """The wheel of `name` and those of ours that it requires."""
+    requirements = [Requirement(line).name for line in read_project(projects()[name])["dependencies"]]
+    return [
+        wheels[name],
+        *(w for other in requirements if other in wheels for w in needed(other, wheels)),
+    ]
+
+
+def torch_alone(folder: Path) -> set[str]:
+    """Names of torch, torchvision and all that these two need."""
+    wanted = folder / "torch.in"
+    wanted.write_text("torch\ntorchvision\n")
+    command = ("uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header", "-c", CONSTRAINTS)
+    listed = subprocess.run((*command, wanted), cwd=folder, check=True, text=True, stdout=subprocess.PIPE)
+    return {Requirement(line).name for line in listed.stdout.splitlines()}
+
+
+def megabytes(distribution: Distribution) -> float:
+    """Size of what a distribution installed, without the byte code that Python wrote later."""
+    paths = [Path(str(file.locate())) for file in distribution.files or ()]
+    return sum(p.stat().st_size for p in paths if p.is_file() and p.suffix != ".pyc") / 1e6
+
+
+def check_footprint(name: str, venv: Path, torch: set[str]) -> str:
+    """A line that says what `name` brought beside `torch`; ValueError where it is too much."""
+    (site_packages,) = venv.glob("lib/python*/site-packages")
+    installed = {canonicalize_name(d.name): d for d in distributions(path=[str(site_packages)])}
+    brought = {n: megabytes(d) for n, d in installed.items() if n not in torch}
+    total = sum(brought.values())
+    by_size = sorted(brought.items(), key=lambda item: -item[1])
+    line = f"{name}: {len(brought)} packages, {total:.1f} MB over torch and torchvision"
+    if len(brought) > MOST_PACKAGES or total > MOST_MEGABYTES:
+        raise ValueError(f"{line}; at most {MOST_PACKAGES} and {MOST_MEGABYTES:.0f} MB are promised: {by_size}")
+    return f"{line} ({', '.join(f'{n} {size:.1f}' for n, size in by_size)})"
+
+
+def check(name: str, wheels: dict[str, Path], torch: set[str], folder: Path) -> str:
+    """Install one wheel alone in a new `folder` and start it; a line about its size."""
+    folder.mkdir()
+    venv, module = folder / "venv", name.replace("-", "_")
+    python = venv / "bin" / "python"
+    check_contents(wheels[name], module)
+    run("uv", "venv", "--quiet", "--python", sys.executable, venv, cwd=folder)
+    install = ("uv", "pip", "install", "--quiet", "--python", python, "-c", CONSTRAINTS)
+    run(*install, *needed(name, wheels), cwd=folder)
+    line = check_footprint(name, venv, torch)
+    script = folder / "import_all.py"
+    script.write_text(IMPORT_ALL)
+    run(python, "-I", script, module, cwd=folder)
+    for command in read_project(projects()[name]).get("scripts", {}):
+        run(venv / "bin" / command, "--help", cwd=folder)
+        run(venv / "bin" / command, "train", *SHORT, "--out", folder / "run", cwd=folder)
+    shutil.rmtree(folder)
+    return line
+
+
+def main() -> None:
+    """Check the named distributions, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="distributions, such as ssl-mae; all by default")
+    names = parser.parse_args().names
+    if unknown := set(names) - set(projects()):
+        parser.error(f"there is no {', '.join(sorted(unknown))}, only {', '.join(projects())}")
+    with tempfile.TemporaryDirectory(prefix="wheels-") as temporary:
+        folder = Path(temporary)
+        torch = torch_alone(folder)
+        wheels = {name: build(path, folder / f"{name}-dist") for name, path in projects().items()}
+        lines = [check(name, wheels, torch, folder / name) for name in names or projects()]
+    print(*lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
