@@ -36,6 +36,13 @@ def test_a_sample_is_a_uint8_view_and_one_number_per_patch():
     assert 0 <= sample["noise"].min() and sample["noise"].max() < 1
 
 
+def test_a_view_of_a_picture_that_lies_channels_last_is_contiguous():
+    image = ramp(32, 32).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    view = draw(build(dataclasses.replace(demo(), flip=False)), image=image)["views"][0]
+    assert torch.equal(view, ramp(32, 32))
+    assert view.is_contiguous() and not image.is_contiguous()
+
+
 def test_the_same_stream_gives_the_same_sample_and_another_one_another():
     view = build(dataclasses.replace(demo(), crop_scale=(0.2, 1.0)))
     first, again, other = draw(view, 1), draw(view, 1), draw(view, 2)

@@ -12,6 +12,7 @@ import torch
 
 from ssl_core import cli
 from ssl_core.config import RunOptions, TrainConfig, to_dict
+from ssl_core.data.images import DataError
 from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
@@ -144,8 +145,11 @@ def architecture(recipe: Recipe, init: str) -> dict[str, Any]:
 
 
 def figures(recipe: Recipe, method: Any, data: str | None, folder: Path) -> list[Path]:
-    """Draw the package's figures and their captions into `folder`."""
-    source = load(recipe.source)(data, config=method.config, split="train")
+    """Draw the package's figures and their captions into `folder`, of test data where there is some."""
+    try:
+        source = load(recipe.source)(data, config=method.config, split="test")
+    except DataError:  # the data has no test split
+        source = load(recipe.source)(data, config=method.config, split="train")
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         captions = load(recipe.show)(method, source, folder)

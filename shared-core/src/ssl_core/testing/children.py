@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch._dynamo  # every optimiser imports it: seconds, once here instead of in each child
+import torch._dynamo  # noqa: F401 - every optimiser imports it: seconds, once here instead of in each child
+from tqdm import tqdm
 
 LIMIT = 120.0
 """Seconds that a child may take."""
@@ -160,6 +162,7 @@ def _run(function: Callable[[], Any], env: dict[str, str], warns: bool, written:
         warnings.simplefilter("always")
         warnings.showwarning = _show  # pytest would collect them
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    tqdm.set_lock(threading.RLock())  # the inherited one is shared with the parent, and a kill would leave it locked
     try:
         value = function()
     except Exception as error:
