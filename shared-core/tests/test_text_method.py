@@ -20,7 +20,7 @@ from ssl_core.data.sources import digest
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.method import Recipe
-from ssl_core.testing import children
+from ssl_core.testing import children, faults
 from ssl_core.testing.contract import Contract
 from ssl_core.testing.state import differing, newest, whole_state
 from ssl_core.testing.trial import Trial
@@ -139,6 +139,10 @@ RECIPE = Recipe(
 TRIAL = Trial(RECIPE, BigramConfig(precision="fp32"))
 
 
+def train(out, kills):
+    TRIAL.here(out, *(faults.kill(step) for step in kills))
+
+
 class TestBigram(Contract):
     recipe = RECIPE
     config = BigramConfig()
@@ -169,11 +173,9 @@ def test_it_learns_what_follows_what(tmp_path):
 
 
 def test_it_trains_is_killed_and_goes_on_without_torchvision(tmp_path):
-    assert without_torchvision(lambda bigram: bigram.TRIAL.here(tmp_path / "whole") and None).code == 0
-    ended = without_torchvision(lambda bigram: bigram.TRIAL.here(tmp_path / "run", bigram.faults.kill(11)) and None)
-    assert ended.code == -signal.SIGKILL, ended
-    ended = without_torchvision(lambda bigram: bigram.TRIAL.here(tmp_path / "run") and None)
-    assert ended.code == 0, ended
+    for run, kills, code in (("whole", [], 0), ("run", [11], -signal.SIGKILL), ("run", [], 0)):
+        ended = without_torchvision(lambda bigram, run=run, kills=kills: bigram.train(tmp_path / run, kills))
+        assert ended.code == code, ended
     assert differing(whole_state(newest(tmp_path / "run")), whole_state(newest(tmp_path / "whole"))) == []
     assert newest(tmp_path / "run").name == "step-000020"
 

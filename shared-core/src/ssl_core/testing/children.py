@@ -47,8 +47,8 @@ class Ended:
 class Child:
     """`function` running in a fork of this process, with its own output and `env` added to its environment.
 
-    Signals mean what they mean to a new process. Warnings are treated as the test
-    treats them, or shown where the child `warns` on purpose.
+    Signals mean what they mean to a new process. Warnings are treated as the test treats them, or shown where the child
+    `warns` on purpose.
     """
 
     def __init__(self, function: Callable[[], Any], *, warns: bool = False, **env: str) -> None:
