@@ -132,8 +132,23 @@ def _collate_with_bad(
     items: list[dict[str, Any]],
 ) -> tuple[dict[str, Any] | None, list[tuple[int, str, str]]]:
     samples = [item["sample"] for item in items]
-    batch = None if any(sample is None for sample in samples) else collate(samples)
+    batch = None if any(sample is None for sample in samples) else _packed(collate(samples))
     return batch, [bad for item in items for bad in item["bad"]]
+
+
+def _packed(batch: Any) -> Any:
+    """A batch as it leaves a worker: small tensors by value, since a handle to shared memory costs more than a copy."""
+    if isinstance(batch, Tensor):
+        return batch.numpy() if batch.nbytes < 2**20 else batch
+    return [_packed(x) for x in batch] if isinstance(batch, list) else {k: _packed(v) for k, v in batch.items()}
+
+
+def _unpacked(batch: Any) -> Any:
+    if isinstance(batch, np.ndarray):
+        return torch.from_numpy(batch)
+    if isinstance(batch, Tensor):
+        return batch
+    return [_unpacked(x) for x in batch] if isinstance(batch, list) else {k: _unpacked(v) for k, v in batch.items()}
 
 
 def default_workers() -> int:
@@ -195,7 +210,7 @@ class Batches:
             self._note(bad)
             if batch is None:
                 raise TooManyBadSamples(f"{TRIES} samples in a row are unreadable, the last: {': '.join(bad[-1][1:])}")
-            parts.append(batch)
+            parts.append(_unpacked(batch))
             if len(parts) == self.parts:
                 yield parts
                 parts = []
