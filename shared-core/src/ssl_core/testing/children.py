@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch._dynamo  # noqa: F401 - every optimiser imports it: seconds, once here instead of in each child
+import torch._dynamo  # every optimiser imports it: seconds, once here instead of in each child
 from tqdm import tqdm
 
 LIMIT = 120.0
@@ -122,18 +122,22 @@ def run_ranks(world: int, function: Callable[[], Any], *, warns: bool = False, *
 
 
 def start_ranks(
-    world: int, function: Callable[[], Any], *, warns: bool = False, **env: str
-) -> tuple[list[Child], object]:
-    """The children of `run_ranks`, and the store by which they meet, to be kept while they run."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    world: int, function: Callable[[], Any], *, warns: bool = False, store: Any = None, restarts: int = 0, **env: str
+) -> tuple[list[Child], Any]:
+    """The children of `run_ranks`, and the store by which they meet, to be kept while they run.
+
+    As torchrun does, a group that is started again is given the store of the one before, and told of its `restarts`.
+    """
+    store = store or torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     meeting = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here, no rank opens a port
-        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_RESTART_COUNT": str(restarts),
         "GLOO_SOCKET_IFNAME": loopback,
         "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
     }
     env = {**meeting, **env}
     return [Child(function, warns=warns, **env, RANK=str(i), LOCAL_RANK=str(i)) for i in range(world)], store

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.exc
@@ -13,20 +14,34 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssl_core import distributed
+from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.data.views import normalize
 from ssl_core.device import seed_step
 from ssl_core.method import load
 from ssl_core.testing import children
-from ssl_core.testing.faults import KeepDouble
+from ssl_core.testing.faults import KeepDouble, mutate_json
 from ssl_core.testing.state import apart, differing, hidden_state, newest
 from ssl_core.testing.suite import Suite
 from ssl_core.train.fit import wrap
 from ssl_core.train.optim import adamw
 
 EXACT = 1e-10
+DAMAGED = 300
 
 
 class Contract(Suite):
+    def test_a_damaged_config_is_valid_or_a_config_error(self):
+        text, cls, rng = json.dumps(to_dict(self.config)), type(self.config), np.random.default_rng(0)
+        assert from_dict(cls, json.loads(text)) == self.config, "the config does not go to JSON and back"
+        for _ in range(DAMAGED):
+            damaged = mutate_json(text, rng)
+            try:
+                from_dict(cls, json.loads(damaged))
+            except (ConfigError, json.JSONDecodeError):
+                continue
+            except Exception as error:
+                pytest.fail(f"{type(error).__name__}: {error}, not a ConfigError, for {damaged[:2000]}")
+
     def test_every_trained_weight_gets_a_gradient_and_every_output_is_a_scalar(self):
         def step() -> tuple[list[str], list[str]]:
             method = self.method().train()

@@ -1,0 +1,61 @@
+"""Faults in numbers: what takes minutes and is run by hand, with the same harness as the suites.
+
+    python -m tools.faults                            everything, on the tiny method and on MAE
+    python -m tools.faults kills --count 100 --method mae
+    python -m tools.faults ranks --ranks 4
+    python -m tools.faults mutations --count 2000
+
+From the root of the repository. The table that is printed belongs into docs/benchmarks.md; exit code 1 when a promise
+was not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tools.faults.kills import kills, signals
+from tools.faults.memory import memory
+from tools.faults.methods import METHODS
+from tools.faults.mutations import mutations
+from tools.faults.ranks import ranks
+from tools.faults.table import Row
+
+PER_METHOD = {"kills": (kills, 100), "signals": (signals, 20), "mutations": (mutations, 2000)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=[*PER_METHOD, "ranks", "memory", []], metavar="what",
+                        help="kills, signals, mutations, ranks, memory; all by default")  # fmt: skip
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--count", type=int, help="how many faults; the promised number by default")
+    parser.add_argument("--ranks", type=int, default=2, help="processes under torchrun")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for what in args.what or [*PER_METHOD, "ranks", "memory"]:
+            for name in args.method if what in PER_METHOD else [""]:
+                place, start = Path(folder, f"{what}-{name}"), time.perf_counter()
+                place.mkdir()
+                if what in PER_METHOD:
+                    run, promised = PER_METHOD[what]
+                    new = run(METHODS[name], place, args.count or promised, args.seed)
+                elif what == "ranks":
+                    new = ranks(METHODS["mae"], place, args.count or 10, args.seed, args.ranks)
+                else:
+                    new = memory()
+                seconds = time.perf_counter() - start
+                rows += new
+                for row in new:
+                    print(f"{what} {name}: {row.kept} of {row.tried} in {seconds:.0f} s", file=sys.stderr, flush=True)
+    print(Row.table(rows))
+    sys.exit(any(row.kept < row.tried for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Memory of the loader over a million paths, which a list of `str` would copy into every worker."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tools.faults.table import Row
+
+from ssl_core.data.loader import Batches, Plan
+from ssl_core.data.sources import ImageFiles
+
+PATHS, WORKERS, EPOCHS, BATCH = 1_000_000, 4, 2, 512
+
+
+class Paths(ImageFiles):
+    """Files of which the path alone is read."""
+
+    def load(self, index: int) -> dict[str, Any]:
+        return {"image": torch.tensor(len(self.paths[index]))}
+
+
+def transform(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {"length": sample["image"]}
+
+
+def memory() -> list[Row]:
+    """Growth of the memory that the main process and its workers hold, from the first hundredth to the end."""
+    names = (f"class-{i % 1000:04d}/a-rather-long-name-of-a-picture-{i:08d}.jpeg" for i in range(PATHS))
+    source = Paths(Path("nowhere"), names, 3)
+    plan = Plan(len(source), BATCH, EPOCHS, 0)
+    batches = Batches(source, transform, plan, workers=WORKERS)
+    sizes = []
+    with batches.watched():
+        for step, _ in enumerate(batches):
+            if step % (plan.steps // 100) == 0 and step:
+                sizes.append(_held())
+    growth = sizes[-1] / sizes[0] - 1
+    detail = f"{sizes[0] / 2**20:.0f} MiB at first, {sizes[-1] / 2**20:.0f} MiB at the end, {growth:+.1%}"
+    what = f"{PATHS:,} paths, {WORKERS} workers, {EPOCHS} epochs"
+    return [Row(what, "memory grows by less than 5 %", 1, int(growth < 0.05), detail)]
+
+
+def _held() -> int:
+    """Bytes that this process and its workers hold, pages that they share counted once."""
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    total = 0
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total

@@ -1,0 +1,24 @@
+"""The methods that faults are tried on, as small as they get, for 60 steps on 64 pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ssl_core.testing import tiny
+from ssl_core.testing.trial import Trial
+from ssl_mae.config import RECIPE as MAE
+from ssl_mae.config import MAEConfig
+
+SETTINGS = {"batch_size": 8, "epochs": 7.5, "warmup_epochs": 0.5, "base_lr": 0.032, "precision": "fp32"}
+PICTURES = "ssl_core.testing.tiny:open_pictures"
+
+METHODS = {
+    "tiny": Trial(tiny.RECIPE, tiny.TinyConfig(**SETTINGS)),
+    "mae": Trial(
+        dataclasses.replace(MAE, source=PICTURES),
+        MAEConfig(
+            image_size=8, patch_size=2, dim=16, depth=1, heads=2, decoder_dim=8, decoder_depth=1, decoder_heads=2,
+            **SETTINGS,
+        ),
+    ),
+}  # fmt: skip
