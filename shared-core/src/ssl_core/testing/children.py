@@ -115,7 +115,7 @@ def run(function: Callable[[], Any], *, warns: bool = False, **env: str) -> Ende
 
 def run_ranks(world: int, function: Callable[[], Any], *, warns: bool = False, **env: str) -> list[Ended]:
     """Run `function` in `world` children that see what `torchrun` would tell them, and wait for all."""
-    ranks, store = start_ranks(world, function, warns=warns, **env)
+    ranks, store = start_ranks(world, function, warns=warns, **env)  # type: ignore[arg-type]
     ended = [rank.end() for rank in ranks]
     del store
     return ended
