@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -143,21 +144,32 @@ def test_a_killed_group_goes_on_to_the_same_bits(world, tmp_path):
     trial = TRIAL.replace(batch_size=12)  # 13 steps
     for ended in trial.train_ranks(world, tmp_path / "whole", checkpoint_minutes=60):
         assert ended.code == 0, ended
-    kill = faults.kill(7, rank=world - 1)
-    group, store = children.start_ranks(world, lambda: trial.here(tmp_path / "run", kill) and None)
-    *others, victim = group
-    ended = victim.end()
-    assert ended.code == -signal.SIGKILL, ended
-    for rank in others:  # as torchrun does
-        rank.kill()
-        rank.end()
-    again, store = children.start_ranks(
-        world, lambda: trial.here(tmp_path / "run") and None, warns=True, store=store, restarts=1
-    )
-    for end in [rank.end() for rank in again]:
-        assert end.code == 0, end
-    del store
+    with children.Torchrun() as agent:
+        kill = faults.kill(7, rank=world - 1)
+        *others, victim = agent.start(world, lambda: trial.here(tmp_path / "run", kill) and None)
+        ended = victim.end()
+        assert ended.code == -signal.SIGKILL, ended
+        for rank in others:  # as torchrun does
+            rank.kill()
+            rank.end()
+        for rank in agent.start(world, lambda: trial.here(tmp_path / "run") and None, warns=True):
+            ended = rank.end()
+            assert ended.code == 0, ended
     assert differing(whole_state(newest(tmp_path / "run")), whole_state(newest(tmp_path / "whole"))) == []
+
+
+def test_ranks_that_are_started_again_do_not_look_for_the_dead_ones():
+    def meet():
+        if os.environ["RANK"] == "0":  # the other one is first, and finds what the store still holds
+            time.sleep(0.5)
+        with distributed.process_group(60):
+            return distributed.gather_objects(os.getpid())
+
+    with children.Torchrun() as agent:
+        for _ in range(2):
+            ranks = agent.start(2, meet)
+            pids = [rank.pid for rank in ranks]
+            assert [rank.end().value for rank in ranks] == [pids, pids]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

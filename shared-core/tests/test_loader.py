@@ -194,12 +194,12 @@ def dying(source, index, how):
     return source
 
 
-def read_with_workers(how, timeout):
-    """The error of a loop over data whose sample 17 ends or holds its reader, and what is left behind."""
+def read_with_workers(how, timeout, index=17):
+    """The error of a loop over data of which a sample ends or holds its reader, and what is left behind."""
 
     def read():
         before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
-        batches = Batches(dying(Pictures(64), 17, how), draw, Plan(64, 8, 1, 0), workers=2, timeout=timeout)
+        batches = Batches(dying(Pictures(64), index, how), draw, Plan(64, 8, 1, 0), workers=2, timeout=timeout)
         try:
             with batches.watched():
                 for _ in batches:
@@ -216,8 +216,9 @@ def read_with_workers(how, timeout):
 @pytest.mark.parametrize(
     ("how", "timeout", "said"),
     [
-        (lambda: os._exit(3), 300.0, "exited unexpectedly"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), 300.0, "DataLoader worker"),
+        # torch looks again after the timeout, where its error was raised in code that swallows it
+        (lambda: os._exit(3), 10.0, "exited unexpectedly"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 10.0, "DataLoader worker"),
         (lambda: time.sleep(3600), 2.0, "timed out after 2"),
         (lambda: os._exit(0), 2.0, "exited unexpectedly"),  # as if all were well: torch looks for it after the timeout
     ],
@@ -229,6 +230,25 @@ def test_a_worker_is_named_with_its_sample_when_it(how, timeout, said):
     assert message.startswith("LoaderError: step ") and "was reading picture 17" in message, ended
     assert said in message and "\n" not in message
     assert orphans == [] and files == [], ended
+
+
+def test_a_worker_that_is_still_starting_is_ended_with_the_others(monkeypatch):
+    init = loader._init_worker
+    monkeypatch.setattr(loader, "_init_worker", lambda worker: time.sleep(3600) if worker == 1 else init(worker))
+    index = keys(Plan(64, 8, 1, 0))[0][0][1]  # of the first batch, which is worker 0's
+    message, orphans, _ = read_with_workers(lambda: os._exit(3), 10.0, index).value
+    assert f"was reading picture {index}" in message and orphans == []
+
+
+def test_a_worker_whose_parent_died_before_it_began_ends():
+    def read():
+        batches = Batches(Pictures(64), draw, Plan(64, 8, 1, 0), workers=2, timeout=20)
+        batches._samples.parent = 1
+        with batches.watched():
+            list(batches)
+
+    ended = children.run(read)
+    assert ended.error.startswith("LoaderError: step 0: DataLoader worker"), ended
 
 
 def test_a_loop_that_fails_takes_its_workers_along():
@@ -245,7 +265,7 @@ def test_a_loop_that_fails_takes_its_workers_along():
 
 def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_main_process():
     def loop():
-        batches, seen = Batches(Pictures(64), draw, Plan(64, 8, 2, 0), workers=2), 0
+        batches, seen = Batches(Pictures(64), draw, Plan(64, 8, 2, 0), workers=2, timeout=20), 0
         with batches.watched():
             for _ in batches:
                 seen += 1
@@ -256,6 +276,30 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_main_process():
 
     ended = children.run(loop)
     assert ended.value == 16, ended
+
+
+def test_a_signal_that_comes_while_workers_start_waits_for_them(monkeypatch):
+    init, seen = loader._init_worker, []
+
+    def slow(worker):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        init(worker)
+
+    def loop():
+        monkeypatch.setattr(loader, "_init_worker", slow)
+        signal.signal(signal.SIGTERM, lambda *_: seen.append("SIGTERM"))
+        begin = multiprocessing.process.BaseProcess.start
+        monkeypatch.setattr(
+            multiprocessing.process.BaseProcess, "start", lambda p: [begin(p), os.kill(os.getpid(), signal.SIGTERM)]
+        )
+        batches = Batches(Pictures(64), draw, Plan(64, 8, 2, 0), workers=2, timeout=20)
+        with batches.watched():
+            steps = len(list(batches))
+        return steps, seen
+
+    ended = children.run(loop)
+    assert ended.value == (16, ["SIGTERM"]), ended
 
 
 def test_an_error_of_the_source_itself_keeps_its_type():

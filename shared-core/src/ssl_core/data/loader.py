@@ -86,7 +86,7 @@ class _Samples(Dataset):
     """One sample as the method's `transform` makes it, or a deterministic other one where it is unreadable."""
 
     def __init__(self, source: Any, transform: Any, seed: int, workers: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+        self.source, self.transform, self.seed, self.parent = source, transform, seed, os.getpid()
         # (pid, sample that is being read or -1) of every worker, for the error about one that dies or hangs
         self.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
 
@@ -156,13 +156,33 @@ def default_workers() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 2))
 
 
+# Windows has no SIGUSR1
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals to this process, and to those that it forks meanwhile, come when the block is left."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _init_worker(worker: int) -> None:
     # The main process decides when to stop; a signal to the whole group must not take its loader away before it saved.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if (info := get_worker_info()) is not None:
         info.dataset.reading[worker, 0] = os.getpid()  # type: ignore[attr-defined]
+        if os.getppid() != info.dataset.parent:  # type: ignore[attr-defined]
+            os._exit(1)  # killed since the fork: torch's watch over the parent begins later and would never end
 
 
 class Batches:
@@ -187,6 +207,7 @@ class Batches:
     ) -> None:
         self.source, self.parts, self.step = source, parts, start
         self.bad: dict[int, tuple[str, str]] = {}
+        self._workers: list[Any] = []
         self._keys = lambda: plan.micro_batches(
             start, parts=parts, rank=distributed.rank(), world=distributed.world_size()
         )
@@ -206,7 +227,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         parts: list[dict[str, Any]] = []
-        for batch, bad in self._loader:
+        before = multiprocessing.active_children()
+        with _signals_wait():  # until the workers that are started here ignore them
+            batches = iter(self._loader)
+        self._workers = [child for child in multiprocessing.active_children() if child not in before]
+        for batch, bad in batches:
             self._note(bad)
             if batch is None:
                 raise TooManyBadSamples(f"{TRIES} samples in a row are unreadable, the last: {': '.join(bad[-1][1:])}")
@@ -238,14 +263,14 @@ class Batches:
         # They ignore the SIGTERM by which torch would end them, and to its SIGCHLD handler a killed one is a failure.
         quiet = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if quiet else None
-        alive = [child for child in multiprocessing.active_children() if child.pid in dict(reading)]
-        for child in alive:
-            child.kill()
-        for child in alive:
-            child.join()
+        alive = [worker for worker in self._workers if worker.is_alive()]
+        for worker in alive:
+            worker.kill()
+        for worker in alive:
+            worker.join()
         if quiet:
             signal.signal(signal.SIGCHLD, handler)
-        ended = {child.pid for child in alive}
+        ended = {worker.pid for worker in alive}
         return [entry for entry in reading if entry[0] not in ended] or reading
 
     def _note(self, bad: list[tuple[int, str, str]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -113,34 +114,55 @@ def run(function: Callable[[], Any], *, warns: bool = False, **env: str) -> Ende
     return Child(function, warns=warns, **env).end()
 
 
-def run_ranks(world: int, function: Callable[[], Any], *, warns: bool = False, **env: str) -> list[Ended]:
+def run_ranks(world: int, function: Callable[[], Any], *, warns: bool = False) -> list[Ended]:
     """Run `function` in `world` children that see what `torchrun` would tell them, and wait for all."""
-    ranks, store = start_ranks(world, function, warns=warns, **env)  # type: ignore[arg-type]
-    ended = [rank.end() for rank in ranks]
-    del store
-    return ended
+    with Torchrun() as agent:
+        return [rank.end() for rank in agent.start(world, function, warns=warns)]
 
 
-def start_ranks(
-    world: int, function: Callable[[], Any], *, warns: bool = False, store: Any = None, restarts: int = 0, **env: str
-) -> tuple[list[Child], Any]:
-    """The children of `run_ranks`, and the store by which they meet, to be kept while they run.
+class Torchrun:
+    """What `torchrun` is to its ranks: it holds the store by which they meet, and starts them again.
 
-    As torchrun does, a group that is started again is given the store of the one before, and told of its `restarts`.
+    The store is in a process of its own, since its thread would be missing in every fork of this one. As with torchrun,
+    ranks that are started again meet by the store of those before, and are told how often that was.
     """
-    store = store or torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    meeting = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here, no rank opens a port
-        "TORCHELASTIC_RESTART_COUNT": str(restarts),
-        "GLOO_SOCKET_IFNAME": loopback,
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-    }
-    env = {**meeting, **env}
-    return [Child(function, warns=warns, **env, RANK=str(i), LOCAL_RANK=str(i)) for i in range(world)], store
+
+    def __init__(self) -> None:
+        self._store = Child(_hold_store)
+        self._starts: list[list[Child]] = []
+
+    def __enter__(self) -> Torchrun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for rank in (rank for ranks in self._starts for rank in ranks):
+            rank.kill()
+        self._store.kill()
+        self._store.end()
+
+    def start(self, world: int, function: Callable[[], Any], *, warns: bool = False) -> list[Child]:
+        """The children of one start, by rank."""
+        while not (port := re.search(r"port (\d+)\n", self._store.output())):
+            assert self._store.is_alive(), self._store.output()
+            time.sleep(0.002)
+        env = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port[1],
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": str(len(self._starts)),
+            "GLOO_SOCKET_IFNAME": next(name for _, name in socket.if_nameindex() if name.startswith("lo")),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+        }
+        ranks = [Child(function, warns=warns, **env, RANK=str(i), LOCAL_RANK=str(i)) for i in range(world)]
+        self._starts.append(ranks)
+        return ranks
+
+
+def _hold_store() -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    print("port", store.port)
+    time.sleep(3600)
 
 
 def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
