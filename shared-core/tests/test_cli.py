@@ -156,7 +156,9 @@ def train(folder, *faulty, arguments=SHORT):
 
 
 def test_a_stopped_run_ends_with_75_and_the_same_command_finishes_it(tmp_path):
-    assert train(tmp_path, faults.kill(1, signal.SIGTERM)).code == 75
+    stopped = train(tmp_path, faults.kill(1, signal.SIGTERM))
+    assert stopped.code == 75 and "Traceback" not in stopped.output
+    assert "ssl-tiny: told to stop, step 2 is saved: the same command goes on" in stopped.output.splitlines()
     assert newest(tmp_path / "run").name == "step-000002"
     ended = train(tmp_path)
     assert ended.code == 0 and "steps             4 (0.5 epochs)" in ended.output, ended
