@@ -165,6 +165,20 @@ def test_a_stopped_run_ends_with_75_and_the_same_command_finishes_it(tmp_path):
     assert newest(tmp_path / "run").name == "step-000004"
 
 
+def test_figures_that_cannot_be_drawn_are_a_warning_and_the_run_is_whole(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise ZeroDivisionError("no room for the title")
+
+    monkeypatch.setattr(commands, "figures", broken)
+    ended = train(tmp_path)
+    assert ended.code == 0 and "Traceback" not in ended.output, ended
+    said = (
+        "could not be drawn (ZeroDivisionError: no room for the title); the weights are in run, and `ssl-tiny show run`"
+    )
+    assert said in ended.output
+    assert {"model.safetensors", "report.html", "README.md"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
 def test_a_loss_that_is_not_finite_ends_with_3_and_a_line(tmp_path):
     ended = train(tmp_path, faults.poison(2))
     assert ended.code == 3 and "ssl-tiny: loss is nan at step 2; the weights were not changed" in ended.output, ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,16 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
     method = run(recipe, config, data=args.data, out=out, init=args.init, options=options)
     if os.environ.get("RANK", "0") != "0":
         return
-    figures(recipe, method, args.data, out / "figures")
-    finish(out)
     program = recipe.package.replace("_", "-")
+    try:
+        figures(recipe, method, args.data, out / "figures")
+    except Exception as error:  # whatever drawing raises, the run is done and its weights are there
+        warnings.warn(
+            f"the figures could not be drawn ({type(error).__name__}: {error}); the weights are in {out}, "
+            f"and `{program} show {out}` tries again",
+            stacklevel=2,
+        )
+    finish(out)
     print(summary(out))
     print(f"\nlook at  {out / 'report.html'}")
     print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
