@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 
+import numpy as np
 import pytest
 
 from ssl_core import cli, commands
@@ -177,6 +178,26 @@ def test_figures_that_cannot_be_drawn_are_a_warning_and_the_run_is_whole(tmp_pat
     )
     assert said in ended.output
     assert {"model.safetensors", "report.html", "README.md"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_data_that_cannot_be_evaluated_as_asked_ends_with_2_and_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Tiny(TinyConfig()).save_pretrained("weights")
+    labels = np.arange(40) % 2
+    labels[2::2] = 1  # one sample of class 0
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez("few.npz", images=images, labels=labels)
+    np.savez("test.npz", images=images[::-1], labels=labels[::-1])
+    for arguments, said in (
+        (("--data", "few.npz", "--test", "few.npz"), "train and test are the same samples"),
+        (
+            ("--data", "few.npz", "--test", "test.npz", "--shots", "30"),
+            "30 shots cannot be drawn from it: ask for fewer",
+        ),
+    ):
+        code = cli.main([RECIPE], ["evaluate", "weights", *arguments, "--protocols", "fewshot", "--device", "cpu"])
+        error = capsys.readouterr().err
+        assert code == 2 and said in error and "Traceback" not in error, error
 
 
 def test_a_loss_that_is_not_finite_ends_with_3_and_a_line(tmp_path):
