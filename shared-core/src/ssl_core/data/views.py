@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.data.pixels import Operation, chain, top
+from ssl_core.data.pixels import Operation, chain, need_rgb, top
 
 Jitter = tuple[float, float, float, float]
 Steps = tuple[tuple[Operation, float], ...]
@@ -192,8 +192,15 @@ class Augment:
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         return self.apply(image, self.draw(rng, *image.shape))
 
+    def check(self, channels: int) -> None:
+        """DataError where images of `channels` channels cannot be augmented so, which `build` may say before a run."""
+        for strength, name in zip(self.jitter[2:], ("saturation", "hue"), strict=True):
+            if strength > 0:
+                need_rgb(channels, name)
+
     def draw(self, rng: np.random.Generator, channels: int, height: int, width: int) -> Drawn:
         """All random choices for an image of this shape."""
+        self.check(channels)
         box = crop_box(rng, height, width, self.scale, self.ratio)
         mirror, upside_down, jittered, grey, blurred, solarized = rng.random(6)
         turns = int(rng.integers(4))
