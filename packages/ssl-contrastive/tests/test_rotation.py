@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_core.config import ConfigError
-from ssl_core.data.sources import open_source
 from ssl_contrastive import RotNet, RotNetConfig, four_rotations, rotation_loss
 from ssl_contrastive.config import demo
 from ssl_contrastive.show import show
+from ssl_core.config import ConfigError
+from ssl_core.data.sources import open_source
 
 
 def test_four_rotations_are_quarter_turns_in_order():

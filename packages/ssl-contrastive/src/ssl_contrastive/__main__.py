@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from ssl_contrastive.config import RECIPES
 from ssl_core.cli import main as run
-from ssl_contrastive.config import RECIPE
 
 
 def main() -> None:
-    sys.exit(run([RECIPE]))
+    sys.exit(run([*RECIPES.values()]))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ssl_contrastive.config import RotNetConfig
+from ssl_contrastive.rotation import RotNet
 from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.keymap import VIT, VIT_IN_MEMORY, VIT_TIMM, KeyMap, prefixed
 from ssl_core.hub.pretrained import Layout
 from ssl_core.hub.stem import adapt_stem
 from ssl_core.patches import interpolate_positions, square_grid
-from ssl_contrastive.config import RotNetConfig
-from ssl_contrastive.rotation import RotNet
 
 KEYMAP = KeyMap(
     rows=prefixed(VIT, ours="encoder."),

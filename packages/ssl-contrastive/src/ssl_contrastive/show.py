@@ -9,8 +9,8 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from ssl_core.data.views import eval_view
 from ssl_contrastive.rotation import RotNet, four_rotations
+from ssl_core.data.views import eval_view
 
 ROWS = 8
 

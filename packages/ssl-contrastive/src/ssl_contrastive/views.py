@@ -1,4 +1,4 @@
-"""The view of an image whose rotation is asked: a random crop, never mirrored."""
+"""Two random views of an image, drawn from its own stream."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from ssl_core.data.views import random_resized_crop
-from ssl_contrastive.config import RotNetConfig
+from ssl_contrastive.config import ContrastiveConfig
+from ssl_core.data.views import Augment
 
 
 @dataclass(frozen=True)
-class CropView:
-    """One sample {"image": uint8 (c, h, w)} -> {"views": [uint8 (c, s, s)]}."""
+class TwoViews:
+    """One sample {"image": uint8 (c, h, w)} -> {"views": [uint8 (c, h, w), uint8 (c, h, w)]}."""
 
-    config: RotNetConfig
+    first: Augment
+    second: Augment
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        view = random_resized_crop(sample["image"], rng, self.config.size, (0.5, 1.0))
-        return {"views": [view.contiguous()]}
+        image = sample["image"]
+        return {"views": [self.first(image, rng), self.second(image, rng)]}
 
 
-def build(config: RotNetConfig) -> CropView:
-    """The transform of training samples."""
-    return CropView(config)
+def build(config: ContrastiveConfig) -> TwoViews:
+    """The transform of training samples; only blur and solarization differ between the two views."""
+    first, second = (
+        Augment(
+            size=config.size, scale=config.crop_scale, flip=config.flip, jitter=config.jitter, jitter_p=config.jitter_p,
+            grayscale_p=config.grayscale_p, blur_p=blur_p, blur_sigma=config.blur_sigma, solarize_p=solarize_p,
+        )
+        for blur_p, solarize_p in zip(config.blur_p, config.solarize_p, strict=True)
+    )  # fmt: skip
+    return TwoViews(first, second)
