@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_core.device import no_autocast
+
 BLOCK = {"cpu": 2**19}
 """Similarities at a time, by device: what a core's cache holds in fp32."""
 LARGE_BLOCK = 2**24
@@ -32,7 +34,7 @@ def sum_log_sum_exp(
 
     `own` (n,) is the one key that each anchor leaves out, itself; `extra` (n,) is one logit more for each anchor.
     """
-    with torch.autocast(anchors.device.type, enabled=False):
+    with no_autocast(anchors.device):
         return _SumLogSumExp.apply(anchors, keys, scale, own, extra)  # type: ignore[no-any-return]
 
 

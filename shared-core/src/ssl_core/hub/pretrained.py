@@ -204,11 +204,12 @@ def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]
 
 
 def _unwrap(raw: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors of an author's training checkpoint, which keeps them under "model"."""
-    if isinstance(raw, Mapping) and isinstance(raw.get("model"), Mapping):
-        raw = raw["model"]
+    """The tensors of an author's training checkpoint, which keeps them under "model" or "state_dict"."""
+    for key in ("model", "state_dict"):
+        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
+            raw = raw[key]
     if not isinstance(raw, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in raw.items()):
-        raise WeightsMismatch(f"{path} holds no state dict, nor one under 'model'")
+        raise WeightsMismatch(f"{path} holds no state dict, nor one under 'model' or 'state_dict'")
     return dict(raw)
 
 

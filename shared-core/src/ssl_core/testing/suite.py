@@ -28,6 +28,9 @@ class Suite:
     noiseless: Mapping[str, Any] = {}
     """fields that switch off the model's own noise (dropout, drop path) where two ways of computing are compared"""
 
+    exports: tuple[str, ...] | None = None
+    """the layouts that `config` can be exported to; all of the package by default"""
+
     def write_data(self, folder: Path) -> Path:
         """At least 64 labelled samples on disk, as a user has them; returns what --data is given."""
         return write_pictures(folder, self.config)
