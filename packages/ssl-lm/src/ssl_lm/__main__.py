@@ -6,10 +6,11 @@ import sys
 
 from ssl_core.cli import main as run
 from ssl_lm.config import RECIPES
+from ssl_lm.verbs import VERBS
 
 
 def main() -> None:
-    sys.exit(run(RECIPES))
+    sys.exit(run(RECIPES, verbs=VERBS))
 
 
 if __name__ == "__main__":
