@@ -7,6 +7,7 @@ There is no base class. A method is any `nn.Module` with
 
 and, where its paper needs them,
 
+    prepare(data, init, folder, options)   once, at every start of a run, before the first step: what else it needs
     before_step(progress)   after unscaling and clipping, before the optimiser
     after_step(progress)    once per optimiser step: EMA, queue, centre, clamps
     param_groups(config)    optimiser groups other than `ssl_core.train.optim`'s
