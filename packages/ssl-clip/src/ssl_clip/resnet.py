@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ssl_core.distributed import BatchNorm
 from ssl_core.patches import PosInterp, interpolate_positions
 from ssl_core.vit import attention
 from ssl_clip.config import RESNET_STRIDE, CLIPConfig
@@ -19,15 +20,15 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = BatchNorm(width)
         self.conv3 = nn.Conv2d(width, EXPANSION * width, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(EXPANSION * width)
+        self.bn3 = BatchNorm(EXPANSION * width)
         self.stride = stride
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != EXPANSION * width:
-            conv, norm = nn.Conv2d(inputs, EXPANSION * width, 1, bias=False), nn.BatchNorm2d(EXPANSION * width)
+            conv, norm = nn.Conv2d(inputs, EXPANSION * width, 1, bias=False), BatchNorm(EXPANSION * width)
             self.downsample = nn.ModuleDict({"0": conv, "1": norm})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,11 +73,11 @@ class ResNetTower(nn.Module):
         super().__init__()
         width = config.dim
         self.conv1 = nn.Conv2d(config.in_channels, width // 2, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.bn1 = BatchNorm(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.bn2 = BatchNorm(width // 2)
         self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
+        self.bn3 = BatchNorm(width)
         inputs = width
         for number, blocks in enumerate(config.stages):
             planes = width * 2**number
