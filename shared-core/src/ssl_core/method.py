@@ -14,6 +14,7 @@ and, where its paper needs them,
     patch_features(images)  (b, h, w, d)
     attach(source)          takes what it needs of opened data (a tokenizer); returns the source as this method reads it
     accumulates = True      the loss is a mean over samples, so micro-batches add up to the large batch
+    accumulates = "jointly" forward takes a step's micro-batches at once, {"micro_batches": [batch, …]}
     can_collapse = True     constant features minimise a part of the loss, so the loop watches for them
 
 `progress` in [0, 1) is the share of optimiser steps done. State lives in buffers: `state_dict()` is the whole truth.
