@@ -247,7 +247,8 @@ class ViT(nn.Module):
     def patch_features(self, images: Tensor) -> Tensor:
         """Normalised patch tokens on their grid, (b, h, w, d)."""
         h, _ = self.grid_of(images)
-        return rearrange(self(images)[:, 1:], "b (h w) d -> b h w d", h=h)
+        tokens = self.norm(self.tokens(images))
+        return rearrange(tokens[:, 1:], "b (h w) d -> b h w d", h=h)
 
     def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
         """How much CLS attends to each patch in one block, per head, (b, heads, h, w); with what it gives to itself and
