@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import tyro
@@ -147,19 +148,29 @@ VERBS: dict[str, type] = {
 }  # fmt: skip
 
 
-def main(recipes: Sequence[Recipe], arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; `recipes` are the package's methods, the first one the default."""
+Verbs = Mapping[str, tuple[type, str]]
+"""A package's own commands: name -> (dataclass of its flags, "module:function"), called as `function(recipe, flags)`."""
+
+
+def main(recipes: Sequence[Recipe], arguments: Sequence[str] | None = None, *, own: Verbs = MappingProxyType({})) -> int:
+    """Run one command and return its exit code; `recipes` are the package's methods, the first one the default.
+
+    `own` are the commands that the package adds to those of all.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = recipes[0].package.replace("_", "-")
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
-        print(_version(program) if arguments[:1] == ["--version"] else _overview(program, recipes))
+        print(_version(program) if arguments[:1] == ["--version"] else _overview(program, recipes, own))
         return 0
     verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        print(f"{program}: no command {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+    if verb not in VERBS and verb not in own:
+        print(f"{program}: no command {verb!r}; there are {', '.join((*VERBS, *own))}", file=sys.stderr)
         return 2
     try:
         recipe, rest = _choose_method(recipes, rest)
+        if verb in own:
+            flags, function = own[verb]
+            return load(function)(recipe, tyro.cli(flags, args=rest, prog=f"{program} {verb}")) or 0
         parsed = _parse(f"{program} {verb}", verb, recipe, rest)
         from ssl_core import commands
 
@@ -239,9 +250,9 @@ def preset(recipe: Recipe, name: str | None, *, built_in: bool = False) -> Any:
     return presets[name]()
 
 
-def _overview(program: str, recipes: Sequence[Recipe]) -> str:
+def _overview(program: str, recipes: Sequence[Recipe], own: Verbs) -> str:
     lines = [f"usage: {program} COMMAND [options]      {program} COMMAND --help", ""]
-    for verb, cls in VERBS.items():
+    for verb, cls in (*VERBS.items(), *((name, flags) for name, (flags, _) in own.items())):
         lines.append(f"  {verb:10s}{' '.join((cls.__doc__ or '').split())}")
     if len(recipes) > 1:
         lines += ["", f"methods (--method): {', '.join(recipe.name for recipe in recipes)}"]

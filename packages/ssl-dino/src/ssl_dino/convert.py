@@ -1,119 +1,105 @@
-"""The encoder's weights elsewhere: transformers' `vit` and timm's ViT."""
+"""DINO's weights elsewhere: transformers' `vit` and `resnet`, timm's `.dino`, the authors' backbones and whole training
+checkpoints. DINOv2's are in `convert_dinov2.py`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ssl_core.config import ConfigError, from_dict
-from ssl_core.hub.keymap import VIT, VIT_IN_MEMORY, VIT_TIMM, KeyMap, prefixed
-from ssl_core.hub.pretrained import Layout
-from ssl_core.hub.stem import adapt_stem
-from ssl_core.patches import interpolate_positions, square_grid
-from ssl_dino.config import RotNetConfig
-from ssl_dino.rotation import RotNet
+from ssl_core.config import ConfigError
+from ssl_core.hub import backbone
+from ssl_core.hub.backbone import EXPORTS, RESNET
+from ssl_core.hub.keymap import VIT_TIMM, Row, prefixed
+from ssl_core.hub.pretrained import Layout, check_shapes
+from ssl_dino.config import DINOConfig
 
-KEYMAP = KeyMap(
-    rows=prefixed(VIT, ours="encoder."),
-    also=(
-        *prefixed(VIT_IN_MEMORY, ours="encoder."),
-        *prefixed(VIT, ours="encoder.", theirs="vit."),
-        *prefixed(VIT_TIMM, ours="encoder."),
-    ),
-    drop=(r"pooler\..*", r"classifier\..*"),
+__all__ = ["EXPORTS", "LAYOUT"]
+
+BACKBONE, HEAD = "teacher.backbone.", "teacher.head."
+
+HEAD_ROWS: tuple[Row, ...] = tuple(
+    (name, name)
+    for name in ("mlp.{i}.{b}", "last_layer.weight_g", "last_layer.weight_v")
+)  # fmt: skip
+RENAMED: tuple[Row, ...] = (
+    ("last_layer.weight_g", "last_layer.parametrizations.weight.original0"),
+    ("last_layer.weight_v", "last_layer.parametrizations.weight.original1"),
 )
+"""The last layer under torch's newer weight norm."""
 
-NAMES = {
-    "dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "patch_size": "patch_size",
-    "in_channels": "num_channels",
-}
-"""Our config fields and transformers' names for the same value."""
-PIXELS = ("mean", "std")
+NETWORK: tuple[Row, ...] = (
+    *prefixed((*VIT_TIMM, *RESNET), ours="backbone.", theirs="backbone."),
+    *prefixed((*HEAD_ROWS, *RENAMED), ours="head.", theirs="head."),
+)
+CHECKPOINT: tuple[Row, ...] = (
+    *(
+        row
+        for name in ("student.", "teacher.")
+        for ddp in ("", "module.")
+        for row in prefixed(NETWORK, ours=name, theirs=name + ddp)
+    ),
+    ("center", "dino_loss.center"),
+)
+"""The authors' training checkpoint, its networks with and without DDP's `module.`."""
 
-
-def to_theirs(config: RotNetConfig) -> dict[str, Any]:
-    """config.json of transformers' ViTModel."""
-    return {
-        "model_type": "vit",
-        "architectures": ["ViTModel"],
-        "dtype": "float32",
-        "image_size": config.size[0],
-        "intermediate_size": 4 * config.dim,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "layer_norm_eps": 1e-6,
-        **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
-    }
+KEYMAP = backbone.backbone_keymap(BACKBONE, also=CHECKPOINT)
 
 
-def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> RotNetConfig:
-    """Our config of a transformers folder. Raises ConfigError for another architecture."""
-    known = {ours: values[theirs] for ours, theirs in NAMES.items() if theirs in values}
-    fields = {
-        "image_size": values.get("image_size", 224),
-        **pixels(known.get("in_channels", 3)),
-        **known,
-    }
-    fields |= {ours: preprocessor[f"image_{ours}"] for ours in PIXELS if f"image_{ours}" in preprocessor}
-    config = from_dict(RotNetConfig, fields)
-    for key, ours in to_theirs(config).items():
-        if key not in ("architectures", "dtype") and values.get(key, ours) != ours:
-            raise ConfigError(f"{key} = {values[key]!r} is not supported, only {ours!r}")
-    return config
+def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tensors of the authors' training checkpoint {"student", "teacher", "dino_loss", optimiser, …} in one dict."""
+    if not {"student", "teacher"} <= raw.keys():
+        return raw
+    parts = {name: raw[name] for name in ("student", "teacher", "dino_loss") if isinstance(raw.get(name), Mapping)}
+    return {f"{name}.{key}": tensor for name, state in parts.items() for key, tensor in state.items()}
 
 
-def infer(state: Mapping[str, Tensor]) -> RotNetConfig:
-    """Config of a checkpoint that holds none, from its shapes; heads are 64 wide.
+def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DINOConfig:
+    """Our config of a transformers folder, whose positions are resampled as transformers does it."""
+    config = backbone.from_theirs(DINOConfig, values, preprocessor)
+    return dataclasses.replace(config, pos_interp="size")
 
-    Raises ConfigError when the tensors are not a ViT's.
-    """
-    for needed in ("encoder.patch_embed.proj.weight", "encoder.pos_embed"):
-        if needed not in state:
-            raise ConfigError(f"the checkpoint is not a ViT: it holds no {needed}")
-    dim, channels, patch, _ = state["encoder.patch_embed.proj.weight"].shape
-    rows, _ = square_grid(state["encoder.pos_embed"].shape[1] - 1)
-    blocks = {key.split(".")[2] for key in state if key.startswith("encoder.blocks.")}
-    return RotNetConfig(
-        image_size=rows * patch,
-        patch_size=patch,
-        in_channels=channels,
-        dim=dim,
-        depth=len(blocks),
-        heads=dim // 64,
-        **pixels(channels),
+
+def infer(state: Mapping[str, Tensor]) -> DINOConfig:
+    """Config of an author's checkpoint, from the shapes of its backbone and, where it has one, its head."""
+    config = backbone.infer(DINOConfig, state, BACKBONE)
+    last, length = state.get(HEAD + "last_layer.weight_v"), state.get(HEAD + "last_layer.weight_g")
+    linears = [state[k] for k in sorted(state, key=_number) if k.startswith(HEAD + "mlp.") and state[k].ndim == 2]
+    if last is None or length is None or not linears:
+        return config
+    if last.ndim != 2:
+        raise ConfigError(f"the checkpoint is no DINO: its last layer has the shape {tuple(last.shape)}")
+    return dataclasses.replace(
+        config,
+        prototypes=last.shape[0],
+        bottleneck=last.shape[1],
+        head_hidden=linears[0].shape[0],
+        head_layers=len(linears),
+        head_bn=f"{HEAD}mlp.1.weight" in state,
+        norm_last_layer=bool((length == 1).all()),
     )
 
 
-def pixels(channels: int) -> dict[str, Any]:
-    """Mean and std for this number of channels: the mean of the defaults where it is not three."""
-    if channels == 3:
-        return {}
-    return {name: (sum(getattr(RotNetConfig, name)) / 3,) * channels for name in PIXELS}
+def _number(key: str) -> int:
+    digits = [part for part in key.split(".") if part.isdigit()]
+    return int(digits[0]) if digits else -1
 
 
-def adapt(state: dict[str, Tensor], stored: RotNetConfig, wanted: RotNetConfig) -> dict[str, Tensor]:
-    """`state` for the channels and the image size of `wanted`."""
-    state = dict(state)
-    if stored.in_channels != wanted.in_channels:
-        stem = "encoder.patch_embed.proj.weight"
-        state[stem] = adapt_stem(state[stem], wanted.in_channels)
-    if stored.grid != wanted.grid:
-        positions, how = state["encoder.pos_embed"], wanted.pos_interp
-        state["encoder.pos_embed"] = interpolate_positions(positions, stored.grid, wanted.grid, how)
-    return state
+def adapt(state: dict[str, Tensor], stored: DINOConfig, wanted: DINOConfig) -> dict[str, Tensor]:
+    """`state` for the channels and the image size of `wanted`, in student and teacher.
+
+    A backbone alone is marked, so that training begins with its heads. Raises what the core's `adapt` does.
+    """
+    for name in ("student", "teacher"):
+        check_shapes(state, {f"{name}.head.last_layer.weight_v": (stored.prototypes, stored.bottleneck)})
+    alone = state and not any(key.startswith((*LAYOUT.heads, *LAYOUT.copies)) for key in state)
+    return {"new_heads": torch.tensor(bool(alone)), **backbone.adapt(state, stored, wanted)}
 
 
-LAYOUT = Layout(keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt)
-
-
-def to_transformers(method: RotNet) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config.json) of transformers' ViTModel."""
-    return KEYMAP.to_theirs(method.state_dict())[0], to_theirs(method.config)
-
-
-EXPORTS = {"transformers": to_transformers}
+LAYOUT = Layout(
+    keymap=KEYMAP, to_theirs=backbone.to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt,
+    heads=(HEAD, "center"), copies={"student.": "teacher."}, unwrap=unwrap,
+)  # fmt: skip
