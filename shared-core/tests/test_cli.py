@@ -56,6 +56,27 @@ def test_an_unknown_command_is_named_with_those_that_there_are(capsys):
     assert error.startswith("ssl-tiny: no command 'tarin'; there are train, evaluate") and error.count("\n") == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Count upwards."""
+
+    to: int = 3
+
+
+def count(recipe, flags):
+    print(recipe.name, *range(flags.to))
+
+
+def test_a_package_adds_commands_of_its_own(capsys):
+    own = {"count": (Count, f"{__name__}:count")}
+    assert cli.main([RECIPE, OTHER], ["count", "--to", "2", "--method", "other"], own=own) == 0
+    assert capsys.readouterr().out == "other 0 1\n"
+    assert cli.main([RECIPE], [], own=own) == 0
+    assert re.search(r"^  count +Count upwards", capsys.readouterr().out, re.M)
+    assert cli.main([RECIPE], ["tarin"], own=own) == 2
+    assert "export, count" in capsys.readouterr().err
+
+
 def test_flags_set_the_run_the_config_and_the_options(parsed):
     recipe, run, config, options = parsed(
         "--data", "pictures", "--out", "here", "--epochs", "3", "--betas", "0.8", "0.9", "--clip-grad", "1.5",

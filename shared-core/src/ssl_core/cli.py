@@ -152,7 +152,9 @@ Verbs = Mapping[str, tuple[type, str]]
 """A package's own commands: name -> (dataclass of its flags, "module:function"), called as `function(recipe, flags)`."""
 
 
-def main(recipes: Sequence[Recipe], arguments: Sequence[str] | None = None, *, own: Verbs = MappingProxyType({})) -> int:
+def main(
+    recipes: Sequence[Recipe], arguments: Sequence[str] | None = None, *, own: Verbs = MappingProxyType({})
+) -> int:
     """Run one command and return its exit code; `recipes` are the package's methods, the first one the default.
 
     `own` are the commands that the package adds to those of all.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from ssl_core.cli import main as run
-from ssl_dino.config import RECIPE
+from ssl_dino.config import DINOV2, RECIPE, VERBS
 
 
 def main() -> None:
-    sys.exit(run([RECIPE]))
+    sys.exit(run([RECIPE, DINOV2], own=VERBS))
 
 
 if __name__ == "__main__":

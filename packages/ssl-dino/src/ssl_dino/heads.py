@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class DINOHead(nn.Module):
         super().__init__()
         widths = [features, *[hidden] * (layers - 1)]
         blocks: list[nn.Module] = []
-        for width, out in zip(widths, widths[1:], strict=False):
+        for width, out in itertools.pairwise(widths):
             blocks += [nn.Linear(width, out), *([nn.BatchNorm1d(out)] if bn else []), nn.GELU()]
         self.mlp = sync_batch_norm(nn.Sequential(*blocks, nn.Linear(widths[-1], bottleneck)))
         self.mlp.apply(init_linear)
