@@ -1,7 +1,7 @@
 """The training step of a masked autoencoder at 224 pixels, ours and its peers' on the same weights, images and masks.
 
 The parts are forward + backward, and what the project's own script does after it:
-  ours          `ssl_core.train.fit`: norm of the gradient, fused AdamW
+  ours          `ssl_core.train.fit`: norm of the gradient, fused AdamW, freed memory kept
   transformers  `Trainer` with its defaults: clipping at 1, fused AdamW
   lightly       examples/pytorch/mae.py: AdamW as torch makes it
   plain         a module as the paper describes it, AdamW as torch makes it with two groups
@@ -11,7 +11,6 @@ Small batches overstate the optimiser: at batch 4096 it is nothing, so `forward 
 
 from __future__ import annotations
 
-import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,9 +22,10 @@ from measure import Case, Result, Settings, Work
 from plain_mae import PlainMAE
 from torch import Tensor, nn
 
-from ssl_core.device import autocast
+from ssl_core.device import autocast, keep_freed_memory
 from ssl_core.estimate import step_cost
-from ssl_core.train.optim import adamw, decay_groups
+from ssl_core.train.fit import gradient_norm
+from ssl_core.train.optim import build_optimizer, decay_groups
 from ssl_mae.config import PRESETS, MAEConfig
 from ssl_mae.mae import MAE
 
@@ -114,12 +114,12 @@ def build(make: Callable[..., Contender], preset: str, precision: str, batch: in
 
 def ours(method: MAE, images: Tensor, noise: Tensor) -> Contender:
     """What `fit` does with a batch; the pixels are normalised inside, which the peers leave to their loaders."""
-    optimizer = adamw(method, method.config)
+    keep_freed_memory()
+    optimizer = build_optimizer(method, method.config)
     batch = {"views": [images], "noise": noise}
 
     def update() -> None:
-        norm = nn.utils.clip_grad_norm_(method.parameters(), method.config.clip_grad or math.inf)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(gradient_norm(method, method.config.clip_grad)):
             raise RuntimeError("the gradient is not finite")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -10,7 +10,7 @@ from measure import Case, Work
 from torch import nn
 
 from ssl_core.ema import ema_update, frozen_copy
-from ssl_core.train.optim import adamw, decay_groups
+from ssl_core.train.optim import build_optimizer, decay_groups
 from ssl_mae.config import PRESETS
 from ssl_mae.mae import MAE
 
@@ -50,7 +50,7 @@ def adamw_step(kind: str, preset: str) -> Work:
     for p in method.parameters():
         p.grad = torch.randn_like(p) if p.requires_grad else None
     if kind == "fused":
-        optimizer = adamw(method, method.config)
+        optimizer = build_optimizer(method, method.config)
     else:
         groups = decay_groups(method, method.config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=1e-4, foreach=True if kind == "foreach" else None)

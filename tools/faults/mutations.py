@@ -19,7 +19,7 @@ from ssl_core.testing.faults import mutate, mutate_json
 from ssl_core.testing.state import differing, whole_state
 from ssl_core.testing.trial import Trial
 from ssl_core.train.checkpoint import Checkpoints
-from ssl_core.train.optim import adamw
+from ssl_core.train.optim import build_optimizer
 
 
 def mutations(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:
@@ -37,7 +37,7 @@ def mutations(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:
 def _checkpoints(trial: Trial, place: Path, count: int, rng: np.random.Generator) -> Row:
     run_id = json.loads((place / "run" / "run.json").read_text())["run_id"]
     method = load(trial.recipe.method)(trial.config)
-    optimizer = adamw(method, trial.config)
+    optimizer = build_optimizer(method, trial.config)
     good = {step: whole_state(place / "run" / "checkpoints" / f"step-{step:06d}") for step in (2, 3)}
     outcomes = Counter[str]()
     for _ in range(count):

@@ -44,9 +44,15 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     """epochs of linear warm-up from 0"""
     weight_decay: float = 0.05
-    """AdamW's decay of matrices; biases and other 1-D tensors are not decayed"""
+    """decay of matrices; biases and other 1-D tensors are not decayed, unless the method's paper does"""
+    weight_decay_end: float | None = None
+    """weight decay at the end of a cosine over the run; constant without"""
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """sgd and lars have `momentum`, adamw has `betas`"""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's momenta"""
+    momentum: float = 0.9
+    """SGD's and LARS's momentum"""
     clip_grad: float | None = None
     """largest norm of the whole gradient"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -71,6 +77,10 @@ class TrainConfig:
             f"must be shorter than the run of {self.epochs:g} epochs",
         )
         check(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "must lie in [0, 1)")
+        check(0 <= self.momentum < 1, "momentum", self.momentum, "must lie in [0, 1)")
+        end = self.weight_decay_end
+        check(end is None or (end > 0 and self.weight_decay > 0), "weight_decay_end", end,
+              "must be positive, and weight_decay too")  # fmt: skip
         check(
             self.clip_grad is None or self.clip_grad > 0,
             "clip_grad",
@@ -109,7 +119,8 @@ class ImageConfig:
         if parent is not None:
             parent()
         check(self.patch_size > 0, "patch_size", self.patch_size, "must be positive")
-        check(all(s > 0 and s % self.patch_size == 0 for s in self.size), "image_size", self.image_size,
+        check(all(s > 0 for s in self.size), "image_size", self.image_size, "must be positive")
+        check(all(s % self.stride == 0 for s in self.size), "image_size", self.image_size,
               f"must be divisible by the patch size {self.patch_size}")  # fmt: skip
         for name in ("mean", "std"):
             check(len(getattr(self, name)) == self.in_channels, name, getattr(self, name),
@@ -123,6 +134,11 @@ class ImageConfig:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
+    def stride(self) -> int:
+        """What the sides of an image have to be divisible by."""
+        return self.patch_size
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patches."""
         return self.size[0] // self.patch_size, self.size[1] // self.patch_size
@@ -130,6 +146,51 @@ class ImageConfig:
     @property
     def patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(ImageConfig):
+    """The encoder of a method that works with a ViT and with a ResNet; `ssl_core.backbone` builds it."""
+
+    backbone: Literal["vit", "resnet18", "resnet34", "resnet50"] = "vit"
+    """architecture of the encoder"""
+    dim: int = 384
+    """vit: width"""
+    depth: int = 12
+    """vit: blocks"""
+    heads: int = 6
+    """vit: attention heads"""
+    mlp_ratio: float = 4.0
+    """vit: hidden width of an MLP over the width"""
+    layer_norm_eps: float = 1e-6
+    """vit: epsilon of the layer norms"""
+    drop_path: float = 0.0
+    """vit: share of samples that skip the last block in training, rising linearly from the first"""
+    pool: Literal["cls", "mean"] = "cls"
+    """vit: what `encode` returns, the CLS token or the mean of the patches; a resnet's map is averaged"""
+    width: int = 64
+    """resnet: channels of the first stage"""
+    small_stem: bool = False
+    """resnet: a 3x3 convolution of stride 1 and no max-pool, for images of 64 pixels or less"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("dim", "heads", "in_channels"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
+        check(0 < self.width <= 4096, "width", self.width, "must lie in 1 … 4096")
+        check(0 < self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "must lie in (0, 1000]")
+        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
+        check(0 <= self.drop_path < 1, "drop_path", self.drop_path, "must lie in [0, 1)")
+        check(not self.is_vit or self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
+
+    @property
+    def is_vit(self) -> bool:
+        return self.backbone == "vit"
+
+    @property
+    def stride(self) -> int:
+        return self.patch_size if self.is_vit else 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,7 +197,7 @@ class ViT(nn.Module):
     def patch_features(self, images: Tensor) -> Tensor:
         """Normalised patch tokens on their grid, (b, h, w, d)."""
         h, _ = grid_of(images, self.patch_embed.patch_size)
-        return rearrange(self(images)[:, 1:], "b (h w) d -> b h w d", h=h)
+        return rearrange(self.norm(self.tokens(images))[:, 1:], "b (h w) d -> b h w d", h=h)
 
     def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
         """Softmax matrix of one block, (b, heads, 1 + n, 1 + n), whatever kernel training uses."""

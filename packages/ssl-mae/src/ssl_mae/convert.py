@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ssl_core.config import ConfigError, from_dict
+from ssl_core.hub.backbone import pixels, positive, statistics
 from ssl_core.hub.keymap import (
     BLOCK,
     BLOCK_IN_MEMORY,
@@ -97,11 +98,11 @@ def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> MAEConf
     if values.get("model_type") != "vit_mae":
         raise ConfigError(f"model_type is {values.get('model_type')!r}: MAE reads 'vit_mae'")
     known = {ours: values[theirs] for ours, theirs in NAMES.items() if theirs in values}
-    config = from_dict(MAEConfig, {**_DEFAULTS, **known, **_pixels(values, preprocessor)})
+    config = from_dict(MAEConfig, {**_DEFAULTS, **known, **pixels(MAEConfig, values, preprocessor)})
     for key, expected in (("hidden_act", "gelu"), ("qkv_bias", True)):
         if values.get(key, expected) != expected:
             raise ConfigError(f"{key} = {values[key]!r} is not supported: use transformers for this model")
-    hidden = _positive(values, "intermediate_size", 3072), _positive(values, "decoder_intermediate_size", 2048)
+    hidden = positive(values, "intermediate_size", 3072), positive(values, "decoder_intermediate_size", 2048)
     widths = config.dim, config.decoder_dim
     for ratio in (hidden[0] / widths[0], hidden[1] / widths[1]):
         if hidden == tuple(round(width * ratio) for width in widths):
@@ -111,29 +112,6 @@ def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> MAEConf
 
 _DEFAULTS = {"layer_norm_eps": 1e-12, "norm_pix_loss": False}
 """Where transformers' defaults for absent keys are not ours."""
-
-
-def _pixels(values: dict[str, Any], preprocessor: dict[str, Any]) -> dict[str, Any]:
-    channels = _positive(values, "num_channels", 3)
-    pixels: dict[str, Any] = {"image_size": values.get("image_size", 224), **_statistics(channels)}
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if theirs in preprocessor:
-            pixels[ours] = preprocessor[theirs]
-    return pixels
-
-
-def _statistics(channels: int) -> dict[str, Any]:
-    """ImageNet's mean and std; their means over the colours where there are not three channels."""
-    if channels == 3:
-        return {}
-    return {name: (sum(getattr(MAEConfig, name)) / 3,) * channels for name in ("mean", "std")}
-
-
-def _positive(values: dict[str, Any], key: str, default: int) -> int:
-    value = values.get(key, default)
-    if type(value) is not int or not 0 < value < 2**20:
-        raise ConfigError(f"{key} = {value!r}: expected a positive number")
-    return value
 
 
 def infer(state: Mapping[str, Tensor]) -> MAEConfig:
@@ -161,10 +139,9 @@ def infer(state: Mapping[str, Tensor]) -> MAEConfig:
         "depth": _depth(state, "encoder.blocks."),
         "heads": 16 if dim == 1280 else dim // 64,
         "patch_size": patch,
-        "in_channels": channels,
         "image_size": rows * patch,
         "mlp_ratio": state[needed[2]].shape[0] / dim,
-        **_statistics(channels),
+        **statistics(MAEConfig, channels),
     }
     if "decoder.embed.weight" in state:
         width = state["decoder.embed.weight"].shape[0]

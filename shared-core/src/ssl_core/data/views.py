@@ -28,7 +28,7 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
         )
     scale = torch.tensor([255 * s for s in std], device=images.device).view(-1, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
-    return images / scale - shift
+    return images.float().div_(scale).sub_(shift)  # in place: no batch-sized temporaries
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Names of weights in other projects' checkpoints, as tables that are read in both directions.
 
-A row pairs one of our names with theirs. `{i}` stands for a layer's number and `{w}` for weight or bias, the same on
-both sides. Where theirs is a tuple, their tensors are ours cut along the first axis: a fused qkv against query, key
-and value.
+A row pairs one of our names with theirs. `{i}` stands for a layer's number, `{w}` for weight or bias and `{b}` for what
+a batch norm holds, the same on both sides. Where theirs is a tuple, their tensors are ours cut along the first axis: a
+fused qkv against query, key and value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from ssl_core.errors import InputError
 
 Row = tuple[str, str | tuple[str, ...]]
 
-_HOLES = {"{i}": r"(?P<i>\d+)", "{w}": r"(?P<w>weight|bias)"}
+_HOLES = {
+    "{i}": r"(?P<i>\d+)",
+    "{w}": r"(?P<w>weight|bias)",
+    "{b}": r"(?P<b>weight|bias|running_mean|running_var|num_batches_tracked)",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class KeyMap:
         for key, tensor in ours.items():
             for pattern, names in writers:
                 if match := pattern.fullmatch(key):
-                    for name, part in zip(names, tensor.chunk(len(names)), strict=True):
+                    parts = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
+                    for name, part in zip(names, parts, strict=True):
                         theirs[_fill(name, match.groupdict())] = part.contiguous()
                     break
             else:
@@ -105,7 +110,7 @@ def _joined(parts: list[tuple[str, Tensor]]) -> Tensor:
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    parts = re.split(r"(\{[iw]\})", name)
+    parts = re.split(r"(\{[iwb]\})", name)
     return re.compile("".join(_HOLES[p] if p in _HOLES else re.escape(p) for p in parts))
 
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -44,6 +44,9 @@ class Layout:
     their config.json and preprocessor_config.json (empty when absent) back;
     `infer` reads a config off the shapes of an author's checkpoint, which holds none; `adapt(state, stored, wanted)`
     fits a state dict in our names to another number of channels or image size, after `check_shapes` against `stored`.
+
+    `heads` are prefixes of what only training needs. A checkpoint that holds none of them, another's encoder, is read
+    all the same: heads start anew, a warning says so. `copies` are prefixes of momentum copies and what they copy.
     """
 
     keymap: KeyMap
@@ -51,6 +54,8 @@ class Layout:
     from_theirs: Callable[[dict[str, Any], dict[str, Any]], Any]
     infer: Callable[[Mapping[str, Tensor]], Any]
     adapt: Callable[[dict[str, Tensor], Any, Any], dict[str, Tensor]]
+    heads: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 class Pretrained:
@@ -157,6 +162,8 @@ class Pretrained:
         state = layout.adapt(state, stored, wanted)
         method = cls(wanted)  # type: ignore[call-arg]
         assert isinstance(method, nn.Module)
+        if state and not any(key.startswith((*layout.heads, *layout.copies)) for key in state):
+            state = with_new_heads(method, state, layout, source=str(name))
         load_state(method, state, unused, source=str(name), strict=strict)
         return method.eval().to(device=device, dtype=dtype)
 
@@ -257,6 +264,19 @@ def _misshapen(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
 
 def _shown(problems: list[str]) -> str:
     return "\n  ".join(problems[:20]) + (f"\n  … {len(problems) - 20} more" if len(problems) > 20 else "")
+
+
+def with_new_heads(method: nn.Module, state: dict[str, Tensor], layout: Layout, *, source: str) -> dict[str, Tensor]:
+    """An encoder's `state` with the heads that `method` has just initialised, and momentum copies of both."""
+    own = method.state_dict()
+    new = {key: own[key] for key in own if key.startswith(layout.heads) and key not in state}
+    if new:
+        names = sorted({key.split(".")[0] for key in new})
+        warnings.warn(f"{source} holds an encoder without {', '.join(names)}: these start anew", stacklevel=3)
+    state = {**new, **state}
+    for copy, original in layout.copies.items():
+        state |= {copy + key[len(original) :]: state[key] for key in list(state) if key.startswith(original)}
+    return state
 
 
 def load_state(method: nn.Module, state: dict[str, Tensor], unused: list[str], *, source: str, strict: bool) -> None:

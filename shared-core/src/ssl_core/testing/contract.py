@@ -23,7 +23,7 @@ from ssl_core.testing.faults import KeepDouble, mutate_json
 from ssl_core.testing.state import apart, differing, hidden_state, newest
 from ssl_core.testing.suite import Suite
 from ssl_core.train.fit import wrap
-from ssl_core.train.optim import adamw
+from ssl_core.train.optim import build_optimizer
 
 EXACT = 1e-10
 DAMAGED = 300
@@ -57,7 +57,7 @@ class Contract(Suite):
 
     def test_optimiser_groups_name_their_parameters(self):
         method = self.method()
-        groups = adamw(method, method.config).param_groups
+        groups = build_optimizer(method, method.config).param_groups
         for group in groups:
             assert group.get("param_names"), "param_groups gives (name, parameter) pairs: checkpoints are keyed by name"
             assert "lr_scale" in group, "every group of param_groups has an lr_scale"

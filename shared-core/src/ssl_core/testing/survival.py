@@ -17,7 +17,7 @@ from ssl_core.testing.state import differing, newest, whole_state
 from ssl_core.testing.suite import Suite
 from ssl_core.train.checkpoint import Checkpoints
 from ssl_core.train.fit import NonFiniteLoss
-from ssl_core.train.optim import adamw
+from ssl_core.train.optim import build_optimizer
 from ssl_core.train.stop import EXIT_REQUEUE
 
 STEPS = 20
@@ -142,7 +142,7 @@ class Survival(Suite):
         good = {name: whole_state(reference / "checkpoints" / name) for name in names}
         run_id = json.loads((reference / "run.json").read_text())["run_id"]
         method, rng = self.method(), np.random.default_rng(0)
-        optimizer = adamw(method, method.config)
+        optimizer = build_optimizer(method, method.config)
         for _ in range(MUTATIONS):
             shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
             shutil.copytree(reference / "checkpoints", tmp_path / "checkpoints")

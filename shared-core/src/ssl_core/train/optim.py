@@ -1,11 +1,12 @@
-"""AdamW with the field's parameter groups."""
+"""AdamW, SGD and LARS with the field's parameter groups."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_core.config import TrainConfig
 
@@ -25,16 +26,72 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     return [group for group in groups if group["params"]]
 
 
-def adamw(method: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over `method.param_groups(config)`, or `decay_groups`; the fused kernel, on a CPU too.
+def build_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """`config.optimizer` over `method.param_groups(config)`, or `decay_groups`; the fused kernels, on a CPU too.
 
-    A group's `lr_scale` multiplies the schedule's learning rate.
+    A group without a `weight_decay` has the config's; its `lr_scale` multiplies the schedule's learning rate; one with
+    `fixed_lr` stays at the peak.
     """
     own = getattr(method, "param_groups", None)
     groups = own(config) if own else decay_groups(method, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    groups = [{"weight_decay": config.weight_decay, "lr_scale": 1.0, **group} for group in groups]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return LARS(groups, lr=config.lr, momentum=config.momentum)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def schedule(optimizer: torch.optim.Optimizer, *, lr: float, peak: float, weight_decay: float) -> None:
+    """Give every group its learning rate, and those that decay at all the weight decay of this step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = (peak if group.get("fixed_lr") else lr) * group["lr_scale"]
+        if group["weight_decay"]:
+            group["weight_decay"] = weight_decay
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (arXiv 1708.03888), as SimCLR, BYOL and MoCo v3 use it.
+
+    For a tensor w of more than one dimension, with gradient g, decay λ, trust coefficient η and momentum μ
+
+        g' = g + λ w,   q = η ‖w‖ / ‖g'‖ (1 where either norm is 0),   v ← μ v + q g',   w ← w - lr · v
+
+    Biases and batch norm (at most one dimension) are neither decayed nor scaled: q = 1, λ = 0.
+    """
+
+    def __init__(self, params: Any, *, lr: float, momentum: float = 0.9, trust: float = 0.001) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if not weights:
+                continue
+            momenta = [self._momentum(w) for w in weights]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, self._scaled(weights, group))
+            torch._foreach_add_(weights, momenta, alpha=-group["lr"])
+        return loss
+
+    def _momentum(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        return state["momentum_buffer"]
+
+    def _scaled(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """q · g' of every tensor, the gradients themselves untouched."""
+        scaled = []
+        for w in weights:
+            g = w.grad
+            assert g is not None
+            if w.ndim > 1:
+                g = g.add(w, alpha=group["weight_decay"])
+                size, slope = w.norm(), g.norm()
+                trust = group["trust"] * size / slope
+                g = g * torch.where((size > 0) & (slope > 0), trust, torch.ones_like(trust))
+            scaled.append(g)
+        return scaled

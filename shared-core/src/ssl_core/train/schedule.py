@@ -1,8 +1,13 @@
-"""The optimiser's schedules, per iteration."""
+"""Schedules, per iteration: the optimiser's, and the cosine that methods use for momenta and temperatures."""
 
 from __future__ import annotations
 
 import math
+
+
+def cosine(t: float, start: float, end: float) -> float:
+    """From `start` at t = 0 to `end` at t = 1 by half a cosine."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * t))
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, peak: float, final: float = 0.0) -> float:
@@ -12,5 +17,4 @@ def warmup_cosine(step: int, *, total: int, warmup: int, peak: float, final: flo
     """
     if step < warmup:
         return peak * step / warmup
-    t = (step - warmup) / max(1, total - warmup)
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * t))
+    return cosine((step - warmup) / max(1, total - warmup), peak, final)

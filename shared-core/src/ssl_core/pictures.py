@@ -1,0 +1,52 @@
+"""What the figures of every image package are made of: pictures of a source, and a grid of them in a PNG file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from ssl_core.data.images import BadSample, DataError
+from ssl_core.data.views import eval_view
+
+
+def sample_images(source: Any, config: Any, count: int) -> Tensor:
+    """uint8 (b, c, h, w): the first `count` readable images of a fixed shuffle, as evaluations of `config` see them.
+
+    Raises DataError when none is readable.
+    """
+    view, images = eval_view(config), []
+    for index in np.random.default_rng(0).permutation(len(source)):
+        try:
+            images.append(view(source.load(int(index)))["views"][0])
+        except BadSample:
+            continue
+        if len(images) == count:
+            break
+    if not images:
+        raise DataError("there is no readable image to show")
+    return torch.stack(images)
+
+
+def save_grid(pictures: Tensor, path: Path, *, columns: int = 2, scale_to: int = 96, gap: int = 6) -> None:
+    """Write (b, k, c, h, w) pictures in [0, 1] as a white-framed grid, k beside each other, `columns` groups a row.
+
+    Small pictures are enlarged by a whole factor to about `scale_to` pixels. One or two channels are shown as the first
+    in grey, more than three as the first three.
+    """
+    b, _, c, h, w = pictures.shape
+    zoom = max(1, round(scale_to / h))
+    pictures = pictures[: b - b % columns] if b >= columns else pictures
+    pixels = (pictures.cpu() * 255).round().to(torch.uint8)
+    pixels = pixels[:, :, :3] if c >= 3 else pixels[:, :, :1].expand(-1, -1, 3, -1, -1)
+    pixels = pixels.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    framed = torch.full((*pixels.shape[:3], h * zoom + gap, w * zoom + gap), 255, dtype=torch.uint8)
+    framed[..., : h * zoom, : w * zoom] = pixels
+    framed = torch.nn.functional.pad(rearrange(framed, "b k c h w -> b c h (k w)"), (0, 3 * gap), value=255)
+    sheet = rearrange(framed, "(r g) c h w -> (r h) (g w) c", g=min(columns, len(framed)))
+    Image.fromarray(np.ascontiguousarray(sheet.numpy())).save(path)

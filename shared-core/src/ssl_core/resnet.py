@@ -1,0 +1,111 @@
+"""ResNets with torchvision's names and numbers: Deep Residual Learning (arXiv 1512.03385).
+
+The stride of a bottleneck sits in its 3x3 convolution ("v1.5"), as in torchvision, timm and every contrastive paper's
+code. `small_stem` is SimCLR's for small images (its appendix B.9): a 3x3 convolution of stride 1, padding 1, no max-pool.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+LAYERS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _downsample(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample = _downsample(channels, 4 * width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+def _downsample(channels: int, out: int, stride: int) -> nn.Sequential | None:
+    if channels == out and stride == 1:
+        return None
+    return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+
+class ResNet(nn.Module):
+    """Encoder of images (b, c, h, w) of any size; `width` is the channels of the first stage (64 as published).
+
+    `zero_init_residual` starts every residual branch at zero (SimCLR, SimSiam, MoCo v3).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        in_channels: int = 3,
+        width: int = 64,
+        small_stem: bool = False,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        block = Bottleneck if name == "resnet50" else BasicBlock
+        self.in_channels, self.small_stem = in_channels, small_stem
+        self.features = 8 * width * block.expansion
+        stem = (3, 1, 1) if small_stem else (7, 2, 3)
+        self.conv1 = nn.Conv2d(in_channels, width, *stem, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        channels = width
+        for stage, depth in enumerate(LAYERS[name]):
+            out, blocks = width * 2**stage, []
+            for i in range(depth):
+                blocks.append(block(channels, out, 2 if stage and i == 0 else 1))
+                channels = out * block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """The last stage's map, (b, d, h / 32, w / 32), h / 8 with the small stem, rounded up."""
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}")
+        x = F.relu(self.bn1(self.conv1(images.to(self.conv1.weight.dtype))), inplace=True)
+        if not self.small_stem:
+            x = F.max_pool2d(x, 3, 2, 1)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The mean of the last map, (b, d)."""
+        return reduce(self.maps(images), "b d h w -> b d", "mean")
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The last map, (b, h, w, d)."""
+        return rearrange(self.maps(images), "b d h w -> b h w d")
