@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ssl_core import distributed
 from ssl_core.testing import children, faults
@@ -170,6 +172,105 @@ def test_ranks_that_are_started_again_do_not_look_for_the_dead_ones():
             ranks = agent.start(2, meet)
             pids = [rank.pid for rank in ranks]
             assert [rank.end().value for rank in ranks] == [pids, pids]
+
+
+NORM_SHAPE = {2: (4,), 3: (4, 5), 4: (4, 3, 2)}
+
+
+def norm_and_batch(ndim, samples, **options):
+    """A batch norm with its own gain and shift, a batch (b, 4, …) far from zero, and the gradient that reaches it."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, dtype=torch.float64, **options)
+    norm._check_input_dim = lambda input: None  # any number of axes
+    if norm.affine:
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    shape = (samples, *NORM_SHAPE[ndim])
+    return norm, torch.randn(shape, dtype=torch.float64) * 3 + 100, torch.randn(shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}], ids=str
+)
+@pytest.mark.parametrize(("sizes", "ndim"), [((3, 3), 4), ((5, 2), 2), ((1, 6), 3), ((0, 4), 4)])
+def test_batch_norm_of_two_ranks_is_that_of_the_joined_batch(sizes, ndim, options, tmp_path):
+    def two_steps(norm, x, into):
+        x.requires_grad_()
+        for _ in range(2):
+            out = norm(x)
+        (out * into).sum().backward()
+        named = {f"gradient of {name}": p.grad for name, p in norm.named_parameters()}
+        return {**named, "out": out.detach(), "gradient of x": x.grad, **dict(norm.named_buffers())}
+
+    def on_a_rank():
+        norm, x, into = norm_and_batch(ndim, sum(sizes), **options)
+        rows = slice(*([0, sizes[0]] if distributed.rank() == 0 else [sizes[0], None]))
+        found = two_steps(distributed.sync_batch_norm(norm), x[rows].clone(), into[rows])
+        save_file({k: v.contiguous() for k, v in found.items()}, tmp_path / f"{distributed.rank()}.safetensors")
+
+    ranks(2, on_a_rank)
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    joined = two_steps(*norm_and_batch(ndim, sum(sizes), **options))
+    for name in first:
+        if name in ("out", "gradient of x"):
+            both = torch.cat([first[name], second[name]])
+        elif name.startswith("gradient"):  # summed over ranks, as DDP's mean of a mean loss does
+            both = first[name] + second[name]
+        else:
+            both = first[name]
+            assert torch.equal(first[name], second[name]), f"the ranks disagree on {name}"
+        assert torch.allclose(both.to(joined[name].dtype), joined[name], rtol=0, atol=1e-10), name
+
+
+def test_batch_norm_alone_and_in_eval_mode_is_torchs():
+    norm, x, _ = norm_and_batch(4, 6)
+    theirs = copy.deepcopy(norm)
+    ours = distributed.sync_batch_norm(nn.Sequential(norm))
+    assert isinstance(ours[0], distributed.BatchNorm)
+    assert torch.equal(ours(x), theirs(x)) and torch.equal(ours[0].running_var, theirs.running_var)
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_swapping_batch_norms_keeps_parameters_names_and_the_optimisers_grip_on_them():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Flatten(), nn.BatchNorm1d(4)
+    )
+    before = dict(net.named_parameters()) | dict(net.named_buffers())
+    net[3].eval()
+    assert distributed.sync_batch_norm(net) is net
+    after = dict(net.named_parameters()) | dict(net.named_buffers())
+    assert list(after) == list(before) and all(after[name] is before[name] for name in before)
+    assert net[1][0].training and not net[3].training
+
+
+def test_batch_norm_of_half_precision_computes_statistics_in_fp32():
+    def normed():
+        norm = distributed.sync_batch_norm(nn.BatchNorm1d(3))
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(distributed.rank())).bfloat16() + 200
+        out = norm(x)
+        return out.dtype is torch.bfloat16, norm.running_mean.dtype is torch.float32, out.float().abs().max().item()
+
+    for result in ranks(2, normed):
+        assert result[:2] == (True, True) and 0.5 < result[2] < 4
+
+
+def test_batch_norm_of_one_value_in_all_is_an_error_on_every_rank():
+    def normed():
+        with pytest.raises(ValueError, match="more than one value per channel"):
+            distributed.BatchNorm(3)(torch.ones(1 - distributed.rank(), 3))
+        return True
+
+    assert ranks(2, normed) == [True, True]
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 2), (0, 5)])
+def test_the_mean_over_ranks_of_batch_means_is_the_mean_of_the_joined_batch(sizes):
+    values = torch.arange(sum(sizes), dtype=torch.float64) ** 2
+
+    def on_a_rank():
+        return distributed.batch_mean(values.split(list(sizes))[distributed.rank()]).item()
+
+    assert sum(ranks(2, on_a_rank)) / 2 == pytest.approx(values.mean().item(), abs=1e-12)
+    assert distributed.batch_mean(values) == values.mean()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
