@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from ssl_core.cli import main as run
-from ssl_pretext.config import RECIPE
+from ssl_pretext.config import RECIPES
 
 
 def main() -> None:
-    sys.exit(run([RECIPE]))
+    sys.exit(run(RECIPES))
 
 
 if __name__ == "__main__":

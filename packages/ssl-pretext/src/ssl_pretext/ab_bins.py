@@ -5,8 +5,7 @@
     w_q ∝ 1 / ((1 - λ)·p̃_q + λ/Q)                so that Σ_q p̃_q·w_q = 1, p̃ the smoothed prior            `rebalancing`
     ab = Σ_q c_q · softmax(z / T)_q              T = 1 is the mean, T → 0 the mode, between them .38     `annealed_mean`
 
-Q is 313 in the authors' file, which is not made by a stated rule. From sRGB alone it is 262 with the cells that some
-colour is nearest to: that is what we have, in any number of cells.
+Q is 313 in the authors' file, which no stated rule makes. The cells that hold a colour of sRGB are 261: those are ours.
 """
 
 from __future__ import annotations
@@ -18,11 +17,20 @@ from ssl_pretext.lab import rgb_to_lab
 
 
 def ab_bins(step: float = 10.0) -> Tensor:
-    """Centres (Q, 2) of the cells of `step` that some colour of sRGB lies in, sorted by a, then b; fp32."""
-    levels = torch.arange(0, 256, 3, dtype=torch.float64) / 255
-    colours = torch.cartesian_prod(levels, levels, levels).T[None, :, :, None]  # 1 3 n 1
-    cells = (rgb_to_lab(colours)[0, 1:, :, 0].T / step).round()
-    return (cells.unique(dim=0) * step).float()
+    """Centres (Q, 2) of the cells of `step` that some colour of sRGB lies in, by rising a, then b; fp32.
+
+    The cube's surface is enough: from a colour inside, lighter and lighter at the same a and b, one comes to it.
+    """
+    levels = torch.arange(256, dtype=torch.float64, device="cpu") / 255
+    square = torch.cartesian_prod(levels, levels)
+    faces = [
+        torch.stack([*square.T[:axis], torch.full_like(square[:, 0], end), *square.T[axis:]])
+        for axis in range(3)
+        for end in (0.0, 1.0)
+    ]
+    lab = rgb_to_lab(torch.cat(faces, 1)[None, :, :, None])  # 1 3 n 1
+    cells = (lab[0, 1:, :, 0].T / step).round()
+    return (cells.unique(dim=0) * step).float().to(torch.get_default_device())
 
 
 def soft_encode(ab: Tensor, bins: Tensor, neighbours: int = 10, sigma: float = 5.0) -> tuple[Tensor, Tensor]:

@@ -1,119 +1,78 @@
-"""The encoder's weights elsewhere: transformers' `vit` and timm's ViT."""
+"""The encoders' weights elsewhere: transformers' `vit` and `resnet`, timm and torchvision.
+
+The heads stay here: nobody else has a place for them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from ssl_core.config import ConfigError, from_dict
-from ssl_core.hub.keymap import VIT, VIT_IN_MEMORY, VIT_TIMM, KeyMap, prefixed
+from ssl_core.config import BackboneConfig, ConfigError
+from ssl_core.hub import backbone
+from ssl_core.hub.keymap import VIT, VIT_TIMM, KeyMap, prefixed
 from ssl_core.hub.pretrained import Layout
 from ssl_core.hub.stem import adapt_stem
-from ssl_core.patches import interpolate_positions, square_grid
-from ssl_pretext.config import RotNetConfig
-from ssl_pretext.rotation import RotNet
+from ssl_pretext.config import ColorizationConfig, JigsawConfig, PretextConfig, RelativePatchConfig, RotationConfig
 
-KEYMAP = KeyMap(
-    rows=prefixed(VIT, ours="encoder."),
-    also=(
-        *prefixed(VIT_IN_MEMORY, ours="encoder."),
-        *prefixed(VIT, ours="encoder.", theirs="vit."),
-        *prefixed(VIT_TIMM, ours="encoder."),
-    ),
-    drop=(r"pooler\..*", r"classifier\..*"),
-)
-
-NAMES = {
-    "dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "patch_size": "patch_size",
-    "in_channels": "num_channels",
-}
-"""Our config fields and transformers' names for the same value."""
-PIXELS = ("mean", "std")
+KEYMAP = backbone.backbone_keymap()
+STEMS = ("encoder.conv1.weight", "encoder.patch_embed.proj.weight")
 
 
-def to_theirs(config: RotNetConfig) -> dict[str, Any]:
-    """config.json of transformers' ViTModel."""
-    return {
-        "model_type": "vit",
-        "architectures": ["ViTModel"],
-        "dtype": "float32",
-        "image_size": config.size[0],
-        "intermediate_size": 4 * config.dim,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "layer_norm_eps": 1e-6,
-        **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
-    }
-
-
-def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> RotNetConfig:
-    """Our config of a transformers folder. Raises ConfigError for another architecture."""
-    known = {ours: values[theirs] for ours, theirs in NAMES.items() if theirs in values}
-    fields = {
-        "image_size": values.get("image_size", 224),
-        **pixels(known.get("in_channels", 3)),
-        **known,
-    }
-    fields |= {ours: preprocessor[f"image_{ours}"] for ours in PIXELS if f"image_{ours}" in preprocessor}
-    config = from_dict(RotNetConfig, fields)
-    for key, ours in to_theirs(config).items():
-        if key not in ("architectures", "dtype") and values.get(key, ours) != ours:
-            raise ConfigError(f"{key} = {values[key]!r} is not supported, only {ours!r}")
-    return config
-
-
-def infer(state: Mapping[str, Tensor]) -> RotNetConfig:
-    """Config of a checkpoint that holds none, from its shapes; heads are 64 wide.
-
-    Raises ConfigError when the tensors are not a ViT's.
-    """
-    for needed in ("encoder.patch_embed.proj.weight", "encoder.pos_embed"):
-        if needed not in state:
-            raise ConfigError(f"the checkpoint is not a ViT: it holds no {needed}")
-    dim, channels, patch, _ = state["encoder.patch_embed.proj.weight"].shape
-    rows, _ = square_grid(state["encoder.pos_embed"].shape[1] - 1)
-    blocks = {key.split(".")[2] for key in state if key.startswith("encoder.blocks.")}
-    return RotNetConfig(
-        image_size=rows * patch,
-        patch_size=patch,
-        in_channels=channels,
-        dim=dim,
-        depth=len(blocks),
-        heads=dim // 64,
-        **pixels(channels),
+def _layout(cls: type[PretextConfig], *heads: str) -> Layout:
+    return Layout(
+        keymap=KEYMAP,
+        to_theirs=backbone.to_theirs,
+        from_theirs=partial(backbone.from_theirs, cls),
+        infer=partial(backbone.infer, cls),
+        adapt=backbone.adapt,
+        heads=heads,
     )
 
 
-def pixels(channels: int) -> dict[str, Any]:
-    """Mean and std for this number of channels: the mean of the defaults where it is not three."""
-    if channels == 3:
-        return {}
-    return {name: (sum(getattr(RotNetConfig, name)) / 3,) * channels for name in PIXELS}
+ROTATION_LAYOUT = _layout(RotationConfig, "head.")
+JIGSAW_LAYOUT = _layout(JigsawConfig, "head.", "project.", "permutations")
+RELATIVE_PATCH_LAYOUT = _layout(RelativePatchConfig, "head.", "project.")
 
 
-def adapt(state: dict[str, Tensor], stored: RotNetConfig, wanted: RotNetConfig) -> dict[str, Tensor]:
-    """`state` for the channels and the image size of `wanted`."""
-    state = dict(state)
-    if stored.in_channels != wanted.in_channels:
-        stem = "encoder.patch_embed.proj.weight"
-        state[stem] = adapt_stem(state[stem], wanted.in_channels)
-    if stored.grid != wanted.grid:
-        positions, how = state["encoder.pos_embed"], wanted.pos_interp
-        state["encoder.pos_embed"] = interpolate_positions(positions, stored.grid, wanted.grid, how)
-    return state
+def lightness_config(encoder: BackboneConfig) -> ColorizationConfig:
+    """The config of colorization with this encoder, whatever number of channels its weights have."""
+    shared = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(BackboneConfig)}
+    for name in ("in_channels", "mean", "std"):
+        del shared[name]
+    return ColorizationConfig(**shared)
 
 
-LAYOUT = Layout(keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt)
+def _adapt(state: dict[str, Tensor], stored: ColorizationConfig, wanted: ColorizationConfig) -> dict[str, Tensor]:
+    """`state` for the image size of `wanted`; the stem of an encoder of colours is summed over them."""
+    for stem in STEMS:
+        if stem in state and state[stem].ndim == 4 and state[stem].shape[1] == stored.in_channels:
+            state = {**state, stem: adapt_stem(state[stem], 1)}
+    return backbone.adapt(state, stored.encoder, wanted.encoder)
 
 
-def to_transformers(method: RotNet) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config.json) of transformers' ViTModel."""
-    return KEYMAP.to_theirs(method.state_dict())[0], to_theirs(method.config)
+def _from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> ColorizationConfig:
+    return lightness_config(backbone.from_theirs(BackboneConfig, values, preprocessor))
 
 
-EXPORTS = {"transformers": to_transformers}
+def _infer(state: Mapping[str, Tensor]) -> ColorizationConfig:
+    return lightness_config(backbone.infer(BackboneConfig, state))
+
+
+COLORIZATION_LAYOUT = Layout(
+    keymap=KEYMAP,
+    to_theirs=lambda config: backbone.to_theirs(config.encoder),
+    from_theirs=_from_theirs,
+    infer=_infer,
+    adapt=_adapt,
+    heads=("decoder.", "bins", "prior"),
+)
+
+
+def seen_by(config: PretextConfig) -> BackboneConfig:
+    """The encoder's own config: one channel of lightness where colours are predicted."""
+    return config.encoder if isinstance(config, ColorizationConfig) else config

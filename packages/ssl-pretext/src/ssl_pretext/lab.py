@@ -22,7 +22,7 @@ LINEAR_BELOW, SLOPE, OFFSET = 0.008856, 7.787, 16 / 116
 def rgb_to_lab(images: Tensor) -> Tensor:
     """sRGB (b, 3, h, w) to Lab (b, 3, h, w); uint8, or float in [0, 1] whose dtype is kept. Raises ValueError."""
     _check(images)
-    rgb = images if images.is_floating_point() else images.float() / 255
+    rgb = images if images.is_floating_point() else images / 255
     linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = _mixed(linear, _matrix(linear) / linear.new_tensor(WHITE)[:, None])
     f = torch.where(xyz > LINEAR_BELOW, xyz.clamp(min=LINEAR_BELOW) ** (1 / 3), SLOPE * xyz + OFFSET)
@@ -47,7 +47,8 @@ def _matrix(x: Tensor) -> Tensor:
 
 
 def _mixed(x: Tensor, matrix: Tensor) -> Tensor:
-    return torch.einsum("k c, b c h w -> b k h w", matrix, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.einsum("k c, b c h w -> b k h w", matrix, x)
 
 
 def _check(images: Tensor) -> None:
