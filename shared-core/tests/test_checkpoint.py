@@ -18,7 +18,7 @@ from ssl_core.testing.state import differing, whole_state
 from ssl_core.testing.tiny import Tiny, TinyConfig
 from ssl_core.train import checkpoint
 from ssl_core.train.checkpoint import CheckpointError, Checkpoints, bytes_needed
-from ssl_core.train.optim import adamw
+from ssl_core.train.optim import build_optimizer
 
 CONFIG = TinyConfig()
 
@@ -27,7 +27,7 @@ def trained(steps=1, seed=0):
     """(method, optimiser) after a few steps on noise."""
     torch.manual_seed(seed)
     method = Tiny(CONFIG)
-    optimizer = adamw(method, CONFIG)
+    optimizer = build_optimizer(method, CONFIG)
     for _ in range(steps):
         views = [torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8) for _ in range(2)]
         method({"views": views}, 0.0)["loss"].backward()
@@ -80,10 +80,10 @@ def test_tensors_that_share_memory_and_strided_ones_come_back(tmp_path):
             self.register_buffer("turned", torch.arange(6.0).view(2, 3).t())
 
     method = Tied()
-    optimizer = adamw(method, CONFIG)
+    optimizer = build_optimizer(method, CONFIG)
     Checkpoints(tmp_path, "a").save(1, method, optimizer)
     other = Tied()
-    Checkpoints(tmp_path, "a").restore(other, adamw(other, CONFIG))
+    Checkpoints(tmp_path, "a").restore(other, build_optimizer(other, CONFIG))
     assert differing(other.state_dict(), method.state_dict()) == []
 
 
@@ -174,11 +174,11 @@ def test_a_checkpoint_of_another_network_is_an_error(tmp_path):
     Checkpoints(tmp_path, "a").save(1, *trained(1))
     other = Tiny(TinyConfig(dim=8))
     with pytest.raises(CheckpointError, match=r"(?s)does not fit Tiny as it is now: .*size mismatch"):
-        Checkpoints(tmp_path, "a").restore(other, adamw(other, CONFIG))
+        Checkpoints(tmp_path, "a").restore(other, build_optimizer(other, CONFIG))
     frozen = Tiny(CONFIG)
     frozen.student[0].requires_grad_(False)
     with pytest.raises(CheckpointError, match=r"optimiser's state of \['student.0.bias', 'student.0.weight'\]"):
-        Checkpoints(tmp_path, "a").restore(frozen, adamw(frozen, CONFIG))
+        Checkpoints(tmp_path, "a").restore(frozen, build_optimizer(frozen, CONFIG))
 
 
 def save_in_a_child(folder, *, size, fatal):

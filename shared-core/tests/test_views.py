@@ -9,13 +9,23 @@ import pytest
 import torch
 from PIL import Image
 
+from ssl_core.data import pixels
+from ssl_core.data.images import DataError
 from ssl_core.data.views import (
+    PRESETS,
+    Augment,
     EvalTransform,
+    color_jitter,
     crop_box,
+    draw_jitter,
     eval_view,
+    gaussian_blur,
+    natural,
     normalize,
     random_flip,
+    random_grayscale,
     random_resized_crop,
+    random_solarize,
     resize,
 )
 from ssl_core.testing.tiny import TinyConfig
@@ -161,3 +171,183 @@ def test_a_seed_gives_the_same_crop_and_another_seed_another():
     image = picture(40, 40)
     crops = [random_resized_crop(image, np.random.default_rng(seed), (8, 8), (0.2, 0.5)) for seed in (0, 0, 1)]
     assert torch.equal(crops[0], crops[1]) and not torch.equal(crops[0], crops[2])
+
+
+SIMCLR = natural((32, 32))
+BYOL_2 = Augment(
+    size=(32, 32), jitter=(0.4, 0.4, 0.2, 0.1), grayscale_p=0.2, blur_p=0.1, solarize_p=0.2, vertical_flip=True
+)
+EVERYTHING = Augment(
+    size=(24, 24), rotate90=True, vertical_flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=1.0, gamma=(0.8, 1.2),
+    grayscale_p=1.0, blur_p=1.0, solarize_p=1.0,
+)  # fmt: skip
+
+
+def within(count, number, p):
+    """Whether a count is that of `number` draws with probability `p`, by four standard deviations."""
+    return abs(count - number * p) <= 4 * math.sqrt(number * p * (1 - p))
+
+
+def test_jitter_has_the_law_of_torchvision():
+    transforms = pytest.importorskip("torchvision.transforms")
+    rng, number = np.random.default_rng(0), 4000
+    ours = [draw_jitter(rng, (0.8, 0.4, 1.3, 0.2)) for _ in range(number)]
+    torch.manual_seed(0)
+    jitter = transforms.ColorJitter(0.8, 0.4, 1.3, 0.2)
+    theirs = [
+        jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(number)
+    ]
+    names = ["brightness", "contrast", "saturation", "hue"]
+    for i, name in enumerate(names):
+        factors = np.array([dict(steps)[name] for steps in ours])
+        assert largest_gap(factors, np.array([drawn[i + 1] for drawn in theirs])) < 1.95 * math.sqrt(2 / number), name
+        for place in range(4):
+            assert within(sum(steps[place][0] == name for steps in ours), number, 0.25), "orders are equally likely"
+    assert len({tuple(step[0] for step in steps) for steps in ours}) == 24
+    assert 0 <= min(dict(steps)["saturation"] for steps in ours) < 0.01, "not from 1 - 1.3 on"
+
+
+def test_strength_zero_is_left_out_without_changing_the_other_draws():
+    full = draw_jitter(np.random.default_rng(5), (0.8, 0.8, 0.8, 0.2))
+    part = draw_jitter(np.random.default_rng(5), (0.8, 0.8, 0.0, 0.0))
+    assert part == tuple(step for step in full if step[0] in ("brightness", "contrast"))
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(random_grayscale, "grayscale"), (gaussian_blur, "blur"), (random_solarize, "solarize")]
+)
+def test_random_operations_happen_as_often_as_they_should(function, name):
+    image, rng = picture(12, 12), np.random.default_rng(0)
+    assert torch.equal(function(image, rng, 0.0), image)
+    changed = sum(not torch.equal(function(image, rng, 0.2), image) for _ in range(2000))
+    # a blur of less than 1/6 pixel is none
+    p = 0.2 * (1 - (1 / 6 - 0.1) / 1.9) if name == "blur" else 0.2
+    assert within(changed, 2000, p)
+    assert not torch.equal(function(image, rng, 1.0), image)
+
+
+def test_jitter_of_an_image_is_its_operations_in_their_order():
+    image = picture(20, 20)
+    for seed in range(20):
+        steps = draw_jitter(np.random.default_rng(seed), (0.8, 0.8, 0.8, 0.2))
+        jittered = color_jitter(image, np.random.default_rng(seed), 0.8, 0.8, 0.8, 0.2)
+        expected = image
+        for name, value in steps:
+            expected = getattr(pixels, name)(expected, value)
+        assert torch.equal(jittered, expected)
+
+
+@pytest.mark.parametrize("augment", [SIMCLR, BYOL_2, EVERYTHING], ids=["simclr", "byol", "everything"])
+def test_a_view_is_torchvisions_with_the_same_parameters(augment):
+    v2 = pytest.importorskip("torchvision.transforms.v2").functional
+    from torchvision.transforms import InterpolationMode
+
+    theirs = {
+        "brightness": v2.adjust_brightness, "contrast": v2.adjust_contrast, "saturation": v2.adjust_saturation,
+        "hue": v2.adjust_hue, "gamma": v2.adjust_gamma, "blur": lambda x, s: v2.gaussian_blur(x, [23, 23], [s, s]),
+        "grayscale": lambda x, _: v2.rgb_to_grayscale(x, 3), "solarize": lambda x, t: v2.solarize(x, 256 * t),
+    }  # fmt: skip
+    image, gaps = picture(60, 80), []
+    for seed in range(100):
+        drawn = augment.draw(np.random.default_rng(seed), 3, 60, 80)
+        expected = v2.resized_crop(image, *drawn.box, list(augment.size), InterpolationMode.BICUBIC, antialias=True)
+        expected = v2.vertical_flip(expected) if drawn.upside_down else expected
+        expected = v2.horizontal_flip(expected) if drawn.mirror else expected
+        expected = v2.rotate(expected, 90 * drawn.turns)
+        for name, value in drawn.steps:
+            expected = theirs[name](expected, value)
+        view = augment(image, np.random.default_rng(seed))
+        assert view.dtype == torch.uint8 and view.shape == (3, *augment.size) and view.is_contiguous()
+        gaps.append((view.float() - expected.float()).abs().mean().item())
+    assert np.mean(gaps) < 1
+
+
+def test_frequencies_and_ranges_are_those_of_the_fields():
+    rng, number = np.random.default_rng(0), 10000
+    augment = Augment(
+        size=(16, 16), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale_p=0.2, blur_p=0.1, solarize_p=0.3,
+        vertical_flip=True, rotate90=True, band_drop_p=0.15, blur_sigma=(0.5, 1.5),
+    )  # fmt: skip
+    drawn = [augment.draw(rng, 3, 40, 60) for _ in range(number)]
+    counts = [[name for name, _ in view.steps] for view in drawn]
+    for name, p in [("hue", 0.8), ("grayscale", 0.2), ("blur", 0.1), ("solarize", 0.3)]:
+        assert within(sum(name in names for names in counts), number, p), name
+    assert within(sum(view.mirror for view in drawn), number, 0.5)
+    assert within(sum(view.upside_down for view in drawn), number, 0.5)
+    assert all(within(sum(view.turns == k for view in drawn), number, 0.25) for k in range(4))
+    # all three bands at once stay
+    assert all(within(sum(i in view.dropped for view in drawn), number, 0.15 - 0.15**3) for i in range(3))
+    sigmas = np.array([value for view in drawn for name, value in view.steps if name == "blur"])
+    assert 0.5 <= sigmas.min() < 0.51 and 1.49 < sigmas.max() <= 1.5 and abs(sigmas.mean() - 1) < 0.05
+    assert all(names[-1] == "solarize" for names in counts if "solarize" in names), "last of all"
+
+
+def test_defaults_are_a_crop_and_a_mirroring():
+    image = picture(40, 50)
+    view = Augment(size=(16, 20))(image, np.random.default_rng(3))
+    drawn = Augment(size=(16, 20)).draw(np.random.default_rng(3), 3, 40, 50)
+    top, left, h, w = drawn.box
+    expected = resize(image[:, top : top + h, left : left + w], 16, 20)
+    assert torch.equal(view, expected.flip(-1) if drawn.mirror else expected) and view.is_contiguous()
+
+
+def test_a_view_is_its_seeds_and_two_of_one_image_differ():
+    image = picture(40, 50)
+    before, rng = image.clone(), np.random.default_rng(1)
+    first, second = SIMCLR(image, rng), SIMCLR(image, rng)
+    again = np.random.default_rng(1)
+    assert torch.equal(SIMCLR(image, again), first) and torch.equal(SIMCLR(image, again), second)
+    assert not torch.equal(first, second) and torch.equal(image, before)
+
+
+def test_a_view_of_the_whole_image_does_not_share_its_memory():
+    image = picture(16, 16)
+    view = Augment(size=(16, 16), scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)(image, np.random.default_rng(0))
+    assert torch.equal(view, image) and view.data_ptr() != image.data_ptr()
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("channels", [1, 3, 13])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_presets_take_what_they_are_for(preset, channels, dtype):
+    image, rng = picture(30, 40, channels).to(torch.int32), np.random.default_rng(0)
+    image = (image * (257 if dtype == torch.uint16 else 1)).to(dtype)
+    if preset == "natural" and channels != 3:
+        with pytest.raises(DataError, match=r"needs RGB images of 3 channels, these have \d+: leave it out"):
+            for _ in range(20):
+                PRESETS[preset]((16, 16))(image, rng)
+        return
+    for _ in range(30):
+        view = PRESETS[preset]((16, 16))(image, rng)
+        assert view.shape == (channels, 16, 16) and view.dtype == dtype and view.is_contiguous()
+
+
+def test_a_medical_view_is_neither_mirrored_nor_blurred_and_has_no_colour():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        drawn = PRESETS["medical"]((16, 16)).draw(rng, 1, 30, 40)
+        assert not (drawn.mirror or drawn.upside_down or drawn.turns or drawn.dropped)
+        assert {name for name, _ in drawn.steps} <= {"brightness", "contrast", "gamma"}
+
+
+def test_turned_and_mirrored_satellite_views_are_exact():
+    augment = Augment(size=(8, 8), scale=(1.0, 1.0), ratio=(1.0, 1.0), vertical_flip=True, rotate90=True)
+    image, rng = picture(8, 8, 5), np.random.default_rng(0)
+    group = {
+        torch.rot90(flipped, k, (-2, -1)).numpy().tobytes() for k in range(4) for flipped in (image, image.flip(-1))
+    }
+    assert {augment(image, rng).numpy().tobytes() for _ in range(200)} == group
+
+
+def test_a_quarter_turn_of_an_oblong_view_is_an_error():
+    with pytest.raises(ValueError, match="rotate90 needs a square view, not 16 x 20 pixels"):
+        Augment(size=(16, 20), rotate90=True)
+
+
+def test_sixteen_bits_keep_their_levels_through_a_view_and_the_normalisation():
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(0, 4096, (1, 40, 50), dtype=np.uint16))  # 12 bits: 16 levels if made 8
+    view = PRESETS["medical"]((32, 32))(image, rng)
+    assert view.dtype == torch.uint16 and len(view.to(torch.int32).unique()) > 300
+    out = normalize(view[None], (0.1,), (0.2,))
+    assert torch.allclose(out[0], (view.to(torch.float64) / 65535 - 0.1).div(0.2).float(), rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_core.hub.keymap import VIT, KeyMap
 from ssl_core.patches import interpolate_positions, patchify, take_tokens, unpatchify
-from ssl_core.vit import Attention, Block, DropPath, PatchEmbed, ViT, attention, attention_weights
+from ssl_core.vit import Attention, Block, DropPath, LayerScale, PatchEmbed, SwiGLU, ViT, attention, attention_weights
 
 
 def random_(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -37,8 +37,12 @@ def images(h: int = 16, w: int = 16, c: int = 3, b: int = 2) -> torch.Tensor:
         (dict(dim=384, heads=6), 21_665_664),
         (dict(), 85_798_656),
         (dict(dim=1024, depth=24, heads=16), 303_301_632),
-        # DINOv2's B/14 at 518 has 24 LayerScale vectors of 768 more
-        (dict(image_size=518, patch_size=14), 86_579_712 - 24 * 768),
+        # DINOv2's, without its mask token
+        (dict(image_size=518, patch_size=14, layer_scale=1e-5), 86_579_712),
+        (
+            dict(image_size=518, patch_size=14, dim=1536, depth=40, heads=24, layer_scale=1e-5, swiglu=True),
+            1_136_479_232,
+        ),
     ],
 )
 def test_parameters_are_as_many_as_published(options, parameters):
@@ -205,15 +209,71 @@ def test_attention_maps_are_the_weights_that_the_block_uses():
         y = network.embed(x)
         for earlier in network.blocks[:index]:
             y = earlier(y)
-        maps = network.attention_maps(x, index)
+        maps = network.attention_matrix(x, index)
         assert maps.shape == (2, 3, 17, 17)
-        assert torch.equal(network.attention_maps(x, index - 3), maps), "counted from the end"
+        assert torch.equal(network.attention_matrix(x, index - 3), maps), "counted from the end"
         normed = block.norm1(y)
         values = block.attn.split(normed)[2]
         mixed = block.attn.proj((maps @ values).transpose(1, 2).flatten(2))
         assert torch.allclose(mixed, block.attn(normed), atol=1e-5)
     with pytest.raises(IndexError):
-        network.attention_maps(x, 3)
+        network.attention_matrix(x, 3)
+
+
+def test_attention_maps_are_what_cls_gives_to_the_patches():
+    network, x = vit(registers=2), images(16, 24)
+    matrix, maps = network.attention_matrix(x, 1), network.attention_maps(x, 1)
+    assert matrix.shape == (2, 3, 27, 27) and maps.shape == (2, 3, 4, 6)
+    for row, column in ((0, 0), (1, 2), (3, 5)):
+        assert torch.equal(maps[:, :, row, column], matrix[:, :, 0, 3 + 6 * row + column])
+    assert torch.allclose(maps.sum((2, 3)) + matrix[:, :, 0, :3].sum(-1), torch.ones(2, 3))
+
+
+def test_registers_stand_behind_cls_without_a_position_and_leave_no_output():
+    network, x = vit(registers=2), images(24, 8)
+    embedded = network.embed(x)
+    assert embedded.shape == (2, 1 + 2 + 12, 24)
+    assert torch.equal(embedded[:, 1:3], network.register_tokens.expand(2, -1, -1))
+    y = embedded
+    for block in network.blocks:
+        y = block(y)
+    assert torch.equal(network(x), network.norm(torch.cat([y[:, :1], y[:, 3:]], 1)))
+    assert network.patch_features(x).shape == (2, 6, 2, 24)
+    keep = torch.tensor([[3, 7, 11], [0, 10, 4]])
+    assert network(x, keep).shape == (2, 4, 24)
+    before = network(x)
+    with torch.no_grad():
+        network.register_tokens[:, 1, 0] += 1
+    assert not torch.allclose(network(x), before, atol=1e-3), "they take part in the attention"
+
+
+def test_layer_scale_multiplies_each_branch_per_channel():
+    block, x = random_(Block(dim=24, heads=3, layer_scale=0.1)), images(1, 24, c=5)[:, :, 0]
+    y = x + block.ls1.gamma * block.attn(block.norm1(x))
+    assert torch.allclose(block(x), y + block.ls2.gamma * block.mlp(block.norm2(y)), atol=1e-6)
+    assert torch.equal(LayerScale(5, 0.1).gamma.detach(), torch.full((5,), 0.1))
+    names = {name for name, _ in Block(dim=24, heads=3, layer_scale=0.1).named_parameters()}
+    plain = {name for name, _ in Block(dim=24, heads=3).named_parameters()}
+    assert names - plain == {"ls1.gamma", "ls2.gamma"}
+
+
+@pytest.mark.parametrize(("dim", "hidden"), [(384, 1024), (768, 2048), (1024, 2736), (1536, 4096)])
+def test_swiglu_is_as_wide_as_in_the_authors_weights(dim, hidden):
+    with torch.device("meta"):
+        mlp = SwiGLU(dim=dim, hidden=4 * dim)
+    assert mlp.w12.weight.shape == (2 * hidden, dim)
+    assert mlp.w3.weight.shape == (dim, hidden)
+
+
+def test_swiglu_gates_the_second_half_by_the_first():
+    mlp, x = random_(SwiGLU(dim=6, hidden=24)), images(4, 6, c=3)[0]
+    first, second = (
+        F.linear(x, mlp.w12.weight[:16], mlp.w12.bias[:16]),
+        F.linear(x, mlp.w12.weight[16:], mlp.w12.bias[16:]),
+    )
+    expected = F.linear(first * torch.sigmoid(first) * second, mlp.w3.weight, mlp.w3.bias)
+    assert torch.allclose(mlp(x), expected, atol=1e-5)
+    assert isinstance(Block(dim=24, heads=3, swiglu=True).mlp, SwiGLU)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

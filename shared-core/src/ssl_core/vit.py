@@ -1,7 +1,8 @@
 """Vision Transformer: pre-norm blocks, fused qkv, timm's parameter names.
 
 An Image is Worth 16x16 Words (arXiv 2010.11929), as MAE, DINO and their kin use it: exact GELU, qkv with bias,
-LayerNorm eps 1e-6, no dropout. A method initialises the weights by its own paper's rule.
+LayerNorm eps 1e-6, no dropout. Options of its successors: LayerScale (CaiT, arXiv 2103.17239), SwiGLU (arXiv
+2002.05202) and register tokens (arXiv 2309.16588). A method initialises the weights by its own paper's rule.
 """
 
 from __future__ import annotations
@@ -69,6 +70,34 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class SwiGLU(nn.Module):
+    """w3(silu(a) · b) with a, b = w12(x): the MLP of DINOv2's ViT-g, as the authors lay out its weights.
+
+    Two thirds as wide as `hidden`, rounded up to a multiple of 8, so that it has about the parameters of an `Mlp`.
+    """
+
+    def __init__(self, *, dim: int, hidden: int) -> None:
+        super().__init__()
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel at the end of a residual branch, `init` at first."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(init)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class DropPath(nn.Module):
     """Drops a residual branch for whole samples with probability `rate`; identity in eval mode."""
 
@@ -84,6 +113,8 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
+    """x + attention, x + MLP, each of the normalised x. `layer_scale` is the initial factor of both branches."""
+
     def __init__(
         self,
         *,
@@ -92,17 +123,22 @@ class Block(nn.Module):
         mlp_ratio: float = 4,
         layer_norm_eps: float = 1e-6,
         drop_path: float = 0,
+        layer_scale: float | None = None,
+        swiglu: bool = False,
     ) -> None:
         super().__init__()
+        mlp = SwiGLU if swiglu else Mlp
         self.norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.attn = Attention(dim=dim, heads=heads)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=layer_norm_eps)
-        self.mlp = Mlp(dim=dim, hidden=round(dim * mlp_ratio))
+        self.mlp = mlp(dim=dim, hidden=round(dim * mlp_ratio))
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
 class PatchEmbed(nn.Module):
@@ -127,7 +163,8 @@ class ViT(nn.Module):
 
     `image_size` is the native size, for which `pos_embed` (1, 1 + n, d) is stored; other sizes resample it by the
     convention `pos_interp` (`ssl_core.patches.interpolate_positions`). `positions` is "sincos" (fixed, not
-    trained) or "learned".
+    trained) or "learned". `registers` tokens without a position stand between CLS and the patches inside, and are no
+    part of any output.
     """
 
     def __init__(
@@ -144,6 +181,9 @@ class ViT(nn.Module):
         positions: str = "learned",
         pos_interp: PosInterp = "size",
         drop_path: float = 0,
+        layer_scale: float | None = None,
+        swiglu: bool = False,
+        registers: int = 0,
     ) -> None:
         super().__init__()
         h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -156,6 +196,9 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(sincos_positions(self.grid, dim), requires_grad=False)
         else:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], dim))
+        self.prefix = 1 + registers
+        tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
+        self.register_parameter("register_tokens", tokens)
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(
@@ -164,31 +207,38 @@ class ViT(nn.Module):
                 mlp_ratio=mlp_ratio,
                 layer_norm_eps=layer_norm_eps,
                 drop_path=rate,
+                layer_scale=layer_scale,
+                swiglu=swiglu,
             )
             for rate in rates
         )
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens before the first block, CLS first: (b, 1 + n, d), or (b, 1 + k, d) for the patches `keep` (b, k)."""
+        """Tokens before the first block, (b, prefix + n, d), or (b, prefix + k, d) for the patches `keep` (b, k).
+
+        The prefix is CLS and the registers.
+        """
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}")
         if not images.is_floating_point():
             raise ValueError(f"images must be normalised floats, got {images.dtype}")
-        grid = grid_of(images, self.patch_embed.patch_size)
-        pos = interpolate_positions(self.pos_embed, self.grid, grid, self.pos_interp)
-        cls = (self.cls_token + pos[:, :1]).expand(images.shape[0], -1, -1)
+        b = images.shape[0]
+        pos = interpolate_positions(self.pos_embed, self.grid, self.grid_of(images), self.pos_interp)
+        prefix = [(self.cls_token + pos[:, :1]).expand(b, -1, -1)]
+        if self.register_tokens is not None:
+            prefix.append(self.register_tokens.expand(b, -1, -1))
         pos = pos[:, 1:]
         if keep is not None:
-            pos = take_tokens(pos.expand(images.shape[0], -1, -1), keep)
-        return torch.cat([cls, self.patch_embed(images, keep) + pos], 1)
+            pos = take_tokens(pos.expand(b, -1, -1), keep)
+        return torch.cat([*prefix, self.patch_embed(images, keep) + pos], 1)
 
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens after the last block, not normalised, (b, 1 + n, d); what fine-tuning pools."""
+        """Tokens after the last block, CLS first, not normalised, (b, 1 + n, d); what fine-tuning pools."""
         x = self.embed(images, keep)
         for block in self.blocks:
             x = block(x)
-        return x
+        return x if self.prefix == 1 else torch.cat([x[:, :1], x[:, self.prefix :]], 1)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normalised tokens (b, 1 + n, d). With `keep` (b, k) only these patches are seen at all: (b, 1 + k, d)."""
@@ -196,11 +246,19 @@ class ViT(nn.Module):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Normalised patch tokens on their grid, (b, h, w, d)."""
-        h, _ = grid_of(images, self.patch_embed.patch_size)
-        return rearrange(self.norm(self.tokens(images))[:, 1:], "b (h w) d -> b h w d", h=h)
+        h, _ = self.grid_of(images)
+        tokens = self.norm(self.tokens(images))
+        return rearrange(tokens[:, 1:], "b (h w) d -> b h w d", h=h)
 
     def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
-        """Softmax matrix of one block, (b, heads, 1 + n, 1 + n), whatever kernel training uses."""
+        """How much CLS attends to each patch in one block, per head, (b, heads, h, w); with what it gives to itself and
+        to the registers they sum to 1."""
+        h, _ = self.grid_of(images)
+        to_patches = self.attention_matrix(images, block)[:, :, 0, self.prefix :]
+        return rearrange(to_patches, "b heads (h w) -> b heads h w", h=h)
+
+    def attention_matrix(self, images: Tensor, block: int = -1) -> Tensor:
+        """Softmax matrix of one block, (b, heads, prefix + n, prefix + n), whatever kernel training uses."""
         x = self.embed(images)
         chosen = range(len(self.blocks))[block]
         for layer in self.blocks[:chosen]:
@@ -208,3 +266,7 @@ class ViT(nn.Module):
         last = self.blocks[chosen]
         assert isinstance(last, Block)
         return last.attn.weights(last.norm1(x))
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in `images`; ValueError when the patch does not divide them."""
+        return grid_of(images, self.patch_embed.patch_size)

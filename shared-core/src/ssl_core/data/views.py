@@ -1,6 +1,7 @@
 """The augmentation vocabulary: functions of one uint8 image (c, h, w) and a sample's own random stream.
 
-Images stay uint8 until `normalize`, which runs on the whole batch where the model is.
+Images stay uint8 (uint16 where they came so) until `normalize`, which runs on the whole batch where the model is.
+The operations on pixels, with their parameters given, are in `ssl_core.data.pixels`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_core.data.pixels import Operation, chain, top
+
+Jitter = tuple[float, float, float, float]
+Steps = tuple[tuple[Operation, float], ...]
+
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 images (b, c, h, w) to float32, (x / 255 - mean) / std per channel; float images are returned as they are.
+    """Images (b, c, h, w) to float32, (x / 255 - mean) / std per channel, uint16 ones (x / 65535 - mean) / std.
+
+    Float images are returned as they are.
 
     Raises ValueError when `mean` has another number of channels than the images.
     """
@@ -26,15 +34,18 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
         raise ValueError(
             f"images must be (b, {len(mean)}, h, w) for {len(mean)} channel means, got {tuple(images.shape)}"
         )
-    scale = torch.tensor([255 * s for s in std], device=images.device).view(-1, 1, 1)
+    scale = torch.tensor([top(images) * s for s in std], device=images.device).view(-1, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
     return images.float().div_(scale).sub_(shift)  # in place: no batch-sized temporaries
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic with antialiasing, as Pillow's: uint8 (c, h, w) -> uint8 (c, height, width)."""
+    """Bicubic with antialiasing, as Pillow's: uint8 or uint16 (c, h, w) -> the same type (c, height, width)."""
     if image.shape[1:] == (height, width):
         return image
+    if image.dtype == torch.uint16:  # torch has no kernel of its own for it
+        planes = F.interpolate(image[None].float(), (height, width), mode="bicubic", antialias=True)[0]
+        return planes.round_().clamp_(0, top(image)).to(torch.uint16)
     return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
 
 
@@ -70,7 +81,175 @@ def random_resized_crop(
 
 def random_flip(image: Tensor, rng: np.random.Generator, p: float = 0.5) -> Tensor:
     """Mirrored left to right with probability `p`."""
-    return image.flip(-1) if rng.random() < p else image
+    return _bits(image).flip(-1).view(image.dtype) if rng.random() < p else image
+
+
+def _bits(image: Tensor) -> Tensor:
+    """Same bits as int16 where the image is uint16, for which torch has no flip."""
+    return image.view(torch.int16) if image.dtype == torch.uint16 else image
+
+
+def color_jitter(
+    image: Tensor,
+    rng: np.random.Generator,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+) -> Tensor:
+    """torchvision's ColorJitter: in random order, factors uniform in [max(0, 1 - x), 1 + x], hue turned by U(-hue, hue).
+
+    Raises DataError where saturation or hue is not 0 and the image not RGB.
+    """
+    return chain(image, draw_jitter(rng, (brightness, contrast, saturation, hue)))
+
+
+def draw_jitter(rng: np.random.Generator, jitter: Jitter) -> Steps:
+    """The operations of one `color_jitter` in their order; those of strength 0 are left out, but drawn."""
+    brightness, contrast, saturation, hue = jitter
+    factors: list[tuple[Operation, float, float]] = [
+        ("brightness", brightness, rng.uniform(max(0.0, 1 - brightness), 1 + brightness)),
+        ("contrast", contrast, rng.uniform(max(0.0, 1 - contrast), 1 + contrast)),
+        ("saturation", saturation, rng.uniform(max(0.0, 1 - saturation), 1 + saturation)),
+        ("hue", hue, rng.uniform(-hue, hue)),
+    ]
+    return tuple((factors[i][0], factors[i][2]) for i in rng.permutation(4) if factors[i][1] > 0)
+
+
+def random_grayscale(image: Tensor, rng: np.random.Generator, p: float = 0.2) -> Tensor:
+    """Grey with probability `p`, with as many channels as before."""
+    return chain(image, [("grayscale", 1.0)]) if rng.random() < p else image
+
+
+def gaussian_blur(
+    image: Tensor, rng: np.random.Generator, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)
+) -> Tensor:
+    """Blurred with probability `p`, with a standard deviation uniform in `sigma` pixels."""
+    drawn, s = rng.random(), rng.uniform(*sigma)
+    return chain(image, [("blur", s)]) if drawn < p else image
+
+
+def random_solarize(image: Tensor, rng: np.random.Generator, p: float = 0.2, threshold: float = 0.5) -> Tensor:
+    """Pixels of `threshold` of the range or more inverted, with probability `p`."""
+    return chain(image, [("solarize", threshold)]) if rng.random() < p else image
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What `Augment.draw` chose for one view."""
+
+    box: tuple[int, int, int, int]
+    """top, left, height and width of the crop"""
+    mirror: bool
+    """left to right"""
+    upside_down: bool
+    turns: int
+    """quarter turns counter-clockwise, after the mirroring"""
+    steps: Steps
+    """operations on the pixels, in their order"""
+    dropped: tuple[int, ...] = ()
+    """bands set to 0"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """One random view: `augment(image, rng)`, uint8 or uint16 (c, h, w) -> the same type (c, *size).
+
+    In this order: a resized crop, mirroring, colour jitter, gamma, grey, blur, solarize, band drop. All that is random is
+    drawn first (`draw`), always as many numbers, and then done (`apply`): two views of an image are two calls.
+    The fields' defaults change nothing but crop and mirror. Raises ValueError for a quarter turn of another size than a
+    square, DataError where saturation or hue meets an image that is not RGB.
+    """
+
+    size: tuple[int, int]
+    """height and width of the view"""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """share of the image's area"""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """width over height of the crop"""
+    flip: bool = True
+    """mirrored left to right half of the time"""
+    vertical_flip: bool = False
+    rotate90: bool = False
+    """turned by 0, 1, 2 or 3 quarters, equally often"""
+    jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
+    """strengths of brightness, contrast, saturation and hue, as torchvision's ColorJitter has them"""
+    jitter_p: float = 0.8
+    gamma: tuple[float, float] | None = None
+    """range of the exponent"""
+    grayscale_p: float = 0.0
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """standard deviation in pixels of the view"""
+    solarize_p: float = 0.0
+    band_drop_p: float = 0.0
+    """of each band; one is always left"""
+
+    def __post_init__(self) -> None:
+        if self.rotate90 and self.size[0] != self.size[1]:
+            raise ValueError(f"rotate90 needs a square view, not {self.size[0]} x {self.size[1]} pixels")
+
+    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        return self.apply(image, self.draw(rng, *image.shape))
+
+    def draw(self, rng: np.random.Generator, channels: int, height: int, width: int) -> Drawn:
+        """All random choices for an image of this shape."""
+        box = crop_box(rng, height, width, self.scale, self.ratio)
+        mirror, upside_down, jittered, grey, blurred, solarized = rng.random(6)
+        turns = int(rng.integers(4))
+        jitter, sigma = draw_jitter(rng, self.jitter), rng.uniform(*self.blur_sigma)
+        power = rng.uniform(*self.gamma or (1.0, 1.0))
+        dropped = np.flatnonzero(rng.random(channels) < self.band_drop_p)
+        steps: list[tuple[Operation, float]] = [*jitter] if jittered < self.jitter_p else []
+        steps += [("gamma", power)] if self.gamma else []
+        steps += [("grayscale", 1.0)] if grey < self.grayscale_p else []
+        steps += [("blur", sigma)] if blurred < self.blur_p else []
+        steps += [("solarize", 0.5)] if solarized < self.solarize_p else []
+        return Drawn(
+            box=box,
+            mirror=self.flip and bool(mirror < 0.5),
+            upside_down=self.vertical_flip and bool(upside_down < 0.5),
+            turns=turns if self.rotate90 else 0,
+            steps=tuple(steps),
+            dropped=tuple(dropped.tolist()) if len(dropped) < channels else (),
+        )
+
+    def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
+        """The view that was drawn, contiguous."""
+        y, x, h, w = drawn.box
+        view = _bits(resize(image[:, y : y + h, x : x + w], *self.size))
+        mirrored = [axis for axis, on in ((-2, drawn.upside_down), (-1, drawn.mirror)) if on]
+        view = view.flip(mirrored) if mirrored else view
+        view = (torch.rot90(view, drawn.turns, (-2, -1)) if drawn.turns else view).view(image.dtype)
+        view = chain(view, drawn.steps) if drawn.steps else view.clone(memory_format=torch.contiguous_format)
+        for band in drawn.dropped:
+            view[band] = 0
+        return view
+
+
+def natural(size: tuple[int, int], strength: float = 1.0) -> Augment:
+    """Photographs: SimCLR's view (arXiv 2002.05709, appendix A), its colour jitter scaled by `strength`."""
+    s = strength
+    return Augment(size=size, jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s), grayscale_p=0.2, blur_p=0.5)
+
+
+def medical(size: tuple[int, int]) -> Augment:
+    """Radiographs and other grey images: large crops, light brightness, contrast and gamma, any number of channels.
+
+    No mirroring, which swaps the sides of a body, no blur, which removes what a finding is made of, and no colour.
+    """
+    return Augment(size=size, scale=(0.5, 1.0), flip=False, jitter=(0.2, 0.2, 0.0, 0.0), gamma=(0.8, 1.25))
+
+
+def satellite(size: tuple[int, int]) -> Augment:
+    """Images from above, of any number of bands: all eight turns and mirrorings, no saturation and hue, bands left out."""
+    return Augment(
+        size=size, scale=(0.2, 1.0), vertical_flip=True, rotate90=True, jitter=(0.4, 0.4, 0.0, 0.0),
+        grayscale_p=0.2, blur_p=0.5, band_drop_p=0.1,
+    )  # fmt: skip
+
+
+PRESETS = {"natural": natural, "medical": medical, "satellite": satellite}
 
 
 @dataclass(frozen=True)
