@@ -18,10 +18,18 @@ SHARE_OF_PEAK = 0.6
 """Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
 
 
-def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | None) -> str:
-    """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data."""
-    known_data = data is not None or config == load(recipe.presets)["demo"]()
-    config = recipe.settled(config, data)
+def describe(
+    recipe: Recipe, config: Any, *, data: str | None, device: str | None, built_in: bool | None = None
+) -> str:
+    """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data.
+
+    Without `data` the built-in data is meant where `built_in` says so, by default with the demo's config.
+    """
+    if built_in is None:
+        built_in = config == load(recipe.presets)["demo"]()
+    known_data = data is not None or built_in
+    if known_data:
+        config = recipe.settled(config, data)
     target = pick_device(device)
     precision = pick_precision(config.precision, target)
     with torch.device("meta"):

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 
 from ssl_core.config import RunOptions
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.hub.pretrained import Layout
+from ssl_lm.attention import attend
 from ssl_lm.config import BERT_RECIPE, BERTConfig
-from ssl_lm.loss import linear_cross_entropy
+from ssl_lm.loss import IGNORED, linear_cross_entropy
+from ssl_lm.tokenizer import TextModel, settled
 
-IGNORED = -100
 NEVER = 2.0  # above every uniform draw
 
 
@@ -128,9 +129,10 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(config.dim, config.dim) for _ in range(3))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (rearrange(part(x), "b n (h d) -> b h n d", h=self.heads) for part in (self.query, self.key, self.value))
-        dropout = self.dropout if self.training else 0.0
-        return rearrange(F.scaled_dot_product_attention(q, k, v, mask, dropout), "b h n d -> b n (h d)")
+        parts = (self.query(x), self.key(x), self.value(x))
+        q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in parts)
+        x = attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
+        return rearrange(x, "b h n d -> b n (h d)")
 
 
 class AddNorm(nn.Module):
@@ -163,9 +165,9 @@ class Block(nn.Module):
 class Embeddings(nn.Module):
     """Word, position and type embeddings, summed and normalised."""
 
-    def __init__(self, config: BERTConfig) -> None:
+    def __init__(self, config: BERTConfig, vocabulary: int) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.word_embeddings = nn.Embedding(vocabulary, config.dim)
         self.position_embeddings = nn.Embedding(config.context, config.dim)
         self.token_type_embeddings = nn.Embedding(config.token_types, config.dim)
         self.LayerNorm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
@@ -180,28 +182,31 @@ class Embeddings(nn.Module):
 class Head(nn.Module):
     """What turns a hidden state (…, d) into the vector whose product with the word embeddings is the logits."""
 
-    def __init__(self, config: BERTConfig) -> None:
+    def __init__(self, config: BERTConfig, vocabulary: int) -> None:
         super().__init__()
         dense, norm = nn.Linear(config.dim, config.dim), nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.transform = nn.ModuleDict({"dense": dense, "LayerNorm": norm})
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.transform["LayerNorm"](F.gelu(self.transform["dense"](hidden)))
 
 
-class BERT(nn.Module, Pretrained):
+class BERT(TextModel):
     """BERT with its masked-language-model head, built from a `BERTConfig`; names inside are transformers'."""
 
     config_class = BERTConfig
+    config: BERTConfig
     accumulates = True
 
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
         self.config = config
+        vocabulary = settled(config)
         layers = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.bert = nn.ModuleDict({"embeddings": Embeddings(config), "encoder": nn.ModuleDict({"layer": layers})})
-        self.cls = nn.ModuleDict({"predictions": Head(config)})
+        embeddings = Embeddings(config, vocabulary)
+        self.bert = nn.ModuleDict({"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": layers})})
+        self.cls = nn.ModuleDict({"predictions": Head(config, vocabulary)})
         self.apply(init_weights)
 
     @classmethod

@@ -41,6 +41,11 @@ class LMConfig(TrainConfig):
         """Tokens of the corpus that a training sample holds."""
         return self.context
 
+    @property
+    def stride(self) -> int:
+        """Tokens from the beginning of one sample to that of the next."""
+        return self.window
+
 
 # ---------------------------------------------------------------- GPT
 
@@ -88,6 +93,10 @@ class GPTConfig(LMConfig):
     @property
     def window(self) -> int:
         return self.context + 1
+
+    @property
+    def stride(self) -> int:
+        return self.context
 
     @property
     def mlp_width(self) -> int:
@@ -149,6 +158,11 @@ GPT_RECIPE = Recipe(
     show="ssl_lm.show:show",
     eval_view="ssl_lm.views:whole_text",
     source="ssl_lm.corpus:open_text",
+    built_in="stdlib",
+    blank="ssl_lm.views:blank",
+    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
+    settle="ssl_lm.corpus:settle",
+    measure="ssl_lm.evaluate:measure",
 )
 
 

@@ -1,4 +1,4 @@
-"""The view of an image whose rotation is asked: a random crop, never mirrored."""
+"""Training samples from windows of text, and the view of evaluations. What is drawn is drawn from the sample's own rng."""
 
 from __future__ import annotations
 
@@ -6,22 +6,58 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from ssl_core.data.views import random_resized_crop
-from ssl_lm.config import RotNetConfig
+from ssl_lm.config import LMConfig
+from ssl_lm.tokenizer import settled
+
+BINS = 1024
+"""Of `bag_of_tokens`."""
+
+
+def blank(config: LMConfig) -> dict[str, Any]:
+    """A window of one ordinary token, as the source gives it."""
+    window = torch.full((config.window,), settled(config) // 2)
+    return {"input_ids": window, "documents": torch.zeros_like(window)}
+
+
+def bag_of_tokens(input_ids: Tensor) -> Tensor:
+    """(b, BINS): how often each token stands in a text, folded into BINS bins; the baseline without a network."""
+    counts = F.one_hot(input_ids.clamp(min=0) % BINS, BINS).float()  # b t bins
+    return (counts * (input_ids >= 0)[..., None]).mean(1)
 
 
 @dataclass(frozen=True)
-class CropView:
-    """One sample {"image": uint8 (c, h, w)} -> {"views": [uint8 (c, s, s)]}."""
+class WholeText:
+    """The beginning of a text, filled up to the context; what `encode` reads."""
 
-    config: RotNetConfig
+    context: int
+    pad: int
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """{"views": [int64 (context,)]}; padding is the pad token, or -1 where there is none."""
+        tokens = sample["input_ids"][: self.context]
+        return {"views": [F.pad(tokens, (0, self.context - len(tokens)), value=self.pad)]}
+
+
+def whole_text(config: LMConfig) -> WholeText:
+    pad = config.pad_token_id
+    return WholeText(config.context, -1 if pad is None else pad)
+
+
+# ---------------------------------------------------------------- GPT
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """Every token is a target and, but for the last, an input."""
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        view = random_resized_crop(sample["image"], rng, self.config.size, (0.5, 1.0))
-        return {"views": [view.contiguous()]}
+        """{"input_ids": int64 (context + 1,)}"""
+        return {"input_ids": sample["input_ids"]}
 
 
-def build(config: RotNetConfig) -> CropView:
-    """The transform of training samples."""
-    return CropView(config)
+def next_tokens(config: LMConfig) -> NextTokens:
+    return NextTokens()

@@ -58,6 +58,8 @@ class Layout:
     heads: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     unwrap: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda raw: raw
+    rewritten: tuple[str, ...] = ()
+    """keys of `to_theirs` that transformers gives another value when it saves the folder again"""
 
 
 class Pretrained:
@@ -244,7 +246,7 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
         raise ConfigError(f"{file}: {error}") from error
     # When transformers saves our folder again, it leaves out its defaults, adds keys and names what it saved.
     says = json.loads(json.dumps(layout.to_theirs(config)))
-    both = (says.keys() & values.keys()) - {"architectures", "dtype"}
+    both = (says.keys() & values.keys()) - {"architectures", "dtype", *layout.rewritten}
     if differing := differences({key: values[key] for key in both}, {key: says[key] for key in both}):
         raise ConfigError(f"{file} contradicts its own 'ssl' section: {'; '.join(differing)}")
     return config
