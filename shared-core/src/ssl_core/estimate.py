@@ -19,6 +19,8 @@ SHARE_OF_PEAK = 0.6
 
 def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | None) -> str:
     """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data."""
+    if not recipe.views:
+        return describe_encoder(recipe, config)
     target = pick_device(device)
     precision = pick_precision(config.precision, target)
     with torch.device("meta"):
@@ -42,6 +44,17 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
         total = _duration(seconds * plan.steps)
         lines.append(f"{len(source):,} samples, {plan.steps:,} steps of {config.batch_size}: about {total}")
     return "\n".join(lines)
+
+
+def describe_encoder(recipe: Recipe, config: Any) -> str:
+    """A line on an encoder that is not trained here."""
+    with torch.device("meta"):
+        method = load(recipe.method)(config).eval()
+        images = torch.empty(1, config.in_channels, *config.size)
+        with FlopCounterMode(display=False) as counter:
+            method.encode(images)
+    parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
+    return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {config.size[0]} x {config.size[1]}"
 
 
 def sample(recipe: Recipe, config: Any) -> dict[str, Any]:

@@ -36,8 +36,9 @@ class Recipe:
 
     `config` is its frozen dataclass, `presets` a dict of name -> function returning that dataclass, `method` the module
     (built as `Method(config)`), `views` a function `build(config) -> transform` whose result makes one sample's
-    tensors in a worker, `show` a function `show(method, source, folder)` that draws the figures and returns
-    their captions. `eval_view` builds the transform of evaluations, `source` opens data: `open(data, *, config, split)`.
+    tensors in a worker (empty for an encoder that is not trained here), `show` a function `show(method, source,
+    folder)` that draws the figures and returns their captions. `eval_view` builds the transform of evaluations,
+    `source` opens data: `open(data, *, config, split)`.
     """
 
     name: str

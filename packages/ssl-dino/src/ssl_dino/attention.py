@@ -76,7 +76,9 @@ def attention(recipe: Recipe, flags: Attention) -> None:
     """Write the pictures that `ssl-dino attention` promises and print their names."""
     method = load(recipe.method).from_pretrained(flags.weights, device=pick_device(flags.device))
     device, out = next(method.parameters()).device, Path(flags.out)
-    images = [fit(read_image(path, method.config.in_channels), method.config.stride, flags.size) for path in flags.images]
+    images = [
+        fit(read_image(path, method.config.in_channels), method.config.stride, flags.size) for path in flags.images
+    ]
     if flags.match is not None:
         other = fit(read_image(flags.match, method.config.in_channels), method.config.stride, flags.size)
     with torch.inference_mode():
@@ -90,7 +92,9 @@ def attention(recipe: Recipe, flags: Attention) -> None:
         if flags.match is not None:
             y = normalize(other[None], method.config.mean, method.config.std).to(device)
             target = out / f"{Path(flags.images[0]).stem}-{Path(flags.match).stem}-match.png"
-            draw_matches(images[0], other, method.patch_features(inputs[0])[0], method.patch_features(y)[0]).save(target)
+            draw_matches(images[0], other, method.patch_features(inputs[0])[0], method.patch_features(y)[0]).save(
+                target
+            )
             print(target)
 
 
@@ -133,7 +137,9 @@ def draw_matches(first: Tensor, second: Tensor, a: Tensor, b: Tensor, most: int 
     """Two images beside each other, lines between the centres of patches that choose each other, at most `most` spread
     evenly."""
     places, mutual = correspondences(a.cpu(), b.cpu())
-    sheets = [F.pad(as_rgb(x)[0], (0, 0, 0, max(first.shape[1], second.shape[1]) - x.shape[1])) for x in (first, second)]
+    sheets = [
+        F.pad(as_rgb(x)[0], (0, 0, 0, max(first.shape[1], second.shape[1]) - x.shape[1])) for x in (first, second)
+    ]
     sheet = (torch.cat(sheets, 2) * 255).round().to(torch.uint8)
     picture = Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy())
     pen, chosen = ImageDraw.Draw(picture), mutual.nonzero()

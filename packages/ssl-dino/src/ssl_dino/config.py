@@ -28,7 +28,7 @@ DINOV2 = Recipe(
     config="ssl_dino.config:DINOv2Config",
     presets="ssl_dino.config:DINOV2_PRESETS",
     method="ssl_dino.dinov2:DINOv2",
-    views="ssl_dino.dinov2:no_training",
+    views="",
     show="ssl_dino.show:show",
 )
 
@@ -154,7 +154,9 @@ class DINOv2Config(ImageConfig):
     """blocks"""
     heads: int = 6
     """attention heads"""
-    mlp_ratio: float = 4.0
+    pos_interp: Literal["offset", "size", "antialias"] = "offset"
+    """how stored positions are resampled: offset in the authors' code, antialias with registers, size in transformers"""
+    mlp_ratio: int = 4
     """hidden width of an MLP over the width, before SwiGLU's two thirds"""
     swiglu: bool = False
     """gated MLPs, as in ViT-g"""
