@@ -14,6 +14,7 @@ import pytest
 from ssl_core import cli, commands
 from ssl_core.config import ConfigError, RunOptions
 from ssl_core.errors import InputError, TrainingError
+from ssl_core.method import Verb
 from ssl_core.testing import children, faults
 from ssl_core.testing.state import newest
 from ssl_core.testing.tiny import RECIPE, Tiny, TinyConfig
@@ -68,12 +69,12 @@ def count(recipe, flags):
 
 
 def test_a_package_adds_commands_of_its_own(capsys):
-    own = {"count": (Count, f"{__name__}:count")}
-    assert cli.main([RECIPE, OTHER], ["count", "--to", "2", "--method", "other"], own=own) == 0
+    verbs = {"count": Verb(f"{__name__}:Count", f"{__name__}:count")}
+    assert cli.main([RECIPE, OTHER], ["count", "--to", "2", "--method", "other"], verbs=verbs) == 0
     assert capsys.readouterr().out == "other 0 1\n"
-    assert cli.main([RECIPE], [], own=own) == 0
+    assert cli.main([RECIPE], [], verbs=verbs) == 0
     assert re.search(r"^  count +Count upwards", capsys.readouterr().out, re.M)
-    assert cli.main([RECIPE], ["tarin"], own=own) == 2
+    assert cli.main([RECIPE], ["tarin"], verbs=verbs) == 2
     assert "export, count" in capsys.readouterr().err
 
 

@@ -130,15 +130,23 @@ def gather(x: Tensor) -> Tensor:
     """
     if not is_on():
         return x
+    return _Gather.apply(x, row_counts(x))  # type: ignore[no-any-return]
+
+
+def row_counts(x: Tensor) -> list[int]:
+    """How many rows every process holds, in the order of the ranks."""
+    if not is_on():
+        return [x.shape[0]]
     sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([x.shape[0]], device=x.device))
-    return _Gather.apply(x, [int(n) for n in sizes])  # type: ignore[no-any-return]
+    return [int(n) for n in sizes]
 
 
 def batch_mean(x: Tensor) -> Tensor:
     """Mean of one value per sample, weighted so that DDP's mean over processes is the mean of the joined batch.
 
-    With equal ranks it is the plain mean; with n_r of N samples on this rank, n_r · world / N times it. x (b,), fp32 or wider -> scalar.
+    With equal ranks it is the plain mean; with n_r of N samples on this rank, n_r · world / N times it. x (b,), fp32 or
+    wider -> scalar.
     """
     if not is_on():
         return x.mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +22,8 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
     """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data."""
     if not recipe.views:
         return describe_encoder(recipe, config)
+    known_data = data is not None or config == load(recipe.presets)["demo"]()
+    config = recipe.settled(config, data)
     target = pick_device(device)
     precision = pick_precision(config.precision, target)
     with torch.device("meta"):
@@ -38,7 +41,7 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
         f"{activations * config.batch_size / 1e9:.2f} GB for the activations of a batch of {config.batch_size}",
         f"on this {target.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
     ]
-    if data is not None or config == load(recipe.presets)["demo"]():
+    if known_data:
         source = load(recipe.source)(data, config=config, split="train")
         plan = Plan(len(source), config.batch_size, config.epochs, config.seed)
         total = _duration(seconds * plan.steps)
@@ -54,16 +57,13 @@ def describe_encoder(recipe: Recipe, config: Any) -> str:
         with FlopCounterMode(display=False) as counter:
             method.encode(images)
     parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
-    return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {config.size[0]} x {config.size[1]}"
+    h, w = config.size
+    return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
 
 
 def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
-    """A batch of one, as the method's views make it, of a picture without content."""
-    import numpy as np
-
-    h, w = config.size
-    image = torch.zeros(config.in_channels, h, w, dtype=torch.uint8)
-    return collate([load(recipe.views)(config)({"image": image}, np.random.default_rng(0))])
+    """A batch of one, as the method's views make it, of a sample without content."""
+    return collate([load(recipe.views)(config)(load(recipe.blank)(config), np.random.default_rng(0))])
 
 
 def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:

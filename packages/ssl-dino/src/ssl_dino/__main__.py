@@ -9,7 +9,7 @@ from ssl_dino.config import DINOV2, RECIPE, VERBS
 
 
 def main() -> None:
-    sys.exit(run([RECIPE, DINOV2], own=VERBS))
+    sys.exit(run([RECIPE, DINOV2], verbs=VERBS))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from ssl_core.config import BackboneConfig, ImageConfig, TrainConfig, check
-from ssl_core.method import Recipe
+from ssl_core.method import Recipe, Verb
 
 RECIPE = Recipe(
     name="dino",
@@ -205,7 +205,7 @@ class Attention:
         check(self.size is None or self.size > 0, "size", self.size, "must be positive")
 
 
-VERBS = {"attention": (Attention, "ssl_dino.attention:attention")}
+VERBS = {"attention": Verb("ssl_dino.config:Attention", "ssl_dino.attention:attention")}
 
 
 def vit_small() -> DINOConfig:

@@ -64,7 +64,8 @@ class Pretrained:
     """Mixin of an `nn.Module` that is built as `Method(config)` and keeps it as `self.config`.
 
     A folder holds config.json (transformers' keys, ours under "ssl"), model.safetensors in the layout that transformers
-    reads, heads.safetensors for what that layout has no place for, preprocessor_config.json and SHA256SUMS.
+    reads, heads.safetensors for what that layout has no place for, preprocessor_config.json (a text method: its
+    tokenizer's files) and SHA256SUMS.
     """
 
     config_class: ClassVar[type]
@@ -92,12 +93,19 @@ class Pretrained:
                 "config": to_dict(self.config),
             }
             _write_json(staged / CONFIG, {**layout.to_theirs(self.config), "ssl": own})
-            _write_json(staged / PREPROCESSOR, self.preprocessor())
+            self.save_preprocessor(staged)
             names = sorted(path.name for path in staged.iterdir())
             write_sums(staged, names)
             for name in (*names, "SHA256SUMS"):
                 os.replace(staged / name, folder / name)
         return folder
+
+    def save_preprocessor(self, folder: Path) -> None:
+        """Write what inputs are made by: an image method's preprocessor_config.json, a tokenizer's files of text."""
+        _write_json(folder / PREPROCESSOR, self.preprocessor())
+
+    def load_preprocessor(self, folder: Path) -> None:
+        """Take what `save_preprocessor` wrote, where it is there; an image method has it in its config."""
 
     def preprocessor(self) -> dict[str, Any]:
         """preprocessor_config.json of an image method: shorter side, centre crop, mean and std of the config."""
@@ -167,6 +175,8 @@ class Pretrained:
         if state and not any(key.startswith((*layout.heads, *layout.copies)) for key in state):
             state = with_new_heads(method, state, layout, source=str(name))
         load_state(method, state, unused, source=str(name), strict=strict)
+        if path.is_dir():
+            method.load_preprocessor(path)
         return method.eval().to(device=device, dtype=dtype)
 
     def push_to_hub(
