@@ -96,7 +96,9 @@ def _keep_gradient(ctx, inputs: tuple[Tensor, Tensor, float], output: tuple[Tens
     ctx.set_materialize_grads(False)
 
 
-def _scale_gradient(ctx, scale: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+def _scale_gradient(ctx, scale: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None]:
+    if scale is None:
+        return None, None, None
     (gradient,) = ctx.saved_tensors
     return gradient * scale.to(gradient.dtype), None, None
 
