@@ -22,6 +22,8 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
     from ssl_core.estimate import describe
     from ssl_core.train.run import train as run
 
+    if not recipe.views:
+        raise InputError(f"{recipe.name} is an encoder that is used as it is, there is no training of it here")
     out = Path(args.out or f"runs/{recipe.name}")
     if os.environ.get("RANK", "0") == "0":
         built_in = args.data is None

@@ -253,11 +253,13 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
 
 
 def _with_timm_pixels(config: Any, values: dict[str, Any]) -> Any:
-    """`config` with the mean and std that timm's config.json says."""
+    """`config` with the mean, std and crop that timm's config.json says, and positions resampled as timm does it."""
     stored = values.get("pretrained_cfg", values)
     if not isinstance(stored, dict):
         raise ConfigError(f"pretrained_cfg = {stored!r}: expected an object")
     known = {key: stored[key] for key in ("mean", "std", "crop_pct") if key in stored}
+    if "architecture" in values and hasattr(config, "pos_interp"):
+        known["pos_interp"] = "antialias"
     return from_dict(type(config), {**to_dict(config), **known})
 
 
