@@ -81,7 +81,7 @@ def fit(
             lr = warmup_cosine(step, total=total, warmup=warmup, peak=config.lr, final=config.min_lr)
             decay = cosine(progress, config.weight_decay, config.weight_decay_end or config.weight_decay)
             schedule(optimizer, lr=lr, peak=config.lr, weight_decay=decay)
-            outputs = _backward(model, parts, progress, config, device, scaler, step)
+            outputs = _backward(model, passes(method, parts), progress, config, device, scaler, step)
             due = time.monotonic() - saved_at > 60 * options.checkpoint_minutes
             loss, stopping, saving = _agree(outputs["loss"], stop.requested, due)
             if not math.isfinite(loss):
@@ -155,6 +155,12 @@ class _Step(nn.Module):
         if batch is None:
             return {"loss": sum((0 * p.sum() for p in self.method.parameters() if p.requires_grad), torch.zeros(()))}
         return self.method(batch, progress)
+
+
+def passes(method: nn.Module, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What forward is called with in a step: one micro-batch after the other, or all where the method asks for them."""
+    jointly = len(parts) > 1 and getattr(method, "accumulates", False) == "jointly"
+    return [{"micro_batches": parts}] if jointly else parts
 
 
 def _backward(
