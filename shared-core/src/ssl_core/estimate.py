@@ -33,7 +33,7 @@ def describe(
     target = pick_device(device)
     precision = pick_precision(config.precision, target)
     with torch.device("meta"):
-        method = load(recipe.method)(config)
+        method = load(recipe.method)(config).eval()  # batch norm does not train on one sample
     parameters = sum(p.numel() for p in method.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     flops, activations = step_cost(method, sample(recipe, config))
