@@ -104,7 +104,7 @@ class WrittenOut:
         self.center = 0.9 * self.center + 0.1 * rows.mean(0, keepdim=True)
         for name in self.teacher:
             self.teacher[name] = momentum * self.teacher[name] + (1 - momentum) * self.student[name].detach()
-        return float(loss)
+        return float(loss.detach())
 
 
 @pytest.mark.parametrize("clip", [3.0, 0.05, None])
