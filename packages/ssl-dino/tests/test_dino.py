@@ -301,7 +301,7 @@ def trained(config: DINOConfig, steps: int = 150, lr: float = 0.5) -> tuple[DINO
     scores: dict[str, Tensor] = {}
     for i in range(steps):
         scores = step(method, optimizer, batch(config, b=8, seed=i % 4), 0.3 + 0.5 * i / steps)
-    return method, {key: float(value) for key, value in scores.items()}
+    return method, {key: float(value.detach()) for key, value in scores.items()}
 
 
 def test_without_centring_the_teacher_names_one_prototype_and_is_told_so():
@@ -388,4 +388,4 @@ def test_scores_of_a_step_hang_together():
     outputs = built()(batch(), 0.2)
     assert outputs["kl"].item() == pytest.approx(outputs["loss"].item() - outputs["teacher_entropy"].item(), abs=1e-6)
     assert outputs["kl"] > 0 and 0 < outputs["teacher_entropy"] <= math.log(12) and outputs["center_norm"] == 0
-    assert json.dumps({key: float(value) for key, value in outputs.items()})
+    assert json.dumps({key: float(value.detach()) for key, value in outputs.items()})
