@@ -167,11 +167,11 @@ def export(recipe: Recipe, args: cli.Export) -> None:
     exporters = load(f"{recipe.package}.convert:EXPORTS")
     if args.to not in exporters:
         raise InputError(f"{recipe.name} exports to {', '.join(exporters)}, not to {args.to}")
-    state, config = exporters[args.to](method)
+    state, config, *named = exporters[args.to](method)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(out / "model.safetensors", state)
-    write_json(out, "config.json", config)
+    write_json(out, named[0] if named else "config.json", config)
     method.save_preprocessor(out)
     print(f"{sum(t.numel() for t in state.values()):,} parameters in {out}, {args.to}'s layout")
 

@@ -30,9 +30,9 @@ def describe(
     if built_in is None:
         built_in = config == load(recipe.presets)["demo"]()
     known_data = data is not None or built_in
+    target = pick_device(device)
     if known_data:
         config = recipe.settled(config, data)
-    target = pick_device(device)
     precision = pick_precision(config.precision, target)
     with torch.device("meta"):
         method = load(recipe.method)(config).eval()  # batch norm does not train on one sample

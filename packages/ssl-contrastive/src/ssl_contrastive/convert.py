@@ -94,7 +94,6 @@ def _layout(cls: type[C], *, heads: tuple[str, ...], copies: dict[str, str], aut
         adapt=adapt,
         heads=heads,
         copies=copies,
-        unwrap=lambda raw: raw.get("state_dict", raw),
     )
 
 

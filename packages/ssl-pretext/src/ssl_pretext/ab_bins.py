@@ -29,7 +29,7 @@ def ab_bins(step: float = 10.0) -> Tensor:
         for end in (0.0, 1.0)
     ]
     lab = rgb_to_lab(torch.cat(faces, 1)[None, :, :, None])  # 1 3 n 1
-    cells = (lab[0, 1:, :, 0].T / step).round()
+    cells = (lab[0, 1:, :, 0].T / step).round() + 0.0  # no -0
     return (cells.unique(dim=0) * step).float().to(torch.get_default_device())
 
 

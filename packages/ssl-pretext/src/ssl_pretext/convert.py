@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
-from ssl_core.config import BackboneConfig, ConfigError
+from ssl_core.config import BackboneConfig
 from ssl_core.hub import backbone
-from ssl_core.hub.keymap import VIT, VIT_TIMM, KeyMap, prefixed
 from ssl_core.hub.pretrained import Layout
 from ssl_core.hub.stem import adapt_stem
 from ssl_pretext.config import ColorizationConfig, JigsawConfig, PretextConfig, RelativePatchConfig, RotationConfig
@@ -50,7 +50,7 @@ def lightness_config(encoder: BackboneConfig) -> ColorizationConfig:
 def _adapt(state: dict[str, Tensor], stored: ColorizationConfig, wanted: ColorizationConfig) -> dict[str, Tensor]:
     """`state` for the image size of `wanted`; the stem of an encoder of colours is summed over them."""
     for stem in STEMS:
-        if stem in state and state[stem].ndim == 4 and state[stem].shape[1] == stored.in_channels:
+        if stem in state and state[stem].ndim == 4 and state[stem].shape[1] != 1:
             state = {**state, stem: adapt_stem(state[stem], 1)}
     return backbone.adapt(state, stored.encoder, wanted.encoder)
 
@@ -73,6 +73,11 @@ COLORIZATION_LAYOUT = Layout(
 )
 
 
-def seen_by(config: PretextConfig) -> BackboneConfig:
-    """The encoder's own config: one channel of lightness where colours are predicted."""
-    return config.encoder if isinstance(config, ColorizationConfig) else config
+def _published(method: Any) -> Any:
+    """What is exported: the encoder, with its own config where it sees lightness alone."""
+    config = method.config.encoder if isinstance(method.config, ColorizationConfig) else method.config
+    return SimpleNamespace(config=config, encoder=method.encoder)
+
+
+EXPORTS = {name: lambda method, write=write: write(_published(method)) for name, write in backbone.EXPORTS.items()}
+"""What `ssl-pretext export --to` writes beside our own layout: method -> (tensors, config.json)."""

@@ -9,11 +9,14 @@ L is 0 … 100; over all of sRGB a is -86.18 … 98.23 and b -107.86 … 94.48.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 XYZ_OF_RGB = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 """Linear sRGB to XYZ."""
+RGB_OF_XYZ = tuple(torch.linalg.inv(torch.tensor(XYZ_OF_RGB, dtype=torch.float64, device="cpu")).tolist())
 WHITE = (0.95047, 1.0, 1.08883)
 """XYZ of D65."""
 LINEAR_BELOW, SLOPE, OFFSET = 0.008856, 7.787, 16 / 116
@@ -24,7 +27,7 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     _check(images)
     rgb = images if images.is_floating_point() else images / 255
     linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = _mixed(linear, _matrix(linear) / linear.new_tensor(WHITE)[:, None])
+    xyz = _mixed(linear, [[m / white for m in row] for row, white in zip(XYZ_OF_RGB, WHITE, strict=True)])
     f = torch.where(xyz > LINEAR_BELOW, xyz.clamp(min=LINEAR_BELOW) ** (1 / 3), SLOPE * xyz + OFFSET)
     x, y, z = f.unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
@@ -37,18 +40,15 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     y = (lightness + 16) / 116
     f = torch.stack([y + a / 500, y, (y - b / 200).clamp(min=0)], 1)
     cubed = torch.where(f > LINEAR_BELOW ** (1 / 3), f**3, (f - OFFSET) / SLOPE)
-    linear = _mixed(cubed * cubed.new_tensor(WHITE)[:, None, None], torch.linalg.inv(_matrix(cubed)))
+    linear = _mixed(cubed, [[m * white for m, white in zip(row, WHITE, strict=True)] for row in RGB_OF_XYZ])
     rgb = torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear)
     return rgb.clamp(0, 1)
 
 
-def _matrix(x: Tensor) -> Tensor:
-    return torch.tensor(XYZ_OF_RGB, dtype=x.dtype, device=x.device)
-
-
-def _mixed(x: Tensor, matrix: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.einsum("k c, b c h w -> b k h w", matrix, x)
+def _mixed(x: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
+    """A 3 x 3 matrix times the channels; as sums, since autocast would take a product to half precision."""
+    one, two, three = x.unbind(1)
+    return torch.stack([a * one + b * two + c * three for a, b, c in matrix], 1)
 
 
 def _check(images: Tensor) -> None:

@@ -44,7 +44,7 @@ class Suite:
 
     def trial(self, **changes: Any) -> Trial:
         """A training that may be repeated and disturbed."""
-        return Trial(dataclasses.replace(self.recipe, source=self.source), self.settings(**changes))
+        return Trial(dataclasses.replace(self.recipe, source=self.source, settle=None), self.settings(**changes))
 
     def method(self, **changes: Any) -> Any:
         """The method as a run of this seed begins with it."""
