@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core import distributed
+from ssl_core.config import RunOptions
 from ssl_core.device import seed_step
 from ssl_core.errors import InputError
 from ssl_core.testing import children
@@ -389,3 +390,15 @@ def test_scores_of_a_step_hang_together():
     assert outputs["kl"].item() == pytest.approx(outputs["loss"].item() - outputs["teacher_entropy"].item(), abs=1e-6)
     assert outputs["kl"] > 0 and 0 < outputs["teacher_entropy"] <= math.log(12) and outputs["center_norm"] == 0
     assert json.dumps({key: float(value.detach()) for key, value in outputs.items()})
+
+
+def test_fine_tuning_trains_the_teachers_backbone_though_it_is_frozen_here(tmp_path):
+    from ssl_core.evaluate.finetune import FineTune, FinetuneConfig, compare
+
+    method = built()
+    tuned = FineTune(method.encoder, 4, FinetuneConfig(), method.config)
+    assert all(p.requires_grad for p in tuned.encoder.parameters())
+    assert not any(p.requires_grad for p in method.encoder.parameters()), "the method's own stays as it was"
+    built(replace(TINY, backbone="resnet18", width=4, small_stem=True)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="finetune is that of a ViT"):
+        compare({"rows": []}, RECIPE, tmp_path, None, None, tmp_path, epochs=1, options=RunOptions())
