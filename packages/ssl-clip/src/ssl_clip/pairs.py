@@ -117,6 +117,8 @@ class CaptionedScenes:
                 labels.append(factors.main.label)
             index += 1
         self.indices, self.labels = np.array(indices), np.array(labels)
+        self.templates = tuple(f"a {size} {{}} {relation} a {other}" for size in ("small", "large")
+                               for relation in ("left of", "right of", "above", "below") for other in CLASSES)  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -183,6 +183,7 @@ class TokenizedPairs:
         self.source, self.tokenizer, self.config = source, tokenizer, config
         self.classes, self.labels = source.classes, source.labels
         self.captions, self.texts, self.name = source.captions, source.texts, source.name
+        self.templates = getattr(source, "templates", None)
 
     def __len__(self) -> int:
         return len(self.source)
