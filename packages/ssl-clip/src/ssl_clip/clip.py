@@ -37,7 +37,7 @@ from ssl_core.hub.pretrained import WEIGHTS, Layout, Pretrained, read_state
 from ssl_clip.config import RECIPE, CLIPConfig
 from ssl_clip.convert import LAYOUT, OPEN_CLIP_CONFIG, is_open_clip, read_open_clip
 from ssl_clip.lit import PlainTower, load_image_tower
-from ssl_clip.pairwise import all_rows, check_pairs, exact, own_rows, row_blocks
+from ssl_clip.pairwise import all_rows, check_pairs, exact, full_precision, own_rows, row_blocks
 from ssl_clip.resnet import ResNetTower
 from ssl_clip.siglip import siglip_statistics
 from ssl_clip.tokenizer import Tokenizer, TokenizedPairs
@@ -62,7 +62,7 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
 def clip_statistics(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, share of images whose own text has the largest logit); the share has no gradient."""
     check_pairs(image, text)
-    with torch.autocast(image.device.type, enabled=False):
+    with full_precision(image.device):
         return _CLIPLoss.apply(*exact(image, text, logit_scale))  # type: ignore[no-any-return]
 
 
@@ -106,9 +106,9 @@ class _CLIPLoss(torch.autograd.Function):
 def _is_narrow(image: Tensor, texts: Tensor, scale: Tensor) -> bool:
     """Whether every logit is small enough for sums of its exponential: then one exponential serves rows and columns.
 
-    Unit vectors under a scale of at most NARROW are. A compiled graph does not ask.
+    Unit vectors under a scale of at most NARROW are. A compiled graph does not ask, nor one without data.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or image.is_meta:
         return False
     return bool(scale.abs() * image.norm(dim=1).amax() * texts.norm(dim=1).amax() <= NARROW)
 
