@@ -22,9 +22,12 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
     from ssl_core.estimate import describe
     from ssl_core.train.run import train as run
 
+    if not recipe.views:
+        raise InputError(f"{recipe.name} is an encoder that is used as it is, there is no training of it here")
     out = Path(args.out or f"runs/{recipe.name}")
     if os.environ.get("RANK", "0") == "0":
-        print(describe(recipe, config, data=args.data, device=options.device), flush=True)
+        built_in = args.data is None
+        print(describe(recipe, config, data=args.data, device=options.device, built_in=built_in), flush=True)
     method = run(recipe, config, data=args.data, out=out, init=args.init, options=options)
     if os.environ.get("RANK", "0") != "0":
         return

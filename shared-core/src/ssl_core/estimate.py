@@ -18,14 +18,24 @@ SHARE_OF_PEAK = 0.6
 """Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
 
 
-def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | None) -> str:
-    """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data."""
-    known_data = data is not None or config == load(recipe.presets)["demo"]()
-    config = recipe.settled(config, data)
+def describe(
+    recipe: Recipe, config: Any, *, data: str | None, device: str | None, built_in: bool | None = None
+) -> str:
+    """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data.
+
+    Without `data` the built-in data is meant where `built_in` says so, by default with the demo's config.
+    """
+    if not recipe.views:
+        return describe_encoder(recipe, config)
+    if built_in is None:
+        built_in = config == load(recipe.presets)["demo"]()
+    known_data = data is not None or built_in
     target = pick_device(device)
+    if known_data:
+        config = recipe.settled(config, data)
     precision = pick_precision(config.precision, target)
     with torch.device("meta"):
-        method = load(recipe.method)(config)
+        method = load(recipe.method)(config).eval()  # batch norm does not train on one sample
     parameters = sum(p.numel() for p in method.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     flops, activations = step_cost(method, sample(recipe, config))
@@ -45,6 +55,18 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
         total = _duration(seconds * plan.steps)
         lines.append(f"{len(source):,} samples, {plan.steps:,} steps of {config.batch_size}: about {total}")
     return "\n".join(lines)
+
+
+def describe_encoder(recipe: Recipe, config: Any) -> str:
+    """A line on an encoder that is not trained here."""
+    with torch.device("meta"):
+        method = load(recipe.method)(config).eval()
+        images = torch.empty(1, config.in_channels, *config.size)
+        with FlopCounterMode(display=False) as counter:
+            method.encode(images)
+    parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
+    h, w = config.size
+    return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
 
 
 def sample(recipe: Recipe, config: Any) -> dict[str, Any]:

@@ -75,15 +75,9 @@ def beam_search(
 
 def trimmed(tokens: Tensor, eos: int, pad: int) -> Tensor:
     """Rows (b, n) of tokens with `pad` after their first `eos`, cut to the longest."""
-    over = ((tokens == eos).int().cumsum(1) - (tokens == eos).int()) > 0
-    tokens = tokens.masked_fill(over, pad)
-    used = (~over & ((tokens != pad) | _before_last(tokens, pad))).sum(1)
-    return tokens[:, : int(used.max())]
-
-
-def _before_last(tokens: Tensor, pad: int) -> Tensor:
-    """Where something other than `pad` follows."""
-    return (tokens != pad).flip(1).int().cummax(1).values.flip(1).bool()
+    ended = (tokens == eos).int()
+    kept = ended.cumsum(1) - ended == 0
+    return tokens.masked_fill(~kept, pad)[:, : int(kept.sum(1).max())]
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

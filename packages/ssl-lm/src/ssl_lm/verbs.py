@@ -15,7 +15,7 @@ class Prepare:
     """Turn text into what `train --data` reads: a folder of tokens. The same command again goes on where it stopped."""
 
     data: tyro.conf.Positional[str]
-    """a text file, a .jsonl or .csv file with a column `text`, a folder of such files, or hf:NAME"""
+    """a text file, a .jsonl file with a field `text`, a folder of such files, or hf:NAME"""
     out: str | None = None
     """folder to write; the data's name and -tokens by default"""
     tokenizer: str = "train:8000"
@@ -23,7 +23,7 @@ class Prepare:
     algorithm: Literal["bpe", "wordpiece", "unigram"] = "bpe"
     """what train:SIZE trains: byte-level BPE (GPT-2's), WordPiece (BERT's) or Unigram (T5's)"""
     held_out: float = 0.05
-    """share of the documents that becomes the test part"""
+    """share that becomes the test part, where the data has none"""
     workers: int | None = None
     """processes; the cores here by default"""
 

@@ -249,10 +249,12 @@ def held_out(main: str, second: str, fold: int = 0) -> bool:
 
 
 class Scenes:
-    """`number` pictures of `seed` as a source (see `ssl_core.data.sources`), rendered on `load`."""
+    """`number` pictures of `seed` as a source (see `ssl_core.data.sources`), rendered on `load`; `light` as for `render`."""
 
-    def __init__(self, number: int, seed: int, size: int, channels: int = 3) -> None:
-        self.number, self.seed, self.size, self.channels = number, seed, size, channels
+    def __init__(
+        self, number: int, seed: int, size: int, channels: int = 3, light: Literal["above", "anywhere"] = "above"
+    ) -> None:
+        self.number, self.seed, self.size, self.channels, self.light = number, seed, size, channels, light
         self.classes = list(CLASSES)
         self._labels: np.ndarray | None = None
 
@@ -270,7 +272,7 @@ class Scenes:
 
     def load(self, index: int) -> dict[str, Any]:
         """{"image": uint8 (c, h, w)}"""
-        scene = render(self.seed, range(self.number)[index], self.size)
+        scene = render(self.seed, range(self.number)[index], self.size, light=self.light)
         return {"image": images.to_tensor(scene.image, self.channels)}
 
     def name(self, index: int) -> str:
@@ -278,6 +280,7 @@ class Scenes:
 
     def fingerprint(self) -> str:
         key = f"scenes {SLOTS} {self.number} {self.seed} {self.size} {self.channels}"
+        key += "" if self.light == "above" else f" light {self.light}"
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

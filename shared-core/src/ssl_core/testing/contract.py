@@ -89,7 +89,7 @@ class Contract(Suite):
             self.assert_apart(state, one, "two processes of 4 samples", "one process of 8")
 
     def test_micro_batches_add_up_to_the_batch_or_are_refused(self, tmp_path):
-        if not getattr(load(self.recipe.method), "accumulates", False):
+        if not getattr(self.method(), "accumulates", False):
             ended = self.trial().train(tmp_path / "run", accumulate=2)
             assert ended.error.startswith("ConfigError"), f"the method does not accumulate, yet it trained: {ended}"
             return

@@ -73,6 +73,8 @@ def train(
                 "can_collapse": getattr(method, "can_collapse", False),
             }
             run_id = open_run(folder, identity, facts)
+            if (prepare := getattr(method, "prepare", None)) is not None:
+                prepare(data=data, init=init, folder=folder, options=options)
             method = method.to(device)
             check_space(folder, bytes_needed(method))
             probe = Probe(source, load(recipe.eval_view)(config), device=device)
