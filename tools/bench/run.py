@@ -14,7 +14,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUBJECTS = ("mae_step", "visible_tokens", "attention", "optimizer", "loader", "imports")
+SUBJECTS = (
+    "mae_step",
+    "visible_tokens",
+    "attention",
+    "optimizer",
+    "loader",
+    "imports",
+    "clip_loss",
+    "clip_step",
+    "image_search",
+)
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from ssl_core.cli import main as run
 from ssl_clip.config import RECIPE
 from ssl_clip.verbs import VERBS
+from ssl_core.cli import main as run
 
 
 def main() -> None:

@@ -76,8 +76,15 @@ class ImageIndex:
 
     @classmethod
     def build(
-        cls, clip: CLIP, images: str | Path, out: str | Path, *, weights: str | None = None, batch_size: int = 64,
-        workers: int = 0, progress: bool = False,
+        cls,
+        clip: CLIP,
+        images: str | Path,
+        out: str | Path,
+        *,
+        weights: str | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> ImageIndex:
         """Index every image below `images` into the folder `out`, or bring the index there up to date.
 
@@ -168,7 +175,10 @@ class ImageIndex:
             vector = self.clip.encode_text(query) if isinstance(query, str) else self._encode_image(query)
         rows, scores = self.nearest(vector.float().cpu().numpy(), top_k, exact=exact)
         names = self._names()
-        return [(os.path.join(self.meta["root"], names[row]), float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
+        return [
+            (os.path.join(self.meta["root"], names[row]), float(score))
+            for row, score in zip(rows[0], scores[0], strict=True)
+        ]
 
     def nearest(self, queries: np.ndarray, top_k: int, *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """(rows, cosines), both (q, up to top_k), of the best images for queries (q, d) of length 1."""
@@ -334,7 +344,9 @@ def build_lists(matrix: np.ndarray, rows: np.ndarray, probes: int = 32) -> Any:
     return index
 
 
-def exact_search(matrix: np.ndarray, queries: np.ndarray, top_k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def exact_search(
+    matrix: np.ndarray, queries: np.ndarray, top_k: int, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows, scores) of the `top_k` largest products of queries (q, d) with `rows` of `matrix` (n, d), best first; a
     chunk at a time, of which only the best are kept."""
     asked = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))

@@ -90,9 +90,9 @@ def run(recipe: Any, args: Map) -> None:
     """The command `map`."""
     from pathlib import Path
 
+    from ssl_clip.clip import CLIP
     from ssl_core.commands import test_data
     from ssl_core.pictures import sample_images
-    from ssl_clip.clip import CLIP
 
     clip = CLIP.from_pretrained(args.weights, device=pick_device(args.device))
     source = test_data(recipe, clip, args.data)

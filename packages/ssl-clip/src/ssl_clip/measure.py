@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ssl_clip.classify import ZeroShotClassifier, top_accuracies
 from ssl_core.data.views import eval_view
 from ssl_core.evaluate.features import extract
-from ssl_clip.classify import ZeroShotClassifier, top_accuracies
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP

@@ -8,10 +8,10 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_clip.index import ImageIndex, read_meta
 from ssl_core.data.images import BadSample, DataError, read_image
 from ssl_core.device import pick_device
 from ssl_core.errors import InputError
-from ssl_clip.index import ImageIndex, read_meta
 
 if TYPE_CHECKING:
     from ssl_clip.verbs import Search

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from ssl_clip.clip import CLIP
+from ssl_clip.measure import encode_texts
 from ssl_core.data.views import eval_view
 from ssl_core.evaluate.features import extract
 from ssl_core.pictures import save_grid
-from ssl_clip.clip import CLIP
-from ssl_clip.measure import encode_texts
 
 QUERIES, ANSWERS, POOL = 6, 5, 500
 

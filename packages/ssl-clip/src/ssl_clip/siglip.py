@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core import distributed
 from ssl_clip.pairwise import all_rows, check_pairs, exact, full_precision, own_rows, row_blocks
+from ssl_core import distributed
 
 
 def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
