@@ -292,6 +292,13 @@ def test_beyond_the_limit_lists_answer_nearly_as_the_exact_search(tmp_path, monk
     assert (tmp_path / "my.index" / "lists-1.faiss").is_file()
     ours, exact = (index.search("red", 5, exact=exact) for exact in (False, True))
     assert [path for path, _ in ours] == [path for path, _ in exact]
+    (tmp_path / "photos" / "7.png").unlink()
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "photos" / "8.png")
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "photos" / "new.png")
+    index = ImageIndex.build(clip, tmp_path / "photos", tmp_path / "my.index")
+    found = {Path(path).name for path, _ in index.search("red", 99)}
+    assert found == {Path(path).name for path, _ in index.search("red", 99, exact=True)}
+    assert "new.png" in found and "7.png" not in found and len(found) == 40
 
 
 def test_exact_search_in_chunks_is_a_sort(monkeypatch):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_clip.map import need_viz
 from ssl_core.data.images import DataError
 from ssl_core.data.views import eval_view
 from ssl_core.device import pick_device
@@ -101,6 +102,7 @@ def _classify_images(clip: CLIP, args: Classify) -> None:
 
 
 def _classify_folder(clip: CLIP, args: Classify) -> None:
+    need_viz()
     from ssl_core.data.sources import open_source
     from ssl_core.evaluate.features import extract
 

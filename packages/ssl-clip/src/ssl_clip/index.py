@@ -71,7 +71,8 @@ class ImageIndex:
         self.clip, self.folder, self.meta = clip, folder, meta
         self.files: dict[str, dict[str, Any]] = {}
         self.rows = 0
-        self._approximate: Any = None
+        self._found: tuple[dict[int, str], np.ndarray] | None = None
+        self._opened: tuple[Path, Any] | None = None
         self._load()
 
     @classmethod
@@ -137,6 +138,9 @@ class ImageIndex:
         known, now = dict(self.files), dict(_scan(Path(self.meta["root"]), skip=self.folder.resolve()))
         todo = [path for path, stamp in now.items() if path not in known or known[path]["stamp"] != list(stamp)]
         gone = [path for path in known if path not in now]
+        lists, before = self._lists(), self.rows
+        if todo or gone:
+            self._ivf.unlink(missing_ok=True)  # killed before it is written again, search is exact
         self._cut_torn()
         with self._files.open("a", encoding="utf-8") as lines, self._vectors.open("ab") as vectors:
             for path in gone:
@@ -154,10 +158,12 @@ class ImageIndex:
                 lines.flush()
             for stream in (vectors, lines):
                 os.fsync(stream.fileno())
+        dead = [known[path]["row"] for path in (*todo, *gone) if "row" in known.get(path, {})]
         if self.rows and 1 - len(self) / self.rows > STALE:
             self._rewrite()
-        if todo or gone or not self._ivf.is_file():
-            self._build_approximate()
+            lists = None
+        if not self._ivf.is_file():
+            self._write_lists(lists, np.arange(before, self.rows), np.array(dead, dtype=np.int64))
         added = sum(path not in known for path in todo)
         return Update(added, len(todo) - added, len(gone), self.unreadable, len(self))
 
@@ -174,7 +180,7 @@ class ImageIndex:
         with torch.inference_mode():
             vector = self.clip.encode_text(query) if isinstance(query, str) else self._encode_image(query)
         rows, scores = self.nearest(vector.float().cpu().numpy(), top_k, exact=exact)
-        names = self._names()
+        names, _ = self._searchable()
         return [
             (os.path.join(self.meta["root"], names[row]), float(score))
             for row, score in zip(rows[0], scores[0], strict=True)
@@ -182,9 +188,9 @@ class ImageIndex:
 
     def nearest(self, queries: np.ndarray, top_k: int, *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """(rows, cosines), both (q, up to top_k), of the best images for queries (q, d) of length 1."""
-        live = np.array(sorted(self._names()), dtype=np.int64)
-        if not exact and (approximate := self._open_approximate()) is not None:
-            scores, rows = approximate.search(np.ascontiguousarray(queries, dtype=np.float32), min(top_k, len(live)))
+        _, live = self._searchable()
+        if not exact and (lists := self._lists()) is not None:
+            scores, rows = lists.search(np.ascontiguousarray(queries, dtype=np.float32), min(top_k, len(live)))
             return rows, scores
         return exact_search(self._matrix(), queries, top_k, live)
 
@@ -232,15 +238,19 @@ class ImageIndex:
     def _ivf(self) -> Path:
         return self.folder / f"lists-{self.meta['number']}.faiss"
 
-    def _names(self) -> dict[int, str]:
-        """Row -> path of every image that can be searched."""
-        return {entry["row"]: path for path, entry in self.files.items() if "row" in entry}
+    def _searchable(self) -> tuple[dict[int, str], np.ndarray]:
+        """Row -> path of every image that can be searched, and the rows in order."""
+        if self._found is None:
+            names = {entry["row"]: path for path, entry in self.files.items() if "row" in entry}
+            self._found = names, np.array(sorted(names), dtype=np.int64)
+        return self._found
 
     def _note(self, lines: Any, entry: dict[str, Any]) -> None:
         lines.write(json.dumps(entry) + "\n")
         self._take(entry)
 
     def _take(self, entry: dict[str, Any]) -> None:
+        self._found = None
         if entry.get("gone"):
             self.files.pop(entry["path"], None)
         else:
@@ -248,7 +258,7 @@ class ImageIndex:
 
     def _load(self) -> None:
         """The files' lines; a torn last one is left out, rows without a line do not count."""
-        self.files, self.rows = {}, 0
+        self.files, self.rows, self._found = {}, 0, None
         lines = self._files.read_text(encoding="utf-8").split("\n") if self._files.is_file() else []
         for number, line in enumerate(lines):
             if number == len(lines) - 1:  # empty, or torn by a kill
@@ -282,10 +292,9 @@ class ImageIndex:
     def _rewrite(self) -> None:
         """Both files without what was left behind, under the next number; index.json last."""
         old = (self._vectors, self._files, self._ivf)
-        names, matrix = self._names(), self._matrix()
-        kept = sorted(names)
+        (_, kept), matrix = self._searchable(), self._matrix()
         meta = {**self.meta, "number": self.meta["number"] + 1}
-        position = {row: i for i, row in enumerate(kept)}
+        position = {row: i for i, row in enumerate(kept.tolist())}
         files = {
             path: {**entry, "row": position[entry["row"]]} if "row" in entry else entry
             for path, entry in self.files.items()
@@ -302,26 +311,33 @@ class ImageIndex:
 
     # ---- beyond exact search
 
-    def _build_approximate(self) -> None:
-        """faiss's lists over all rows, where there are more than EXACT; without faiss search stays exact."""
-        self._approximate = None
-        self._ivf.unlink(missing_ok=True)
+    def _write_lists(self, lists: Any, added: np.ndarray, dead: np.ndarray) -> None:
+        """faiss's lists over all rows, where there are more than EXACT: `lists` with what changed, or new ones after a
+        quarter changed. Without faiss search stays exact."""
+        self._opened = None
         if len(self) <= EXACT:
             return
         try:
             import faiss
         except ImportError:
             return
-        live = np.array(sorted(self._names()), dtype=np.int64)
-        built = build_lists(self._matrix(), live)
-        write_whole(self._ivf, lambda path: faiss.write_index(built, str(path)))
+        _, live = self._searchable()
+        if lists is None or lists.ntotal + len(added) - len(dead) != len(live) or len(added) > STALE * len(live):
+            lists = build_lists(self._matrix(), live)
+        else:
+            lists.remove_ids(dead)
+            _add(lists, self._matrix(), added)
+        write_whole(self._ivf, lambda path: faiss.write_index(lists, str(path)))
 
-    def _open_approximate(self) -> Any:
-        if self._approximate is None and self._ivf.is_file():
+    def _lists(self) -> Any:
+        """faiss's lists, where they were written; they are read once."""
+        if not self._ivf.is_file():
+            return None
+        if self._opened is None or self._opened[0] != self._ivf:
             import faiss
 
-            self._approximate = faiss.read_index(str(self._ivf))
-        return self._approximate
+            self._opened = self._ivf, faiss.read_index(str(self._ivf))
+        return self._opened[1]
 
 
 def build_lists(matrix: np.ndarray, rows: np.ndarray, probes: int = 32) -> Any:
@@ -337,11 +353,15 @@ def build_lists(matrix: np.ndarray, rows: np.ndarray, probes: int = 32) -> Any:
     sample = np.random.default_rng(0).permutation(count)[: 40 * lists]
     index.cp.niter = 8
     index.train(matrix[rows[np.sort(sample)]].astype(np.float32))  # type: ignore[call-arg]
-    for start in range(0, count, CHUNK):
-        part = rows[start : start + CHUNK]
-        index.add_with_ids(matrix[part].astype(np.float32), part)  # type: ignore[call-arg]
+    _add(index, matrix, rows)
     index.nprobe = min(probes, lists)
     return index
+
+
+def _add(lists: Any, matrix: np.ndarray, rows: np.ndarray) -> None:
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        lists.add_with_ids(matrix[part].astype(np.float32), part)
 
 
 def exact_search(

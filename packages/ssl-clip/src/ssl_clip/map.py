@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from ssl_clip.verbs import Map
 
 
+def need_viz() -> None:
+    """InputError where the extra `viz` is missing, before anything is computed."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("matplotlib", "sklearn") if find_spec(name) is None]:
+        raise InputError(f'pictures need {missing[0]}: pip install "ssl-clip[viz]"')
+
+
 def modality_gap(image: Tensor, text: Tensor) -> float:
     """Distance between the means of images (n, d) and texts (m, d) of length 1; 0 … 2."""
     return (image.mean(0) - text.mean(0)).norm().item()
@@ -94,6 +102,7 @@ def run(recipe: Any, args: Map) -> None:
     from ssl_core.commands import test_data
     from ssl_core.pictures import sample_images
 
+    need_viz()
     clip = CLIP.from_pretrained(args.weights, device=pick_device(args.device))
     source = test_data(recipe, clip, args.data)
     texts = list(args.texts)
