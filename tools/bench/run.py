@@ -25,6 +25,9 @@ SUBJECTS = (
     "imports",
     "dino_step",
     "dino_loss",
+    "clip_loss",
+    "clip_step",
+    "image_search",
 )
 
 
