@@ -48,7 +48,9 @@ def main() -> None:
         config = NAMES[name].settled(from_dict(type(config), to_dict(config) | settings), None)
         runs = []
         for seed in args.seeds:
-            ours = once(args.out / name / f"{seed}.json", lambda: one_seed(name, config, seed, args.out / name / str(seed)))  # noqa: B023
+            ours = once(
+                args.out / name / f"{seed}.json", lambda: one_seed(name, config, seed, args.out / name / str(seed))
+            )  # noqa: B023
             row = {"ours": ours}
             if name == "gpt":
                 limit = ours["cpu_seconds"]

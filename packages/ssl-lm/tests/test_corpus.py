@@ -50,7 +50,7 @@ def test_tokens_know_their_document(prepared):
 def test_a_source_goes_to_another_process_and_its_fingerprint_tells_data_apart(prepared, tmp_path):
     source = open_text(prepared, config=CONFIG)
     source.load(0)
-    copy = pickle.loads(pickle.dumps(source))  # noqa: S301 - our own
+    copy = pickle.loads(pickle.dumps(source))
     assert torch.equal(copy.load(3)["input_ids"], source.load(3)["input_ids"])
     assert copy.fingerprint() == source.fingerprint()
     test = open_text(prepared, config=CONFIG, split="test")
@@ -67,7 +67,9 @@ def test_batches_do_not_depend_on_workers_or_on_where_a_run_was_resumed(prepared
 
     whole = ids()
     assert len(whole) == 16 and whole[:8] != whole[8:]
-    assert sorted(map(tuple, sum(whole[:8], []))) == sorted(tuple(source.load(i)["input_ids"].tolist()) for i in range(64))
+    assert sorted(tuple(row) for batch in whole[:8] for row in batch) == sorted(
+        tuple(source.load(i)["input_ids"].tolist()) for i in range(64)
+    )
     assert ids(workers=2) == whole
     assert ids(start=5) == whole[5:]
 

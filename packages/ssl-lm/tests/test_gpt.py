@@ -208,7 +208,7 @@ def test_the_loss_before_training_is_that_of_a_uniform_guess():
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(vocab_size=512, context=64, dim=64, depth=4, heads=4))
     ids = torch.randint(512, (8, 65))
-    assert abs(float(gpt({"input_ids": ids}, 0.0)["loss"]) - math.log(512)) < 0.1
+    assert abs(gpt({"input_ids": ids}, 0.0)["loss"].item() - math.log(512)) < 0.1
 
 
 def test_weights_begin_as_the_paper_says():
@@ -219,7 +219,7 @@ def test_weights_begin_as_the_paper_says():
             assert torch.equal(p, torch.full_like(p, float("ln_" in name and name.endswith("weight"))))
         else:
             expected = 0.02 / 4 if name.endswith("c_proj.weight") else 0.02
-            assert abs(float(p.std()) / expected - 1) < 0.05, name
+            assert abs(p.std().item() / expected - 1) < 0.05, name
 
 
 def test_gpt2_small_has_the_published_number_of_parameters():

@@ -60,7 +60,7 @@ def test_gradients_are_theirs(pair):
     theirs(ids, labels=ids).loss.backward()
     for name, p in ours.named_parameters():
         q = theirs.get_parameter(name)
-        expected = q.grad.T if q.shape != p.shape or ".c_" in name and q.ndim == 2 else q.grad
+        expected = q.grad.T if q.shape != p.shape or (".c_" in name and q.ndim == 2) else q.grad
         torch.testing.assert_close(p.grad, expected, atol=1e-5, rtol=1e-4, msg=name)
     ours.zero_grad(set_to_none=True)
     theirs.zero_grad(set_to_none=True)

@@ -29,11 +29,14 @@ def test_it_is_the_mean_of_minus_log_p_over_the_labels_that_count():
     for h, y in zip(hidden.tolist(), labels.tolist(), strict=True):
         if y == -100:
             continue
-        z = [sum(a * b for a, b in zip(h, w, strict=True)) + c for w, c in zip(weight.tolist(), bias.tolist(), strict=True)]
+        z = [
+            sum(a * b for a, b in zip(h, w, strict=True)) + c
+            for w, c in zip(weight.tolist(), bias.tolist(), strict=True)
+        ]
         total += math.log(sum(map(math.exp, z))) - z[y]
         count += 1
-    assert float(linear_cross_entropy(hidden, weight, labels, bias)) == pytest.approx(total / count, rel=1e-12)
-    assert float(linear_nll(hidden, weight, labels, bias).sum()) == pytest.approx(total, rel=1e-6)
+    assert linear_cross_entropy(hidden, weight, labels, bias).item() == pytest.approx(total / count, rel=1e-12)
+    assert linear_nll(hidden, weight, labels, bias).sum().item() == pytest.approx(total, rel=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 23, 100, None])
@@ -45,11 +48,6 @@ def test_gradients_are_those_of_whole_logits_however_many_rows_are_held(rows, bi
     whole = 3 * F.cross_entropy(F.linear(hidden, weight, bias if biased else None), labels)
     for a, b in zip(torch.autograd.grad(ours, wanted), torch.autograd.grad(whole, wanted), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
-
-
-def test_the_gradient_passes_a_numerical_check():
-    hidden, weight, bias, labels = inputs(n=6, d=3, v=5)
-    assert torch.autograd.gradcheck(lambda *x: linear_cross_entropy(x[0], x[1], labels, x[2], rows=2), (hidden, weight, bias))
 
 
 def test_a_frozen_head_and_frozen_features_are_left_alone():
@@ -89,7 +87,7 @@ def test_under_autocast_the_products_are_bf16_and_the_sums_fp32():
     assert loss.dtype == torch.float32
     exact = linear_cross_entropy(hidden, weight, labels, bias)
     gradients = zip(*(torch.autograd.grad(x, (hidden, weight, bias)) for x in (loss, exact)), strict=True)
-    assert 0 < abs(float(loss - exact)) < 0.02 * float(exact)
+    assert 0 < abs(loss - exact).item() < 0.02 * exact.item()
     for a, b in gradients:
         assert a.dtype == torch.float32
         assert (a - b).norm() < 0.02 * b.norm()
@@ -130,11 +128,11 @@ def test_the_mean_over_ranks_with_unequal_numbers_of_labels_is_exact():
             part = slice(12 * distributed.rank(), 12 * distributed.rank() + 12)
             loss = linear_cross_entropy(hidden[part], weight, labels[part])
             [gradient] = torch.autograd.grad(loss, weight)
-            return float(loss), gradient.tolist()
+            return loss.item(), gradient.tolist()
 
     ranks = children.run_ranks(2, step)
     assert [rank.code for rank in ranks] == [0, 0], ranks
     losses, gradients = zip(*(rank.value for rank in ranks), strict=True)
-    assert sum(losses) / 2 == pytest.approx(float(whole), rel=1e-12)
+    assert sum(losses) / 2 == pytest.approx(whole.item(), rel=1e-12)
     torch.testing.assert_close(torch.tensor(gradients, dtype=torch.float64).mean(0), expected, atol=1e-12, rtol=1e-10)
     assert losses[0] != pytest.approx(losses[1], rel=0.1), "the ranks hold the same: the test shows nothing"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -16,14 +15,14 @@ from ssl_core.config import ConfigError
 from ssl_core.data.images import DataError
 from ssl_core.errors import InputError
 from ssl_core.testing import children
-from ssl_lm import GPTConfig, load_tokenizer, prepare, train_tokenizer
+from ssl_lm import GPTConfig, load_tokenizer, prepare_text, train_tokenizer
+from ssl_lm import prepare as prepare_module
 from ssl_lm.corpus import open_text, settle
 from ssl_lm.shards import META, ShardError, Shards
 from ssl_lm.texts import SEPARATOR, cut, read_piece
 from ssl_lm.tokenizer import special_ids
 
 SMALL = GPTConfig(vocab_size=400, context=8, dim=8, depth=1, heads=1, eos_token_id=3)
-prepare_module = importlib.import_module("ssl_lm.prepare")  # the package's name for it is the function
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def texts(out: Path, split: str) -> list[str]:
 
 
 def test_every_document_comes_back_in_one_of_the_splits_with_an_eos_behind_it(folder, tmp_path):
-    meta = prepare(folder, tmp_path / "out", tokenizer="train:500", held_out=0.2, workers=0)
+    meta = prepare_text(folder, tmp_path / "out", tokenizer="train:500", held_out=0.2, workers=0)
     assert [sum(r["documents"] for r in records) for records in meta["splits"].values()] == [24, 6]
     written = sorted(file.read_text() for file in folder.rglob("*.txt"))
     assert sorted(texts(tmp_path / "out", "train") + texts(tmp_path / "out", "test")) == written
@@ -56,28 +55,28 @@ def test_every_document_comes_back_in_one_of_the_splits_with_an_eos_behind_it(fo
 
 def test_processes_write_what_one_writes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
-    a = prepare(folder, tmp_path / "a", tokenizer="train:500", workers=0)
-    b = prepare(folder, tmp_path / "b", tokenizer="train:500", workers=2)
+    a = prepare_text(folder, tmp_path / "a", tokenizer="train:500", workers=0)
+    b = prepare_text(folder, tmp_path / "b", tokenizer="train:500", workers=2)
     assert a == b and len(a["splits"]["train"]) > 5
 
 
 def test_the_same_call_again_does_nothing_and_a_changed_shard_is_written_again(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    first = prepare(folder, out, tokenizer="train:500", workers=0)
+    first = prepare_text(folder, out, tokenizer="train:500", workers=0)
     before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
-    assert prepare(folder, out, tokenizer="train:500", workers=0) == first
+    assert prepare_text(folder, out, tokenizer="train:500", workers=0) == first
     assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
     shard = out / "train-00000.bin"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    assert prepare(folder, out, tokenizer="train:500", workers=0) == first
+    assert prepare_text(folder, out, tokenizer="train:500", workers=0) == first
     assert shard.read_bytes() != bytes(data)
 
 
 def test_a_killed_preparation_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
-    whole = prepare(folder, tmp_path / "whole", tokenizer="train:500", workers=0)
+    whole = prepare_text(folder, tmp_path / "whole", tokenizer="train:500", workers=0)
     write, written = prepare_module.write_shard, []
 
     def write_and_die(file, *rest):
@@ -87,27 +86,29 @@ def test_a_killed_preparation_goes_on_where_it_was(folder, tmp_path, monkeypatch
         return write(file, *rest)
 
     monkeypatch.setattr(prepare_module, "write_shard", write_and_die)
-    ended = children.run(lambda: prepare(folder, tmp_path / "out", tokenizer="train:500", workers=0))
+    ended = children.run(lambda: prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0))
     assert ended.code == -signal.SIGKILL
     assert len((tmp_path / "out" / "done.jsonl").read_text().splitlines()) == 3
     with pytest.raises(ShardError, match="not to the end"):
         Shards(tmp_path / "out", "train")
     again = []
-    monkeypatch.setattr(prepare_module, "write_shard", lambda file, *rest: (again.append(file.name), write(file, *rest))[1])
-    meta = prepare(folder, tmp_path / "out", tokenizer="train:500", workers=0)
+    monkeypatch.setattr(
+        prepare_module, "write_shard", lambda file, *rest: (again.append(file.name), write(file, *rest))[1]
+    )
+    meta = prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0)
     assert meta["splits"] == whole["splits"]
     assert len(again) == sum(map(len, meta["splits"].values())) - 3 and not set(again) & set(written[:3])
 
 
 def test_other_text_or_another_tokenizer_needs_another_folder(folder, tmp_path):
-    prepare(folder, tmp_path / "out", tokenizer="train:500", workers=0)
+    prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0)
     with pytest.raises(ShardError, match="for another tokenizer: give another --out"):
-        prepare(folder, tmp_path / "out", tokenizer="train:600", workers=0)
+        prepare_text(folder, tmp_path / "out", tokenizer="train:600", workers=0)
     (folder / "00.txt").write_text("more")
     with pytest.raises(ShardError, match="from other text"):
-        prepare(folder, tmp_path / "out", tokenizer="train:500", workers=0)
+        prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0)
     with pytest.raises(ShardError, match="holds no prepared data"):
-        prepare(folder, folder, tokenizer="train:500", workers=0)
+        prepare_text(folder, folder, tokenizer="train:500", workers=0)
 
 
 def test_one_large_text_is_cut_into_shards_and_comes_back_whole(tmp_path, monkeypatch):
@@ -115,7 +116,7 @@ def test_one_large_text_is_cut_into_shards_and_comes_back_whole(tmp_path, monkey
     monkeypatch.setattr(prepare_module, "STRETCH", 300)
     text = "é — 雪\n\n\n    " + write_text(600).replace("value", "värde\n\n") + "end"
     (tmp_path / "one.txt").write_text(text)
-    meta = prepare(tmp_path / "one.txt", tmp_path / "out", tokenizer="train:500", workers=0)
+    meta = prepare_text(tmp_path / "one.txt", tmp_path / "out", tokenizer="train:500", workers=0)
     assert len(meta["splits"]["train"]) > 20
     [start], [end] = texts(tmp_path / "out", "train"), texts(tmp_path / "out", "test")
     assert start + end == text
@@ -139,7 +140,7 @@ def test_documents_inside_a_file_and_lines_of_json_are_documents(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "many.txt").write_text(f"one\n{SEPARATOR}\ntwo\n{SEPARATOR}\n\n{SEPARATOR}\nthree\n")
     (tmp_path / "a" / "rows.jsonl").write_text('{"text": "four"}\n\n{"text": "five\\nfive"}\n')
-    prepare(tmp_path / "a", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    prepare_text(tmp_path / "a", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
     source = open_text(tmp_path / "out", config=GPTConfig(vocab_size=500, context=2, dim=8, depth=1, heads=1))
     decoded = [source.tokenizer.decode(ids.tolist()) for ids, _ in source.texts()]
     assert decoded == ["one", "two", "three\n", "four", "five\nfive"]
@@ -149,8 +150,11 @@ def test_folders_named_train_and_test_are_the_splits(tmp_path):
     for split in ("train", "test"):
         (tmp_path / "d" / split).mkdir(parents=True)
         (tmp_path / "d" / split / "x.txt").write_text(f"{split} {write_text(9)}")
-    prepare(tmp_path / "d", tmp_path / "out", tokenizer="train:500", workers=0)
-    assert [text.split()[0] for split in ("train", "test") for text in texts(tmp_path / "out", split)] == ["train", "test"]
+    prepare_text(tmp_path / "d", tmp_path / "out", tokenizer="train:500", workers=0)
+    assert [text.split()[0] for split in ("train", "test") for text in texts(tmp_path / "out", split)] == [
+        "train",
+        "test",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -166,18 +170,18 @@ def test_folders_named_train_and_test_are_the_splits(tmp_path):
 def test_a_file_without_text_is_refused(content, message, tmp_path):
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        prepare(tmp_path / "x.txt", tmp_path / "out", tokenizer="train:500", workers=0)
+        prepare_text(tmp_path / "x.txt", tmp_path / "out", tokenizer="train:500", workers=0)
 
 
 def test_a_few_files_that_are_no_text_are_left_out_and_named_and_many_are_refused(folder, tmp_path):
     for i in range(3):
         (folder / f"bad{i}.txt").write_bytes(b"abc\0")
-    meta = prepare(folder, tmp_path / "out", tokenizer="train:500", workers=0)
+    meta = prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0)
     assert sorted(name for name, _ in meta["left_out"]) == ["bad0.txt", "bad1.txt", "bad2.txt"]
     for i in range(11):
         (folder / f"bad{i}.txt").write_bytes(b"abc\0")
     with pytest.raises(InputError, match="11 files of .* are no text, the first"):
-        prepare(folder, tmp_path / "more", tokenizer="train:500", workers=0)
+        prepare_text(folder, tmp_path / "more", tokenizer="train:500", workers=0)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +204,7 @@ def test_what_cannot_be_prepared_is_said_in_a_line(data, options, message, tmp_p
     Path("t.txt").write_text(write_text())
     Path("bad.jsonl").write_text('{"words": 3}\n')
     with pytest.raises((InputError, FileNotFoundError), match=message):
-        prepare(data, "out", **{"tokenizer": "train:500", "workers": 0, **options})
+        prepare_text(data, "out", **{"tokenizer": "train:500", "workers": 0, **options})
 
 
 def test_a_data_set_of_the_datasets_library_is_prepared(tmp_path):
@@ -208,7 +212,7 @@ def test_a_data_set_of_the_datasets_library_is_prepared(tmp_path):
     (tmp_path / "rows").mkdir()
     rows = [write_text(5, seed=i) for i in range(40)]
     (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    meta = prepare(f"hf:{tmp_path / 'rows'}", tmp_path / "out", tokenizer="train:500", held_out=0.1, workers=0)
+    meta = prepare_text(f"hf:{tmp_path / 'rows'}", tmp_path / "out", tokenizer="train:500", held_out=0.1, workers=0)
     assert [sum(r["documents"] for r in records) for records in meta["splits"].values()] == [36, 4]
     assert texts(tmp_path / "out", "train") + texts(tmp_path / "out", "test") == rows
 
@@ -228,7 +232,7 @@ def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
     Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "t.txt").write_text("aaa")
     with pytest.raises(InputError, match="no token that ends a text"):
-        prepare(tmp_path / "t.txt", tmp_path / "out", tokenizer=str(tmp_path / "tokenizer.json"), workers=0)
+        prepare_text(tmp_path / "t.txt", tmp_path / "out", tokenizer=str(tmp_path / "tokenizer.json"), workers=0)
 
 
 class TestShards:

@@ -58,8 +58,8 @@ def test_a_short_run_learns_more_than_how_frequent_tokens_are(run, gpt):
 class TestComplete:
     def test_a_batch_writes_what_each_prompt_writes_alone(self, gpt):
         prompts = ["alpha = ", "def beta(", "", "total = delta + gamma *"]
-        together = complete(gpt, prompts, tokens=40, temperature=0)
-        assert together == [complete(gpt, [p], tokens=40, temperature=0)[0] for p in prompts]
+        together = complete(gpt, prompts, tokens=12, temperature=0)
+        assert together == [complete(gpt, [p], tokens=12, temperature=0)[0] for p in prompts]
         assert any(together)
 
     def test_pieces_that_are_streamed_make_the_text(self, gpt):
@@ -169,7 +169,7 @@ def test_show_draws_attention_and_what_was_written_early_and_late(run, gpt, tmp_
     text = (run / "figures" / "samples.txt").read_text()
     assert re.findall("--- (.*)", text)[0] == "before training" and re.findall("--- (.*)", text)[-1] == "trained"
     with Image.open(run / "figures" / "attention.png") as picture:
-        assert picture.size == (2 * (25 * 7 + 4), 2 * (25 * 7 + 4))
+        assert picture.size == (2 * (24 * 8 + 4), 2 * (24 * 8 + 4))
     maps = torch.zeros(1, 1, 2, 2)
     maps[0, 0, 1, 0] = 1
     save_attention(maps, tmp_path / "a.png", gap=0)
@@ -177,7 +177,7 @@ def test_show_draws_attention_and_what_was_written_early_and_late(run, gpt, tmp_
         assert [picture.getpixel(place) for place in ((0, 0), (0, 191), (191, 191))] == [255, 0, 255]
     save_text("one\n\ttwo\n", tmp_path / "t.png")
     with Image.open(tmp_path / "t.png") as picture:
-        assert picture.size[1] == 64 and min(picture.getdata()) < 64
+        assert picture.size[1] == 64 and picture.getextrema()[0] < 64
 
 
 class TestCommands:
@@ -219,13 +219,25 @@ class TestCommands:
         assert message in error and error.count("\n") <= 2
 
     def test_labelled_text_is_probed_and_measured(self, run, tmp_path, capsys):
-        rows = [f"{write_text(2, seed=i)!r},code" if i % 2 else f"{'some plain words ' * (1 + i % 5)!r},prose" for i in range(60)]
+        rows = [
+            f"{write_text(2, seed=i)!r},code" if i % 2 else f"{'some plain words ' * (1 + i % 5)!r},prose"
+            for i in range(60)
+        ]
         text = "text,label\n" + "\n".join(row.replace("'", '"', 2).replace("\\n", " ") for row in rows)
         (tmp_path / "labels.csv").write_text(text)
-        arguments = ["evaluate", str(run), "--data", str(tmp_path / "labels.csv"), "--protocols", "knn", "--out", str(tmp_path / "e")]
+        arguments = [
+            "evaluate",
+            str(run),
+            "--data",
+            str(tmp_path / "labels.csv"),
+            "--protocols",
+            "knn",
+            "--out",
+            str(tmp_path / "e"),
+        ]
         assert main(RECIPES, arguments, VERBS) == 0
-        out = capsys.readouterr().out
-        assert "bag of tokens" in out and "perplexity" in out
+        shown = capsys.readouterr().out
+        assert "bag of tokens" in shown and "perplexity" in shown
         result = json.loads((tmp_path / "e" / "evaluation.json").read_text())
         assert [row["features"] for row in result["rows"]] == ["pretrained", "random init", "bag of tokens"]
         assert result["measured"]["tokens"] > 100

@@ -184,7 +184,9 @@ def _rows(path: Path, text: str) -> Iterator[dict[str, str]]:
         if path.suffix == ".jsonl":
             rows: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
-            rows = list(csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ","))
+            rows = list(
+                csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
+            )
         for row in rows:
             yield {"text": str(row["text"]), "label": str(row.get("label", "") or "").strip()}
     except (ValueError, csv.Error, AttributeError, KeyError, TypeError) as error:

@@ -61,9 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the losses. Whatever gradient is wanted is computed in the forward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: int) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         narrow = _product_type(hidden)
         head, shift = weight.to(narrow), None if bias is None else bias.to(narrow)
