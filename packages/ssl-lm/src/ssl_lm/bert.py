@@ -124,6 +124,23 @@ def word_starts(tokenizer: Any) -> Tensor:
     return torch.tensor([not word.startswith("##") if pieces else word[:1] in "ĠĊ▁" for word, _ in words])
 
 
+class WithWords:
+    """A source whose samples have "words" too: the number of the word that each token belongs to."""
+
+    def __init__(self, source: Any, starts: Tensor) -> None:
+        self.source, self.starts = source, starts
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int) -> dict[str, Any]:
+        sample = self.source.load(index)
+        return {**sample, "words": self.starts[sample["input_ids"]].cumsum(0)}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["source"], name)
+
+
 def same_document(queries: Tensor, keys: Tensor) -> Tensor:
     """Attention mask (b, 1, q, k), True where a query (b, q) and a key (b, k) belong to the same document."""
     return (queries[:, :, None] == keys[:, None, :])[:, None]
@@ -233,6 +250,11 @@ class BERT(TextModel):
         from ssl_lm.convert import BERT_LAYOUT
 
         return BERT_LAYOUT
+
+    def attach(self, source: Any) -> Any:
+        """`source` with this model's tokenizer, and for whole-word masking the words that its tokens belong to."""
+        source = super().attach(source)
+        return WithWords(source, word_starts(source.tokenizer)) if self.config.whole_words else source
 
     def load_preprocessor(self, folder: Path) -> None:
         """The tokenizer, which says which tokens are [CLS] and its kin where the folder's config does not."""
