@@ -14,7 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUBJECTS = ("mae_step", "visible_tokens", "attention", "optimizer", "loader", "imports")
+SUBJECTS = (
+    "mae_step", "visible_tokens", "attention", "optimizer", "loader", "imports",
+    "gpt_step", "generation", "text_loss", "prepare_text",
+)  # fmt: skip
 
 
 def main() -> None:
