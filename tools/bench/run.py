@@ -28,6 +28,10 @@ SUBJECTS = (
     "clip_loss",
     "clip_step",
     "image_search",
+    "gpt_step",
+    "generation",
+    "text_loss",
+    "prepare_text",
 )
 
 
