@@ -199,8 +199,7 @@ class ViT(nn.Module):
         else:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], dim))
         self.prefix = 1 + registers
-        tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
-        self.register_parameter("register_tokens", tokens)
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(

@@ -18,9 +18,10 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 from ssl_core.data.images import DataError as DataError
-from ssl_core.data.images import read_image, to_tensor
+from ssl_core.data.images import faster_jpeg, read_image, to_tensor
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+MANY = 10_000  # files from which on importing a faster decoder pays
 _KINDS = (
     "a folder of images, a .csv or .tsv file with a column 'path', an .npz file with an array "
     "'images', scenes, photos, torchvision:<name> or hf:<name or path>"
@@ -134,6 +135,8 @@ class ImageFiles:
     ) -> None:
         self.root, self.paths, self.channels = str(root), PathTable(paths), channels
         self.labels, self.classes = labels, classes
+        if len(self.paths) >= MANY:
+            faster_jpeg()
 
     def __len__(self) -> int:
         return len(self.paths)

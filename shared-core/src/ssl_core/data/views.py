@@ -272,6 +272,11 @@ class EvalTransform:
         return {"views": [image[:, top : top + self.size[0], left : left + self.size[1]]]}
 
 
+def blank(config: Any) -> dict[str, Any]:
+    """A picture without content, as an image method's source gives it."""
+    return {"image": torch.zeros(config.in_channels, *config.size, dtype=torch.uint8)}
+
+
 def eval_view(config: Any) -> EvalTransform:
     """The evaluation view of an image method's config."""
     return EvalTransform(config.size, config.crop_pct)

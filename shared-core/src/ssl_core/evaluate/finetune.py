@@ -62,6 +62,8 @@ class FineTune(nn.Module):
         super().__init__()
         self.config, self.image, self.classes = config, image, classes
         self.encoder = copy.deepcopy(encoder)
+        if not any(p.requires_grad for p in self.encoder.parameters()):  # an averaged network, a frozen one
+            self.encoder.requires_grad_(True)
         self.encoder.norm = nn.Identity()  # type: ignore[assignment]
         for i, block in enumerate(self.encoder.blocks):
             block.drop_path = DropPath(config.drop_path * i / max(1, len(self.encoder.blocks) - 1))

@@ -22,7 +22,7 @@ from ssl_core.testing import children
 from ssl_core.testing.faults import KeepDouble, mutate_json
 from ssl_core.testing.state import apart, differing, hidden_state, newest
 from ssl_core.testing.suite import Suite
-from ssl_core.train.fit import wrap
+from ssl_core.train.fit import passes, wrap
 from ssl_core.train.optim import build_optimizer
 
 EXACT = 1e-10
@@ -88,7 +88,7 @@ class Contract(Suite):
             self.assert_apart(state, one, "two processes of 4 samples", "one process of 8")
 
     def test_micro_batches_add_up_to_the_batch_or_are_refused(self, tmp_path):
-        if not getattr(load(self.recipe.method), "accumulates", False):
+        if not getattr(self.method(), "accumulates", False):
             ended = self.trial().train(tmp_path / "run", accumulate=2)
             assert ended.error.startswith("ConfigError"), f"the method does not accumulate, yet it trained: {ended}"
             return
@@ -190,9 +190,10 @@ class Contract(Suite):
             seed_step(config.seed)
             method = load(self.recipe.method)(config).double().train()
             model = wrap(method, torch.device("cpu"))
-            for batch in self.first_step(config, parts):
+            batches = passes(method, self.first_step(config, parts))
+            for batch in batches:
                 seed_step(config.seed, 0)
-                (model(_double(batch), 0.25)["loss"] / parts).backward()
+                (model(_double(batch), 0.25)["loss"] / len(batches)).backward()
             getattr(method, "before_step", lambda progress: None)(0.25)
             gradients = {f"gradient of {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
             with torch.no_grad():
