@@ -140,8 +140,8 @@ class Export:
     """run folder, Hub id or checkpoint file"""
     out: tyro.conf.Positional[str]
     """folder to write"""
-    to: Literal["transformers", "timm"] = "transformers"
-    """whose layout"""
+    to: str = "transformers"
+    """whose layout: transformers, or another that the package writes"""
 
 
 VERBS: dict[str, type] = {

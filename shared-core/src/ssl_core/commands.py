@@ -22,6 +22,8 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
     from ssl_core.estimate import describe
     from ssl_core.train.run import train as run
 
+    if not recipe.views:
+        raise InputError(f"{recipe.name} is an encoder that is used as it is, there is no training of it here")
     out = Path(args.out or f"runs/{recipe.name}")
     if os.environ.get("RANK", "0") == "0":
         built_in = args.data is None
@@ -165,11 +167,11 @@ def export(recipe: Recipe, args: cli.Export) -> None:
     exporters = load(f"{recipe.package}.convert:EXPORTS")
     if args.to not in exporters:
         raise InputError(f"{recipe.name} exports to {', '.join(exporters)}, not to {args.to}")
-    state, config = exporters[args.to](method)
+    state, config, *named = exporters[args.to](method)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(out / "model.safetensors", state)
-    write_json(out, "config.json", config)
+    write_json(out, named[0] if named else "config.json", config)
     method.save_preprocessor(out)
     print(f"{sum(t.numel() for t in state.values()):,} parameters in {out}, {args.to}'s layout")
 

@@ -25,12 +25,14 @@ def describe(
 
     Without `data` the built-in data is meant where `built_in` says so, by default with the demo's config.
     """
+    if not recipe.views:
+        return describe_encoder(recipe, config)
     if built_in is None:
         built_in = config == load(recipe.presets)["demo"]()
     known_data = data is not None or built_in
+    target = pick_device(device)
     if known_data:
         config = recipe.settled(config, data)
-    target = pick_device(device)
     precision = pick_precision(config.precision, target)
     with torch.device("meta"):
         method = load(recipe.method)(config).eval()  # batch norm does not train on one sample
@@ -53,6 +55,18 @@ def describe(
         total = _duration(seconds * plan.steps)
         lines.append(f"{len(source):,} samples, {plan.steps:,} steps of {config.batch_size}: about {total}")
     return "\n".join(lines)
+
+
+def describe_encoder(recipe: Recipe, config: Any) -> str:
+    """A line on an encoder that is not trained here."""
+    with torch.device("meta"):
+        method = load(recipe.method)(config).eval()
+        images = torch.empty(1, config.in_channels, *config.size)
+        with FlopCounterMode(display=False) as counter:
+            method.encode(images)
+    parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
+    h, w = config.size
+    return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
 
 
 def sample(recipe: Recipe, config: Any) -> dict[str, Any]:

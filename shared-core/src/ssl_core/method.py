@@ -16,6 +16,7 @@ and, where its paper needs them,
     accumulates = True      the loss is a mean over samples, so micro-batches add up to the large batch
     accumulates = "jointly" forward takes a step's micro-batches at once, {"micro_batches": [batch, …]}
     can_collapse = True     constant features minimise a part of the loss, so the loop watches for them
+    collapse(scores, progress)   the cause, where its own logged scalars say so, else None
 
 `progress` in [0, 1) is the share of optimiser steps done. State lives in buffers: `state_dict()` is the whole truth.
 """
@@ -45,12 +46,14 @@ class Recipe:
 
     `config` is its frozen dataclass, `presets` a dict of name -> function returning that dataclass, `method` the module
     (built as `Method(config)`), `views` a function `build(config) -> transform` whose result makes one sample's
-    tensors in a worker, `show` a function `show(method, source, folder)` that draws the figures and returns
-    their captions. `eval_view` builds the transform of evaluations, `source` opens data: `open(data, *, config, split)`.
-    `built_in` is the name of the data that there is without any, `blank` makes a sample without content for estimates, `blank(config)`. `raw` names and gives the baseline that
-    needs no network, a function of what `encode` is given. `settle`, where data decides some fields (a vocabulary),
-    fills them in: `settle(config, data) -> config`. `measure` gives figures that need no labels (a perplexity), for
-    evaluation.json and, under "summary", lines for the terminal: `measure(method, source) -> dict`.
+    tensors in a worker (empty for an encoder that is not trained here; its `check(source)`, where it has one, refuses
+    data that it cannot use), `show` a function `show(method, source, folder)` that draws the figures and returns their
+    captions. `eval_view` builds the transform of evaluations, `source` opens data: `open(data, *, config, split)`.
+    `built_in` is the name of the data that there is without any, `blank` makes a sample without content for estimates,
+    `blank(config)`. `raw` names and gives the baseline that needs no network, a function of what `encode` is given.
+    `settle`, where data decides some fields (a vocabulary), fills them in: `settle(config, data) -> config`. `measure`
+    gives figures that need no labels (a perplexity), for evaluation.json and, under "summary", lines for the terminal:
+    `measure(method, source) -> dict`.
     """
 
     name: str

@@ -82,7 +82,7 @@ def gumbel_noise(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     index = torch.arange(math.prod(shape), device=seeds.device)  # int64
     bits = _mix(_mix(seeds)[:, None] + index * -7046029254386353131)  # the golden ratio's odd constant
-    uniform = ((bits & 0xFFFFFF).to(torch.get_default_dtype()) + 0.5) / 2**24
+    uniform = ((bits & 0x7FFFFF).to(torch.get_default_dtype()) + 0.5) / 2**23  # exact in float32: neither 0 nor 1
     return -(-uniform.log()).log().view(len(seeds), *shape)
 
 
@@ -192,6 +192,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.encoder = Encoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab)
         self.decoder = Decoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab, init=init)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def tokenize(self, pixels: Tensor) -> Tensor:
         """Token ids (b, h, w) of pixels (b, c, 8h, 8w), uint8 or in [0, 1]."""
@@ -213,7 +214,8 @@ class Tokenizer(nn.Module):
         if pixels.ndim != 4 or pixels.shape[1] != channels:
             raise ValueError(f"images must be (b, {channels}, h, w), got {tuple(pixels.shape)}")
         grid_of(pixels, 8)
-        return map_pixels(normalize(pixels, (0.0,) * channels, (1.0,) * channels))
+        x = map_pixels(normalize(pixels, (0.0,) * channels, (1.0,) * channels))
+        return x.contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
 
 
 class DVAE(Pretrained, nn.Module):
@@ -263,7 +265,8 @@ class DVAE(Pretrained, nn.Module):
         logits = self.online.encoder(x)  # b k h w
         temperature = anneal(progress, 1.0, config.temperature, config.temperature_decay)
         weight = anneal(progress, 0.0, config.kl_weight, config.kl_warmup)
-        noise = gumbel_noise(batch["seed"], tuple(logits.shape[1:]))
+        _, k, h, w = logits.shape
+        noise = rearrange(gumbel_noise(batch["seed"], (h, w, k)), "b h w k -> b k h w")
         codes = ((_wide(logits) + noise) / temperature).softmax(1)
         mu, log_b = self.online.decoder(codes.to(logits.dtype)).chunk(2, 1)
         reconstruction, kl = logit_laplace_loss(x, mu, log_b), kl_to_uniform(logits)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_beit.config import BEiTConfig, DVAEConfig
-from ssl_core.data.views import crop_box, random_flip, random_resized_crop, resize
+from ssl_core.data.views import color_jitter, crop_box, random_flip, random_resized_crop, resize
 
 ASPECT = 0.3
 """Blocks have aspect ratios from this to its inverse."""
@@ -93,7 +93,8 @@ class BEiTView:
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         config = self.config
-        image = sample["image"]
+        colour = config.jitter if sample["image"].shape[0] == 3 else 0.0
+        image = color_jitter(sample["image"], rng, config.jitter, config.jitter, colour)
         if config.flip:
             image = random_flip(image, rng)
         top, left, h, w = crop_box(rng, *image.shape[1:], scale=config.crop_scale)

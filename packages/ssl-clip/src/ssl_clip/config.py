@@ -18,9 +18,10 @@ RECIPE = Recipe(
     views="ssl_clip.views:build",
     show="ssl_clip.show:show",
     source="ssl_clip.pairs:open_pairs",
-    resolve="ssl_clip.lit:resolve",
-    prepare="ssl_clip.views:prepare",
-    verbs="ssl_clip.verbs:VERBS",
+    built_in="captioned scenes",
+    blank="ssl_clip.views:blank",
+    settle="ssl_clip.lit:settle",
+    measure="ssl_clip.measure:measure",
 )
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -37,19 +38,21 @@ class CLIPConfig(ImageConfig, TrainConfig):
     """image tower: CLIP's ViT, CLIP's ResNet, or the plain ViT of our other packages (LiT)"""
     patch_size: int = 32
     dim: int = 768
-    """width of the image tower; a ResNet's first stage has a quarter of its first block's, `dim` is that stage's 64"""
+    """width of the image tower; channels of a ResNet's stem, 64 in RN50"""
     depth: int = 12
     """blocks of the image tower; unused by a ResNet"""
     heads: int = 12
     """attention heads of the image tower, those of the attention pool in a ResNet"""
     mlp_ratio: float = 4.0
-    """hidden width of an MLP over the width, in both towers"""
+    """hidden width of an MLP over the width, in both of CLIP's transformers"""
     stages: tuple[int, int, int, int] = (3, 4, 6, 3)
     """blocks of a ResNet's four stages"""
     vit_pool: Literal["cls", "mean"] = "cls"
     """what a plain ViT gives: its CLS token or the mean of the patches"""
-    vit_positions: Literal["sincos", "learned"] = "learned"
-    """position embeddings of a plain ViT"""
+    vit_mlp_ratio: float = 4.0
+    """hidden width of a plain ViT's MLP over its width"""
+    vit_layer_norm_eps: float = 1e-6
+    """epsilon of a plain ViT's LayerNorms"""
     text_dim: int = 512
     """width of the text tower"""
     text_depth: int = 12
@@ -101,8 +104,10 @@ class CLIPConfig(ImageConfig, TrainConfig):
         for name in ("depth", "text_depth"):
             check(0 < getattr(self, name) <= 1000, name, getattr(self, name), "must lie in 1 … 1000")
         check(all(0 < n <= 1000 for n in self.stages), "stages", self.stages, "must lie in 1 … 1000")
-        check(0 < self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "must lie in (0, 1000]")
-        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
+        for name in ("mlp_ratio", "vit_mlp_ratio"):
+            check(0 < getattr(self, name) <= 1000, name, getattr(self, name), "must lie in (0, 1000]")
+        for name in ("layer_norm_eps", "vit_layer_norm_eps"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         width = self.image_width
         check(width % self.heads == 0, "heads", self.heads, f"must divide the width {width}")
         check(self.text_dim % self.text_heads == 0, "text_heads", self.text_heads, f"must divide {self.text_dim}")
@@ -113,9 +118,6 @@ class CLIPConfig(ImageConfig, TrainConfig):
         if self.tower == "resnet":
             check(self.patch_size == RESNET_STRIDE, "patch_size", self.patch_size, f"of a ResNet is {RESNET_STRIDE}")
             check(self.dim % 2 == 0, "dim", self.dim, "of a ResNet must be even")
-        if self.tower == "vit":
-            sincos = self.vit_positions == "sincos"
-            check(not sincos or self.dim % 4 == 0, "dim", self.dim, "sin-cos positions need a multiple of 4")
         low, high = self.crop_scale
         check(0 < low <= high <= 1, "crop_scale", self.crop_scale, "must be two rising shares in (0, 1]")
 

@@ -51,7 +51,7 @@ class _SigLIP(torch.autograd.Function):
             own = torch.arange(first + start, first + stop, device=image.device)[:, None]
             logits = (image[start:stop] @ texts.T).mul_(scale).add_(bias)  # rows of images, columns of texts
             positive = logits.gather(1, own)
-            loss += F.softplus(logits).sum() - positive.sum()
+            loss -= F.logsigmoid(-logits).sum() + positive.sum()  # softplus is linear, not exact, from 20 on
             hits += (positive >= logits.amax(1, keepdim=True)).sum()
             if any(ctx.needs_input_grad):
                 slope = logits.sigmoid_().scatter_add_(1, own, -torch.ones_like(positive))

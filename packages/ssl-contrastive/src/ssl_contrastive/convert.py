@@ -1,119 +1,190 @@
-"""The encoder's weights elsewhere: transformers' `vit` and timm's ViT."""
+"""The encoders elsewhere: transformers, timm, torchvision, and the authors' checkpoints of MoCo and SimSiam.
+
+`model.safetensors` holds the encoder as transformers' ViT or torchvision's ResNet; heads, target and queue go to
+`heads.safetensors`. SimCLR's and BYOL's authors published no PyTorch weights.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ssl_contrastive.config import RotNetConfig
-from ssl_contrastive.rotation import RotNet
-from ssl_core.config import ConfigError, from_dict
-from ssl_core.hub.keymap import VIT, VIT_IN_MEMORY, VIT_TIMM, KeyMap, prefixed
-from ssl_core.hub.pretrained import Layout
-from ssl_core.hub.stem import adapt_stem
-from ssl_core.patches import interpolate_positions, square_grid
+from ssl_contrastive.config import BYOLConfig, ContrastiveConfig, MoCoConfig, SimCLRConfig, SimSiamConfig
+from ssl_core.config import ConfigError, from_dict, to_dict
+from ssl_core.hub import backbone
+from ssl_core.hub.backbone import RESNET, RESNET_TRANSFORMERS, backbone_keymap
+from ssl_core.hub.keymap import VIT, VIT_TIMM, KeyMap, Row, prefixed
+from ssl_core.hub.pretrained import Layout, check_shapes
+from ssl_core.resnet import LAYERS
 
-KEYMAP = KeyMap(
-    rows=prefixed(VIT, ours="encoder."),
-    also=(
-        *prefixed(VIT_IN_MEMORY, ours="encoder."),
-        *prefixed(VIT, ours="encoder.", theirs="vit."),
-        *prefixed(VIT_TIMM, ours="encoder."),
-    ),
-    drop=(r"pooler\..*", r"classifier\..*"),
+C = TypeVar("C", bound=ContrastiveConfig)
+
+MOCO_AUTHORS: tuple[Row, ...] = (
+    *prefixed(RESNET, ours="encoder.", theirs="module.encoder_q."),
+    *prefixed(RESNET, ours="key_encoder.", theirs="module.encoder_k."),
+    ("projector.{i}.{w}", "module.encoder_q.fc.{i}.{w}"),
+    ("key_projector.{i}.{w}", "module.encoder_k.fc.{i}.{w}"),
+    ("projector.0.{w}", "module.encoder_q.fc.{w}"),
+    ("key_projector.0.{w}", "module.encoder_k.fc.{w}"),
+    ("queue", "module.queue"),
+    ("queue_ptr", "module.queue_ptr"),
 )
+"""facebookresearch/moco, v1 and v2; their queue is ours transposed."""
 
-NAMES = {
-    "dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "patch_size": "patch_size",
-    "in_channels": "num_channels",
-}
-"""Our config fields and transformers' names for the same value."""
-PIXELS = ("mean", "std")
+SIMSIAM_AUTHORS: tuple[Row, ...] = (
+    *prefixed(RESNET, ours="encoder.", theirs="module.encoder."),
+    ("projector.{i}.{b}", "module.encoder.fc.{i}.{b}"),
+    ("predictor.{i}.{b}", "module.predictor.{i}.{b}"),
+)
+"""facebookresearch/simsiam; the frozen bias before the projector's last batch norm goes into its running mean."""
 
-
-def to_theirs(config: RotNetConfig) -> dict[str, Any]:
-    """config.json of transformers' ViTModel."""
-    return {
-        "model_type": "vit",
-        "architectures": ["ViTModel"],
-        "dtype": "float32",
-        "image_size": config.size[0],
-        "intermediate_size": 4 * config.dim,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "layer_norm_eps": 1e-6,
-        **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
-    }
+SOLO: tuple[Row, ...] = (
+    *prefixed(RESNET, ours="encoder.", theirs="backbone."),
+    *prefixed(VIT_TIMM, ours="encoder.", theirs="backbone."),
+)
+"""solo-learn's encoder."""
 
 
-def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> RotNetConfig:
-    """Our config of a transformers folder. Raises ConfigError for another architecture."""
-    known = {ours: values[theirs] for ours, theirs in NAMES.items() if theirs in values}
-    fields = {
-        "image_size": values.get("image_size", 224),
-        **pixels(known.get("in_channels", 3)),
-        **known,
-    }
-    fields |= {ours: preprocessor[f"image_{ours}"] for ours in PIXELS if f"image_{ours}" in preprocessor}
-    config = from_dict(RotNetConfig, fields)
-    for key, ours in to_theirs(config).items():
-        if key not in ("architectures", "dtype") and values.get(key, ours) != ours:
-            raise ConfigError(f"{key} = {values[key]!r} is not supported, only {ours!r}")
-    return config
+def infer(cls: type[C], state: Mapping[str, Tensor]) -> C:
+    """Config of a checkpoint without one: the encoder by its shapes, heads and queue too where they are there."""
+    return from_dict(cls, to_dict(backbone.infer(cls, state)) | _heads(state))
 
 
-def infer(state: Mapping[str, Tensor]) -> RotNetConfig:
-    """Config of a checkpoint that holds none, from its shapes; heads are 64 wide.
-
-    Raises ConfigError when the tensors are not a ViT's.
-    """
-    for needed in ("encoder.patch_embed.proj.weight", "encoder.pos_embed"):
-        if needed not in state:
-            raise ConfigError(f"the checkpoint is not a ViT: it holds no {needed}")
-    dim, channels, patch, _ = state["encoder.patch_embed.proj.weight"].shape
-    rows, _ = square_grid(state["encoder.pos_embed"].shape[1] - 1)
-    blocks = {key.split(".")[2] for key in state if key.startswith("encoder.blocks.")}
-    return RotNetConfig(
-        image_size=rows * patch,
-        patch_size=patch,
-        in_channels=channels,
-        dim=dim,
-        depth=len(blocks),
-        heads=dim // 64,
-        **pixels(channels),
-    )
-
-
-def pixels(channels: int) -> dict[str, Any]:
-    """Mean and std for this number of channels: the mean of the defaults where it is not three."""
-    if channels == 3:
+def _heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields that the shapes of the authors' heads and queue say; a checkpoint of an encoder alone has none."""
+    linear = sorted(
+        int(match[1]) for key in state if (match := re.fullmatch(r"projector\.(\d+)\.weight", key))
+        if state[key].ndim == 2
+    )  # fmt: skip
+    if not linear:
         return {}
-    return {name: (sum(getattr(RotNetConfig, name)) / 3,) * channels for name in PIXELS}
+    fields: dict[str, Any] = {
+        "head_layers": len(linear), "projection": state[f"projector.{linear[-1]}.weight"].shape[0],
+    }  # fmt: skip
+    if "queue" in state:
+        fields["queue"] = state["queue"].shape[-1]
+    if "predictor.0.weight" in state:
+        fields["predictor_hidden"] = state["predictor.0.weight"].shape[0]
+    return fields
 
 
-def adapt(state: dict[str, Tensor], stored: RotNetConfig, wanted: RotNetConfig) -> dict[str, Tensor]:
-    """`state` for the channels and the image size of `wanted`."""
-    state = dict(state)
-    if stored.in_channels != wanted.in_channels:
-        stem = "encoder.patch_embed.proj.weight"
-        state[stem] = adapt_stem(state[stem], wanted.in_channels)
-    if stored.grid != wanted.grid:
-        positions, how = state["encoder.pos_embed"], wanted.pos_interp
-        state["encoder.pos_embed"] = interpolate_positions(positions, stored.grid, wanted.grid, how)
+def adapt(state: dict[str, Tensor], stored: ContrastiveConfig, wanted: ContrastiveConfig) -> dict[str, Tensor]:
+    """`state` for the channels and the image size of `wanted`, and the authors' spellings of queue and bias as ours."""
+    state = backbone.adapt(state, stored, wanted)
+    queue = state.get("queue")
+    if isinstance(stored, MoCoConfig) and queue is not None and queue.shape == (stored.projection, stored.queue):
+        state["queue"] = queue.T.contiguous()
+    bias, mean = (state.get(f"projector.{name}") for name in ("6.bias", "7.running_mean"))
+    if isinstance(stored, SimSiamConfig) and bias is not None and mean is not None:
+        check_shapes(state, {"projector.7.running_mean": tuple(bias.shape)})
+        state["projector.7.running_mean"] = mean - state.pop("projector.6.bias")
     return state
 
 
-LAYOUT = Layout(keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt)
+def _layout(cls: type[C], *, heads: tuple[str, ...], copies: dict[str, str], authors: tuple[Row, ...] = ()) -> Layout:
+    return Layout(
+        keymap=backbone_keymap(also=(*authors, *SOLO)),
+        to_theirs=backbone.to_theirs,
+        from_theirs=partial(backbone.from_theirs, cls),
+        infer=partial(infer, cls),
+        adapt=adapt,
+        heads=heads,
+        copies=copies,
+    )
 
 
-def to_transformers(method: RotNet) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config.json) of transformers' ViTModel."""
-    return KEYMAP.to_theirs(method.state_dict())[0], to_theirs(method.config)
+SIMCLR = _layout(SimCLRConfig, heads=("projector.",), copies={})
+MOCO = _layout(
+    MoCoConfig, heads=("projector.", "queue"), copies={"key_encoder.": "encoder.", "key_projector.": "projector."},
+    authors=MOCO_AUTHORS,
+)  # fmt: skip
+BYOL = _layout(
+    BYOLConfig, heads=("projector.", "predictor."),
+    copies={"target_encoder.": "encoder.", "target_projector.": "projector."},
+)  # fmt: skip
+SIMSIAM = _layout(SimSiamConfig, heads=("projector.", "predictor."), copies={}, authors=SIMSIAM_AUTHORS)
 
 
-EXPORTS = {"transformers": to_transformers}
+def to_transformers(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of transformers' ViTModel or ResNetModel, which has the ImageNet stem alone."""
+    config = method.config
+    if config.is_vit:
+        return _encoder(method, VIT), backbone.to_theirs(config)
+    if config.small_stem:
+        raise ConfigError(
+            "transformers' ResNetModel has no small stem: model.safetensors of the folder itself has torchvision's "
+            "names, and from_pretrained here reads it"
+        )
+    bottleneck = config.backbone == "resnet50"
+    widths = [config.width * 2**stage * (4 if bottleneck else 1) for stage in range(4)]
+    return _encoder(method, RESNET_TRANSFORMERS), {
+        "model_type": "resnet",
+        "architectures": ["ResNetModel"],
+        "dtype": "float32",
+        "num_channels": config.in_channels,
+        "embedding_size": config.width,
+        "hidden_sizes": widths,
+        "depths": [*LAYERS[config.backbone]],
+        "layer_type": "bottleneck" if bottleneck else "basic",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+    }
+
+
+def to_timm(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of a timm model whose features are those of `encode`, for `create_model("local-dir:…")`.
+
+    Raises ConfigError for what timm's networks do not have: another epsilon, width or stem.
+    """
+    config = method.config
+    if not config.is_vit:
+        if config.small_stem or config.width != 64:
+            raise ConfigError("timm's ResNets are 64 channels wide and have the ImageNet stem: this one has not")
+        theirs = backbone.to_theirs(config)
+        kept = ("architecture", "num_classes", "model_args", "pretrained_cfg")
+        return _encoder(method, RESNET), {key: theirs[key] for key in kept}
+    if config.layer_norm_eps != 1e-6:
+        raise ConfigError(f"layer_norm_eps = {config.layer_norm_eps}: timm has 1e-6, export to transformers instead")
+    pool = "token" if config.pool == "cls" else "avg"
+    return _encoder(method, VIT_TIMM), {
+        "architecture": "vit_small_patch16_224",
+        "num_classes": 0,
+        "num_features": config.dim,
+        "global_pool": pool,
+        "model_args": {
+            "img_size": list(config.size),
+            "patch_size": config.patch_size,
+            "in_chans": config.in_channels,
+            "embed_dim": config.dim,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+            "num_classes": 0,
+            "global_pool": pool,
+            "fc_norm": False,  # timm would move the last norm behind the mean
+        },
+        "pretrained_cfg": {
+            "input_size": [config.in_channels, *config.size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": config.crop_pct,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def _encoder(method: Any, rows: tuple[Row, ...]) -> dict[str, Tensor]:
+    return KeyMap(rows=rows).to_theirs(method.encoder.state_dict())[0]
+
+
+EXPORTS = {"transformers": to_transformers, "timm": to_timm}
+"""What `ssl-contrastive export --to` writes; a ResNet's own folder has torchvision's names already."""

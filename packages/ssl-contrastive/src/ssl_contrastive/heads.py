@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -12,7 +13,7 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers of `widths`, after all but the last of them batch norm (`hidden_norm`) and ReLU."""
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
         layers.append(nn.Linear(inputs, outputs, bias=last_bias if last else hidden_bias))
         if not last:

@@ -30,11 +30,11 @@ class SplitBatchNorm(nn.BatchNorm2d):
                 f"bn_splits = {self.splits}: {distributed.world_size()} processes have to divide the parts evenly"
             )
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
         self.num_batches_tracked.add_(1)
         means, variances = self.running_mean.repeat(parts, 1), self.running_var.repeat(parts, 1)
-        momentum = 0.1 if self.momentum is None else self.momentum
         out = torch.cat([
-            F.batch_norm(part, mean, var, self.weight, self.bias, True, momentum, self.eps)
+            F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
             for part, mean, var in zip(input.tensor_split(parts), means, variances, strict=True)
         ])  # fmt: skip
         self.running_mean.copy_(means.mean(0))

@@ -28,7 +28,7 @@ DINOV2 = Recipe(
     config="ssl_dino.config:DINOv2Config",
     presets="ssl_dino.config:DINOV2_PRESETS",
     method="ssl_dino.dinov2:DINOv2",
-    views="ssl_dino.dinov2:no_training",
+    views="",
     show="ssl_dino.show:show",
 )
 
@@ -154,7 +154,9 @@ class DINOv2Config(ImageConfig):
     """blocks"""
     heads: int = 6
     """attention heads"""
-    mlp_ratio: float = 4.0
+    pos_interp: Literal["offset", "size", "antialias"] = "offset"
+    """how stored positions are resampled: offset in the authors' code, antialias with registers, size in transformers"""
+    mlp_ratio: int = 4
     """hidden width of an MLP over the width, before SwiGLU's two thirds"""
     swiglu: bool = False
     """gated MLPs, as in ViT-g"""
@@ -250,7 +252,7 @@ def demo() -> DINOConfig:
         bottleneck=64, head_bn=True, norm_last_layer=True, teacher_temp=0.02, warmup_teacher_temp=0.02,
         teacher_momentum=0.98, global_scale=(0.5, 1.0), local_crops=0, local_size=16, jitter=(0.4, 0.4, 0.2, 0.02),
         blur_p=(0.3, 0.3, 0.3), solarize_p=0.0, freeze_last_layer=0, optimizer="sgd", momentum=0.9, base_lr=0.6,
-        min_lr=0.0, weight_decay=5e-4, weight_decay_end=None, warmup_epochs=1, clip_each=None, epochs=20,
+        min_lr=0.0, weight_decay=5e-4, weight_decay_end=None, warmup_epochs=1, clip_each=None, epochs=10,
         batch_size=128, precision="fp32",
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,11 @@ from torch import Tensor
 
 from ssl_core.config import ConfigError
 from ssl_core.hub import backbone
-from ssl_core.hub.backbone import EXPORTS, RESNET
+from ssl_core.hub.backbone import RESNET
 from ssl_core.hub.keymap import VIT_TIMM, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
+from ssl_dino import convert_dinov2
 from ssl_dino.config import DINOConfig
-
-__all__ = ["EXPORTS", "LAYOUT"]
 
 BACKBONE, HEAD = "teacher.backbone.", "teacher.head."
 
@@ -103,3 +103,12 @@ LAYOUT = Layout(
     keymap=KEYMAP, to_theirs=backbone.to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt,
     heads=(HEAD, "center"), copies={"student.": "teacher."}, unwrap=unwrap,
 )  # fmt: skip
+
+
+def _export(to: str, method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    ours = backbone.EXPORTS if isinstance(method.config, DINOConfig) else convert_dinov2.EXPORTS
+    return ours[to](method)
+
+
+EXPORTS = {to: partial(_export, to) for to in ("transformers", "timm")}
+"""What `ssl-dino export --to` writes beside our own layout: method -> (tensors, config.json)."""

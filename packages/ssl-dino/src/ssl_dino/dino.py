@@ -73,7 +73,8 @@ class Network(nn.Module):
         distributed.sync_batch_norm(self.backbone)
 
     def forward(self, crops: list[Tensor]) -> Tensor:
-        return self.head(pooled(self.backbone, crops))
+        features = pooled(self.backbone, crops)  # v b d
+        return self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
 
 def pooled(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
@@ -96,6 +97,7 @@ class DINO(nn.Module, Pretrained):
     """
 
     config_class = DINOConfig
+    accumulates = True
     can_collapse = True
     center: Tensor
     new_heads: Tensor
@@ -108,8 +110,8 @@ class DINO(nn.Module, Pretrained):
         self.teacher.load_state_dict(self.student.state_dict())
         self.register_buffer("center", torch.zeros(1, config.prototypes))
         self.register_buffer("new_heads", torch.tensor(False))
-        # batch norm spans the batch
-        self.accumulates = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
+            self.accumulates = False  # its statistics span the batch
         self.pending: list[Tensor] = []
 
     @classmethod

@@ -25,12 +25,12 @@ class Prototypes(nn.Module):
         self.weight_v = nn.Parameter(nn.Linear(dim, k, bias=False).weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, d) -> (…, k)."""
+        """(n, d) -> (n, k)."""
         return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class DINOHead(nn.Module):
-    """An MLP to a bottleneck, L2-normalised, to logits over `prototypes`: (…, features) -> (…, k).
+    """An MLP to a bottleneck, L2-normalised, to logits over `prototypes`: (n, features) -> (n, k).
 
     Its Linears start from a truncated normal of std 0.02 with zero biases; with `bn` a batch norm, over all processes,
     follows each but the last.

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 CACHED = 1 << 18
 """numbers that a CPU handles at a time: a megabyte stays in its cache"""
@@ -63,35 +62,48 @@ def cross_view_entropy(student: Tensor, targets: Tensor, temp: float) -> Tensor:
             f"student (v, b, k) and teacher (g, b, k) need the same b and k and v >= g, v > 1: got "
             f"{tuple(student.shape)} and {tuple(targets.shape)}"
         )
-    return _CrossViewEntropy.apply(student, targets, temp)
+    return _loss_and_gradient(student, targets, temp)[0]
 
 
-class _CrossViewEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, student: Tensor, targets: Tensor, temp: float) -> Tensor:  # type: ignore[override]
-        (v, b, k), g = student.shape, len(targets)
-        pairs = b * (g * v - g)
-        total = targets.new_zeros(())
-        grad = torch.empty_like(student)
-        together = targets.sum(0)  # b k
-        rows = max(1, CACHED // k) if student.device.type == "cpu" else b
-        for s in range(v):
-            count = g - 1 if s < g else g
-            for i in range(0, b, rows):
-                part = slice(i, i + rows)
-                q = together[part] - targets[s, part] if s < g else together[part]
-                x = _wide(student[s, part]) / temp
-                p = x.softmax(-1)
-                total += count * _logsumexp(x, p).sum() - (x * q).sum()
-                grad[s, part] = p.mul_(count).sub_(q).mul_(1 / (temp * pairs))
-        ctx.save_for_backward(grad)
-        return total / pairs
+# An operator of its own, so that torch.compile takes it whole and does not unroll the loop.
+@torch.library.custom_op("ssl_dino::cross_view_entropy", mutates_args=())
+def _loss_and_gradient(student: Tensor, targets: Tensor, temp: float) -> tuple[Tensor, Tensor]:
+    """(the loss, its gradient with respect to `student`)."""
+    (v, b, k), g = student.shape, len(targets)
+    pairs = b * (g * v - g)
+    loss, gradient = targets.new_zeros(()), torch.empty_like(student)
+    together = targets.sum(0)  # b k
+    rows = max(1, CACHED // k) if student.device.type == "cpu" else b
+    for s in range(v):
+        count = g - 1 if s < g else g
+        for i in range(0, b, rows):
+            part = slice(i, i + rows)
+            q = together[part] - targets[s, part] if s < g else together[part]
+            x = _wide(student[s, part]) / temp
+            p = x.softmax(-1)
+            loss += count * _logsumexp(x, p).sum() - (x * q).sum()
+            gradient[s, part] = p.mul_(count).sub_(q).mul_(1 / (temp * pairs))
+    return loss / pairs, gradient
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, scale: Tensor):  # type: ignore[override]
-        (grad,) = ctx.saved_tensors
-        return grad * scale.to(grad.dtype), None, None
+
+@_loss_and_gradient.register_fake
+def _(student: Tensor, targets: Tensor, temp: float) -> tuple[Tensor, Tensor]:
+    return targets.new_empty(()), torch.empty_like(student)
+
+
+def _keep_gradient(ctx, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _scale_gradient(ctx, scale: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None]:
+    if scale is None:
+        return None, None, None
+    (gradient,) = ctx.saved_tensors
+    return gradient * scale.to(gradient.dtype), None, None
+
+
+_loss_and_gradient.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 
 def _logsumexp(x: Tensor, probs: Tensor) -> Tensor:

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from ssl_core.config import RunOptions
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout
-from ssl_lm.attention import attend
+from ssl_lm.attention import attend, attention_weights
 from ssl_lm.config import BERT_RECIPE, BERTConfig
 from ssl_lm.loss import IGNORED, linear_cross_entropy
-from ssl_lm.tokenizer import TextModel, settled
+from ssl_lm.tokenizer import TextModel, settle, settled
 
 NEVER = 2.0  # above every uniform draw
 
@@ -108,6 +108,16 @@ def _select_words(words: Tensor, wanted: Tensor, noise: Tensor) -> Tensor:
     return chosen.gather(1, column) & (words >= 0)
 
 
+def word_starts(tokenizer: Any) -> Tensor:
+    """Of every token of a vocabulary, whether it begins a word: bool (v,).
+
+    WordPiece marks what continues a word ("##"), byte-level BPE and SentencePiece what begins one ("Ġ", "▁").
+    """
+    words = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda pair: pair[1])
+    pieces = any(word.startswith("##") for word, _ in words)
+    return torch.tensor([not word.startswith("##") if pieces else word[:1] in "ĠĊ▁" for word, _ in words])
+
+
 def same_document(queries: Tensor, keys: Tensor) -> Tensor:
     """Attention mask (b, 1, q, k), True where a query (b, q) and a key (b, k) belong to the same document."""
     return (queries[:, :, None] == keys[:, None, :])[:, None]
@@ -128,9 +138,12 @@ class SelfAttention(nn.Module):
         self.heads, self.dropout = config.heads, config.dropout
         self.query, self.key, self.value = (nn.Linear(config.dim, config.dim) for _ in range(3))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def split(self, x: Tensor) -> list[Tensor]:
         parts = (self.query(x), self.key(x), self.value(x))
-        q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in parts)
+        return [rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in parts]
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = self.split(x)
         x = attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
         return rearrange(x, "b h n d -> b n (h d)")
 
@@ -215,6 +228,12 @@ class BERT(TextModel):
 
         return BERT_LAYOUT
 
+    def load_preprocessor(self, folder: Path) -> None:
+        """The tokenizer, which says which tokens are [CLS] and its kin where the folder's config does not."""
+        super().load_preprocessor(folder)
+        if self.tokenizer is not None:
+            self.config = settle(self.config, self.tokenizer)
+
     @property
     def word_embeddings(self) -> Tensor:
         """(v, d), which is the output matrix too."""
@@ -273,6 +292,17 @@ class BERT(TextModel):
         hidden, weight = self.hidden(input_ids, mask), mask[:, 0, 0, :, None].to(self.word_embeddings.dtype)
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
+    @torch.no_grad()
+    def attention_maps(self, input_ids: Tensor) -> Tensor:
+        """(depth, b, heads, t, t): how much every token looks at every other, in every block."""
+        mask, t = self._seen(input_ids, None), input_ids.shape[1]
+        x, maps = self.bert["embeddings"](input_ids, torch.arange(t, device=input_ids.device)[None], None), []
+        for block in self.bert["encoder"]["layer"]:
+            q, k, _ = block.attention["self"].split(x)
+            maps.append(attention_weights(q, k, mask))
+            x = block(x, mask)
+        return torch.stack(maps)
+
     @torch.inference_mode()
     def fill(self, input_ids: Tensor, top_k: int = 5) -> tuple[Tensor, Tensor]:
         """(probabilities, tokens), each (m, k), of the m masks in (b, t) tokens, in reading order.
@@ -305,7 +335,7 @@ class BERT(TextModel):
         return torch.cat(parts) if parts else input_ids.new_zeros(0, dtype=torch.float32)
 
     def _seen(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        text = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        text = self.is_text(input_ids) if attention_mask is None else attention_mask.bool()
         return text[:, None, None, :]
 
 

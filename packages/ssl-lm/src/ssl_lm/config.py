@@ -134,8 +134,8 @@ def gpt_small() -> GPTConfig:
 def gpt_demo() -> GPTConfig:
     """The source of Python's standard library in minutes on two CPU cores; figures stand in docs/benchmarks.md."""
     return GPTConfig(
-        vocab_size=None, context=128, dim=192, depth=4, heads=4,
-        epochs=1, batch_size=32, base_lr=0.024, min_lr=1e-4, warmup_epochs=0.05, precision="fp32",
+        vocab_size=None, context=128, dim=128, depth=4, heads=4,
+        epochs=1.2, batch_size=16, base_lr=0.048, min_lr=1e-4, warmup_epochs=0.1, precision="fp32",
     )  # fmt: skip
 
 
@@ -289,8 +289,13 @@ BERT_RECIPE = Recipe(
     method="ssl_lm.bert:BERT",
     views="ssl_lm.views:masked",
     show="ssl_lm.show:show",
-    eval_view="ssl_lm.views:whole_text",
+    eval_view="ssl_lm.views:framed_text",
     source="ssl_lm.corpus:open_text",
+    built_in="stdlib",
+    blank="ssl_lm.views:blank",
+    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
+    settle="ssl_lm.corpus:settle",
+    measure="ssl_lm.evaluate:measure_masked",
 )
 
 
@@ -453,6 +458,11 @@ T5_RECIPE = Recipe(
     show="ssl_lm.show:show",
     eval_view="ssl_lm.views:whole_text",
     source="ssl_lm.corpus:open_text",
+    built_in="stdlib",
+    blank="ssl_lm.views:blank",
+    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
+    settle="ssl_lm.corpus:settle",
+    measure="ssl_lm.evaluate:measure_spans",
 )
 
 

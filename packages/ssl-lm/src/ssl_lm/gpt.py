@@ -32,7 +32,7 @@ from ssl_core.config import ConfigError, RunOptions
 from ssl_core.hub.pretrained import Layout
 from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.config import GPT_RECIPE, GPTConfig
-from ssl_lm.loss import linear_cross_entropy
+from ssl_lm.loss import linear_cross_entropy, linear_nll
 from ssl_lm.sampling import check_sampling, choose
 from ssl_lm.tokenizer import TextModel, settled
 
@@ -155,6 +155,12 @@ class GPT(TextModel):
     def head(self, x: Tensor) -> Tensor:
         """Features (…, d) to logits (…, v); the embedding is the head."""
         return F.linear(x, self.transformer.wte.weight)
+
+    @torch.inference_mode()
+    def nll(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """-log p, in nats, of labels (b, t) as the tokens that follow input_ids (b, t); 0 where a label is -100."""
+        x = self.hidden(input_ids)
+        return linear_nll(x.flatten(0, 1), self.transformer.wte.weight, labels.flatten()).view_as(labels)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(b, d): the mean of the last features over the text.

@@ -9,6 +9,7 @@ tensor. What remains for the backward pass is a multiplication by the incoming g
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -43,6 +44,19 @@ def linear_cross_entropy(
     return total * distributed.world_size() / count.clamp(min=1)
 
 
+@torch.no_grad()
+def linear_nll(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, rows: int | None = None
+) -> Tensor:
+    """-log p of every label (n,), 0 where it is -100, of `hidden @ weight.T + bias`; a few rows of logits at a time."""
+    rows = rows or max(LEAST_ROWS, CHUNK // weight.shape[0])
+    parts = [
+        F.cross_entropy(F.linear(h, weight, bias).float(), y, ignore_index=IGNORED, reduction="none")
+        for h, y in zip(hidden.split(rows), labels.split(rows), strict=True)
+    ]
+    return torch.cat(parts)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the losses. Whatever gradient is wanted is computed in the forward pass."""
 
@@ -53,12 +67,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         narrow = _product_type(hidden)
         head, shift = weight.to(narrow), None if bias is None else bias.to(narrow)
-        wanted = any(ctx.needs_input_grad)
+        on_meta = hidden.device.type == "meta"  # an estimate of costs, which counts the forward pass alone
+        wanted = any(ctx.needs_input_grad) and not on_meta
         d_hidden = torch.empty_like(hidden) if wanted else None
         d_weight = torch.zeros_like(weight, dtype=wide) if wanted else None
         d_bias = torch.zeros_like(bias, dtype=wide) if wanted and bias is not None else None
         total = hidden.new_zeros((), dtype=wide)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with nullcontext() if on_meta else torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
                 part = slice(start, start + rows)
                 h = hidden[part].to(narrow)
@@ -95,7 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _product_type(hidden: Tensor) -> torch.dtype:
     device = hidden.device.type
-    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+    if device != "meta" and torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return hidden.dtype
 

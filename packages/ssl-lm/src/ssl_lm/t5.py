@@ -38,7 +38,7 @@ from ssl_lm.beam import beam_search, trimmed
 from ssl_lm.bert import same_document
 from ssl_lm.config import T5_RECIPE, T5Config, removed, span_count
 from ssl_lm.loss import linear_cross_entropy
-from ssl_lm.tokenizer import TextModel, settled
+from ssl_lm.tokenizer import TextModel, settle, settled
 
 
 def noise_spans(
@@ -336,14 +336,21 @@ class T5(TextModel):
 
         return T5_LAYOUT
 
+    def load_preprocessor(self, folder: Path) -> None:
+        """The tokenizer, which says where the sentinels are where the folder's config does not."""
+        super().load_preprocessor(folder)
+        if self.tokenizer is not None:
+            self.config = settle(self.config, self.tokenizer)
+
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of `batch["labels"]` (b, o) given `batch["input_ids"]` (b, n); -100 is ignored.
 
         `batch["documents"]` (b, n) and `batch["label_documents"]` (b, o), where given, separate packed documents;
-        `batch["attention_mask"]` (b, n), where given, is 1 for text.
+        `batch["attention_mask"]` (b, n), where given, is 1 for text; `batch["decoder_input_ids"]` (b, o) is what the
+        decoder reads, by default the labels shifted by one.
         """
         labels, seen = batch["labels"], batch.get("attention_mask")
-        inner = cross = own = None if seen is None else seen.bool()[:, None, None, :]
+        inner = cross = None if seen is None else seen.bool()[:, None, None, :]
         own = None
         if (documents := batch.get("documents")) is not None:
             # a target belongs to the document of the token before it, which the decoder reads there
@@ -351,7 +358,8 @@ class T5(TextModel):
             inner, own, cross = (same_document(q, k) for q, k in
                                  ((documents, documents), (after, after), (after, documents)))  # fmt: skip
         memory = self.encoder(self.shared(batch["input_ids"]), self.encoder.bias(batch["input_ids"].shape[1], inner))
-        inputs = self.shift(labels.masked_fill(labels < 0, self.config.pad_token_id))
+        if (inputs := batch.get("decoder_input_ids")) is None:
+            inputs = self.shift(labels.masked_fill(labels < 0, self.config.pad_token_id))
         hidden = self.decoder(self.shared(inputs), self.decoder.bias(labels.shape[1], own), memory, cross)
         return {"loss": linear_cross_entropy(self._scaled(hidden).flatten(0, 1), self.head, labels.flatten())}
 
@@ -378,7 +386,7 @@ class T5(TextModel):
 
     def memory(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(states (b, n, d) of the encoder, mask (b, 1, 1, n) of the text)."""
-        text = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        text = self.is_text(input_ids) if attention_mask is None else attention_mask.bool()
         seen = text[:, None, None, :]
         return self.encoder(self.shared(input_ids), self.encoder.bias(input_ids.shape[1], seen)), seen
 

@@ -137,6 +137,23 @@ class SceneFactors:
     ground_gradient: float
     waves: tuple[tuple[float, float, float, float], ...]  # amplitude, direction, frequency, phase
 
+    @property
+    def caption(self) -> str:
+        """Both objects in words, by the larger side of their centres' distance.
+
+        Raises ValueError where there is no second object: render with `second_object=True`.
+        """
+        main, second = self.main, self.second
+        if second is None:
+            raise ValueError("a caption needs two objects: render with second_object=True")
+        size = "small" if main.radius < sum(SLOTS["radius"]) / 2 else "large"
+        dx, dy = main.x - second.x, main.y - second.y
+        if abs(dx) >= abs(dy):
+            relation = "left of" if dx < 0 else "right of"
+        else:
+            relation = "above" if dy < 0 else "below"
+        return f"a {size} {main.name} {relation} a {second.name}"
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -156,20 +173,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """Both objects in words, by the larger side of their centres' distance.
-
-        Raises ValueError where there is no second object: render with `second_object=True`.
-        """
-        main, second = self.factors.main, self.factors.second
-        if second is None:
-            raise ValueError("a caption needs two objects: render with second_object=True")
-        size = "small" if main.radius < sum(SLOTS["radius"]) / 2 else "large"
-        dx, dy = main.x - second.x, main.y - second.y
-        if abs(dx) >= abs(dy):
-            relation = "left of" if dx < 0 else "right of"
-        else:
-            relation = "above" if dy < 0 else "below"
-        return f"a {size} {main.name} {relation} a {second.name}"
+        """`SceneFactors.caption`."""
+        return self.factors.caption
 
 
 def render(

@@ -128,6 +128,13 @@ class Pretrained:
         }
 
     @classmethod
+    def read(cls, path: Path) -> tuple[dict[str, Tensor], list[str], Any]:
+        """(state dict in our names, keys of the file that have none, config) of a folder or checkpoint file."""
+        layout = cls.layout()
+        state, unused = read_state(path, layout)
+        return state, unused, read_config(path, cls.config_class, layout, state)
+
+    @classmethod
     def from_pretrained(
         cls,
         name: str | Path,
@@ -163,8 +170,7 @@ class Pretrained:
         if path.name == WEIGHTS:
             path = path.parent  # its config.json lies beside it
         layout = cls.layout()
-        state, unused = read_state(path, layout)
-        stored = read_config(path, cls.config_class, layout, state)
+        state, unused, stored = cls.read(path)
         wanted = config or stored
         if image_size is not None:
             wanted = dataclasses.replace(wanted, image_size=image_size)
@@ -218,13 +224,14 @@ def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]
 
 
 def _unwrap(raw: Any, path: Path, layout: Layout) -> dict[str, Tensor]:
-    """The tensors of an author's training checkpoint, which keeps them under "model" or where `layout` says."""
-    if isinstance(raw, Mapping) and isinstance(raw.get("model"), Mapping):
-        raw = raw["model"]
+    """The tensors of an author's training checkpoint, under "model", "state_dict" or where `layout` says."""
+    for key in ("model", "state_dict"):
+        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
+            raw = raw[key]
     if isinstance(raw, Mapping):
         raw = layout.unwrap(raw)
     if not isinstance(raw, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in raw.items()):
-        raise WeightsMismatch(f"{path} holds no state dict, nor one under 'model'")
+        raise WeightsMismatch(f"{path} holds no state dict, nor one under 'model' or 'state_dict'")
     return dict(raw)
 
 
@@ -253,11 +260,13 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
 
 
 def _with_timm_pixels(config: Any, values: dict[str, Any]) -> Any:
-    """`config` with the mean and std that timm's config.json says."""
+    """`config` with the mean, std and crop that timm's config.json says, and positions resampled as timm does it."""
     stored = values.get("pretrained_cfg", values)
     if not isinstance(stored, dict):
         raise ConfigError(f"pretrained_cfg = {stored!r}: expected an object")
     known = {key: stored[key] for key in ("mean", "std", "crop_pct") if key in stored}
+    if "architecture" in values and hasattr(config, "pos_interp"):
+        known["pos_interp"] = "antialias"
     return from_dict(type(config), {**to_dict(config), **known})
 
 

@@ -104,7 +104,7 @@ def fit(
             if done % options.log_every == 0 or last or look:
                 scalars = {key: float(value) for key, value in outputs.items()}
                 rates = meter.rates()
-                health = _look(look, method, done, options) if look else {}
+                health = _look(look, method, done, scalars, progress, options) if look else {}
                 meter.reset()
                 log.write(done, {
                     "epoch": round(done / plan.steps_per_epoch, 4), **scalars, "loss": loss, "lr": lr,
@@ -227,9 +227,13 @@ def _call(method: nn.Module, hook: str, progress: float) -> None:
         function(progress)
 
 
-def _look(probe: Probe, method: nn.Module, step: int, options: RunOptions) -> dict[str, float]:
+def _look(
+    probe: Probe, method: Any, step: int, outputs: dict[str, float], progress: float, options: RunOptions
+) -> dict[str, float]:
+    """The features' health; a warning, or an error where one was asked for, when they or the method say collapse."""
     scores = probe(method)
-    if (reason := probe.collapse(method, scores)) is not None:
+    own = method.collapse(outputs, progress) if hasattr(method, "collapse") else None
+    if (reason := own or probe.collapse(method, scores)) is not None:
         if options.stop_on_collapse:
             raise Collapsed(f"step {step}: {reason}")
         warnings.warn(f"step {step}: {reason}", stacklevel=2)

@@ -65,6 +65,8 @@ def train(
             method_class = load(recipe.method)
             method = method_class.from_pretrained(init, config=config) if init else method_class(config)
             source = attach(method, source)
+            if (check := getattr(transform, "check", None)) is not None:
+                check(source)
             facts = {
                 "device": str(device),
                 "parameters": sum(p.numel() for p in method.parameters()),
