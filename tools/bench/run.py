@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUBJECTS = ("mae_step", "visible_tokens", "attention", "optimizer", "loader", "imports")
+SUBJECTS = ("mae_step", "visible_tokens", "attention", "optimizer", "loader", "imports", "pretext_step")
 
 
 def main() -> None:

@@ -65,3 +65,23 @@ def probe(encode: Any, train: ImageArray, test: ImageArray) -> float:
     features = [encode(torch.stack([s.load(i)["image"] for i in range(len(s))])) for s in (train, test)]
     labels = [torch.from_numpy(s.labels) for s in (train, test)]
     return linear_probe(features[0], labels[0], features[1], labels[1]).top1
+
+
+TASKS = {
+    "rotation": (ROTATION, {"epochs": 5}),
+    "jigsaw": (JIGSAW, {"epochs": 3, "permutations": 9, "orders_per_image": 4, "hidden": 64}),
+    "relative-patch": (RELATIVE_PATCH, {"epochs": 4, "hidden": 64}),
+    "colorization": (COLORIZATION, {"epochs": 5}),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_measure(name, data, tmp_path):
+    recipe, fields = TASKS[name]
+    import time
+    t = time.time()
+    network = trained(recipe, data[0], tmp_path, **fields)
+    t = time.time() - t
+    seed_step(0)
+    fresh = load(recipe.method)(network.config).eval()
+    print("MEASURE", name, round(t, 1), asked(recipe, fresh, data[1]), asked(recipe, network, data[1]), probe(fresh.encode, *data), probe(network.encode, *data))

@@ -179,7 +179,7 @@ class ColorizationConfig(PretextConfig):
 
 
 SMALL: dict[str, Any] = {
-    "image_size": 32, "crop_pct": 1.0, "backbone": "resnet18", "width": 16, "small_stem": True, "precision": "fp32",
+    "image_size": 32, "crop_pct": 1.0, "backbone": "resnet18", "small_stem": True, "precision": "fp32",
     "width": 12, "batch_size": 64, "base_lr": 0.2,
 }  # fmt: skip
 """The network of the demos."""
