@@ -92,7 +92,10 @@ def build_step(name: str, batch: int) -> Work:
 def build_orders(how: str, batch: int, number: int) -> Work:
     torch.manual_seed(0)
     config = settings(JIGSAW, orders_per_image=number, dropout=0.0)
-    method, data = load(JIGSAW.method)(config).eval(), drawn(JIGSAW, config, batch)  # eval: batch norm sees other batches
+    method, data = (
+        load(JIGSAW.method)(config).eval(),
+        drawn(JIGSAW, config, batch),
+    )  # eval: batch norm sees other batches
     tiles, asked = data["views"][0], data["orders"]
     seen = []
     hook = method.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))

@@ -19,6 +19,8 @@ from ssl_core.device import seed_step
 from ssl_core.evaluate.linear import linear_probe
 from ssl_core.method import Recipe, load
 from ssl_core.train.fit import fit
+from ssl_pretext import rgb_to_lab
+from ssl_pretext.ab_bins import soft_encode
 from ssl_pretext.config import COLORIZATION, JIGSAW, RELATIVE_PATCH, ROTATION
 
 
@@ -67,21 +69,33 @@ def probe(encode: Any, train: ImageArray, test: ImageArray) -> float:
     return linear_probe(features[0], labels[0], features[1], labels[1]).top1
 
 
-TASKS = {
-    "rotation": (ROTATION, {"epochs": 5}),
-    "jigsaw": (JIGSAW, {"epochs": 3, "permutations": 9, "orders_per_image": 4, "hidden": 64}),
-    "relative-patch": (RELATIVE_PATCH, {"epochs": 4, "hidden": 64}),
-    "colorization": (COLORIZATION, {"epochs": 5}),
-}
+def test_a_short_run_knows_the_rotation_of_new_pictures_and_its_features_beat_untrained_ones(data, tmp_path):
+    """Most scenes look alike from two or four sides, so that .53 is the most there is; chance is .25 ± .01.
+
+    Measured: .25 → .35 of the turns, linear probe of 16 classes .09 → .20 after 5 epochs; here 3.
+    """
+    network = trained(ROTATION, data[0], tmp_path, epochs=3)
+    fresh = load(ROTATION.method)(network.config).eval()
+    assert asked(ROTATION, network, data[1]) > 0.29
+    assert probe(network.encode, *data) > probe(fresh.encode, *data) + 0.03
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_measure(name, data, tmp_path):
-    recipe, fields = TASKS[name]
-    import time
-    t = time.time()
-    network = trained(recipe, data[0], tmp_path, **fields)
-    t = time.time() - t
-    seed_step(0)
-    fresh = load(recipe.method)(network.config).eval()
-    print("MEASURE", name, round(t, 1), asked(recipe, fresh, data[1]), asked(recipe, network, data[1]), probe(fresh.encode, *data), probe(network.encode, *data))
+def test_a_short_run_solves_puzzles_of_new_pictures(data, tmp_path):
+    """Nine orders, chance .11; measured .88."""
+    network = trained(JIGSAW, data[0], tmp_path, epochs=3, permutations=9, orders_per_image=4, hidden=64)
+    assert asked(JIGSAW, network, data[1]) > 0.5
+
+
+def test_a_short_run_places_tiles_of_new_pictures(data, tmp_path):
+    """Eight directions, chance .125; measured .34."""
+    network = trained(RELATIVE_PATCH, data[0], tmp_path, epochs=4, hidden=64)
+    assert asked(RELATIVE_PATCH, network, data[1]) > 0.2
+
+
+def test_a_short_run_knows_the_colours_of_new_pictures(data, tmp_path):
+    """Against the most frequent colour of the test pictures themselves."""
+    network = trained(COLORIZATION, data[0], tmp_path, epochs=4)
+    images = torch.stack([data[1].load(i)["image"] for i in range(500)])
+    ids, _ = soft_encode(rgb_to_lab(images)[:, 1:, 2::4, 2::4].transpose(0, 1).flatten(1).T, network.bins, 1)
+    most_frequent = ids.flatten().bincount().max().item() / ids.numel()
+    assert asked(COLORIZATION, network, data[1]) > most_frequent + 0.1

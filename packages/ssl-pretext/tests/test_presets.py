@@ -63,7 +63,10 @@ def test_the_colorization_of_the_paper():
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("rotation", 23_508_032 + 2048 * 4 + 4), ("relative-patch", 23_508_032 + 2048 * 1000 + 2000 + 2000 * 4096 + 8192 + 4097 * 8)],
+    [
+        ("rotation", 23_508_032 + 2048 * 4 + 4),
+        ("relative-patch", 23_508_032 + 2048 * 1000 + 2000 + 2000 * 4096 + 8192 + 4097 * 8),
+    ],
 )
 def test_a_resnet50_has_as_many_parameters_as_the_published_one_and_its_head(name, parameters):
     [recipe] = [recipe for recipe in RECIPES if recipe.name == name]

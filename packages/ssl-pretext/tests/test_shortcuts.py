@@ -128,7 +128,9 @@ def test_touching_tiles_go_on_across_their_border_and_tiles_with_gaps_do_less():
 
     touching = noise(36, 36).unfold(2, 12, 12).unfold(3, 12, 12).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
     near, _ = accuracy(*mixed(*(f(v) if f else v for f, v in zip((facing, None), pairs_of(touching), strict=True))))
-    far, _ = accuracy(*mixed(*(f(v) if f else v for f, v in zip((facing, None), pairs_of(cut(noise(36, 36))), strict=True))))
+    far, _ = accuracy(
+        *mixed(*(f(v) if f else v for f, v in zip((facing, None), pairs_of(cut(noise(36, 36))), strict=True)))
+    )
     assert near > 0.45, "the check does not see borders that go on"
     assert far < near - 0.15
 

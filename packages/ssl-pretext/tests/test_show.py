@@ -28,7 +28,9 @@ def method(recipe: Any, channels: int = 3) -> Any:
 
 
 def source(number: int = 20, channels: int = 3) -> ImageArray:
-    return ImageArray(np.random.default_rng(0).integers(0, 256, (number, 32, 32, channels), dtype=np.uint8), channels, "noise")
+    return ImageArray(
+        np.random.default_rng(0).integers(0, 256, (number, 32, 32, channels), dtype=np.uint8), channels, "noise"
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -84,7 +86,9 @@ def test_a_network_that_is_right_solves_every_puzzle(shown, tmp_path, monkeypatc
 def test_a_network_that_is_right_puts_every_neighbour_in_its_place(shown, tmp_path, monkeypatch):
     network = method(RELATIVE_PATCH)
     answers = iter(neighbours("centre")[:, 2].tolist())
-    monkeypatch.setattr(network, "logits", lambda first, second: F.one_hot(torch.tensor([next(answers)] * 20), 8).float())
+    monkeypatch.setattr(
+        network, "logits", lambda first, second: F.one_hot(torch.tensor([next(answers)] * 20), 8).float()
+    )
     captions = show_relative_patch(network, source(), tmp_path)
     placed, true = shown[0].unbind(1)
     assert torch.equal(placed, true)

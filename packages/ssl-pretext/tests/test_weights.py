@@ -97,7 +97,11 @@ def test_a_colorization_publishes_that_its_encoder_sees_one_channel(tmp_path):
     folder = drawn(COLORIZATION, VIT).save_pretrained(tmp_path)
     assert json.loads((folder / "config.json").read_text())["num_channels"] == 1
     preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
-    assert (preprocessor["image_mean"], preprocessor["image_std"], preprocessor["do_convert_rgb"]) == ([0.5], [0.5], False)
+    assert (preprocessor["image_mean"], preprocessor["image_std"], preprocessor["do_convert_rgb"]) == (
+        [0.5],
+        [0.5],
+        False,
+    )
 
 
 def torchvisions(folder: Path) -> tuple[torch.nn.Module, Path]:

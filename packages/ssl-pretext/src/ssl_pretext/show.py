@@ -74,7 +74,9 @@ def show_relative_patch(method: RelativePatch, source: Any, folder: Path) -> dic
         direction = i % len(DIRECTIONS)
         centre, neighbour = tiles[i, 4], tiles[i, int(pairs[direction, 1])]
         guessed = int(pairs[answers[i, direction], 1])
-        rows.append(torch.stack([_placed(centre, neighbour, guessed), _placed(centre, neighbour, int(pairs[direction, 1]))]))
+        rows.append(
+            torch.stack([_placed(centre, neighbour, guessed), _placed(centre, neighbour, int(pairs[direction, 1]))])
+        )
     both = torch.stack(rows) / 255  # b 2 t c h w
     save_grid(laid_out(both.flatten(0, 1)).unflatten(0, both.shape[:2]), folder / "relative-patch.png", columns=4)
     return {"relative-patch.png": f"placed by the network | true place; {accuracy:.0%} recognised, chance 12 %"}
