@@ -20,7 +20,6 @@ from ssl_core.evaluate.linear import linear_probe
 from ssl_core.method import Recipe, load
 from ssl_core.train.fit import fit
 from ssl_pretext import rgb_to_lab
-from ssl_pretext.ab_bins import soft_encode
 from ssl_pretext.config import COLORIZATION, JIGSAW, RELATIVE_PATCH, ROTATION
 
 
@@ -72,12 +71,15 @@ def probe(encode: Any, train: ImageArray, test: ImageArray) -> float:
 def test_a_short_run_knows_the_rotation_of_new_pictures_and_its_features_beat_untrained_ones(data, tmp_path):
     """Most scenes look alike from two or four sides, so that .53 is the most there is; chance is .25 ± .01.
 
-    Measured: .25 → .35 of the turns, linear probe of 16 classes .09 → .20 after 5 epochs; here 3.
+    Measured: .365 of the turns; linear probe of 16 classes .245, of three untrained networks .088, .118 and .130.
     """
-    network = trained(ROTATION, data[0], tmp_path, epochs=3)
-    fresh = load(ROTATION.method)(network.config).eval()
-    assert asked(ROTATION, network, data[1]) > 0.29
-    assert probe(network.encode, *data) > probe(fresh.encode, *data) + 0.03
+    network = trained(ROTATION, data[0], tmp_path, epochs=3, base_lr=0.8)
+    assert asked(ROTATION, network, data[1]) > 0.3
+    untrained = []
+    for seed in range(3):
+        seed_step(seed)
+        untrained.append(probe(load(ROTATION.method)(network.config).eval().encode, *data))
+    assert probe(network.encode, *data) > max(untrained) + 0.03
 
 
 def test_a_short_run_solves_puzzles_of_new_pictures(data, tmp_path):
@@ -93,9 +95,9 @@ def test_a_short_run_places_tiles_of_new_pictures(data, tmp_path):
 
 
 def test_a_short_run_knows_the_colours_of_new_pictures(data, tmp_path):
-    """Against the most frequent colour of the test pictures themselves."""
-    network = trained(COLORIZATION, data[0], tmp_path, epochs=4)
+    """Mean distance in the ab plane to the true colours, against the best single colour for all pixels."""
+    network = trained(COLORIZATION, data[0], tmp_path, epochs=3, base_lr=0.4)
     images = torch.stack([data[1].load(i)["image"] for i in range(500)])
-    ids, _ = soft_encode(rgb_to_lab(images)[:, 1:, 2::4, 2::4].transpose(0, 1).flatten(1).T, network.bins, 1)
-    most_frequent = ids.flatten().bincount().max().item() / ids.numel()
-    assert asked(COLORIZATION, network, data[1]) > most_frequent + 0.1
+    true, found = rgb_to_lab(images)[:, 1:], rgb_to_lab(network.colorize(images))[:, 1:]
+    single = (true.mean((0, 2, 3), keepdim=True) - true).norm(dim=1).mean()
+    assert (found - true).norm(dim=1).mean() < 0.8 * single
