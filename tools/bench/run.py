@@ -32,6 +32,7 @@ SUBJECTS = (
     "generation",
     "text_loss",
     "prepare_text",
+    "pretext_step",
 )
 
 
