@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ssl_contrastive.config import RECIPES as CONTRASTIVE
 from ssl_core.cli import preset
 from ssl_core.config import from_dict, to_dict
 from ssl_core.data.split import train_and_test
@@ -25,9 +26,11 @@ from ssl_core.evaluate.evaluate import evaluate
 from ssl_core.evaluate.features import histogram, pixels
 from ssl_core.method import Recipe, load
 from ssl_core.train.run import train
+from ssl_dino.config import RECIPE as DINO
 from ssl_mae.config import RECIPE as MAE
+from ssl_pretext.config import RECIPES as PRETEXT
 
-RECIPES = {recipe.name: recipe for recipe in (MAE,)}
+RECIPES = {recipe.name: recipe for recipe in (MAE, *CONTRASTIVE.values(), DINO, *PRETEXT)}
 BASELINES = ("random init", "raw pixels", "colour histogram")
 
 

@@ -64,6 +64,28 @@ def test_everything_that_is_saved_comes_back(tmp_path):
     assert differing(state_of(other, its_optimizer), state_of(method, optimizer)) == []
 
 
+def test_a_step_after_restoring_is_the_same_in_channels_last(tmp_path):
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        method = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return method, build_optimizer(method, CONFIG)
+
+    def step(method, optimizer):
+        for i, parameter in enumerate(method.parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+            parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+        optimizer.step()
+
+    method, optimizer = made()
+    step(method, optimizer)
+    Checkpoints(tmp_path, "a").save(1, method, optimizer)
+    other, its_optimizer = made()
+    Checkpoints(tmp_path, "a").restore(other, its_optimizer)
+    step(method, optimizer)
+    step(other, its_optimizer)
+    assert differing(state_of(other, its_optimizer), state_of(method, optimizer)) == []
+
+
 def test_a_run_without_checkpoints_begins_at_0(tmp_path):
     method, optimizer = trained(0)
     before = {name: value.clone() for name, value in method.state_dict().items()}

@@ -15,6 +15,7 @@ import pytest
 from ssl_core import cli, commands
 from ssl_core.config import ConfigError, RunOptions
 from ssl_core.errors import InputError, TrainingError
+from ssl_core.method import Verb
 from ssl_core.testing import children, faults
 from ssl_core.testing.state import newest
 from ssl_core.testing.tiny import RECIPE, Tiny, TinyConfig
@@ -55,6 +56,27 @@ def test_an_unknown_command_is_named_with_those_that_there_are(capsys):
     assert cli.main([RECIPE], ["tarin"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ssl-tiny: no command 'tarin'; there are train, evaluate") and error.count("\n") == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Count upwards."""
+
+    to: int = 3
+
+
+def count(recipe, flags):
+    print(recipe.name, *range(flags.to))
+
+
+def test_a_package_adds_commands_of_its_own(capsys):
+    verbs = {"count": Verb(f"{__name__}:Count", f"{__name__}:count")}
+    assert cli.main([RECIPE, OTHER], ["count", "--to", "2", "--method", "other"], verbs=verbs) == 0
+    assert capsys.readouterr().out == "other 0 1\n"
+    assert cli.main([RECIPE], [], verbs=verbs) == 0
+    assert re.search(r"^  count +Count upwards", capsys.readouterr().out, re.M)
+    assert cli.main([RECIPE], ["tarin"], verbs=verbs) == 2
+    assert "export, count" in capsys.readouterr().err
 
 
 def test_flags_set_the_run_the_config_and_the_options(parsed):

@@ -188,6 +188,18 @@ def test_hooks_run_once_a_step_with_its_progress(tmp_path):
     assert calls == [(when, step / 4, True) for step in range(4) for when in ("before", "after")]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_momentum_and_a_moving_weight_decay_are_resumed_to_the_same_bits(optimizer, tmp_path):
+    trial = TRIAL.replace(optimizer=optimizer, base_lr=0.5, weight_decay=0.01, weight_decay_end=0.1)
+    trial.here(tmp_path / "whole", checkpoint_minutes=60)
+    with pytest.raises(Interrupted):
+        trial.here(tmp_path / "run", faults.kill(7, signal.SIGTERM))
+    trial.here(tmp_path / "run")
+    assert same(tmp_path / "run", tmp_path / "whole")
+    decay = [line["weight_decay"] for line in lines(tmp_path / "whole")]
+    assert decay[0] == pytest.approx(0.01) and decay == sorted(decay) and 0.09 < decay[-1] < 0.1
+
+
 def test_the_log_holds_every_asked_step_and_the_last(whole, tmp_path):
     TRIAL.here(tmp_path / "run", log_every=8)
     assert [line["step"] for line in lines(tmp_path / "run")] == [8, 16, 20]

@@ -193,6 +193,20 @@ def test_bf16_attention_on_a_cpu_is_that_of_float32_up_to_rounding():
     assert torch.allclose(rounded.float(), exact, atol=0.03)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_a_bias_is_added_to_the_logits_and_has_a_gradient(dtype, tolerance):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 8, dtype=dtype) for _ in range(3))
+    bias = torch.randn(3, 5, 5, requires_grad=True)
+    out = attention(q, k, v, bias)
+    fused = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias)
+    assert out.dtype == dtype
+    assert torch.allclose(out.float(), fused, atol=tolerance)
+    [gradient] = torch.autograd.grad(out.float().square().sum(), bias)
+    [expected] = torch.autograd.grad(fused.square().sum(), bias)
+    assert torch.allclose(gradient, expected, atol=10 * tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_of_another_dtype_take_float32_images(dtype):
     network, x = vit(), images()

@@ -11,29 +11,31 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from ssl_core.config import ConfigError, RunOptions, from_dict, read_file, to_dict
 from ssl_core.errors import InputError, TrainingError
-from ssl_core.method import Recipe, load
+from ssl_core.method import Recipe, Verb, load
 from ssl_core.train.stop import EXIT_REQUEUE, Interrupted
 
 
 @dataclass(frozen=True)
 class Train:
-    """Pretrain on images without labels. With no --data it runs on the built-in scenes; the same command again goes on
-    where it was stopped."""
+    """Pretrain without labels. With no --data it runs on the built-in data; the same command again goes on where it was
+    stopped."""
 
     data: str | None = None
-    """folder of images (recursive), CSV of paths and labels, .npz, torchvision:NAME, hf:NAME; the built-in scenes by default"""
+    """images: a folder (recursive), CSV of paths and labels, .npz, torchvision:NAME, hf:NAME; text: a folder that `prepare`
+    made; the built-in data by default"""
     out: str | None = None
     """run folder; runs/<method> by default"""
     preset: str | None = None
-    """a named recipe; `demo` without --data, else `vit_base`"""
+    """a named recipe; `demo` without --data, else the paper's"""
     config: str | None = None
     """TOML or JSON file of settings; flags win over it"""
     init: str | None = None
@@ -42,7 +44,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure frozen features against the same network at random initialisation and against raw pixels."""
+    """Measure frozen features against the same network at random initialisation and against raw inputs."""
 
     weights: tyro.conf.Positional[str]
     """run folder, Hub id or checkpoint file"""
@@ -70,7 +72,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Embed:
-    """Write the features of images to an .npz: features (n, d) float32, paths, labels."""
+    """Write features to an .npz: features (n, d) float32, paths, labels."""
 
     weights: tyro.conf.Positional[str]
     """run folder, Hub id or checkpoint file"""
@@ -140,8 +142,8 @@ class Export:
     """run folder, Hub id or checkpoint file"""
     out: tyro.conf.Positional[str]
     """folder to write"""
-    to: Literal["transformers", "timm"] = "transformers"
-    """whose layout"""
+    to: str = "transformers"
+    """whose layout: transformers, or another that the package writes"""
 
 
 VERBS: dict[str, type] = {
@@ -149,19 +151,28 @@ VERBS: dict[str, type] = {
 }  # fmt: skip
 
 
-def main(recipes: Sequence[Recipe], arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; `recipes` are the package's methods, the first one the default."""
+def main(
+    recipes: Sequence[Recipe], arguments: Sequence[str] | None = None, verbs: Mapping[str, Verb] | None = None
+) -> int:
+    """Run one command and return its exit code.
+
+    `recipes` are the package's methods, the first one the default; `verbs` its own commands.
+    """
+    verbs = verbs or {}
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = recipes[0].package.replace("_", "-")
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
-        print(_version(program) if arguments[:1] == ["--version"] else _overview(program, recipes))
+        print(_version(program) if arguments[:1] == ["--version"] else _overview(program, recipes, verbs))
         return 0
     verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        print(f"{program}: no command {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+    if verb not in VERBS and verb not in verbs:
+        print(f"{program}: no command {verb!r}; there are {', '.join([*VERBS, *verbs])}", file=sys.stderr)
         return 2
     try:
-        recipe, rest = _choose_method(recipes, rest)
+        own = verbs.get(verb)
+        recipe, rest = _choose_method(recipes, rest, None if own is None else own.method)
+        if own is not None:
+            return load(own.run)(recipe, tyro.cli(load(own.arguments), args=rest, prog=f"{program} {verb}")) or 0
         parsed = _parse(f"{program} {verb}", verb, recipe, rest)
         from ssl_core import commands
 
@@ -178,16 +189,30 @@ def main(recipes: Sequence[Recipe], arguments: Sequence[str] | None = None) -> i
         return EXIT_REQUEUE
 
 
-def _choose_method(recipes: Sequence[Recipe], arguments: list[str]) -> tuple[Recipe, list[str]]:
-    """The recipe that --method names, and the other arguments."""
+def _choose_method(
+    recipes: Sequence[Recipe], arguments: list[str], default: str | None = None
+) -> tuple[Recipe, list[str]]:
+    """The recipe that --method names, else that of the run folder among the arguments; and the other arguments."""
     if len(recipes) == 1:
         return recipes[0], arguments
     known, rest = _peek(arguments, "--method")
     names = {recipe.name: recipe for recipe in recipes}
-    name = known["method"] or recipes[0].name
+    name = known["method"] or _method_of(recipes, rest) or default or recipes[0].name
     if name not in names:
         raise ConfigError(f"no method {name!r}; there are {', '.join(names)}")
     return names[name], rest
+
+
+def _method_of(recipes: Sequence[Recipe], arguments: list[str]) -> str | None:
+    """Name of the method whose weights are in the first of `arguments`, or in --init, where that is one of our folders."""
+    init, _ = _peek(arguments, "--init")
+    for argument in (init["init"], *arguments[:1]):
+        file = Path(argument or "", "config.json")
+        if argument and not argument.startswith("-") and file.is_file():
+            own = read_file(file).get("ssl")
+            stored = own.get("method") if isinstance(own, dict) else None
+            return next((recipe.name for recipe in recipes if recipe.method == stored), None)
+    return None
 
 
 def _peek(arguments: list[str], *flags: str) -> tuple[dict[str, str | None], list[str]]:
@@ -245,9 +270,9 @@ def preset(recipe: Recipe, name: str | None, *, built_in: bool = False) -> Any:
     return presets[name]()
 
 
-def _overview(program: str, recipes: Sequence[Recipe]) -> str:
+def _overview(program: str, recipes: Sequence[Recipe], verbs: Mapping[str, Verb]) -> str:
     lines = [f"usage: {program} COMMAND [options]      {program} COMMAND --help", ""]
-    for verb, cls in VERBS.items():
+    for verb, cls in {**VERBS, **{name: load(own.arguments) for name, own in verbs.items()}}.items():
         lines.append(f"  {verb:10s}{' '.join((cls.__doc__ or '').split())}")
     if len(recipes) > 1:
         lines += ["", f"methods (--method): {', '.join(recipe.name for recipe in recipes)}"]

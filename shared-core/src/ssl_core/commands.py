@@ -16,16 +16,19 @@ from ssl_core.config import RunOptions, TrainConfig, to_dict
 from ssl_core.data.images import DataError
 from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError
-from ssl_core.method import Recipe, load
+from ssl_core.method import Recipe, attach, load
 
 
 def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> None:
     from ssl_core.estimate import describe
     from ssl_core.train.run import train as run
 
+    if not recipe.views:
+        raise InputError(f"{recipe.name} is an encoder that is used as it is, there is no training of it here")
     out = Path(args.out or f"runs/{recipe.name}")
     if os.environ.get("RANK", "0") == "0":
-        print(describe(recipe, config, data=args.data, device=options.device), flush=True)
+        built_in = args.data is None
+        print(describe(recipe, config, data=args.data, device=options.device, built_in=built_in), flush=True)
     method = run(recipe, config, data=args.data, out=out, init=args.init, options=options)
     if os.environ.get("RANK", "0") != "0":
         return
@@ -38,8 +41,12 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
             f"and `{program} show {out}` tries again",
             stacklevel=2,
         )
+    if recipe.measure is not None:
+        write_json(out, "evaluation.json", measured(recipe, method, args.data))
     finish(out)
     print(summary(out))
+    if recipe.measure is not None:
+        print(*json.loads((out / "evaluation.json").read_text())["measured"]["summary"], sep="\n")
     print(f"\nlook at  {out / 'report.html'}")
     print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
     print(f"         {program} embed {out} --data your/folder --out features.npz")
@@ -50,23 +57,29 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
     from ssl_core.data.split import train_and_test
     from ssl_core.evaluate.evaluate import PROTOCOLS, table
     from ssl_core.evaluate.evaluate import evaluate as measure
-    from ssl_core.evaluate.features import pixels
 
     device = pick_device(args.device)
     method = load(recipe.method).from_pretrained(args.weights, device=device)
-    train_data, test_data, how = train_and_test(args.data, args.test, config=method.config)
+    out = Path(args.out or args.weights)
+    result = measured(recipe, method, args.data)
+    if recipe.measure is not None and open_data(recipe, method, args.data, "train").labels is None:
+        _write_evaluation(args, out, result)
+        print(*result["measured"]["summary"], sep="\n")
+        return
+    train_data, test_data, how = train_and_test(
+        args.data, args.test, config=method.config,
+        source=lambda data, *, config, split: open_data(recipe, method, data, split),
+    )  # fmt: skip
     seed_step(getattr(method.config, "seed", 0))
     fresh = load(recipe.method)(method.config).to(device).eval()
-    encoders = {"pretrained": method.encode, "random init": fresh.encode, "raw pixels": pixels}
+    raw, baseline = recipe.raw
+    encoders = {"pretrained": method.encode, "random init": fresh.encode, raw: load(baseline)}
     view = load(recipe.eval_view)(method.config)
-    name = Path(args.data).name if args.data else "scenes"
-    result: dict[str, Any] = {"data": name, "protocol": {}, "rows": []}
-    out = Path(args.out or args.weights)
     frozen = [p for p in args.protocols if p in PROTOCOLS]
     if frozen:
-        result = measure(
+        result |= measure(
             encoders, train_data, test_data, view, frozen, args.shots,
-            data=name, device=device, workers=args.workers, progress=True,
+            data=result["data"], device=device, workers=args.workers, progress=True,
         )  # fmt: skip
     if "finetune" in args.protocols:
         from ssl_core.evaluate.finetune import compare
@@ -76,11 +89,37 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
             options=RunOptions(device=args.device, workers=args.workers),
         )  # fmt: skip
     result["protocol"]["split"] = how
+    _write_evaluation(args, out, result)
+    print(table(result))
+    print(f"split: {how}")
+    print(*result.get("measured", {}).get("summary", []), sep="\n")
+
+
+def measured(recipe: Recipe, method: Any, data: str | None) -> dict[str, Any]:
+    """evaluation.json without protocols: the figures of the recipe's `measure`, of test data where there is some."""
+    own: dict[str, Any] = {}
+    if recipe.measure is not None:
+        own = {"measured": load(recipe.measure)(method, test_data(recipe, method, data))}
+    return {"data": Path(data).name if data else recipe.built_in, "protocol": {}, "rows": [], **own}
+
+
+def _write_evaluation(args: cli.Evaluate, out: Path, result: dict[str, Any]) -> None:
     if args.out or Path(args.weights).is_dir():
         write_json(out, "evaluation.json", result)
         finish(out)
-    print(table(result))
-    print(f"split: {how}")
+
+
+def open_data(recipe: Recipe, method: Any, data: str | None, split: str) -> Any:
+    """`data` as `method` reads it."""
+    return attach(method, load(recipe.source)(data, config=method.config, split=split))
+
+
+def test_data(recipe: Recipe, method: Any, data: str | None) -> Any:
+    """The test part of `data`, or all of it where it has none."""
+    try:
+        return open_data(recipe, method, data, "test")
+    except DataError:
+        return open_data(recipe, method, data, "train")
 
 
 def embed(recipe: Recipe, args: cli.Embed) -> None:
@@ -88,7 +127,7 @@ def embed(recipe: Recipe, args: cli.Embed) -> None:
 
     device = pick_device(args.device)
     method = load(recipe.method).from_pretrained(args.weights, device=device)
-    source = load(recipe.source)(args.data, config=method.config, split="train")
+    source = open_data(recipe, method, args.data, "train")
     view = load(recipe.eval_view)(method.config)
     features = extract(method.encode, source, view, device=device, workers=args.workers, progress=True)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -136,12 +175,12 @@ def export(recipe: Recipe, args: cli.Export) -> None:
     exporters = load(f"{recipe.package}.convert:EXPORTS")
     if args.to not in exporters:
         raise InputError(f"{recipe.name} exports to {', '.join(exporters)}, not to {args.to}")
-    state, config = exporters[args.to](method)
+    state, config, *named = exporters[args.to](method)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(out / "model.safetensors", state)
-    write_json(out, "config.json", config)
-    write_json(out, "preprocessor_config.json", method.preprocessor())
+    write_json(out, named[0] if named else "config.json", config)
+    method.save_preprocessor(out)
     print(f"{sum(t.numel() for t in state.values()):,} parameters in {out}, {args.to}'s layout")
 
 
@@ -154,10 +193,7 @@ def architecture(recipe: Recipe, init: str) -> dict[str, Any]:
 
 def figures(recipe: Recipe, method: Any, data: str | None, folder: Path) -> list[Path]:
     """Draw the package's figures and their captions into `folder`, of test data where there is some."""
-    try:
-        source = load(recipe.source)(data, config=method.config, split="test")
-    except DataError:  # the data has no test split
-        source = load(recipe.source)(data, config=method.config, split="train")
+    source = test_data(recipe, method, data)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         captions = load(recipe.show)(method, source, folder)

@@ -77,6 +77,12 @@ def keep_freed_memory() -> None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping, which is unmapped when freed
 
 
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Context of what has to be computed in the precision of its inputs, inside an autocast region too: losses."""
+    available = torch.amp.autocast_mode.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 def seed_step(*key: int) -> None:
     """Seed torch's generators as a function of (seed, step, rank, …): a resumed run needs no generator state."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()

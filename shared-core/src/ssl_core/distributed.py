@@ -121,24 +121,40 @@ class _Gather(torch.autograd.Function):
         return grad[start : start + ctx.sizes[dist.get_rank()]], None
 
 
-def gather(x: Tensor) -> Tensor:
+def row_counts(x: Tensor) -> list[int]:
+    """How many rows `x` has on every process, in the order of the ranks."""
+    if not is_on():
+        return [x.shape[0]]
+    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([x.shape[0]], device=x.device))
+    return [int(n) for n in counts]
+
+
+def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
     """Rows of every process, (n_total, …), in the order of the ranks, with gradient.
 
-    Ranks may hold different numbers of rows. The backward pass sums what every rank sends to a row, so with DDP's mean
-    over processes a loss over local anchors against gathered keys has the gradient of the one-process batch; with
-    unequal ranks weight the local mean by n_rank · world / n_total.
+    Ranks may hold different numbers of rows: `counts` are these numbers, where `row_counts` was asked for them already.
+    The backward pass sums what every rank sends to a row, so with DDP's mean over processes a loss over local anchors
+    against gathered keys has the gradient of the one-process batch; with unequal ranks weight the local mean by
+    n_rank · world / n_total.
     """
     if not is_on():
         return x
-    sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([x.shape[0]], device=x.device))
-    return _Gather.apply(x, [int(n) for n in sizes])  # type: ignore[no-any-return]
+    return _Gather.apply(x, row_counts(x) if counts is None else counts)  # type: ignore[no-any-return]
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """The main process's `x` on every process, in place; returns it."""
+    if is_on():
+        dist.broadcast(x, 0)
+    return x
 
 
 def batch_mean(x: Tensor) -> Tensor:
     """Mean of one value per sample, weighted so that DDP's mean over processes is the mean of the joined batch.
 
-    With equal ranks it is the plain mean; with n_r of N samples on this rank, n_r · world / N times it. x (b,), fp32 or wider -> scalar.
+    With equal ranks it is the plain mean; with n_r of N samples on this rank, n_r · world / N times it. x (b,), fp32 or
+    wider -> scalar.
     """
     if not is_on():
         return x.mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,12 +18,24 @@ SHARE_OF_PEAK = 0.6
 """Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
 
 
-def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | None) -> str:
-    """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data."""
+def describe(
+    recipe: Recipe, config: Any, *, data: str | None, device: str | None, built_in: bool | None = None
+) -> str:
+    """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data.
+
+    Without `data` the built-in data is meant where `built_in` says so, by default with the demo's config.
+    """
+    if not recipe.views:
+        return describe_encoder(recipe, config)
+    if built_in is None:
+        built_in = config == load(recipe.presets)["demo"]()
+    known_data = data is not None or built_in
     target = pick_device(device)
+    if known_data:
+        config = recipe.settled(config, data)
     precision = pick_precision(config.precision, target)
     with torch.device("meta"):
-        method = load(recipe.method)(config)
+        method = load(recipe.method)(config).eval()  # batch norm does not train on one sample
     parameters = sum(p.numel() for p in method.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     flops, activations = step_cost(method, sample(recipe, config))
@@ -36,7 +49,7 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
         f"{activations * config.batch_size / 1e9:.2f} GB for the activations of a batch of {config.batch_size}",
         f"on this {target.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
     ]
-    if data is not None or config == load(recipe.presets)["demo"]():
+    if known_data:
         source = load(recipe.source)(data, config=config, split="train")
         plan = Plan(len(source), config.batch_size, config.epochs, config.seed)
         total = _duration(seconds * plan.steps)
@@ -44,13 +57,21 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
     return "\n".join(lines)
 
 
-def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
-    """A batch of one, as the method's views make it, of a picture without content."""
-    import numpy as np
-
+def describe_encoder(recipe: Recipe, config: Any) -> str:
+    """A line on an encoder that is not trained here."""
+    with torch.device("meta"):
+        method = load(recipe.method)(config).eval()
+        images = torch.empty(1, config.in_channels, *config.size)
+        with FlopCounterMode(display=False) as counter:
+            method.encode(images)
+    parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
     h, w = config.size
-    image = torch.zeros(config.in_channels, h, w, dtype=torch.uint8)
-    return collate([load(recipe.views)(config)({"image": image}, np.random.default_rng(0))])
+    return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
+
+
+def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
+    """A batch of one, as the method's views make it, of a sample without content."""
+    return collate([load(recipe.views)(config)(load(recipe.blank)(config), np.random.default_rng(0))])
 
 
 def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:

@@ -7,12 +7,16 @@ There is no base class. A method is any `nn.Module` with
 
 and, where its paper needs them,
 
+    prepare(data, init, folder, options)   once, at every start of a run, before the first step: what else it needs
     before_step(progress)   after unscaling and clipping, before the optimiser
     after_step(progress)    once per optimiser step: EMA, queue, centre, clamps
     param_groups(config)    optimiser groups other than `ssl_core.train.optim`'s
     patch_features(images)  (b, h, w, d)
+    attach(source)          takes what it needs of opened data (a tokenizer); returns the source as this method reads it
     accumulates = True      the loss is a mean over samples, so micro-batches add up to the large batch
+    accumulates = "jointly" forward takes a step's micro-batches at once, {"micro_batches": [batch, …]}
     can_collapse = True     constant features minimise a part of the loss, so the loop watches for them
+    collapse(scores, progress)   the cause, where its own logged scalars say so, else None
 
 `progress` in [0, 1) is the share of optimiser steps done. State lives in buffers: `state_dict()` is the whole truth.
 """
@@ -30,14 +34,26 @@ def load(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def attach(method: Any, source: Any) -> Any:
+    """`source` as `method` reads it: its own `attach(source)` where it has one."""
+    hook = getattr(method, "attach", None)
+    return source if hook is None else hook(source)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One method, as import strings.
 
     `config` is its frozen dataclass, `presets` a dict of name -> function returning that dataclass, `method` the module
     (built as `Method(config)`), `views` a function `build(config) -> transform` whose result makes one sample's
-    tensors in a worker, `show` a function `show(method, source, folder)` that draws the figures and returns
-    their captions. `eval_view` builds the transform of evaluations, `source` opens data: `open(data, *, config, split)`.
+    tensors in a worker (empty for an encoder that is not trained here; its `check(source)`, where it has one, refuses
+    data that it cannot use), `show` a function `show(method, source, folder)` that draws the figures and returns their
+    captions. `eval_view` builds the transform of evaluations, `source` opens data: `open(data, *, config, split)`.
+    `built_in` is the name of the data that there is without any, `blank` makes a sample without content for estimates,
+    `blank(config)`. `raw` names and gives the baseline that needs no network, a function of what `encode` is given.
+    `settle`, where data decides some fields (a vocabulary), fills them in: `settle(config, data) -> config`. `measure`
+    gives figures that need no labels (a perplexity), for evaluation.json and, under "summary", lines for the terminal:
+    `measure(method, source) -> dict`.
     """
 
     name: str
@@ -49,3 +65,25 @@ class Recipe:
     show: str
     eval_view: str = "ssl_core.data.views:eval_view"
     source: str = "ssl_core.data.split:open_images"
+    built_in: str = "scenes"
+    blank: str = "ssl_core.data.views:blank"
+    raw: tuple[str, str] = ("raw pixels", "ssl_core.evaluate.features:pixels")
+    settle: str | None = None
+    measure: str | None = None
+
+    def settled(self, config: Any, data: Any) -> Any:
+        """`config` with every field that `data` decides."""
+        return config if self.settle is None else load(self.settle)(config, data)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command that only one package has, as import strings.
+
+    `arguments` is a frozen dataclass, whose docstring is the help; `run(recipe, arguments)` does it. `method` is the
+    recipe's name where the arguments name none.
+    """
+
+    arguments: str
+    run: str
+    method: str | None = None

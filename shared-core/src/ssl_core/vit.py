@@ -21,21 +21,23 @@ from ssl_core.patches import (
 )
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v for (b, heads, n, d) tensors.
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √d + bias) v for (b, heads, n, d) tensors and a bias that broadcasts to (b, heads, n, n).
 
-    On a CPU in bf16 the fused kernel is several times slower than the plain product (docs/benchmarks.md),
-    so the choice goes by device and dtype.
+    On a CPU in bf16 the fused kernel is several times slower than the plain product (docs/benchmarks.md), and it has no
+    gradient for a bias; so the choice goes by device, dtype and bias.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return attention_weights(q, k) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+    if q.device.type == "cpu" and (bias is not None or q.dtype == torch.bfloat16):
+        return attention_weights(q, k, bias) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
 
 
-def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
     """The softmax matrix itself, (b, heads, n, n)."""
-    scale = q.shape[-1] ** -0.5
-    return ((q * scale) @ k.transpose(-2, -1)).softmax(-1, dtype=q.dtype)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if bias is not None:
+        scores += bias
+    return scores.softmax(-1, dtype=q.dtype)
 
 
 class Attention(nn.Module):
@@ -197,8 +199,7 @@ class ViT(nn.Module):
         else:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], dim))
         self.prefix = 1 + registers
-        tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
-        self.register_parameter("register_tokens", tokens)
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(

@@ -41,7 +41,7 @@ def test_the_picture_shows_every_rotation(tmp_path):
         captions = show(method, open_source(), tmp_path)
     assert list(captions) == ["rotations.png"]
     with Image.open(tmp_path / "rotations.png") as sheet:
-        assert sheet.size == (4 * 32, 8 * 32)
+        assert sheet.size == (4 * 102 + 18, 8 * 102)
 
 
 def test_transformers_vit_has_the_same_features(tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ssl_core.config import ConfigError, from_dict
-from ssl_core.hub.backbone import pixels, positive, statistics
+from ssl_core.hub.backbone import pixels, positive, statistics, timm_vit
 from ssl_core.hub.keymap import (
     BLOCK,
     BLOCK_IN_MEMORY,
@@ -207,39 +207,7 @@ def to_timm(method: MAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises ConfigError for an epsilon other than timm's.
     """
-    config = method.config
-    if config.layer_norm_eps != 1e-6:
-        raise ConfigError(f"layer_norm_eps = {config.layer_norm_eps}: timm has 1e-6, export to transformers instead")
-    pool = "token" if config.pool == "cls" else "avg"
-    return _encoder(method, VIT_TIMM), {
-        "architecture": "vit_base_patch16_224",
-        "num_classes": 0,
-        "num_features": config.dim,
-        "global_pool": pool,
-        "model_args": {
-            "img_size": list(config.size),
-            "patch_size": config.patch_size,
-            "in_chans": config.in_channels,
-            "embed_dim": config.dim,
-            "depth": config.depth,
-            "num_heads": config.heads,
-            "mlp_ratio": config.mlp_ratio,
-            "num_classes": 0,
-            "global_pool": pool,
-            "fc_norm": False,  # timm would move the last norm behind the mean
-        },
-        "pretrained_cfg": {
-            "input_size": [config.in_channels, *config.size],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": config.crop_pct,
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "num_classes": 0,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
+    return _encoder(method, VIT_TIMM), timm_vit(method.config)
 
 
 def _encoder(method: MAE, rows: tuple[Row, ...]) -> dict[str, Tensor]:

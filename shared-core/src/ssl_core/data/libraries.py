@@ -52,7 +52,7 @@ class HuggingFaceImages:
         columns = [n for n, kind in dataset.features.items() if isinstance(kind, ImageFeature)]
         if not columns:
             raise DataError(f"{title} has no image column, only {list(dataset.features)}")
-        self.column, self.title, self.channels = columns[0], title, channels
+        self.dataset, self.column, self.title, self.channels = dataset, columns[0], title, channels
         undecoded = dataset.select_columns([self.column])
         self.rows = undecoded.cast_column(self.column, ImageFeature(decode=False))
         self.labels, self.classes = _hf_labels(dataset)

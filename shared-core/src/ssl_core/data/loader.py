@@ -98,14 +98,13 @@ class _Samples(Dataset):
         while True:
             self._mark(index)
             try:
-                sample = self.source.load(index)
+                sample = self.transform(self.source.load(index), np.random.default_rng((self.seed, epoch, wanted, 0)))
                 break
             except BadSample as error:
                 bad.append((index, self.source.name(index), str(error)))
                 if len(bad) > TRIES:
                     return {"sample": None, "bad": bad}
                 index = int(substitutes.integers(len(self.source)))
-        sample = self.transform(sample, np.random.default_rng((self.seed, epoch, wanted, 0)))
         sample["index"] = torch.tensor(index)
         if self.source.labels is not None:
             sample["label"] = torch.tensor(int(self.source.labels[index]))

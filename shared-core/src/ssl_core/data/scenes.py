@@ -137,6 +137,23 @@ class SceneFactors:
     ground_gradient: float
     waves: tuple[tuple[float, float, float, float], ...]  # amplitude, direction, frequency, phase
 
+    @property
+    def caption(self) -> str:
+        """Both objects in words, by the larger side of their centres' distance.
+
+        Raises ValueError where there is no second object: render with `second_object=True`.
+        """
+        main, second = self.main, self.second
+        if second is None:
+            raise ValueError("a caption needs two objects: render with second_object=True")
+        size = "small" if main.radius < sum(SLOTS["radius"]) / 2 else "large"
+        dx, dy = main.x - second.x, main.y - second.y
+        if abs(dx) >= abs(dy):
+            relation = "left of" if dx < 0 else "right of"
+        else:
+            relation = "above" if dy < 0 else "below"
+        return f"a {size} {main.name} {relation} a {second.name}"
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -156,20 +173,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """Both objects in words, by the larger side of their centres' distance.
-
-        Raises ValueError where there is no second object: render with `second_object=True`.
-        """
-        main, second = self.factors.main, self.factors.second
-        if second is None:
-            raise ValueError("a caption needs two objects: render with second_object=True")
-        size = "small" if main.radius < sum(SLOTS["radius"]) / 2 else "large"
-        dx, dy = main.x - second.x, main.y - second.y
-        if abs(dx) >= abs(dy):
-            relation = "left of" if dx < 0 else "right of"
-        else:
-            relation = "above" if dy < 0 else "below"
-        return f"a {size} {main.name} {relation} a {second.name}"
+        """`SceneFactors.caption`."""
+        return self.factors.caption
 
 
 def render(
@@ -244,10 +249,12 @@ def held_out(main: str, second: str, fold: int = 0) -> bool:
 
 
 class Scenes:
-    """`number` pictures of `seed` as a source (see `ssl_core.data.sources`), rendered on `load`."""
+    """`number` pictures of `seed` as a source (see `ssl_core.data.sources`), rendered on `load`; `light` as for `render`."""
 
-    def __init__(self, number: int, seed: int, size: int, channels: int = 3) -> None:
-        self.number, self.seed, self.size, self.channels = number, seed, size, channels
+    def __init__(
+        self, number: int, seed: int, size: int, channels: int = 3, light: Literal["above", "anywhere"] = "above"
+    ) -> None:
+        self.number, self.seed, self.size, self.channels, self.light = number, seed, size, channels, light
         self.classes = list(CLASSES)
         self._labels: np.ndarray | None = None
 
@@ -265,7 +272,7 @@ class Scenes:
 
     def load(self, index: int) -> dict[str, Any]:
         """{"image": uint8 (c, h, w)}"""
-        scene = render(self.seed, range(self.number)[index], self.size)
+        scene = render(self.seed, range(self.number)[index], self.size, light=self.light)
         return {"image": images.to_tensor(scene.image, self.channels)}
 
     def name(self, index: int) -> str:
@@ -273,6 +280,7 @@ class Scenes:
 
     def fingerprint(self) -> str:
         key = f"scenes {SLOTS} {self.number} {self.seed} {self.size} {self.channels}"
+        key += "" if self.light == "above" else f" light {self.light}"
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +38,27 @@ class Subset:
 
 
 def train_and_test(
-    data: str | Path | None, test: str | Path | None, *, config: Any, seed: int = 0
+    data: str | Path | None,
+    test: str | Path | None,
+    *,
+    config: Any,
+    seed: int = 0,
+    source: Callable[..., Source] = open_images,
 ) -> tuple[Source, Source, str]:
     """(train, test, how they were split) of labelled data.
 
     `test` where it is given; else the split that the data has; else a fifth of every class is held out, the same for
-    every method. Raises DataError when the data has no labels.
+    every method. `source` opens data, as a recipe's does. Raises DataError when the data has no labels.
     """
-    train = open_images(data, config=config)
+    train = source(data, config=config, split="train")
     if train.labels is None or not (train.labels >= 0).any():
         raise DataError(
-            f"{data} has no labels, and an evaluation needs them: one sub-folder per class, or a CSV of path,label"
+            f"{data} has no labels, and an evaluation needs them: one sub-folder per class, or a CSV with a column 'label'"
         )
     if test is not None:
-        return train, open_images(test, config=config, split="train"), f"test data: {test}"
+        return train, source(test, config=config, split="train"), f"test data: {test}"
     try:
-        return train, open_images(data, config=config, split="test"), "the data's own split"
+        return train, source(data, config=config, split="test"), "the data's own split"
     except DataError:
         held = held_out(train.labels, 0.2, seed)
         kept = np.setdiff1d(np.arange(len(train)), held)

@@ -207,17 +207,19 @@ class Augment:
         jitter, sigma = draw_jitter(rng, self.jitter), rng.uniform(*self.blur_sigma)
         power = rng.uniform(*self.gamma or (1.0, 1.0))
         dropped = np.flatnonzero(rng.random(channels) < self.band_drop_p)
-        steps: list[tuple[Operation, float]] = [*jitter] if jittered < self.jitter_p else []
-        steps += [("gamma", power)] if self.gamma else []
-        steps += [("grayscale", 1.0)] if grey < self.grayscale_p else []
-        steps += [("blur", sigma)] if blurred < self.blur_p else []
-        steps += [("solarize", 0.5)] if solarized < self.solarize_p else []
+        chosen: list[tuple[bool, Steps]] = [
+            (jittered < self.jitter_p, jitter),
+            (self.gamma is not None, (("gamma", power),)),
+            (grey < self.grayscale_p, (("grayscale", 1.0),)),
+            (blurred < self.blur_p, (("blur", sigma),)),
+            (solarized < self.solarize_p, (("solarize", 0.5),)),
+        ]
         return Drawn(
             box=box,
             mirror=self.flip and bool(mirror < 0.5),
             upside_down=self.vertical_flip and bool(upside_down < 0.5),
             turns=turns if self.rotate90 else 0,
-            steps=tuple(steps),
+            steps=tuple(step for happens, steps in chosen if happens for step in steps),
             dropped=tuple(dropped.tolist()) if len(dropped) < channels else (),
         )
 
@@ -277,6 +279,11 @@ class EvalTransform:
         image = resize(image, *((height, height * w // h) if fits_height else (width * h // w, width)))
         top, left = (round((side - s) / 2) for side, s in zip(image.shape[1:], self.size, strict=True))
         return {"views": [image[:, top : top + self.size[0], left : left + self.size[1]]]}
+
+
+def blank(config: Any) -> dict[str, Any]:
+    """A picture without content, as an image method's source gives it."""
+    return {"image": torch.zeros(config.in_channels, *config.size, dtype=torch.uint8)}
 
 
 def eval_view(config: Any) -> EvalTransform:

@@ -243,3 +243,86 @@ def _stem_shape(config: BackboneConfig) -> tuple[int, ...]:
         return config.dim, config.in_channels, config.patch_size, config.patch_size
     side = 3 if config.small_stem else 7
     return config.width, config.in_channels, side, side
+
+
+def to_transformers(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of transformers' ViTModel or ResNetModel for `method.encoder`.
+
+    Raises ConfigError for a small stem, which ResNetModel does not have.
+    """
+    config = method.config
+    if config.is_vit:
+        return _encoder(method, VIT), to_theirs(config)
+    if config.small_stem:
+        raise ConfigError("small_stem: transformers' ResNetModel has the ImageNet stem only")
+    expansion = 4 if config.backbone == "resnet50" else 1
+    return _encoder(method, RESNET_TRANSFORMERS), {
+        "model_type": "resnet",
+        "architectures": ["ResNetModel"],
+        "dtype": "float32",
+        "num_channels": config.in_channels,
+        "embedding_size": config.width,
+        "hidden_sizes": [config.width * expansion * 2**s for s in range(4)],
+        "depths": list(LAYERS[config.backbone]),
+        "layer_type": "bottleneck" if expansion == 4 else "basic",
+        "hidden_act": "relu",
+    }
+
+
+def to_timm(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of a timm model with the features of `method.encode`, for `create_model("local-dir:…")`.
+
+    Raises ConfigError for an epsilon other than timm's.
+    """
+    config = method.config
+    if not config.is_vit:
+        return _encoder(method, RESNET), to_theirs(config)
+    return _encoder(method, VIT_TIMM), timm_vit(config)
+
+
+def timm_vit(config: Any, *, architecture: str = "vit_base_patch16_224", **arguments: Any) -> dict[str, Any]:
+    """timm's config.json for a ViT whose config names its sizes as `BackboneConfig` does; `arguments` are the network's.
+
+    Raises ConfigError for an epsilon other than timm's.
+    """
+    if config.layer_norm_eps != 1e-6:
+        raise ConfigError(f"layer_norm_eps = {config.layer_norm_eps}: timm has 1e-6, export to transformers instead")
+    pool = "token" if config.pool == "cls" else "avg"
+    return {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": config.dim,
+        "global_pool": pool,
+        "model_args": {
+            "img_size": list(config.size),
+            "patch_size": config.patch_size,
+            "in_chans": config.in_channels,
+            "embed_dim": config.dim,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+            "num_classes": 0,
+            "global_pool": pool,
+            "fc_norm": False,  # timm would move the last norm behind the mean
+            **arguments,
+        },
+        "pretrained_cfg": {
+            "input_size": [config.in_channels, *config.size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": config.crop_pct,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def _encoder(method: Any, rows: tuple[Row, ...]) -> dict[str, Tensor]:
+    return KeyMap(rows=rows).to_theirs(method.encoder.state_dict())[0]
+
+
+EXPORTS = {"transformers": to_transformers, "timm": to_timm}
+"""What `export --to` writes beside our own layout, for a method whose config is a `BackboneConfig`."""

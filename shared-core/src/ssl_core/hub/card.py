@@ -187,13 +187,15 @@ def _header(evaluation: Mapping[str, Any], *, model_name: str, **values: Any) ->
 def _loading(name: str, method: str | None, model_type: str | None) -> str:
     """How to load it, in three lines."""
     parts = []
+    is_text = PIPELINES.get(str(model_type), "").startswith(("text", "fill"))
+    inputs = "input_ids)  # int64 (b, t) -> (b, d)" if is_text else "images)  # uint8 (b, c, h, w) -> (b, d)"
     if method:
         module, _, cls = method.partition(":")
         parts.append(
             "```python\n"
             f"from {module} import {cls}\n"
             f'model = {cls}.from_pretrained("{name}")\n'
-            "features = model.encode(images)  # uint8 (b, c, h, w) -> (b, d)\n"
+            f"features = model.encode({inputs}\n"
             "```"
         )
     if model_type in PIPELINES:

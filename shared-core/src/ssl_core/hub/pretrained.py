@@ -48,6 +48,7 @@ class Layout:
 
     `heads` are prefixes of what only training needs. A checkpoint that holds none of them, another's encoder, is read
     all the same: heads start anew, a warning says so. `copies` are prefixes of momentum copies and what they copy.
+    `unwrap` finds the tensors in what an author's training checkpoint unpickles to, where they are not under "model".
     """
 
     keymap: KeyMap
@@ -57,13 +58,17 @@ class Layout:
     adapt: Callable[[dict[str, Tensor], Any, Any], dict[str, Tensor]]
     heads: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
+    unwrap: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda raw: raw
+    rewritten: tuple[str, ...] = ()
+    """keys of `to_theirs` that transformers gives another value when it saves the folder again"""
 
 
 class Pretrained:
     """Mixin of an `nn.Module` that is built as `Method(config)` and keeps it as `self.config`.
 
     A folder holds config.json (transformers' keys, ours under "ssl"), model.safetensors in the layout that transformers
-    reads, heads.safetensors for what that layout has no place for, preprocessor_config.json and SHA256SUMS.
+    reads, heads.safetensors for what that layout has no place for, preprocessor_config.json (a text method: its
+    tokenizer's files) and SHA256SUMS.
     """
 
     config_class: ClassVar[type]
@@ -91,12 +96,19 @@ class Pretrained:
                 "config": to_dict(self.config),
             }
             _write_json(staged / CONFIG, {**layout.to_theirs(self.config), "ssl": own})
-            _write_json(staged / PREPROCESSOR, self.preprocessor())
+            self.save_preprocessor(staged)
             names = sorted(path.name for path in staged.iterdir())
             write_sums(staged, names)
             for name in (*names, "SHA256SUMS"):
                 os.replace(staged / name, folder / name)
         return folder
+
+    def save_preprocessor(self, folder: Path) -> None:
+        """Write what inputs are made by: an image method's preprocessor_config.json, a tokenizer's files of text."""
+        _write_json(folder / PREPROCESSOR, self.preprocessor())
+
+    def load_preprocessor(self, folder: Path) -> None:
+        """Take what `save_preprocessor` wrote, where it is there; an image method has it in its config."""
 
     def preprocessor(self) -> dict[str, Any]:
         """preprocessor_config.json of an image method: shorter side, centre crop, mean and std of the config."""
@@ -115,6 +127,13 @@ class Pretrained:
             "image_std": list(self.config.std),
             "do_convert_rgb": self.config.in_channels == 3,
         }
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[dict[str, Tensor], list[str], Any]:
+        """(state dict in our names, keys of the file that have none, config) of a folder or checkpoint file."""
+        layout = cls.layout()
+        state, unused = read_state(path, layout)
+        return state, unused, read_config(path, cls.config_class, layout, state)
 
     @classmethod
     def from_pretrained(
@@ -152,8 +171,7 @@ class Pretrained:
         if path.name == WEIGHTS:
             path = path.parent  # its config.json lies beside it
         layout = cls.layout()
-        state, unused = read_state(path, layout)
-        stored = read_config(path, cls.config_class, layout, state)
+        state, unused, stored = cls.read(path)
         verify_config(path)
         wanted = config or stored
         if image_size is not None:
@@ -167,6 +185,8 @@ class Pretrained:
         if state and not any(key.startswith((*layout.heads, *layout.copies)) for key in state):
             state = with_new_heads(method, state, layout, source=str(name))
         load_state(method, state, unused, source=str(name), strict=strict)
+        if path.is_dir():
+            method.load_preprocessor(path)
         return method.eval().to(device=device, dtype=dtype)
 
     def push_to_hub(
@@ -188,7 +208,7 @@ class Pretrained:
 def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
     """(state dict in our names, keys of the file that have none) of a folder or a checkpoint file."""
     if path.is_file():
-        raw = load_weights(path) if path.suffix == ".safetensors" else _unwrap(load_pickle(path), path)
+        raw = load_weights(path) if path.suffix == ".safetensors" else _unwrap(load_pickle(path), path, layout)
         return layout.keymap.to_ours(raw)
     verify_sums(path, [name for name in (WEIGHTS, HEADS) if (path / name).exists()])
     state: dict[str, Tensor] = {}
@@ -196,7 +216,7 @@ def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]
     if (path / WEIGHTS).exists():
         state, unused = layout.keymap.to_ours(load_weights(path / WEIGHTS))
     elif (path / PICKLE).exists():
-        state, unused = layout.keymap.to_ours(_unwrap(load_pickle(path / PICKLE), path / PICKLE))
+        state, unused = layout.keymap.to_ours(_unwrap(load_pickle(path / PICKLE), path / PICKLE, layout))
     else:
         found = sorted(p.name for p in path.iterdir())[:20]
         raise FileNotFoundError(f"{path} holds no {WEIGHTS}; it holds {found}")
@@ -205,12 +225,15 @@ def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]
     return state, unused
 
 
-def _unwrap(raw: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors of an author's training checkpoint, which keeps them under "model"."""
-    if isinstance(raw, Mapping) and isinstance(raw.get("model"), Mapping):
-        raw = raw["model"]
+def _unwrap(raw: Any, path: Path, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of an author's training checkpoint, under "model", "state_dict" or where `layout` says."""
+    for key in ("model", "state_dict"):
+        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
+            raw = raw[key]
+    if isinstance(raw, Mapping):
+        raw = layout.unwrap(raw)
     if not isinstance(raw, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in raw.items()):
-        raise WeightsMismatch(f"{path} holds no state dict, nor one under 'model'")
+        raise WeightsMismatch(f"{path} holds no state dict, nor one under 'model' or 'state_dict'")
     return dict(raw)
 
 
@@ -232,7 +255,7 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
         raise ConfigError(f"{file}: {error}") from error
     # When transformers saves our folder again, it leaves out its defaults, adds keys and names what it saved.
     says = json.loads(json.dumps(layout.to_theirs(config)))
-    both = (says.keys() & values.keys()) - {"architectures", "dtype"}
+    both = (says.keys() & values.keys()) - {"architectures", "dtype", *layout.rewritten}
     if differing := differences({key: values[key] for key in both}, {key: says[key] for key in both}):
         raise ConfigError(f"{file} contradicts its own 'ssl' section: {'; '.join(differing)}")
     return config
@@ -249,11 +272,13 @@ def verify_config(path: Path) -> None:
 
 
 def _with_timm_pixels(config: Any, values: dict[str, Any]) -> Any:
-    """`config` with the mean and std that timm's config.json says."""
+    """`config` with the mean, std and crop that timm's config.json says, and positions resampled as timm does it."""
     stored = values.get("pretrained_cfg", values)
     if not isinstance(stored, dict):
         raise ConfigError(f"pretrained_cfg = {stored!r}: expected an object")
     known = {key: stored[key] for key in ("mean", "std", "crop_pct") if key in stored}
+    if "architecture" in values and hasattr(config, "pos_interp"):
+        known["pos_interp"] = "antialias"
     return from_dict(type(config), {**to_dict(config), **known})
 
 
@@ -283,7 +308,7 @@ def with_new_heads(method: nn.Module, state: dict[str, Tensor], layout: Layout, 
     own = method.state_dict()
     new = {key: own[key] for key in own if key.startswith(layout.heads) and key not in state}
     if new:
-        names = sorted({key.split(".")[0] for key in new})
+        names = sorted({next(head for head in layout.heads if key.startswith(head)).rstrip(".") for key in new})
         warnings.warn(f"{source} holds an encoder without {', '.join(names)}: these start anew", stacklevel=3)
     state = {**new, **state}
     for copy, original in layout.copies.items():

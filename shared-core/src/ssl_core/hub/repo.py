@@ -40,6 +40,7 @@ PUBLISHED = (
     "*.safetensors",
     "*.safetensors.index.json",
     "preprocessor_config.json",
+    "open_clip_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

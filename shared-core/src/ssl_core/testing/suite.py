@@ -28,6 +28,9 @@ class Suite:
     noiseless: Mapping[str, Any] = {}
     """fields that switch off the model's own noise (dropout, drop path) where two ways of computing are compared"""
 
+    exports: tuple[str, ...] | None = None
+    """the layouts that `config` can be exported to; all of the package by default"""
+
     def write_data(self, folder: Path) -> Path:
         """At least 64 labelled samples on disk, as a user has them; returns what --data is given."""
         return write_pictures(folder, self.config)
@@ -41,7 +44,7 @@ class Suite:
 
     def trial(self, **changes: Any) -> Trial:
         """A training that may be repeated and disturbed."""
-        return Trial(dataclasses.replace(self.recipe, source=self.source), self.settings(**changes))
+        return Trial(dataclasses.replace(self.recipe, source=self.source, settle=None), self.settings(**changes))
 
     def method(self, **changes: Any) -> Any:
         """The method as a run of this seed begins with it."""

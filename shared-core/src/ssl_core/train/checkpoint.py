@@ -182,9 +182,16 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             optimizer.state[parameter] = {
-                slot: value if slot == "step" and not parameter.is_cuda else value.to(parameter.device)
+                slot: value if slot == "step" and not parameter.is_cuda else _laid_out(value, parameter)
                 for slot, value in slots.get(name, {}).items()
             }
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` on the parameter's device and in its memory layout, which the fused optimisers take for granted."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:

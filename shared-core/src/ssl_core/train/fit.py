@@ -81,7 +81,7 @@ def fit(
             lr = warmup_cosine(step, total=total, warmup=warmup, peak=config.lr, final=config.min_lr)
             decay = cosine(progress, config.weight_decay, config.weight_decay_end or config.weight_decay)
             schedule(optimizer, lr=lr, peak=config.lr, weight_decay=decay)
-            outputs = _backward(model, parts, progress, config, device, scaler, step)
+            outputs = _backward(model, passes(method, parts), progress, config, device, scaler, step)
             due = time.monotonic() - saved_at > 60 * options.checkpoint_minutes
             loss, stopping, saving = _agree(outputs["loss"], stop.requested, due)
             if not math.isfinite(loss):
@@ -104,7 +104,7 @@ def fit(
             if done % options.log_every == 0 or last or look:
                 scalars = {key: float(value) for key, value in outputs.items()}
                 rates = meter.rates()
-                health = _look(look, method, done, options) if look else {}
+                health = _look(look, method, done, scalars, progress, options) if look else {}
                 meter.reset()
                 log.write(done, {
                     "epoch": round(done / plan.steps_per_epoch, 4), **scalars, "loss": loss, "lr": lr,
@@ -155,6 +155,12 @@ class _Step(nn.Module):
         if batch is None:
             return {"loss": sum((0 * p.sum() for p in self.method.parameters() if p.requires_grad), torch.zeros(()))}
         return self.method(batch, progress)
+
+
+def passes(method: nn.Module, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What forward is called with in a step: one micro-batch after the other, or all where the method asks for them."""
+    jointly = len(parts) > 1 and getattr(method, "accumulates", False) == "jointly"
+    return [{"micro_batches": parts}] if jointly else parts
 
 
 def _backward(
@@ -221,9 +227,13 @@ def _call(method: nn.Module, hook: str, progress: float) -> None:
         function(progress)
 
 
-def _look(probe: Probe, method: nn.Module, step: int, options: RunOptions) -> dict[str, float]:
+def _look(
+    probe: Probe, method: Any, step: int, outputs: dict[str, float], progress: float, options: RunOptions
+) -> dict[str, float]:
+    """The features' health; a warning, or an error where one was asked for, when they or the method say collapse."""
     scores = probe(method)
-    if (reason := probe.collapse(method, scores)) is not None:
+    own = method.collapse(outputs, progress) if hasattr(method, "collapse") else None
+    if (reason := own or probe.collapse(method, scores)) is not None:
         if options.stop_on_collapse:
             raise Collapsed(f"step {step}: {reason}")
         warnings.warn(f"step {step}: {reason}", stacklevel=2)

@@ -21,7 +21,7 @@ from ssl_core import distributed
 from ssl_core.config import RunOptions, TrainConfig, differences, to_dict
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import InputError
-from ssl_core.method import Recipe, load
+from ssl_core.method import Recipe, attach, load
 from ssl_core.train.checkpoint import CheckpointError, bytes_needed
 from ssl_core.train.fit import fit
 from ssl_core.train.probe import Probe
@@ -49,6 +49,7 @@ def train(
     with distributed.process_group():
         device = pick_device(options.device)
         config = dataclasses.replace(config, precision=pick_precision(config.precision, device))  # type: ignore[arg-type]
+        config = recipe.settled(config, data)
         source = load(recipe.source)(data, config=config, split="train")
         transform = load(recipe.views)(config)
         folder = Path(out)
@@ -63,12 +64,17 @@ def train(
             seed_step(config.seed)
             method_class = load(recipe.method)
             method = method_class.from_pretrained(init, config=config) if init else method_class(config)
+            source = attach(method, source)
+            if (check := getattr(transform, "check", None)) is not None:
+                check(source)
             facts = {
                 "device": str(device),
                 "parameters": sum(p.numel() for p in method.parameters()),
                 "can_collapse": getattr(method, "can_collapse", False),
             }
             run_id = open_run(folder, identity, facts)
+            if (prepare := getattr(method, "prepare", None)) is not None:
+                prepare(data=data, init=init, folder=folder, options=options)
             method = method.to(device)
             check_space(folder, bytes_needed(method))
             probe = Probe(source, load(recipe.eval_view)(config), device=device)

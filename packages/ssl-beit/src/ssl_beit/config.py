@@ -1,0 +1,266 @@
+"""Configurations of the image tokenizer and of BEiT, and their presets. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ssl_core.config import ImageConfig, TrainConfig, check
+from ssl_core.method import Recipe
+
+DVAE_RECIPE = Recipe(
+    name="dvae",
+    package="ssl_beit",
+    config="ssl_beit.config:DVAEConfig",
+    presets="ssl_beit.config:DVAE_PRESETS",
+    method="ssl_beit.dvae:DVAE",
+    views="ssl_beit.views:build_dvae",
+    show="ssl_beit.show:show_dvae",
+)
+
+BEIT_RECIPE = Recipe(
+    name="beit",
+    package="ssl_beit",
+    config="ssl_beit.config:BEiTConfig",
+    presets="ssl_beit.config:BEIT_PRESETS",
+    method="ssl_beit.beit:BEiT",
+    views="ssl_beit.views:build_beit",
+    show="ssl_beit.show:show_beit",
+)
+
+STRIDE = 8
+"""Pixels of a visual token's side: the tokenizer halves an image three times."""
+
+UPDATES = 3_000_000
+"""Optimiser steps of DALL-E's tokenizer, to which its schedules refer (arXiv 2102.12092, appendix A.2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAEConfig(ImageConfig, TrainConfig):
+    """Tokenizer and recipe. The defaults are DALL-E's (arXiv 2102.12092, section 2.1 and appendix A).
+
+    Floating-point images are pixels in [0, 1]: the mean is 0 and the standard deviation 1.
+    """
+
+    hidden: int = 256
+    """channels of the first group; the others have 2, 4 and 8 times as many"""
+    blocks: int = 2
+    """residual blocks per group"""
+    decoder_init: int = 128
+    """width of a visual token's embedding in the decoder"""
+    vocab: int = 8192
+    """visual tokens"""
+    kl_weight: float = 6.6
+    """weight of the KL term once it is warm"""
+    kl_warmup: float = 5_000 / UPDATES
+    """share of the run in which that weight rises from 0, by half a cosine"""
+    temperature: float = 1 / 16
+    """temperature of the Gumbel-softmax once it is cold; it begins at 1"""
+    temperature_decay: float = 150_000 / UPDATES
+    """share of the run in which the temperature falls, by half a cosine"""
+    ema: float = 0.999
+    """momentum of the averaged weights, which tokenize, decode and are published"""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """share of the image's area in a random crop; BEiT's, whose crops it will tokenize"""
+    flip: bool = True
+    """mirror at random"""
+
+    image_size: int | tuple[int, int] = 256
+    patch_size: int = STRIDE
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    crop_pct: float = 1.0
+    epochs: float = 6
+    batch_size: int = 512
+    base_lr: float = 5e-5
+    min_lr: float = 1.25e-6
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.patch_size == STRIDE, "patch_size", self.patch_size, f"the tokenizer's stride is {STRIDE}")
+        check(self.in_channels > 0, "in_channels", self.in_channels, "must be positive")
+        check(set(self.mean) == {0.0}, "mean", self.mean, "must be 0: the tokenizer maps pixels itself")
+        check(set(self.std) == {1.0}, "std", self.std, "must be 1: the tokenizer maps pixels itself")
+        check_tokenizer(self.hidden, self.blocks, self.decoder_init, self.vocab)
+        check(self.kl_weight >= 0, "kl_weight", self.kl_weight, "must not be negative")
+        check(self.temperature > 0, "temperature", self.temperature, "must be positive")
+        for share in ("kl_warmup", "temperature_decay"):
+            check(0 <= getattr(self, share) <= 1, share, getattr(self, share), "must be a share of the run in [0, 1]")
+        check(0 <= self.ema < 1, "ema", self.ema, "must lie in [0, 1)")
+        check_scale(self.crop_scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BEiTConfig(ImageConfig, TrainConfig):
+    """Encoder, masks, tokenizer and recipe. The defaults are BEiT-B/16 on ImageNet-1k (arXiv 2106.08254)."""
+
+    dim: int = 768
+    """encoder width"""
+    depth: int = 12
+    """encoder blocks"""
+    heads: int = 12
+    """attention heads"""
+    mlp_ratio: float = 4.0
+    """hidden width of an MLP over the width"""
+    layer_norm_eps: float = 1e-6
+    """the authors' 1e-6; folders converted by transformers say 1e-12"""
+    layer_scale: float = 0.1
+    """initial factor of every residual branch: 0.1 for base, 1e-5 for large"""
+    drop_path: float = 0.1
+    """rate of dropped residual branches in the last block, rising from 0 in the first"""
+    shared_bias: bool = True
+    """one table of relative positions for all blocks; fine-tuned models have one each"""
+    final_norm: Literal["tokens", "pooled"] = "tokens"
+    """what the last LayerNorm sees: every token, or the mean of the patches (fine-tuned models)"""
+    pool: Literal["cls", "mean"] = "mean"
+    """what `encode` returns: cls or mean (of the patches)"""
+
+    vocab: int = 8192
+    """visual tokens; 0 for an encoder alone, without head and mask token"""
+    mask_patches: int = 75
+    """most patches that a mask covers"""
+    mask_block: int = 16
+    """patches of a mask's smallest block"""
+
+    tokenizer: str | None = "dalle"
+    """folder, Hub id or DALL-E's pickles of a trained tokenizer; the name of one of its presets trains it first; none for the one that
+    --init brings"""
+    tokenizer_hidden: int = 256
+    """`hidden` of the tokenizer; 0 for weights without one"""
+    tokenizer_blocks: int = 2
+    """`blocks` of the tokenizer"""
+    tokenizer_init: int = 128
+    """`decoder_init` of the tokenizer"""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """share of the image's area in a random crop"""
+    flip: bool = True
+    """mirror at random"""
+    jitter: float = 0.4
+    """strength of the change of brightness, contrast and saturation"""
+
+    epochs: float = 800
+    batch_size: int = 2048
+    base_lr: float = 1.5e-3 / 8
+    min_lr: float = 1e-5
+    warmup_epochs: float = 10
+    weight_decay: float = 0.05
+    clip_grad: float | None = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("dim", "heads", "in_channels"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
+        check(self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
+        check(0 < self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "must lie in (0, 1000]")
+        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
+        check(self.layer_scale > 0, "layer_scale", self.layer_scale, "must be positive")
+        check(0 <= self.drop_path < 1, "drop_path", self.drop_path, "must lie in [0, 1)")
+        check(self.jitter >= 0, "jitter", self.jitter, "must not be negative")
+        check_scale(self.crop_scale)
+        if self.vocab:
+            check(1 < self.vocab < 2**20, "vocab", self.vocab, "must be 0 or lie in 2 … 2^20")
+            check(0 < self.mask_patches <= self.patches, "mask_patches", self.mask_patches,
+                  f"must lie in 1 … {self.patches}, the number of patches")  # fmt: skip
+            check(min(self.grid) > 1, "image_size", self.image_size, "a block mask needs two rows and columns of patches")
+            check(0 < self.mask_block <= self.patches, "mask_block", self.mask_block,
+                  f"must lie in 1 … {self.patches}, the number of patches")  # fmt: skip
+        if self.tokenizer_hidden:
+            check(self.vocab > 0, "vocab", self.vocab, "a tokenizer needs visual tokens")
+            check_tokenizer(
+                self.tokenizer_hidden, self.tokenizer_blocks, self.tokenizer_init, self.vocab, prefix="tokenizer_"
+            )
+
+    @property
+    def tokenizer_size(self) -> tuple[int, int]:
+        """Height and width of the view that the tokenizer reads: one token for each patch."""
+        return self.grid[0] * STRIDE, self.grid[1] * STRIDE
+
+
+def check_tokenizer(hidden: int, blocks: int, init: int, vocab: int, *, prefix: str = "") -> None:
+    """ConfigError unless these make a tokenizer."""
+    check(0 < hidden < 2**14 and hidden % 4 == 0, f"{prefix}hidden", hidden, "must be a positive multiple of 4")
+    check(0 < blocks <= 100, f"{prefix}blocks", blocks, "must lie in 1 … 100")
+    name = f"{prefix}init" if prefix else "decoder_init"
+    check(0 < init < 2**16, name, init, "must be positive")
+    check(1 < vocab < 2**20, "vocab", vocab, "must lie in 2 … 2^20")
+
+
+def check_scale(scale: tuple[float, float]) -> None:
+    check(0 < scale[0] <= scale[1] <= 1, "crop_scale", scale, "must be two rising shares in (0, 1]")
+
+
+def dalle() -> DVAEConfig:
+    """DALL-E's tokenizer, 98 M parameters: 3 M updates of 512 pictures on 64 V100 (arXiv 2102.12092, appendix A.2).
+
+    The paper has 250 M pictures, so that is 6 epochs of them; on fewer pictures raise the epochs. Not run here.
+    """
+    return DVAEConfig()
+
+
+def small() -> DVAEConfig:
+    """The smallest that DALL-E's code admits: 64 channels, 512 tokens. A start for one GPU. Not run here."""
+    return DVAEConfig(
+        image_size=64, hidden=64, vocab=512, epochs=20, batch_size=256, base_lr=5e-4, kl_warmup=0.05,
+        temperature_decay=0.5, ema=0.99,
+    )  # fmt: skip
+
+
+def demo_dvae() -> DVAEConfig:
+    """The built-in scenes at 32 pixels in minutes on a CPU; the figures stand in docs/benchmarks.md."""
+    return DVAEConfig(
+        image_size=32, hidden=16, blocks=1, decoder_init=64, vocab=256, crop_scale=(0.5, 1.0),
+        epochs=8, batch_size=64, base_lr=8e-3, min_lr=1e-5, kl_warmup=0.3, kl_weight=1.0, temperature_decay=0.8,
+        ema=0.98, precision="fp32",
+    )  # fmt: skip
+
+
+def vit_base() -> BEiTConfig:
+    """BEiT-B/16, 800 epochs of ImageNet-1k at batch 2048 (about five days on 16 V100).
+
+    Fine-tuned 83.2 % at 224 pixels (the paper's abstract), 83.7 % after ImageNet-22k (the authors' README). Not run
+    here.
+    """
+    return BEiTConfig()
+
+
+def vit_large() -> BEiTConfig:
+    """BEiT-L/16: fine-tuned 86.0 % after ImageNet-22k (the authors' README). Not run here."""
+    return BEiTConfig(dim=1024, depth=24, heads=16, layer_scale=1e-5)
+
+
+def vit_base_22k() -> BEiTConfig:
+    """BEiT-B/16 on ImageNet-22k: 150 epochs, mean and standard deviation 0.5; `…-pt22k` on the Hub. Not run here."""
+    return BEiTConfig(epochs=150, warmup_epochs=1.4, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def vit_small() -> BEiTConfig:
+    """ViT-S/16 at 128 pixels over the small tokenizer: not in the paper; a start for one GPU. Not run here."""
+    return BEiTConfig(
+        image_size=128, dim=384, depth=12, heads=6, vocab=512, mask_patches=25, mask_block=6,
+        tokenizer="small", tokenizer_hidden=64, epochs=300, batch_size=512, base_lr=5e-4,
+    )  # fmt: skip
+
+
+def demo() -> BEiTConfig:
+    """The built-in scenes at 32 pixels in minutes on a CPU; the figures stand in docs/benchmarks.md."""
+    return BEiTConfig(
+        image_size=32, patch_size=8, dim=128, depth=4, heads=4, drop_path=0.0, vocab=256, mask_patches=7, mask_block=2,
+        tokenizer="demo", tokenizer_hidden=16, tokenizer_blocks=1, tokenizer_init=64,
+        crop_scale=(0.5, 1.0), jitter=0.0, crop_pct=1.0, epochs=30, batch_size=64, base_lr=8e-3, warmup_epochs=2,
+        precision="fp32",
+    )  # fmt: skip
+
+
+DVAE_PRESETS: dict[str, Callable[[], DVAEConfig]] = {"demo": demo_dvae, "small": small, "dalle": dalle}
+BEIT_PRESETS: dict[str, Callable[[], BEiTConfig]] = {
+    "demo": demo,
+    "vit_small": vit_small,
+    "vit_base": vit_base,
+    "vit_base_22k": vit_base_22k,
+    "vit_large": vit_large,
+}

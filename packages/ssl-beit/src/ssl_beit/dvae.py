@@ -1,0 +1,327 @@
+"""The discrete VAE that turns pictures into visual tokens (Ramesh et al. 2021, DALL-E, arXiv 2102.12092, stage 1).
+
+A convolutional encoder gives K logits for each 8 x 8 pixels, a decoder gives the picture back from one-hot codes. While
+it is trained the codes are relaxed: a Gumbel-softmax whose temperature τ falls.
+
+    x = 0.8 · pixel + 0.1                                                                            (appendix A.3)
+    q = softmax(logits),  z = softmax((logits + g) / τ),  g_k ~ Gumbel(0, 1),  (μ, ln b) = decoder(z)
+    f(x | μ, b) = exp(−|logit x − μ| / b) / (2 b x (1 − x))                       the logit-Laplace density (A.3)
+    L = 1/(h · w · c) · [ Σ_{pixels, channels} −ln f + β · Σ_{positions} KL(q ‖ uniform) ]
+    τ: 1 → 1/16 and β: 0 → 6.6 by half a cosine each; weights averaged with momentum 0.999           (A.2)
+
+Tokens are the argmax of the logits, without noise; a picture is (σ(μ) − 0.1) / 0.8.
+
+Deviations: the learning rate's cosine spans the run (the paper: the first 1.2 M of 3 M updates), and so do shares of a
+run stand for counts of updates; crops are BEiT's. The Gumbel noise is a hash of the sample's own seed, so it depends
+neither on the batch nor on the device.
+
+Expected: no figure is published for the tokenizer alone. BEiT was trained on its tokens (`ssl_beit.beit`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ssl_beit.config import DVAE_RECIPE, DVAEConfig
+from ssl_core.config import RunOptions
+from ssl_core.data.views import normalize
+from ssl_core.ema import ema_update, frozen_copy
+from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.patches import grid_of
+
+SHRINK, SHIFT = 0.8, 0.1
+WIDTHS = (1, 2, 4, 8)
+"""Channels of the encoder's groups over `hidden`; the decoder has them the other way round."""
+
+
+def map_pixels(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] to [0.1, 0.9], away from where the logit is infinite."""
+    return SHRINK * pixels + SHIFT
+
+
+def unmap_pixels(x: Tensor) -> Tensor:
+    """Inverse of `map_pixels`, clamped to [0, 1]."""
+    return ((x - SHIFT) / SHRINK).clamp(0, 1)
+
+
+def logit_laplace_log_density(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
+    """ln f(x | μ, b) for mapped pixels x in (0, 1), location μ and log scale ln b, all of one shape (appendix A.3)."""
+    distance = (x.logit() - mu).abs() * (-log_b).exp()
+    return -(distance + math.log(2) + log_b + x.log() + (1 - x).log())
+
+
+def logit_laplace_loss(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
+    """−ln f, the mean over pixels, channels and samples, in fp32; x, mu and log_b (b, c, h, w)."""
+    return -logit_laplace_log_density(_wide(x), _wide(mu), _wide(log_b)).mean()
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """KL(q ‖ uniform) in nats for logits (b, k, h, w), the mean over positions and samples, in fp32."""
+    log_q = _wide(logits).log_softmax(1)
+    return (log_q.exp() * log_q).sum(1).mean() + math.log(logits.shape[1])
+
+
+def anneal(progress: float, start: float, end: float, share: float) -> float:
+    """From `start` to `end` by half a cosine in the first `share` of the run, then `end` (appendix A.2)."""
+    t = 1.0 if progress >= share else progress / share
+    return start + (end - start) * (1 - math.cos(math.pi * t)) / 2
+
+
+def gumbel_noise(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard Gumbel noise (b, *shape) for int64 `seeds` (b,), the same wherever and in whatever batch it is computed.
+
+    Uniform numbers are SplitMix64's of the seed and the element's number, by which no generator has a state to keep.
+    """
+    index = torch.arange(math.prod(shape), device=seeds.device)  # int64
+    bits = _mix(_mix(seeds)[:, None] + index * -7046029254386353131)  # the golden ratio's odd constant
+    uniform = ((bits & 0x7FFFFF).to(torch.get_default_dtype()) + 0.5) / 2**23  # exact in float32: neither 0 nor 1
+    return -(-uniform.log()).log().view(len(seeds), *shape)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64, whose products wrap; the masks make its shifts logical."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Block(nn.Module):
+    """id(x) + 1/n² · res(x) for a network of n blocks: four convolutions of a quarter of the width."""
+
+    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], layers: int) -> None:
+        super().__init__()
+        self.gain = 1 / layers**2
+        self.id_path = nn.Identity() if n_in == n_out else convolution(n_in, n_out, 1)
+        widths = (n_in, n_out // 4, n_out // 4, n_out // 4, n_out)
+        path: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, kernel in enumerate(kernels):
+            path[f"relu_{i + 1}"] = nn.ReLU()
+            path[f"conv_{i + 1}"] = convolution(widths[i], widths[i + 1], kernel)
+        self.res_path = nn.Sequential(path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.id_path(x), self.res_path(x), alpha=self.gain)
+
+
+def convolution(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:
+    """Size-preserving, weights from N(0, 1 / (n_in · kernel²)), no bias at first."""
+    layer = nn.Conv2d(n_in, n_out, kernel, padding=(kernel - 1) // 2)
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(n_in * kernel**2))
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def groups(widths: list[int], blocks: int, kernels: tuple[int, int, int, int], between: nn.Module, name: str) -> Any:
+    """Four groups of blocks that lead through `widths` (five), `between` after each but the last."""
+    layers = 4 * blocks
+    made: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        group: OrderedDict[str, nn.Module] = OrderedDict()
+        for k in range(blocks):
+            group[f"block_{k + 1}"] = Block(n_in if k == 0 else n_out, n_out, kernels, layers)
+        if i < 3:
+            group[name] = between
+        made[f"group_{i + 1}"] = nn.Sequential(group)
+    return made
+
+
+class Encoder(nn.Module):
+    """Mapped pixels (b, c, h, w) to logits (b, k, h/8, w/8)."""
+
+    def __init__(self, *, channels: int, hidden: int, blocks: int, vocab: int) -> None:
+        super().__init__()
+        widths = [hidden, *(hidden * w for w in WIDTHS)]
+        output = OrderedDict(relu=nn.ReLU(), conv=convolution(widths[-1], vocab, 1))
+        self.blocks = nn.Sequential(
+            OrderedDict(
+                input=convolution(channels, hidden, 7),
+                **groups(widths, blocks, (3, 3, 3, 1), nn.MaxPool2d(2), "pool"),
+                output=nn.Sequential(output),
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the logits are computed from, (b, 8 · hidden, h/8, w/8)."""
+        return self.blocks[-1].relu(self.blocks[:-1](x))
+
+
+class Decoder(nn.Module):
+    """Codes (b, k, h, w), each a distribution over tokens, to μ and ln b of the pixels, (b, 2c, 8h, 8w)."""
+
+    def __init__(self, *, channels: int, hidden: int, blocks: int, vocab: int, init: int) -> None:
+        super().__init__()
+        widths = [init, *(hidden * w for w in reversed(WIDTHS))]
+        output = OrderedDict(relu=nn.ReLU(), conv=convolution(hidden, 2 * channels, 1))
+        self.blocks = nn.Sequential(
+            OrderedDict(
+                input=convolution(vocab, init, 1),
+                **groups(widths, blocks, (1, 3, 3, 3), nn.Upsample(scale_factor=2, mode="nearest"), "upsample"),
+                output=nn.Sequential(output),
+            )
+        )
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.blocks(codes)
+
+    def from_ids(self, ids: Tensor) -> Tensor:
+        """The same for token ids (b, h, w): a row of the first convolution each, without the one-hot codes."""
+        layer = self.blocks[0]
+        table = rearrange(layer.weight, "d k 1 1 -> k d")
+        return self.blocks[1:](rearrange(F.embedding(ids, table) + layer.bias, "b h w d -> b d h w").contiguous())
+
+
+class Tokenizer(nn.Module):
+    """Encoder and decoder: what is trained, averaged, published, and read by BEiT."""
+
+    def __init__(self, *, channels: int, hidden: int, blocks: int, vocab: int, init: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab)
+        self.decoder = Decoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab, init=init)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def tokenize(self, pixels: Tensor) -> Tensor:
+        """Token ids (b, h, w) of pixels (b, c, 8h, 8w), uint8 or in [0, 1]."""
+        return self.encoder(self.mapped(pixels)).argmax(1)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Pixels (b, c, 8h, 8w) in [0, 1] of token ids (b, h, w). Raises ValueError for another shape or an id too large."""
+        vocab = self.decoder.blocks[0].in_channels
+        if ids.ndim != 3 or ids.is_floating_point():
+            raise ValueError(f"ids must be integers (b, h, w), got {ids.dtype} {tuple(ids.shape)}")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
+            raise ValueError(f"ids must lie in [0, {vocab}), got {int(ids.min())} to {int(ids.max())}")
+        mu, _ = self.decoder.from_ids(ids).chunk(2, 1)
+        return unmap_pixels(_wide(mu).sigmoid())
+
+    def mapped(self, pixels: Tensor) -> Tensor:
+        """φ of pixels, uint8 or in [0, 1]. Raises ValueError for another shape."""
+        channels = self.encoder.blocks[0].in_channels
+        if pixels.ndim != 4 or pixels.shape[1] != channels:
+            raise ValueError(f"images must be (b, {channels}, h, w), got {tuple(pixels.shape)}")
+        grid_of(pixels, 8)
+        x = map_pixels(normalize(pixels, (0.0,) * channels, (1.0,) * channels))
+        return x.contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+
+
+class DVAE(Pretrained, nn.Module):
+    """DALL-E's tokenizer, its sizes and recipe from a `DVAEConfig`.
+
+    Images are uint8 (b, c, h, w) or float in [0, 1], height and width any multiples of 8.
+    """
+
+    config_class = DVAEConfig
+    accumulates = True
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.online = Tokenizer(
+            channels=config.in_channels, hidden=config.hidden, blocks=config.blocks, vocab=config.vocab,
+            init=config.decoder_init,
+        )  # fmt: skip
+        self.average = frozen_copy(self.online)
+
+    @classmethod
+    def layout(cls) -> Layout:
+        from ssl_beit.convert import DVAE_LAYOUT
+
+        return DVAE_LAYOUT
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
+        """As `Pretrained.from_pretrained`; a folder with DALL-E's `encoder.pkl` and `decoder.pkl` is read too.
+
+        Their tensors are read and nothing in them is executed. Raises WeightsError for a pickle of something else.
+        """
+        from ssl_beit.convert import dalle_as_safetensors, is_dalle
+
+        if not is_dalle(name):
+            return super().from_pretrained(name, **options)
+        with dalle_as_safetensors(Path(name)) as file:
+            return super().from_pretrained(file, **options)
+
+    def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
+        """Loss of `batch["views"][0]`; the noise is that of `batch["seed"]` (b,) int64.
+
+        Logs the two terms, their schedules, the share of the vocabulary that the batch uses and its perplexity.
+        """
+        config = self.config
+        x = self.online.mapped(batch["views"][0])
+        logits = self.online.encoder(x)  # b k h w
+        temperature = anneal(progress, 1.0, config.temperature, config.temperature_decay)
+        weight = anneal(progress, 0.0, config.kl_weight, config.kl_warmup)
+        _, k, h, w = logits.shape
+        noise = rearrange(gumbel_noise(batch["seed"], (h, w, k)), "b h w k -> b k h w")
+        codes = ((_wide(logits) + noise) / temperature).softmax(1)
+        mu, log_b = self.online.decoder(codes.to(logits.dtype)).chunk(2, 1)
+        reconstruction, kl = logit_laplace_loss(x, mu, log_b), kl_to_uniform(logits)
+        positions_per_value = logits[:, 0].numel() / x.numel()  # 1 / 192 for three channels
+        used, perplexity = usage(logits.detach().argmax(1), config.vocab)
+        return {
+            "loss": reconstruction + weight * positions_per_value * kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "kl_weight": x.new_tensor(weight),
+            "temperature": x.new_tensor(temperature),
+            "codes_used": used,
+            "perplexity": perplexity,
+        }
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        ema_update(self.average, self.online, self.config.ema)
+
+    @torch.no_grad()
+    def tokenize(self, images: Tensor) -> Tensor:
+        """Token ids (b, h/8, w/8) of images (b, c, h, w): the most likely ones."""
+        return self.average.tokenize(images)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """Images (b, c, 8h, 8w) in [0, 1] of token ids (b, h, w)."""
+        return self.average.decode(ids)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The mean over positions of what the logits are computed from, (b, 8 · hidden)."""
+        return self.average.encoder.features(self.average.mapped(images)).mean((2, 3))
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """What the logits are computed from, (b, h, w, 8 · hidden)."""
+        return rearrange(self.average.encoder.features(self.average.mapped(images)), "b d h w -> b h w d")
+
+
+def usage(ids: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+    """(share of the vocabulary that occurs, perplexity exp(H) of the frequencies) of token ids of any shape."""
+    ids = ids.flatten()
+    counts = torch.zeros(vocab, device=ids.device).scatter_add_(0, ids, torch.ones(len(ids), device=ids.device))
+    share = counts / counts.sum()
+    return (counts > 0).float().mean(), (-torch.xlogy(share, share).sum()).exp()
+
+
+def train_dvae(
+    config: DVAEConfig,
+    data: str | Path | None = None,
+    out: str | Path = "runs/dvae",
+    *,
+    init: str | Path | None = None,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+) -> DVAE:
+    """Train a tokenizer from a notebook, the same as `ssl-beit train --method dvae`."""
+    from ssl_core.train.run import train as run
+
+    return run(DVAE_RECIPE, config, data=data, out=out, init=init, options=options)

@@ -1,0 +1,17 @@
+"""The console script `ssl-clip`, also `python -m ssl_clip`."""
+
+from __future__ import annotations
+
+import sys
+
+from ssl_clip.config import RECIPE
+from ssl_clip.verbs import VERBS
+from ssl_core.cli import main as run
+
+
+def main() -> None:
+    sys.exit(run([RECIPE], verbs=VERBS))
+
+
+if __name__ == "__main__":
+    main()

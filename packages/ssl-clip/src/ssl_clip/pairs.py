@@ -1,0 +1,284 @@
+"""Images with captions: what `--data` names, as sources whose `texts(index)` are an image's captions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_core.data.images import BadSample, DataError, read_image, to_tensor
+from ssl_core.data.scenes import CLASSES, SLOTS, draw, held_out, render
+from ssl_core.data.sources import EXTENSIONS, PathTable, Source, digest, open_source
+
+IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
+TEXT_COLUMNS = ("caption", "captions", "text", "texts", "title", "sentences")
+SCENES = {"train": (8000, 0), "test": (1000, 1)}
+"""Pictures and seed of the built-in pairs; no combination of two objects is in both."""
+KINDS = (
+    "a .csv, .tsv or .jsonl file with columns 'path' and 'caption', a folder with captions (name.txt) beside the images, "
+    "or hf:<name> with an image and a text column"
+)
+
+
+def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str = "train") -> Source:
+    """Open the pairs that `data` names.
+
+    - None: captioned scenes; one combination in ten of shape, texture, shape and texture is in the test split alone;
+    - a .csv or .tsv (separator sniffed) or .jsonl file with a path and a caption in each row, paths from its own folder
+      on; several rows, or a list in .jsonl, give an image several captions;
+    - a folder with `name.txt` beside `name.jpg`, one caption a line; with `train` and `test` in it, these are the splits;
+    - hf:name with an image column and a text column.
+    Images without captions (a folder of classes, torchvision:name) come as `ssl_core.data.sources.open_source` has them:
+    to be classified, searched and evaluated; training on them is refused. Raises DataError, naming the row.
+    """
+    size = max(config.size)
+    if data is None or os.fspath(data) == "scenes":
+        return CaptionedScenes(split, size, config.in_channels)
+    text = os.fspath(data)
+    path = Path(text).expanduser()
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl") and path.is_file():
+        columns = _columns(path)
+        if columns is None:
+            return open_source(data, channels=config.in_channels, split=split, size=size)
+        if split == "test":
+            raise DataError(f"{path} has no test split: name the test data's own file")
+        return PairFiles.of_rows(path.parent, _rows(path, *columns), config.in_channels, path)
+    if path.is_dir():
+        return _open_folder(path, config.in_channels, split, size)
+    source = open_source(data, channels=config.in_channels, split=split, size=size)
+    if text.startswith("hf:"):
+        return _open_hf(source, text)
+    return source
+
+
+class PairFiles:
+    """Image files under `root`, each with one caption or more."""
+
+    labels: np.ndarray | None = None
+    classes: list[str] | None = None
+
+    def __init__(self, root: Path, paths: list[str], texts: list[list[str]], channels: int) -> None:
+        self.root, self.channels, self.paths = str(root), channels, PathTable(paths)
+        self._first = np.cumsum([0, *map(len, texts)])
+        self._texts = PathTable(caption for captions in texts for caption in captions)
+
+    @classmethod
+    def of_rows(cls, root: Path, rows: Iterator[tuple[str, str, list[str]]], channels: int, where: Path) -> PairFiles:
+        """From (row's name in messages, path, captions); rows of one path are joined."""
+        found: dict[str, list[str]] = {}
+        for row, path, captions in rows:
+            captions = [" ".join(caption.split()) for caption in captions]
+            if not captions or not all(captions):
+                raise DataError(f"{row}: the caption of {path!r} is missing or empty: write one, or remove the row")
+            found.setdefault(_contained(path, row), []).extend(captions)
+        if not found:
+            raise DataError(f"{where} holds no pair")
+        return cls(root, list(found), list(found.values()), channels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> dict[str, Any]:
+        return {"image": read_image(os.path.join(self.root, self.paths[index]), self.channels)}
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def texts(self, index: int) -> list[str]:
+        return [self._texts[i] for i in range(self._first[index], self._first[index + 1])]
+
+    def captions(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def fingerprint(self) -> str:
+        return digest(self.paths.buffer, self._texts.buffer, self._texts.offsets, self._first)
+
+
+class CaptionedScenes:
+    """Rendered pictures of two objects whose captions compose; labels are the class of the main object.
+
+    One combination of two objects in ten is in the test split, and there alone.
+    """
+
+    def __init__(self, split: str, size: int, channels: int) -> None:
+        number, self.seed = SCENES[split]
+        self.size, self.channels, self.classes = size, channels, list(CLASSES)
+        indices, labels, index = [], [], 0
+        while len(indices) < number:
+            factors = draw(self.seed, index, second_object=True)
+            assert factors.second is not None
+            if held_out(factors.main.name, factors.second.name) == (split == "test"):
+                indices.append(index)
+                labels.append(factors.main.label)
+            index += 1
+        self.indices, self.labels = np.array(indices), np.array(labels)
+        self.templates = tuple(f"a {size} {{}} {relation} a {other}" for size in ("small", "large")
+                               for relation in ("left of", "right of", "above", "below") for other in CLASSES)  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load(self, index: int) -> dict[str, Any]:
+        scene = render(self.seed, int(self.indices[index]), self.size, second_object=True)
+        return {"image": to_tensor(scene.image, self.channels)}
+
+    def name(self, index: int) -> str:
+        return f"scenes/{self.seed}/{int(self.indices[index]):06d}"
+
+    def texts(self, index: int) -> list[str]:
+        return [draw(self.seed, int(self.indices[index]), second_object=True).caption]
+
+    def captions(self) -> Iterator[str]:
+        return (self.texts(i)[0] for i in range(len(self)))
+
+    def fingerprint(self) -> str:
+        return digest(f"pairs {SLOTS} {self.seed} {self.size} {self.channels}".encode(), self.indices)
+
+
+class HuggingFacePairs:
+    """A `datasets` data set with an image column and a column of texts, or of lists of them."""
+
+    def __init__(self, source: Any, column: str) -> None:
+        self.source, self.column = source, column
+        self.labels, self.classes = source.labels, source.classes
+        self.load, self.name = source.load, source.name
+        self._texts = source.dataset.select_columns([column])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def texts(self, index: int) -> list[str]:
+        value = self._texts[index][self.column]
+        captions = [value] if isinstance(value, str) else list(value or ())
+        if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
+            raise BadSample(f"its {self.column!r} is missing, empty or no text")
+        return captions
+
+    def captions(self) -> Iterator[str]:
+        for row in self._texts:
+            value = row[self.column]
+            yield from (value,) if isinstance(value, str) else (caption for caption in value or () if caption)
+
+    def fingerprint(self) -> str:
+        return digest(self.source.fingerprint().encode(), self.column.encode())
+
+
+def _open_hf(source: Any, data: str) -> Any:
+    columns = source.dataset.features
+    column = next((name for name in TEXT_COLUMNS if name in columns), None)
+    if column is None and source.labels is None:
+        raise DataError(
+            f"{data} has no column of captions, only {list(columns)}: name it one of {', '.join(TEXT_COLUMNS)}"
+        )
+    return source if column is None else HuggingFacePairs(source, column)
+
+
+def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
+    """Captions beside the images; a folder without any is one of images alone."""
+    test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
+    parted = test is not None and (folder / "train").is_dir()
+    part = folder / (("train" if split == "train" else str(test)) if parted else "")
+    stems = [
+        file for file in part.rglob("*.txt") if not any(name.startswith(".") for name in file.parts[len(part.parts) :])
+    ]
+    if not stems:
+        return open_source(folder, channels=channels, split=split, size=size)
+    if split == "test" and not parted:
+        raise DataError(f"{folder} has no test split: make {folder}/train and {folder}/test")
+    pictures = {file.with_suffix(""): file for file in sorted(part.rglob("*")) if file.suffix.lower() in EXTENSIONS}
+    lonely = sorted(path for stem, path in pictures.items() if not stem.with_suffix(".txt").is_file())
+    if lonely:
+        raise DataError(f"{len(lonely)} of {len(pictures)} images have no caption, the first {lonely[0]}: "
+                        f"write {lonely[0].with_suffix('.txt').name} beside it, one caption a line, or move it away")  # fmt: skip
+    rows = (
+        (str(path), str(path.relative_to(folder)), _lines(stem.with_suffix(".txt"))) for stem, path in pictures.items()
+    )
+    return PairFiles.of_rows(folder, rows, channels, folder)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {file}: {error}") from error
+
+
+def _columns(file: Path) -> tuple[str, str] | None:
+    """Names of the image and the caption column, or None where there is no caption column."""
+    if file.suffix.lower() == ".jsonl":
+        first = next(_objects(file), ("", {}))[1]
+        names = list(first)
+    else:
+        names = _table(file)[0]
+    lower = {name.strip().lower(): name for name in names}
+    image = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
+    text = next((lower[name] for name in TEXT_COLUMNS if name in lower), None)
+    if text is None and "path" in lower and file.suffix.lower() != ".jsonl":
+        return None
+    if image is None or text is None:
+        raise DataError(f"{file} has the columns {names}: name two of them 'path' and 'caption'")
+    return image, text
+
+
+def _rows(file: Path, image: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(row's name, path, captions) of each row."""
+    if file.suffix.lower() == ".jsonl":
+        for where, row in _objects(file):
+            value = row.get(text)
+            captions = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+            if not isinstance(row.get(image), str):
+                raise DataError(f"{where} has no {image!r}")
+            yield where, row[image], [caption if isinstance(caption, str) else "" for caption in captions]
+        return
+    names, rows = _table(file)
+    for number, cells in rows:
+        if len(cells) != len(names):
+            raise DataError(f"{file}, row {number}: {len(cells)} columns, the header has {len(names)}: "
+                            'put a caption with a separator in it between "quotes"')  # fmt: skip
+        row = dict(zip(names, cells, strict=True))
+        yield f"{file}, row {number}", row[image], [row[text]]
+
+
+def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of each line of a .jsonl file."""
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    value = json.loads(line)
+                    if not isinstance(value, dict):
+                        raise DataError(f"{file}, line {number}: {line[:60]!r} is no object")
+                    yield f"{file}, line {number}", value
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"cannot read {file}: {error}") from error
+
+
+def _table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """(header, (row number as an editor counts, cells) of each row that is not blank); tab, semicolon or comma."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            first = lines.readline()
+            delimiter = max("\t;,", key=first.count)
+            lines.seek(0)
+            rows = csv.reader(lines, delimiter=delimiter, strict=True)
+            header = [name.strip() for name in next(rows, [])]
+            return header, [(rows.line_num, cells) for cells in rows if cells]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {file}: {error}") from error
+
+
+def _contained(path: str, where: str) -> str:
+    """A path as the user wrote it if absolute, else one that cannot leave the folder."""
+    if not path.strip() or "\0" in path:
+        raise DataError(f"{where}: {path!r} is not a path")
+    clean = path if os.path.isabs(path) else os.path.normpath(path)
+    if clean == ".." or clean.startswith(".." + os.sep):
+        raise DataError(f"{where}: {path!r} leaves the file's folder: write an absolute path")
+    return clean

@@ -1,0 +1,111 @@
+"""CLIP's ResNet (section 2.4 of the paper, arXiv 2103.00020): ResNet-D with three stem convolutions, average pools in
+front of what has a stride, and attention instead of the last average pool. Parameter names are OpenAI's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ssl_clip.config import RESNET_STRIDE, CLIPConfig
+from ssl_core.distributed import BatchNorm
+from ssl_core.patches import PosInterp, interpolate_positions
+from ssl_core.vit import attention
+
+EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = BatchNorm(width)
+        self.conv3 = nn.Conv2d(width, EXPANSION * width, 1, bias=False)
+        self.bn3 = BatchNorm(EXPANSION * width)
+        self.stride = stride
+        self.downsample: nn.Module | None = None
+        if stride > 1 or inputs != EXPANSION * width:
+            conv, norm = nn.Conv2d(inputs, EXPANSION * width, 1, bias=False), BatchNorm(EXPANSION * width)
+            self.downsample = nn.ModuleDict({"0": conv, "1": norm})
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(self._pooled(out)))
+        if isinstance(self.downsample, nn.ModuleDict):
+            x = self.downsample["1"](self.downsample["0"](self._pooled(x)))
+        return F.relu(out + x)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+
+
+class AttentionPool(nn.Module):
+    """The mean of a map's cells asks all cells; `c_proj` goes into the common space."""
+
+    def __init__(self, grid: tuple[int, int], dim: int, heads: int, out: int, pos_interp: PosInterp) -> None:
+        super().__init__()
+        self.grid, self.heads = grid, heads
+        self.pos_interp: PosInterp = pos_interp
+        self.positional_embedding = nn.Parameter(torch.randn(1 + grid[0] * grid[1], dim) * dim**-0.5)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim) for _ in range(3))
+        self.c_proj = nn.Linear(dim, out)
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(linear.weight, std=dim**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        x = rearrange(x, "b d h w -> b (h w) d")
+        pos = interpolate_positions(self.positional_embedding[None], self.grid, (h, w), self.pos_interp)
+        x = torch.cat([x.mean(1, keepdim=True), x], 1) + pos.to(x.dtype)
+        q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
+        q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in (q, k, v))
+        return self.c_proj(rearrange(attention(q, k, v), "b h 1 d -> b (h d)"))
+
+
+class ResNetTower(nn.Module):
+    """Images (b, c, h, w), sides divisible by 32 -> (b, embed_dim): the attention pool ends in the projection."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        width = config.dim
+        self.conv1 = nn.Conv2d(config.in_channels, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = BatchNorm(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = BatchNorm(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = BatchNorm(width)
+        inputs = width
+        for number, blocks in enumerate(config.stages):
+            planes = width * 2**number
+            stage = []
+            for i in range(blocks):
+                stage.append(Bottleneck(inputs, planes, 2 if number and i == 0 else 1))
+                inputs = EXPANSION * planes
+            self.add_module(f"layer{number + 1}", nn.Sequential(*stage))
+        self.attnpool = AttentionPool(config.grid, inputs, config.heads, config.embed_dim, config.pos_interp)
+        for block in self.modules():
+            if isinstance(block, Bottleneck):
+                nn.init.zeros_(block.bn3.weight)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """(b, d, h / 32, w / 32)"""
+        if any(side % RESNET_STRIDE for side in images.shape[2:]):
+            raise ValueError(f"sides {tuple(images.shape[2:])} must be divisible by {RESNET_STRIDE}")
+        x = images.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            x = F.relu(norm(conv(x)))
+        x = F.avg_pool2d(x, 2)
+        for number in range(1, 5):
+            x = self.get_submodule(f"layer{number}")(x)
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.attnpool(self.feature_map(images))
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """(b, h, w, d) before the attention pool."""
+        return rearrange(self.feature_map(images), "b d h w -> b h w d")

@@ -1,0 +1,153 @@
+"""The two losses: against plain Python, in one process and in several, and against open_clip's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_clip import clip, clip_loss, pairwise, siglip_loss
+from ssl_core import distributed
+from ssl_core.testing import children
+
+
+def features(n: int = 7, d: int = 5, *, length: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+    return length * F.normalize(image, dim=1), length * F.normalize(image + text, dim=1)
+
+
+def plain_clip(image: list, text: list, scale: float) -> float:
+    total = 0.0
+    for i in range(len(image)):
+        row = [scale * sum(a * b for a, b in zip(image[i], y, strict=True)) for y in text]
+        column = [scale * sum(a * b for a, b in zip(x, text[i], strict=True)) for x in image]
+        for logits in (row, column):
+            top = max(logits)
+            total += top + math.log(sum(math.exp(s - top) for s in logits)) - logits[i]
+    return total / (2 * len(image))
+
+
+def plain_siglip(image: list, text: list, scale: float, bias: float) -> float:
+    total = 0.0
+    for i, x in enumerate(image):
+        for j, y in enumerate(text):
+            logit = scale * sum(a * b for a, b in zip(x, y, strict=True)) + bias
+            total += math.log1p(math.exp(-logit if i == j else logit))
+    return total / len(image)
+
+
+def simple_clip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    logits, target = scale * image @ text.T, torch.arange(len(image))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def simple_siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    logits = scale * image @ text.T + bias
+    return -F.logsigmoid(logits * (2 * torch.eye(len(image)) - 1)).sum() / len(image)
+
+
+def with_gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = loss(*leaves)
+    return [value.detach(), *torch.autograd.grad(3 * value, leaves)]
+
+
+def assert_close(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-10) -> None:
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+
+
+SCALE, BIAS = torch.tensor(9.0, dtype=torch.float64), torch.tensor(-3.0, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+def test_losses_equal_plain_python(scale):
+    image, text = features()
+    t = torch.tensor(scale, dtype=torch.float64)
+    assert clip_loss(image, text, t).item() == pytest.approx(
+        plain_clip(image.tolist(), text.tolist(), scale), rel=1e-12
+    )
+    expected = plain_siglip(image.tolist(), text.tolist(), scale, -3.0)
+    assert siglip_loss(image, text, t, BIAS).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 3, 8, 1000])
+@pytest.mark.parametrize("kept", [0, 20, 1000])
+@pytest.mark.parametrize("length", [1.0, 3.0])
+def test_blocks_change_nothing(block, kept, length, monkeypatch):
+    monkeypatch.setattr(pairwise, "BLOCK", block)
+    monkeypatch.setattr(clip, "KEPT", kept)
+    image, text = features(length=length)  # at length 3 the logits reach 81, beyond NARROW
+    assert_close(with_gradients(clip_loss, image, text, SCALE), with_gradients(simple_clip, image, text, SCALE))
+    ours = with_gradients(siglip_loss, image, text, SCALE, BIAS)
+    assert_close(ours, with_gradients(simple_siglip, image, text, SCALE, BIAS))
+
+
+def test_logits_far_apart_stay_finite_in_fp32():
+    image = torch.eye(4) * torch.tensor([30.0, 1.0, 1.0, 0.01])
+    for text in (image.clone(), -image):
+        outputs = with_gradients(clip_loss, image, text, torch.tensor(100.0))
+        assert_close(outputs, with_gradients(simple_clip, image, text, torch.tensor(100.0)), 1e-3)
+        assert all(torch.isfinite(x).all() for x in outputs)
+        assert all(torch.isfinite(x).all() for x in with_gradients(siglip_loss, image, text, torch.tensor(100.0), BIAS))
+
+
+def test_half_precision_features_and_autocast_do_not_round_logits():
+    image, text = (x.to(torch.bfloat16) for x in features(64, 32))
+    expected = simple_clip(image.double(), text.double(), torch.tensor(100.0)).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert clip_loss(image, text, torch.tensor(100.0)).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_shapes_that_do_not_pair_are_refused():
+    image, text = features()
+    with pytest.raises(ValueError, match=r"image and text must both be \(n, d\), got \(7, 5\) and \(6, 5\)"):
+        clip_loss(image, text[:6], SCALE)
+    with pytest.raises(ValueError, match="must both be"):
+        siglip_loss(image[0], text[0], SCALE, BIAS)
+
+
+def test_the_share_of_right_answers_is_logged():
+    image, _ = features()
+    assert clip.clip_statistics(image, image, SCALE)[1].item() == 1
+    assert clip.clip_statistics(image, image.roll(1, 0), SCALE)[1].item() == 0
+
+
+@pytest.mark.parametrize("cuts", [(4, 3), (1, 6), (3, 2, 2)])
+def test_processes_with_any_numbers_of_rows_have_the_gradient_of_one(cuts):
+    image, text = features()
+    whole = [with_gradients(simple_clip, image, text, SCALE), with_gradients(simple_siglip, image, text, SCALE, BIAS)]
+
+    def rank() -> list[list[list]]:
+        with distributed.process_group(60):
+            part = slice(sum(cuts[: distributed.rank()]), sum(cuts[: distributed.rank() + 1]))
+            pair = (image[part], text[part], SCALE)
+            both = [with_gradients(clip_loss, *pair), with_gradients(siglip_loss, *pair, BIAS)]
+            return [[x.tolist() for x in outputs] for outputs in both]
+
+    ranks = []
+    for ended in children.run_ranks(len(cuts), rank):
+        assert ended.code == 0, ended
+        ranks.append(ended.value)
+    for number, expected in enumerate(whole):
+        outputs = [[torch.tensor(x, dtype=torch.float64) for x in ended[number]] for ended in ranks]
+        for own in outputs:
+            assert_close([own[0]], [expected[0]])
+        world = len(cuts)  # as DDP takes the mean: features are of one rank each, scale and bias of all
+        joined = [torch.cat([own[i] for own in outputs]) / world for i in (1, 2)]
+        shared = [sum(own[i] for own in outputs) / world for i in range(3, len(expected))]
+        assert_close([*joined, *shared], expected[1:])
+
+
+def test_both_equal_open_clips():
+    theirs = pytest.importorskip("open_clip.loss")
+    image, text = features(32, 16)
+    expected = with_gradients(lambda i, t, s: theirs.ClipLoss()(i, t, s), image, text, SCALE)
+    assert_close(with_gradients(clip_loss, image, text, SCALE), expected)
+    expected = with_gradients(lambda i, t, s, b: theirs.SigLipLoss()(i, t, s, b), image, text, SCALE, BIAS)
+    assert_close(with_gradients(siglip_loss, image, text, SCALE, BIAS), expected)

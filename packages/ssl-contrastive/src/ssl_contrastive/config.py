@@ -1,0 +1,356 @@
+"""Configurations of SimCLR, MoCo, BYOL and SimSiam and their presets. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ssl_core.config import BackboneConfig, TrainConfig, check
+from ssl_core.method import Recipe
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig(BackboneConfig, TrainConfig):
+    """The encoder, the recipe and the two views of an image, in order: crop, flip, colour, grey, blur, solarize."""
+
+    backbone: Literal["vit", "resnet18", "resnet34", "resnet50"] = "resnet50"
+    """architecture of the encoder"""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """share of the image's area in a random crop"""
+    flip: bool = True
+    """mirror at random"""
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    """strength of brightness, contrast, saturation and hue; the last two need RGB"""
+    jitter_p: float = 0.8
+    """share of views whose colours are jittered"""
+    grayscale_p: float = 0.2
+    """share of views without colour"""
+    blur_p: tuple[float, float] = (0.5, 0.5)
+    """share of first and of second views that are blurred"""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """range of the blur's standard deviation in pixels"""
+    solarize_p: tuple[float, float] = (0.0, 0.0)
+    """share of first and of second views whose bright pixels are inverted"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.crop_scale
+        check(0 < low <= high <= 1, "crop_scale", self.crop_scale, "must be two rising shares in (0, 1]")
+        check(all(x >= 0 for x in self.jitter), "jitter", self.jitter, "must not be negative")
+        check(self.jitter[3] <= 0.5, "jitter", self.jitter, "a hue is turned by at most half a circle, 0.5")
+        low, high = self.blur_sigma
+        check(0 < low <= high, "blur_sigma", self.blur_sigma, "must be two rising positive numbers")
+        for name in ("jitter_p", "grayscale_p", "blur_p", "solarize_p"):
+            value = getattr(self, name)
+            shares = value if isinstance(value, tuple) else (value,)
+            check(all(0 <= p <= 1 for p in shares), name, value, "must lie in [0, 1]")
+        check(self.in_channels == 3 or not any(self.jitter[2:]) or not self.jitter_p, "jitter", self.jitter,
+              f"saturation and hue need RGB images, these have {self.in_channels} channels: set both to 0")  # fmt: skip
+        check(self.batch_size > 1, "batch_size", self.batch_size, "batch norm needs at least two samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig(ContrastiveConfig):
+    """The defaults are the paper's ResNet-50 for 100 epochs (arXiv 2002.05709)."""
+
+    temperature: float = 0.1
+    """of the softmax over cosine similarities"""
+    head_layers: Literal[2, 3] = 2
+    """layers of the projector: 2 in the paper, 3 in SimCLRv2"""
+    projection: int = 128
+    """width of what is compared"""
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """SimCLR gives its network pixels in [0, 1] as they are"""
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """pixel standard deviation per channel"""
+
+    optimizer: Literal["adamw", "sgd", "lars"] = "lars"
+    epochs: float = 100
+    batch_size: int = 4096
+    base_lr: float = 0.3
+    warmup_epochs: float = 10
+    weight_decay: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.temperature > 0, "temperature", self.temperature, "must be positive")
+        check(self.projection > 0, "projection", self.projection, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoCoConfig(ContrastiveConfig):
+    """The defaults are MoCo v2's ResNet-50 for 200 epochs (arXiv 2003.04297)."""
+
+    temperature: float = 0.2
+    """of the softmax over cosine similarities"""
+    queue: int = 65536
+    """keys of earlier steps that serve as negatives"""
+    ema: float = 0.999
+    """momentum of the key encoder"""
+    head_layers: Literal[1, 2] = 2
+    """layers of the projector: 1 in v1, 2 in v2"""
+    projection: int = 128
+    """width of what is compared"""
+    symmetric: bool = False
+    """each view is query once and key once, which counts as about twice the epochs"""
+    bn_splits: int = 8
+    """parts of the global batch that batch norm sees apart, shuffled between query and key: the authors' 8 GPUs"""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    optimizer: Literal["adamw", "sgd", "lars"] = "sgd"
+    epochs: float = 200
+    batch_size: int = 256
+    base_lr: float = 0.03
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.temperature > 0, "temperature", self.temperature, "must be positive")
+        check(0 < self.queue < 2**31, "queue", self.queue, "must hold at least one key")
+        check(0 <= self.ema <= 1, "ema", self.ema, "must lie in [0, 1]")
+        check(self.projection > 0, "projection", self.projection, "must be positive")
+        most = self.batch_size if self.is_vit else self.batch_size // 2
+        check(1 <= self.bn_splits <= most, "bn_splits", self.bn_splits,
+              f"a batch of {self.batch_size} can be split into 1 … {most} parts of two samples or more")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BYOLConfig(ContrastiveConfig):
+    """The defaults are the paper's ResNet-50 for 1000 epochs (arXiv 2006.07733)."""
+
+    ema: float = 0.996
+    """momentum of the target at the start; it rises to 1 by a cosine"""
+    hidden: int = 4096
+    """hidden width of projector and predictor"""
+    projection: int = 256
+    """width of what is predicted"""
+
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    blur_p: tuple[float, float] = (1.0, 0.1)
+    solarize_p: tuple[float, float] = (0.0, 0.2)
+    optimizer: Literal["adamw", "sgd", "lars"] = "lars"
+    epochs: float = 1000
+    batch_size: int = 4096
+    base_lr: float = 0.2
+    warmup_epochs: float = 10
+    weight_decay: float = 1.5e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.ema <= 1, "ema", self.ema, "must lie in [0, 1]")
+        for name in ("hidden", "projection"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimSiamConfig(ContrastiveConfig):
+    """The defaults are the paper's ResNet-50 for 100 epochs (arXiv 2011.10566)."""
+
+    head_layers: Literal[2, 3] = 3
+    """layers of the projector: 3 in the paper, 2 for CIFAR"""
+    projection: int = 2048
+    """width of what is predicted"""
+    predictor_hidden: int = 512
+    """hidden width of the predictor, a quarter of the projection"""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    optimizer: Literal["adamw", "sgd", "lars"] = "sgd"
+    epochs: float = 100
+    batch_size: int = 512
+    base_lr: float = 0.05
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("projection", "predictor_hidden"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+
+
+CIFAR = {
+    "backbone": "resnet18", "small_stem": True, "image_size": 32, "crop_pct": 1.0, "mean": CIFAR_MEAN, "std": CIFAR_STD,
+    "batch_size": 512, "blur_p": (0.0, 0.0),
+}  # fmt: skip
+"""What every recipe for CIFAR-10 has: ResNet-18 with the small stem, no blur at 32 pixels."""
+
+SCENES = {
+    "backbone": "resnet18", "width": 12, "small_stem": True, "image_size": 32, "crop_pct": 1.0, "precision": "fp32",
+    "crop_scale": (0.5, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "batch_size": 128,
+    "blur_p": (0.3, 0.3), "solarize_p": (0.0, 0.0),
+}  # fmt: skip
+"""A small ResNet-18 for the built-in scenes in minutes on a CPU; the figures stand in docs/benchmarks.md."""
+
+VIT_SMALL = {
+    "backbone": "vit", "dim": 384, "depth": 12, "heads": 6, "optimizer": "adamw", "batch_size": 1024,
+    "base_lr": 1.5e-4, "warmup_epochs": 40.0, "epochs": 300.0, "weight_decay": 0.1, "drop_path": 0.0,
+}  # fmt: skip
+"""ViT-S/16 with MoCo v3's optimiser (arXiv 2104.02057): no figure of these four papers, a start for one machine."""
+
+
+def simclr_imagenet_resnet50() -> SimCLRConfig:
+    """ResNet-50, 100 epochs at batch 4096: linear probe 64.5 % (the authors' README), 69.1 % after 1000. Not run here."""
+    return SimCLRConfig()
+
+
+def simclr_v2_resnet50() -> SimCLRConfig:
+    """SimCLRv2 (arXiv 2006.10029): a projector of three layers, decay 1e-4, 800 epochs.
+
+    Linear probe 71.7 % (the authors' README); fine-tuning starts from the projector's first layer there, from the
+    encoder here. Not run here.
+    """
+    return SimCLRConfig(head_layers=3, weight_decay=1e-4, epochs=800, warmup_epochs=40)
+
+
+def simclr_cifar_resnet18() -> SimCLRConfig:
+    """CIFAR-10: the authors' repository has about 91 % (linear, 1000 epochs). Not run here."""
+    return SimCLRConfig(
+        **CIFAR, jitter=(0.4, 0.4, 0.4, 0.1), temperature=0.5, epochs=1000, base_lr=0.5, weight_decay=1e-4
+    )
+
+
+def simclr_vit_small() -> SimCLRConfig:
+    """ViT-S/16: not in the paper; MoCo v3's optimiser. Not run here."""
+    return SimCLRConfig(**VIT_SMALL, temperature=0.2)
+
+
+def simclr_demo() -> SimCLRConfig:
+    """The built-in scenes in minutes on a CPU."""
+    return SimCLRConfig(
+        **SCENES, optimizer="adamw", base_lr=4e-3, weight_decay=0.05, epochs=13, warmup_epochs=1, temperature=0.2
+    )
+
+
+def moco_imagenet_resnet50() -> MoCoConfig:
+    """MoCo v2, 200 epochs at batch 256: linear probe 67.7 %, 71.1 % after 800 (the authors' README). Not run here."""
+    return MoCoConfig()
+
+
+def moco_v1_resnet50() -> MoCoConfig:
+    """MoCo v1 (arXiv 1911.05722): one linear layer, T 0.07, jitter in every view, no blur; linear probe 60.6 %.
+
+    The authors divide the learning rate by 10 after 120 and 160 epochs, this is half a cosine. Not run here.
+    """
+    return MoCoConfig(temperature=0.07, head_layers=1, jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, blur_p=(0.0, 0.0))
+
+
+def moco_cifar_resnet18() -> MoCoConfig:
+    """CIFAR-10 as in the authors' notebook: k-NN 82.6 % after 200 epochs, 88.7 % after 800 (85.3 and 89.7 % with
+    symmetric=True). Not run here."""
+    return MoCoConfig(
+        **CIFAR, crop_scale=(0.08, 1.0), temperature=0.1, queue=4096, ema=0.99, head_layers=1, base_lr=0.03,
+        weight_decay=5e-4,
+    )  # fmt: skip
+
+
+def moco_vit_small() -> MoCoConfig:
+    """ViT-S/16: not in the papers; MoCo v3's optimiser. Not run here."""
+    return MoCoConfig(**VIT_SMALL, bn_splits=1)
+
+
+def moco_demo() -> MoCoConfig:
+    """The built-in scenes in minutes on a CPU."""
+    return MoCoConfig(**SCENES, queue=1024, ema=0.99, epochs=13, base_lr=0.06, weight_decay=5e-4, bn_splits=4)
+
+
+def byol_imagenet_resnet50() -> BYOLConfig:
+    """ResNet-50, 1000 epochs at batch 4096: linear probe 74.3 % (the paper; 74.0 to 74.5 in the authors' repository).
+
+    With 100 epochs the authors take base_lr 0.45, ema 0.99 and decay 1e-6; with 300 epochs 0.3. Not run here.
+    """
+    return BYOLConfig()
+
+
+def byol_cifar_resnet18() -> BYOLConfig:
+    """CIFAR-10: not in the paper; the optimiser of the authors' small check (ResNet-18 on Imagenette, 1000 epochs).
+
+    solo-learn's table has 92.58 % (linear, 1000 epochs) with a LARS of another kind. Not run here.
+    """
+    fields = CIFAR | {"batch_size": 256}
+    return BYOLConfig(**fields, base_lr=2.0, weight_decay=1e-6)
+
+
+def byol_vit_small() -> BYOLConfig:
+    """ViT-S/16: not in the paper; MoCo v3's optimiser. Not run here."""
+    return BYOLConfig(**VIT_SMALL)
+
+
+def byol_demo() -> BYOLConfig:
+    """The built-in scenes in minutes on a CPU."""
+    return BYOLConfig(
+        **SCENES, hidden=512, projection=128, ema=0.98, optimizer="sgd", epochs=16, base_lr=0.2, weight_decay=5e-4,
+        warmup_epochs=1,
+    )  # fmt: skip
+
+
+def simsiam_imagenet_resnet50() -> SimSiamConfig:
+    """ResNet-50, 100 epochs at batch 512: linear probe 68.1 % (the authors' README), 71.3 % after 800 (the paper).
+
+    Not run here.
+    """
+    return SimSiamConfig()
+
+
+def simsiam_cifar_resnet18() -> SimSiamConfig:
+    """CIFAR-10: linear 91.8 % after 800 epochs (the paper, appendix D). Not run here."""
+    return SimSiamConfig(**CIFAR, head_layers=2, epochs=800, base_lr=0.03, weight_decay=5e-4)
+
+
+def simsiam_vit_small() -> SimSiamConfig:
+    """ViT-S/16: not in the paper; MoCo v3's optimiser. Not run here."""
+    return SimSiamConfig(**VIT_SMALL)
+
+
+def simsiam_demo() -> SimSiamConfig:
+    """The built-in scenes in minutes on a CPU."""
+    fields = SCENES | {"crop_scale": (0.2, 1.0)}
+    return SimSiamConfig(
+        **fields, head_layers=2, projection=512, predictor_hidden=128, epochs=14, base_lr=0.12, weight_decay=5e-4
+    )
+
+
+SIMCLR: dict[str, Callable[[], SimCLRConfig]] = {
+    "demo": simclr_demo,
+    "cifar_resnet18": simclr_cifar_resnet18,
+    "vit_small": simclr_vit_small,
+    "imagenet_resnet50": simclr_imagenet_resnet50,
+    "v2_resnet50": simclr_v2_resnet50,
+}
+MOCO: dict[str, Callable[[], MoCoConfig]] = {
+    "demo": moco_demo,
+    "cifar_resnet18": moco_cifar_resnet18,
+    "vit_small": moco_vit_small,
+    "imagenet_resnet50": moco_imagenet_resnet50,
+    "v1_resnet50": moco_v1_resnet50,
+}
+BYOL: dict[str, Callable[[], BYOLConfig]] = {
+    "demo": byol_demo,
+    "cifar_resnet18": byol_cifar_resnet18,
+    "vit_small": byol_vit_small,
+    "imagenet_resnet50": byol_imagenet_resnet50,
+}
+SIMSIAM: dict[str, Callable[[], SimSiamConfig]] = {
+    "demo": simsiam_demo,
+    "cifar_resnet18": simsiam_cifar_resnet18,
+    "vit_small": simsiam_vit_small,
+    "imagenet_resnet50": simsiam_imagenet_resnet50,
+}
+
+
+def _recipe(name: str, method: str) -> Recipe:
+    return Recipe(
+        name=name,
+        package="ssl_contrastive",
+        config=f"ssl_contrastive.config:{method}Config",
+        presets=f"ssl_contrastive.config:{name.upper()}",
+        method=f"ssl_contrastive.{name}:{method}",
+        views="ssl_contrastive.views:build",
+        show="ssl_contrastive.show:show",
+    )
+
+
+RECIPES = {name: _recipe(name, method) for name, method in
+           (("simclr", "SimCLR"), ("moco", "MoCo"), ("byol", "BYOL"), ("simsiam", "SimSiam"))}  # fmt: skip

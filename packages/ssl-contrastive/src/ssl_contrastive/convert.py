@@ -1,0 +1,190 @@
+"""The encoders elsewhere: transformers, timm, torchvision, and the authors' checkpoints of MoCo and SimSiam.
+
+`model.safetensors` holds the encoder as transformers' ViT or torchvision's ResNet; heads, target and queue go to
+`heads.safetensors`. SimCLR's and BYOL's authors published no PyTorch weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ssl_contrastive.config import BYOLConfig, ContrastiveConfig, MoCoConfig, SimCLRConfig, SimSiamConfig
+from ssl_core.config import ConfigError, from_dict, to_dict
+from ssl_core.hub import backbone
+from ssl_core.hub.backbone import RESNET, RESNET_TRANSFORMERS, backbone_keymap
+from ssl_core.hub.keymap import VIT, VIT_TIMM, KeyMap, Row, prefixed
+from ssl_core.hub.pretrained import Layout, check_shapes
+from ssl_core.resnet import LAYERS
+
+C = TypeVar("C", bound=ContrastiveConfig)
+
+MOCO_AUTHORS: tuple[Row, ...] = (
+    *prefixed(RESNET, ours="encoder.", theirs="module.encoder_q."),
+    *prefixed(RESNET, ours="key_encoder.", theirs="module.encoder_k."),
+    ("projector.{i}.{w}", "module.encoder_q.fc.{i}.{w}"),
+    ("key_projector.{i}.{w}", "module.encoder_k.fc.{i}.{w}"),
+    ("projector.0.{w}", "module.encoder_q.fc.{w}"),
+    ("key_projector.0.{w}", "module.encoder_k.fc.{w}"),
+    ("queue", "module.queue"),
+    ("queue_ptr", "module.queue_ptr"),
+)
+"""facebookresearch/moco, v1 and v2; their queue is ours transposed."""
+
+SIMSIAM_AUTHORS: tuple[Row, ...] = (
+    *prefixed(RESNET, ours="encoder.", theirs="module.encoder."),
+    ("projector.{i}.{b}", "module.encoder.fc.{i}.{b}"),
+    ("predictor.{i}.{b}", "module.predictor.{i}.{b}"),
+)
+"""facebookresearch/simsiam; the frozen bias before the projector's last batch norm goes into its running mean."""
+
+SOLO: tuple[Row, ...] = (
+    *prefixed(RESNET, ours="encoder.", theirs="backbone."),
+    *prefixed(VIT_TIMM, ours="encoder.", theirs="backbone."),
+)
+"""solo-learn's encoder."""
+
+
+def infer(cls: type[C], state: Mapping[str, Tensor]) -> C:
+    """Config of a checkpoint without one: the encoder by its shapes, heads and queue too where they are there."""
+    return from_dict(cls, to_dict(backbone.infer(cls, state)) | _heads(state))
+
+
+def _heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields that the shapes of the authors' heads and queue say; a checkpoint of an encoder alone has none."""
+    linear = sorted(
+        int(match[1]) for key in state if (match := re.fullmatch(r"projector\.(\d+)\.weight", key))
+        if state[key].ndim == 2
+    )  # fmt: skip
+    if not linear:
+        return {}
+    fields: dict[str, Any] = {
+        "head_layers": len(linear), "projection": state[f"projector.{linear[-1]}.weight"].shape[0],
+    }  # fmt: skip
+    if "queue" in state:
+        fields["queue"] = state["queue"].shape[-1]
+    if "predictor.0.weight" in state:
+        fields["predictor_hidden"] = state["predictor.0.weight"].shape[0]
+    return fields
+
+
+def adapt(state: dict[str, Tensor], stored: ContrastiveConfig, wanted: ContrastiveConfig) -> dict[str, Tensor]:
+    """`state` for the channels and the image size of `wanted`, and the authors' spellings of queue and bias as ours."""
+    state = backbone.adapt(state, stored, wanted)
+    queue = state.get("queue")
+    if isinstance(stored, MoCoConfig) and queue is not None and queue.shape == (stored.projection, stored.queue):
+        state["queue"] = queue.T.contiguous()
+    bias, mean = (state.get(f"projector.{name}") for name in ("6.bias", "7.running_mean"))
+    if isinstance(stored, SimSiamConfig) and bias is not None and mean is not None:
+        check_shapes(state, {"projector.7.running_mean": tuple(bias.shape)})
+        state["projector.7.running_mean"] = mean - state.pop("projector.6.bias")
+    return state
+
+
+def _layout(cls: type[C], *, heads: tuple[str, ...], copies: dict[str, str], authors: tuple[Row, ...] = ()) -> Layout:
+    return Layout(
+        keymap=backbone_keymap(also=(*authors, *SOLO)),
+        to_theirs=backbone.to_theirs,
+        from_theirs=partial(backbone.from_theirs, cls),
+        infer=partial(infer, cls),
+        adapt=adapt,
+        heads=heads,
+        copies=copies,
+    )
+
+
+SIMCLR = _layout(SimCLRConfig, heads=("projector.",), copies={})
+MOCO = _layout(
+    MoCoConfig, heads=("projector.", "queue"), copies={"key_encoder.": "encoder.", "key_projector.": "projector."},
+    authors=MOCO_AUTHORS,
+)  # fmt: skip
+BYOL = _layout(
+    BYOLConfig, heads=("projector.", "predictor."),
+    copies={"target_encoder.": "encoder.", "target_projector.": "projector."},
+)  # fmt: skip
+SIMSIAM = _layout(SimSiamConfig, heads=("projector.", "predictor."), copies={}, authors=SIMSIAM_AUTHORS)
+
+
+def to_transformers(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of transformers' ViTModel or ResNetModel, which has the ImageNet stem alone."""
+    config = method.config
+    if config.is_vit:
+        return _encoder(method, VIT), backbone.to_theirs(config)
+    if config.small_stem:
+        raise ConfigError(
+            "transformers' ResNetModel has no small stem: model.safetensors of the folder itself has torchvision's "
+            "names, and from_pretrained here reads it"
+        )
+    bottleneck = config.backbone == "resnet50"
+    widths = [config.width * 2**stage * (4 if bottleneck else 1) for stage in range(4)]
+    return _encoder(method, RESNET_TRANSFORMERS), {
+        "model_type": "resnet",
+        "architectures": ["ResNetModel"],
+        "dtype": "float32",
+        "num_channels": config.in_channels,
+        "embedding_size": config.width,
+        "hidden_sizes": widths,
+        "depths": [*LAYERS[config.backbone]],
+        "layer_type": "bottleneck" if bottleneck else "basic",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+    }
+
+
+def to_timm(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of a timm model whose features are those of `encode`, for `create_model("local-dir:…")`.
+
+    Raises ConfigError for what timm's networks do not have: another epsilon, width or stem.
+    """
+    config = method.config
+    if not config.is_vit:
+        if config.small_stem or config.width != 64:
+            raise ConfigError("timm's ResNets are 64 channels wide and have the ImageNet stem: this one has not")
+        theirs = backbone.to_theirs(config)
+        kept = ("architecture", "num_classes", "model_args", "pretrained_cfg")
+        return _encoder(method, RESNET), {key: theirs[key] for key in kept}
+    if config.layer_norm_eps != 1e-6:
+        raise ConfigError(f"layer_norm_eps = {config.layer_norm_eps}: timm has 1e-6, export to transformers instead")
+    pool = "token" if config.pool == "cls" else "avg"
+    return _encoder(method, VIT_TIMM), {
+        "architecture": "vit_small_patch16_224",
+        "num_classes": 0,
+        "num_features": config.dim,
+        "global_pool": pool,
+        "model_args": {
+            "img_size": list(config.size),
+            "patch_size": config.patch_size,
+            "in_chans": config.in_channels,
+            "embed_dim": config.dim,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+            "num_classes": 0,
+            "global_pool": pool,
+            "fc_norm": False,  # timm would move the last norm behind the mean
+        },
+        "pretrained_cfg": {
+            "input_size": [config.in_channels, *config.size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": config.crop_pct,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def _encoder(method: Any, rows: tuple[Row, ...]) -> dict[str, Tensor]:
+    return KeyMap(rows=rows).to_theirs(method.encoder.state_dict())[0]
+
+
+EXPORTS = {"transformers": to_transformers, "timm": to_timm}
+"""What `ssl-contrastive export --to` writes; a ResNet's own folder has torchvision's names already."""

@@ -1,0 +1,94 @@
+"""Pictures of what two views are, of what the features call alike, and of where they put each image."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssl_contrastive.similarity import unit
+from ssl_contrastive.views import build
+from ssl_core.data.images import BadSample
+from ssl_core.pictures import sample_images, save_grid
+
+PAIRS, QUERIES, NEIGHBOURS = 16, 8, 6
+MAPPED = 400
+"""Images among which neighbours are looked for, and which the map shows."""
+
+
+def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
+    """Write views.png, neighbours.png and map.png, and return {file name: caption}."""
+    save_grid(view_pairs(method, source), folder / "views.png", columns=4)
+    images = sample_images(source, method.config, MAPPED)
+    features = encode(method, images)
+    shown = images.float() / 255
+    near = neighbours(features, min(QUERIES, len(images) - 1), min(NEIGHBOURS, len(images) - 1))
+    save_grid(shown[near], folder / "neighbours.png", columns=1)
+    places, how = flat(features)
+    draw_map(shown, places).save(folder / "map.png")
+    return {
+        "views.png": "two views of an image, as the network is trained on them",
+        "neighbours.png": f"left: a query; then its nearest of {len(images)} images, by the cosine of their features",
+        "map.png": f"{len(images)} images where {how} of their features puts them",
+    }
+
+
+def view_pairs(method: Any, source: Any, seed: int = 0) -> Tensor:
+    """(b, 2, c, h, w) in [0, 1]: two random views each of a few images."""
+    view, pairs = build(method.config), []
+    for index in np.random.default_rng(seed).permutation(len(source)):
+        try:
+            sample = source.load(int(index))
+        except BadSample:
+            continue
+        pairs.append(torch.stack(view(sample, np.random.default_rng((seed, int(index))))["views"]))
+        if len(pairs) == PAIRS:
+            break
+    return torch.stack(pairs).float() / 255
+
+
+def encode(method: Any, images: Tensor) -> Tensor:
+    """Features (b, d) of uint8 images, on the CPU."""
+    device = next(method.parameters()).device
+    return torch.cat([method.encode(part.to(device)).float().cpu() for part in images.split(64)])
+
+
+def neighbours(features: Tensor, queries: int, count: int) -> Tensor:
+    """(q, 1 + k): each of the first `queries` rows and the `count` rows most like it by cosine, nearest first."""
+    z = unit(features)
+    like = z[:queries] @ z.T
+    like[torch.arange(queries), torch.arange(queries)] = -torch.inf
+    return torch.cat([torch.arange(queries)[:, None], like.topk(count).indices], 1)
+
+
+def flat(features: Tensor) -> tuple[np.ndarray, str]:
+    """Places (b, 2) in [0, 1], and how they were found: t-SNE where scikit-learn is installed, else two components."""
+    z = unit(features)
+    if find_spec("sklearn") and len(z) > 10:
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, (len(z) - 1) / 3)
+        places = TSNE(perplexity=perplexity, init="pca", random_state=0, metric="cosine").fit_transform(z.numpy())
+        how = "t-SNE"
+    else:
+        centred = z - z.mean(0)
+        places = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).numpy()
+        how = "the first two principal components (t-SNE with `pip install ssl-core[viz]`)"
+    low, high = places.min(0), places.max(0)
+    return (places - low) / np.maximum(high - low, 1e-12), how
+
+
+def draw_map(images: Tensor, places: np.ndarray, side: int = 1000, thumbnail: int = 36) -> Image.Image:
+    """Thumbnails of (b, c, h, w) in [0, 1] on white at `places` (b, 2)."""
+    sheet = Image.new("RGB", (side, side), "white")
+    pixels = (images * 255).round().to(torch.uint8)
+    pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+    for picture, (x, y) in zip(pixels.permute(0, 2, 3, 1).contiguous().numpy(), places, strict=True):
+        small = Image.fromarray(picture).resize((thumbnail, thumbnail))
+        sheet.paste(small, (round(x * (side - thumbnail)), round(y * (side - thumbnail))))
+    return sheet

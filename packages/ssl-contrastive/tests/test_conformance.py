@@ -1,0 +1,35 @@
+"""The four methods keep the promises that every method makes."""
+
+from __future__ import annotations
+
+from ssl_contrastive.config import RECIPES, BYOLConfig, MoCoConfig, SimCLRConfig, SimSiamConfig
+from ssl_core.testing.conformance import Conformance
+
+RESNET = {
+    "backbone": "resnet18", "width": 4, "image_size": 8, "crop_pct": 1.0, "crop_scale": (0.4, 1.0), "batch_size": 8,
+    "epochs": 2.5, "warmup_epochs": 0.25,
+}  # fmt: skip
+VIT = RESNET | {"backbone": "vit", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
+
+
+class TestSimCLR(Conformance):
+    recipe = RECIPES["simclr"]
+    config = SimCLRConfig(**RESNET, small_stem=True, projection=8, optimizer="adamw")
+    exports = ()
+
+
+class TestMoCo(Conformance):
+    recipe = RECIPES["moco"]
+    config = MoCoConfig(**RESNET, small_stem=True, projection=8, queue=21, ema=0.9, bn_splits=2)
+    exports = ()
+
+
+class TestBYOL(Conformance):
+    recipe = RECIPES["byol"]
+    config = BYOLConfig(**VIT, hidden=16, projection=8, ema=0.9)
+
+
+class TestSimSiam(Conformance):
+    recipe = RECIPES["simsiam"]
+    config = SimSiamConfig(**RESNET, projection=8, predictor_hidden=4)
+    exports = ("transformers",)

@@ -1,0 +1,150 @@
+"""MoCo's memory: the ring of keys, the parts of the batch that batch norm sees, the moving averages."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ssl_contrastive import BYOL, BYOLConfig, MoCo, MoCoConfig
+from ssl_contrastive.config import RECIPES
+from ssl_contrastive.split_norm import SplitBatchNorm, split_batch_norm
+from ssl_core.testing import faults
+from ssl_core.testing.state import newest
+from ssl_core.testing.trial import Trial
+
+SMALL: dict[str, Any] = {"backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8, "batch_size": 8}
+
+
+def moco(**fields: Any) -> MoCo:
+    torch.manual_seed(0)
+    return MoCo(MoCoConfig(**{**SMALL, "queue": 10, "projection": 2, "bn_splits": 2, **fields}))
+
+
+def numbered(first: int, last: int) -> torch.Tensor:
+    return torch.arange(first, last, dtype=torch.float32)[:, None].expand(-1, 2)
+
+
+@pytest.mark.parametrize(
+    "batches", [[4] * 6, [1, 2, 3, 4, 5, 9], [10, 10, 4], [24], [3, 21], [11, 13], [25 - 1]], ids=str
+)
+def test_m3_the_queue_is_the_last_keys_whatever_the_batches_were(batches):
+    method, start = moco(), 0
+    for size in batches:
+        method._enqueue(numbered(start, start + size))
+        start += size
+    assert sorted(method.queue[:, 0].tolist()) == list(range(14, 24))
+    oldest = int(method.queue_ptr)
+    assert method.queue.roll(-oldest, 0)[:, 0].tolist() == list(range(14, 24)), "the ring is out of order"
+
+
+def test_the_queue_changes_after_the_step_and_not_in_eval_mode():
+    method = moco()
+    views = [torch.randn(8, 3, 8, 8) for _ in range(2)]
+    before = method.queue.clone()
+    method.eval()({"views": views}, 0.0)
+    method.after_step(0.0)
+    assert torch.equal(method.queue, before) and int(method.queue_ptr) == 0
+    method.train()({"views": views}, 0.0)["loss"].backward()
+    assert torch.equal(method.queue, before), "the loss is against the old queue"
+    method.after_step(0.0)
+    assert int(method.queue_ptr) == 8 and torch.equal(method.queue[8:], before[8:])
+    assert torch.allclose(method.queue[:8].norm(dim=1), torch.ones(8))
+
+
+def test_keys_come_back_in_the_order_of_their_queries():
+    method = moco(bn_splits=1)
+    for module in method.modules():  # running statistics: a key depends on its own image alone
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    images = torch.randn(8, 3, 8, 8)
+    with torch.no_grad():
+        plain = method.key_projector(method.key_encoder(images))
+    assert torch.allclose(method._keys(images), nn.functional.normalize(plain, dim=1), atol=1e-6)
+
+
+def test_the_queue_survives_a_resume(tmp_path):
+    config = MoCoConfig(**{**SMALL, "queue": 37, "projection": 4, "bn_splits": 2, "epochs": 2.5, "precision": "fp32"})
+    recipe = dataclasses.replace(RECIPES["moco"], source="ssl_core.testing.tiny:open_pictures")
+    trial = Trial(recipe, config)
+    assert trial.train(tmp_path / "whole").code == 0
+    killed = trial.train(tmp_path / "run", faults.kill(6))
+    assert killed.code < 0 and newest(tmp_path / "run").name == "step-000006"
+    stored = load_file(newest(tmp_path / "run") / "model.safetensors")
+    assert int(stored["queue_ptr"]) == 48 % 37 and stored["queue"].norm(dim=1).allclose(torch.ones(37), atol=1e-6)
+    fresh = load_file(tmp_path / "whole" / "checkpoints" / newest(tmp_path / "whole").name / "model.safetensors")
+    assert not torch.equal(stored["queue"], fresh["queue"])
+    assert trial.train(tmp_path / "run").code == 0
+    resumed = load_file(newest(tmp_path / "run") / "model.safetensors")
+    assert torch.equal(resumed["queue"], fresh["queue"]) and torch.equal(resumed["queue_ptr"], fresh["queue_ptr"])
+
+
+@pytest.mark.parametrize(("n", "splits"), [(8, 2), (8, 4), (9, 2), (8, 1)])
+def test_split_batch_norm_is_batch_norm_of_each_part(n, splits):
+    torch.manual_seed(0)
+    x, into = torch.randn(n, 3, 2, 2, dtype=torch.float64), torch.randn(n, 3, 2, 2, dtype=torch.float64)
+    split = split_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), splits).double()
+    assert isinstance(split[0], SplitBatchNorm)  # type: ignore[index]
+    mine = x.clone().requires_grad_()
+    out = split(mine)
+    (out * into).sum().backward()
+    parts, means, variances = [], [], []
+    theirs = x.clone().requires_grad_()
+    for part in theirs.tensor_split(splits):
+        norm = nn.BatchNorm2d(3).double()
+        parts.append(norm(part))
+        means.append(norm.running_mean)
+        variances.append(norm.running_var)
+    (torch.cat(parts) * into).sum().backward()
+    assert torch.allclose(out, torch.cat(parts), atol=1e-14) and torch.allclose(mine.grad, theirs.grad, atol=1e-14)
+    assert torch.allclose(split[0].running_mean, torch.stack(means).mean(0))  # type: ignore[index]
+    assert torch.allclose(split[0].running_var, torch.stack(variances).mean(0))  # type: ignore[index]
+
+
+def test_the_query_and_its_key_are_not_in_the_same_company():
+    """Without a shuffle the parts of query and key hold the same images, and batch norm tells who belongs together."""
+    torch.manual_seed(3)
+    companies = []
+    method = moco(bn_splits=2)
+    method.key_encoder.register_forward_pre_hook(lambda module, inputs: companies.append(inputs[0][:4]))
+    images = torch.randn(8, 3, 8, 8)
+    for _ in range(4):
+        method._keys(images)
+    same = [all(any(torch.equal(x, y) for y in images[:4]) for x in company) for company in companies]
+    assert not all(same)
+
+
+def test_b2_the_target_follows_by_the_product_of_momenta_and_has_no_gradient():
+    torch.manual_seed(0)
+    method = BYOL(BYOLConfig(**SMALL, hidden=4, projection=2, ema=0.996, warmup_epochs=0)).double().train()
+    taus = [method.momentum(t) for t in (0.0, 0.5, 1.0)]
+    assert taus == pytest.approx([0.996, 0.998, 1.0], abs=1e-15)
+    with torch.no_grad():
+        for p in method.target_projector.parameters():
+            p.add_(1.0)
+    start = [p.clone() for p in method.target_projector.parameters()]
+    product = 1.0
+    for step in range(7):
+        method.after_step(step / 7)
+        product *= method.momentum(step / 7)
+    pairs = zip(method.target_projector.parameters(), method.projector.parameters(), start, strict=True)
+    for now, online, then in pairs:
+        assert torch.allclose(now - online, (then - online) * product, rtol=0, atol=1e-12)
+    assert not any(p.requires_grad for name, p in method.named_parameters() if name.startswith("target_"))
+
+
+def test_the_targets_batch_norm_has_statistics_of_its_own():
+    torch.manual_seed(0)
+    method = BYOL(BYOLConfig(**SMALL, hidden=4, projection=2, warmup_epochs=0)).train()
+    with torch.no_grad():
+        method.target_encoder.conv1.weight.mul_(3)
+    method({"views": [torch.randn(4, 3, 8, 8) for _ in range(2)]}, 0.0)
+    own, other = method.target_encoder.bn1.running_mean, method.encoder.bn1.running_mean
+    assert torch.allclose(own, 3 * other, atol=1e-5) and not torch.allclose(own, other)
+    before = own.clone()
+    method.after_step(0.5)
+    assert torch.equal(method.target_encoder.bn1.running_mean, before)

@@ -1,0 +1,139 @@
+"""Two processes over gloo, with different numbers of samples too, do what one does with the joined batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssl_contrastive import (
+    BYOL,
+    BYOLConfig,
+    MoCo,
+    MoCoConfig,
+    SimCLR,
+    SimCLRConfig,
+    SimSiam,
+    SimSiamConfig,
+    byol_loss,
+    info_nce_loss,
+    nt_xent_loss,
+    simsiam_loss,
+)  # fmt: skip
+from ssl_core import distributed
+from ssl_core.config import ConfigError
+from ssl_core.device import seed_step
+from ssl_core.testing import children
+from ssl_core.testing.faults import KeepDouble
+from ssl_core.testing.state import apart
+from ssl_core.train.fit import wrap
+
+SMALL: dict[str, Any] = {
+    "backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8, "batch_size": 8, "warmup_epochs": 0.0,
+}  # fmt: skip
+VIT = SMALL | {"backbone": "vit", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
+METHODS = {
+    "simclr": (SimCLR, SimCLRConfig(**SMALL, projection=4)),
+    "byol": (BYOL, BYOLConfig(**SMALL, hidden=6, projection=4, ema=0.9)),
+    "simsiam": (SimSiam, SimSiamConfig(**SMALL, projection=6, predictor_hidden=3)),
+    "moco with layer norm": (MoCo, MoCoConfig(**VIT, projection=4, queue=9, ema=0.9, bn_splits=2)),
+    "moco": (MoCo, MoCoConfig(**SMALL, projection=4, queue=9, ema=0.9, bn_splits=4, symmetric=True)),
+}
+
+
+def on_ranks(function: Any, world: int = 2) -> None:
+    def inside() -> None:
+        with distributed.process_group(60):
+            function()
+
+    for ended in children.run_ranks(world, inside):
+        assert ended.code == 0, ended
+
+
+def one_step(name: str, sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    """Loss, gradients and the state after a step of this rank's share of a batch."""
+    method_class, config = METHODS[name]
+    torch.set_default_dtype(torch.float64)
+    rank = distributed.rank()
+    rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]) if distributed.is_on() else None)
+    generator = torch.Generator().manual_seed(5)
+    views = [torch.randn(sum(sizes), 3, 8, 8, generator=generator)[rows] for _ in range(2)]
+    with KeepDouble():
+        seed_step(0)
+        method = method_class(config).double().train()
+        model = wrap(method, torch.device("cpu"))
+        seed_step(0, 1, rank)
+        loss = model({"views": views}, 0.25)["loss"]
+        loss.backward()
+        with torch.no_grad():
+            for parameter in method.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.1 * parameter.grad
+        getattr(method, "after_step", lambda progress: None)(0.25)
+    gradients = {f"gradient of {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+    joined = distributed.all_reduce_sum(loss.detach().clone()) / distributed.world_size()
+    return {"loss": joined, **gradients, **{k: v.clone() for k, v in method.state_dict().items()}}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [(name, sizes) for name in METHODS for sizes in ((4, 4), (5, 3)) if name != "moco" or sizes == (4, 4)],
+)
+def test_a_step_of_two_ranks_is_that_of_the_joined_batch(name, sizes, tmp_path):
+    def write(what: str) -> None:
+        save_file(one_step(name, sizes), tmp_path / f"{what}{distributed.rank()}.safetensors")
+
+    on_ranks(lambda: write("rank"))
+    assert children.run(lambda: write("one")).code == 0
+    one = load_file(tmp_path / "one0.safetensors")
+    assert any(key.startswith("gradient of encoder.") for key in one)
+    for rank in (0, 1):
+        lines = apart(load_file(tmp_path / f"rank{rank}.safetensors"), one, 1e-10)
+        assert not lines, "\n".join(lines[:8])
+
+
+LOSSES = {
+    "nt_xent": (2, lambda a, b: nt_xent_loss(a, b, 0.2)),
+    "info_nce": (2, lambda a, b: info_nce_loss(a, b, torch.eye(6, dtype=torch.float64), 0.2)),
+    "byol": (2, byol_loss),
+    "simsiam": (4, simsiam_loss),
+}
+
+
+@pytest.mark.parametrize("sizes", [(5, 5), (7, 3), (0, 4), (2, 3, 1)], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_of_ranks_has_value_and_gradient_of_the_joined_batch(name, sizes, tmp_path):
+    number, loss = LOSSES[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(sum(sizes), 6, dtype=torch.float64) for _ in range(number)]
+    joined = [x.clone().requires_grad_() for x in inputs]
+    expected = loss(*joined)
+    expected.backward()
+
+    def on_a_rank() -> None:
+        rank = distributed.rank()
+        own = [x.split(list(sizes))[rank].clone().requires_grad_() for x in inputs]
+        value = loss(*own)
+        value.backward()
+        found = {str(i): x.grad for i, x in enumerate(own) if x.grad is not None}
+        save_file({"value": value.detach(), **found}, tmp_path / f"{rank}.safetensors")
+
+    on_ranks(on_a_rank, len(sizes))
+    found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(len(sizes))]
+    assert sum(f["value"] for f in found) / len(sizes) == pytest.approx(expected.item(), abs=1e-12)
+    for i, x in enumerate(joined):
+        if x.grad is not None:
+            gradient = torch.cat([f[str(i)] for f in found]) / len(sizes)  # DDP's mean
+            assert (gradient - x.grad).abs().max() < 1e-12
+
+
+def test_processes_that_do_not_divide_the_parts_are_refused():
+    def step() -> None:
+        method = MoCo(MoCoConfig(**SMALL, projection=4, queue=9, bn_splits=3))
+        with pytest.raises(ConfigError, match="bn_splits = 3: 2 processes"):
+            method({"views": [torch.randn(4, 3, 8, 8)] * 2}, 0.0)
+
+    on_ranks(step)

@@ -1,0 +1,16 @@
+"""The console script `ssl-dino`, also `python -m ssl_dino`."""
+
+from __future__ import annotations
+
+import sys
+
+from ssl_core.cli import main as run
+from ssl_dino.config import DINOV2, RECIPE, VERBS
+
+
+def main() -> None:
+    sys.exit(run([RECIPE, DINOV2], verbs=VERBS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Configuration of DINO and DINOv2, their presets. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from ssl_core.config import BackboneConfig, ImageConfig, TrainConfig, check
+from ssl_core.method import Recipe, Verb
+
+RECIPE = Recipe(
+    name="dino",
+    package="ssl_dino",
+    config="ssl_dino.config:DINOConfig",
+    presets="ssl_dino.config:PRESETS",
+    method="ssl_dino.dino:DINO",
+    views="ssl_dino.views:build",
+    show="ssl_dino.show:show",
+)
+
+DINOV2 = Recipe(
+    name="dinov2",
+    package="ssl_dino",
+    config="ssl_dino.config:DINOv2Config",
+    presets="ssl_dino.config:DINOV2_PRESETS",
+    method="ssl_dino.dinov2:DINOv2",
+    views="",
+    show="ssl_dino.show:show",
+)
+
+BLUR_P: dict[str, tuple[float, float, float]] = {"paper": (1.0, 0.1, 0.5), "released": (0.0, 0.9, 0.5)}
+"""Probability of a blur in the first global crop, the other global crops and the local ones: as the papers of DINO and
+DINOv2 say, and as DINOv2's released code does it, where `RandomApply(p=1 - p)` turns the first two around."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOConfig(BackboneConfig, TrainConfig):
+    """Backbone, head, crops and recipe. The defaults are the authors' 100 epochs of ViT-S/16 (arXiv 2104.14294)."""
+
+    pos_interp: Literal["offset", "size", "antialias"] = "offset"
+    """how stored positions are resampled to another image size, local crops too"""
+    drop_path: float = 0.1
+    """vit: share of samples that skip the student's last block, rising linearly from the first; the teacher has none"""
+
+    prototypes: int = 65536
+    """k, the head's outputs"""
+    head_hidden: int = 2048
+    """width of the head's MLP"""
+    bottleneck: int = 256
+    """width of what the last layer reads, L2-normalised"""
+    head_layers: int = 3
+    """Linears of the head's MLP"""
+    head_bn: bool = False
+    """batch norm in the head"""
+    norm_last_layer: bool = False
+    """fix the lengths of the prototypes at 1; the authors do for ViT-B and larger"""
+
+    student_temp: float = 0.1
+    """τ_s"""
+    teacher_temp: float = 0.04
+    """τ_t after its warm-up; 0.07 is better over 300 epochs and more"""
+    warmup_teacher_temp: float = 0.04
+    """τ_t of the first epoch"""
+    warmup_teacher_temp_epochs: int = 0
+    """epochs over which τ_t rises"""
+    center_momentum: float = 0.9
+    """how slowly the centre follows the batch"""
+    teacher_momentum: float = 0.996
+    """λ of the first step, to 1 by a cosine; 0.9995 with batches of 256"""
+    freeze_last_layer: int = 1
+    """epochs in which the last layer does not move"""
+    head_warmup_epochs: int = 1
+    """epochs in which only the heads move, when --init gives a backbone without heads"""
+
+    global_crops: int = 2
+    """large crops, which teacher and student see"""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """share of the image's area in them"""
+    local_crops: int = 8
+    """small crops, which only the student sees"""
+    local_size: int = 96
+    """pixels of their sides"""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """share of the image's area in them"""
+    flip: bool = True
+    """mirror crops at random"""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """strength of brightness, contrast, saturation, hue; the last two only where images are RGB"""
+    jitter_p: float = 0.8
+    """probability of colour jitter"""
+    grayscale_p: float = 0.2
+    """probability of grey, where images are RGB"""
+    blur_p: Literal["paper", "released"] | tuple[float, float, float] = "paper"
+    """probability of a blur in the first global crop, the others, the local ones: paper 1 .1 .5, released 0 .9 .5"""
+    solarize_p: float = 0.2
+    """probability of solarizing in every global crop but the first"""
+
+    epochs: float = 100
+    batch_size: int = 1024
+    base_lr: float = 5e-4
+    min_lr: float = 1e-6
+    warmup_epochs: float = 10
+    weight_decay: float = 0.04
+    weight_decay_end: float | None = 0.4
+    clip_each: float | None = 3.0
+    """largest norm of each tensor's gradient, as the authors clip; clip_grad clips the whole"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("prototypes", "head_hidden", "bottleneck", "global_crops", "local_size"):
+            check(0 < getattr(self, name) <= 2**24, name, getattr(self, name), "must lie in 1 … 2^24")
+        check(self.prototypes > 1, "prototypes", self.prototypes, "must be at least 2")
+        check(2 <= self.head_layers <= 100, "head_layers", self.head_layers, "must lie in 2 … 100")
+        for name in ("warmup_teacher_temp_epochs", "freeze_last_layer", "head_warmup_epochs"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        for name in ("center_momentum", "teacher_momentum"):
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must lie in [0, 1]")
+        check(0 <= self.local_crops <= 1000, "local_crops", self.local_crops, "must lie in 0 … 1000")
+        check(self.global_crops + self.local_crops > 1, "global_crops", self.global_crops,
+              "a teacher's crop needs another one of the student: two global crops, or a local one")  # fmt: skip
+        check(self.local_size % self.stride == 0, "local_size", self.local_size,
+              f"must be divisible by the patch size {self.patch_size}")  # fmt: skip
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            check(0 < low <= high <= 1, name, getattr(self, name), "must be two rising shares in (0, 1]")
+        for name in ("jitter_p", "grayscale_p", "solarize_p"):
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must lie in [0, 1]")
+        check(all(0 <= p <= 1 for p in self.blurs), "blur_p", self.blur_p, "must lie in [0, 1]")
+        check(all(0 <= x < math.inf for x in self.jitter) and self.jitter[3] <= 0.5, "jitter", self.jitter,
+              "must not be negative, and hue at most 0.5")  # fmt: skip
+        check(self.clip_each is None or self.clip_each > 0, "clip_each", self.clip_each, "must be positive")
+
+    @property
+    def blurs(self) -> tuple[float, float, float]:
+        """Probability of a blur in the first global crop, the other global crops, the local crops."""
+        return BLUR_P[self.blur_p] if isinstance(self.blur_p, str) else self.blur_p
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOv2Config(ImageConfig):
+    """The encoder of DINOv2 (arXiv 2304.07193), with registers or without. The defaults are ViT-S/14's."""
+
+    image_size: int | tuple[int, int] = 518
+    patch_size: int = 14
+    dim: int = 384
+    """width"""
+    depth: int = 12
+    """blocks"""
+    heads: int = 6
+    """attention heads"""
+    pos_interp: Literal["offset", "size", "antialias"] = "offset"
+    """how stored positions are resampled: offset in the authors' code, antialias with registers, size in transformers"""
+    mlp_ratio: int = 4
+    """hidden width of an MLP over the width, before SwiGLU's two thirds"""
+    swiglu: bool = False
+    """gated MLPs, as in ViT-g"""
+    registers: int = 0
+    """tokens without a position; 4 in the models that have them (arXiv 2309.16588)"""
+    layer_norm_eps: float = 1e-6
+    """epsilon of the layer norms"""
+    pool: Literal["cls", "mean"] = "cls"
+    """what `encode` returns, the CLS token or the mean of the patches"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("dim", "heads", "in_channels"):
+            check(0 < getattr(self, name) <= 2**16, name, getattr(self, name), "must lie in 1 … 2^16")
+        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
+        check(0 <= self.registers <= 1000, "registers", self.registers, "must lie in 0 … 1000")
+        check(0 < self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "must lie in (0, 1000]")
+        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
+        check(self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Draw what a ViT attends to in pictures: maps per head, masks, patch features as colours, correspondences."""
+
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """picture files"""
+    weights: str
+    """run folder, Hub id or checkpoint file"""
+    match: str | None = None
+    """another picture: draw which patches of the first correspond to which of it"""
+    mass: float = 0.6
+    """share of the attention that a mask holds"""
+    block: int = -1
+    """which block, counted from 0 or from the end"""
+    size: int | None = None
+    """pixels of the shorter side; the picture's own by default"""
+    out: str = "attention"
+    """folder of the pictures"""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the best one here by default"""
+
+    def __post_init__(self) -> None:
+        check(len(self.images) > 0, "images", self.images, "give at least one picture")
+        check(0 < self.mass <= 1, "mass", self.mass, "must lie in (0, 1]")
+        check(self.size is None or self.size > 0, "size", self.size, "must be positive")
+
+
+VERBS = {"attention": Verb("ssl_dino.config:Attention", "ssl_dino.attention:attention")}
+
+
+def vit_small() -> DINOConfig:
+    """ViT-S/16, the authors' default run: 100 epochs of ImageNet at batch 1024, 2 x 224 + 8 x 96 pixels.
+
+    k-NN 69.3 %, linear probe 74.0 % after 1.75 days on 8 GPUs (the authors' README). Not run here.
+    """
+    return DINOConfig()
+
+
+def vit_small_300() -> DINOConfig:
+    """ViT-S/16 for 300 epochs with τ_t to 0.07: k-NN 73.3 %, linear 76.0 % after 2.6 days on 16 GPUs (the authors'
+    README). Not run here."""
+    return DINOConfig(epochs=300, teacher_temp=0.07, warmup_teacher_temp_epochs=30)
+
+
+def vit_base() -> DINOConfig:
+    """ViT-B/16 by the same recipe, its prototypes of length 1: the authors' longer run reaches k-NN 76.1 %, linear
+    78.2 % (their README). Not run here."""
+    return DINOConfig(
+        dim=768, depth=12, heads=12, norm_last_layer=True, epochs=300, teacher_temp=0.07, warmup_teacher_temp_epochs=30,
+    )  # fmt: skip
+
+
+def resnet50() -> DINOConfig:
+    """ResNet-50 by the same recipe. The authors' longer run reaches k-NN 67.5 %, linear 75.3 % (their README). Not run
+    here."""
+    return DINOConfig(backbone="resnet50", epochs=300, teacher_temp=0.07, warmup_teacher_temp_epochs=30)
+
+
+def small_data() -> DINOConfig:
+    """ViT-S/16 on one device at batch 256: 4,096 prototypes, 2 + 4 crops, a slow teacher. Not in the paper, not run
+    here."""
+    return DINOConfig(
+        batch_size=256, prototypes=4096, norm_last_layer=True, local_crops=4, teacher_momentum=0.9995, epochs=300,
+        teacher_temp=0.07, warmup_teacher_temp_epochs=30,
+    )  # fmt: skip
+
+
+def demo() -> DINOConfig:
+    """The built-in scenes at 32 pixels in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
+    return DINOConfig(
+        backbone="resnet18", width=12, small_stem=True, image_size=32, crop_pct=1.0, prototypes=64, head_hidden=256,
+        bottleneck=64, head_bn=True, norm_last_layer=True, teacher_temp=0.02, warmup_teacher_temp=0.02,
+        teacher_momentum=0.98, global_scale=(0.5, 1.0), local_crops=0, local_size=16, jitter=(0.4, 0.4, 0.2, 0.02),
+        blur_p=(0.3, 0.3, 0.3), solarize_p=0.0, freeze_last_layer=0, optimizer="sgd", momentum=0.9, base_lr=0.6,
+        min_lr=0.0, weight_decay=5e-4, weight_decay_end=None, warmup_epochs=1, clip_each=None, epochs=10,
+        batch_size=128, precision="fp32",
+    )  # fmt: skip
+
+
+def vits14() -> DINOv2Config:
+    """ViT-S/14: k-NN 79.0 %, linear 81.1 % on ImageNet (the authors' README)."""
+    return DINOv2Config()
+
+
+def vitb14() -> DINOv2Config:
+    """ViT-B/14: k-NN 82.1 %, linear 84.5 % (the authors' README)."""
+    return DINOv2Config(dim=768, depth=12, heads=12)
+
+
+def vitl14() -> DINOv2Config:
+    """ViT-L/14: k-NN 83.5 %, linear 86.3 % (the authors' README)."""
+    return DINOv2Config(dim=1024, depth=24, heads=16)
+
+
+def vitg14() -> DINOv2Config:
+    """ViT-g/14: k-NN 83.5 %, linear 86.5 % (the authors' README)."""
+    return DINOv2Config(dim=1536, depth=40, heads=24, swiglu=True)
+
+
+PRESETS: dict[str, Callable[[], DINOConfig]] = {
+    "demo": demo,
+    "small_data": small_data,
+    "vit_small": vit_small,
+    "vit_small_300": vit_small_300,
+    "vit_base": vit_base,
+    "resnet50": resnet50,
+}
+DINOV2_PRESETS: dict[str, Callable[[], DINOv2Config]] = {
+    "demo": vits14,
+    "vits14": vits14,
+    "vitb14": vitb14,
+    "vitl14": vitl14,
+    "vitg14": vitg14,
+}

@@ -1,0 +1,114 @@
+"""DINO's weights elsewhere: transformers' `vit` and `resnet`, timm's `.dino`, the authors' backbones and whole training
+checkpoints. DINOv2's are in `convert_dinov2.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_core.config import ConfigError
+from ssl_core.hub import backbone
+from ssl_core.hub.backbone import RESNET
+from ssl_core.hub.keymap import VIT_TIMM, Row, prefixed
+from ssl_core.hub.pretrained import Layout, check_shapes
+from ssl_dino import convert_dinov2
+from ssl_dino.config import DINOConfig
+
+BACKBONE, HEAD = "teacher.backbone.", "teacher.head."
+
+HEAD_ROWS: tuple[Row, ...] = tuple(
+    (name, name)
+    for name in ("mlp.{i}.{b}", "last_layer.weight_g", "last_layer.weight_v")
+)  # fmt: skip
+RENAMED: tuple[Row, ...] = (
+    ("last_layer.weight_g", "last_layer.parametrizations.weight.original0"),
+    ("last_layer.weight_v", "last_layer.parametrizations.weight.original1"),
+)
+"""The last layer under torch's newer weight norm."""
+
+NETWORK: tuple[Row, ...] = (
+    *prefixed((*VIT_TIMM, *RESNET), ours="backbone.", theirs="backbone."),
+    *prefixed((*HEAD_ROWS, *RENAMED), ours="head.", theirs="head."),
+)
+CHECKPOINT: tuple[Row, ...] = (
+    *(
+        row
+        for name in ("student.", "teacher.")
+        for ddp in ("", "module.")
+        for row in prefixed(NETWORK, ours=name, theirs=name + ddp)
+    ),
+    ("center", "dino_loss.center"),
+)
+"""The authors' training checkpoint, its networks with and without DDP's `module.`."""
+
+KEYMAP = backbone.backbone_keymap(BACKBONE, also=CHECKPOINT)
+
+
+def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tensors of the authors' training checkpoint {"student", "teacher", "dino_loss", optimiser, …} in one dict."""
+    if not {"student", "teacher"} <= raw.keys():
+        return raw
+    parts = {name: raw[name] for name in ("student", "teacher", "dino_loss") if isinstance(raw.get(name), Mapping)}
+    return {f"{name}.{key}": tensor for name, state in parts.items() for key, tensor in state.items()}
+
+
+def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DINOConfig:
+    """Our config of a transformers folder, whose positions are resampled as transformers does it."""
+    config = backbone.from_theirs(DINOConfig, values, preprocessor)
+    return dataclasses.replace(config, pos_interp="size")
+
+
+def infer(state: Mapping[str, Tensor]) -> DINOConfig:
+    """Config of an author's checkpoint, from the shapes of its backbone and, where it has one, its head."""
+    config = backbone.infer(DINOConfig, state, BACKBONE)
+    last, length = state.get(HEAD + "last_layer.weight_v"), state.get(HEAD + "last_layer.weight_g")
+    linears = [state[k] for k in sorted(state, key=_number) if k.startswith(HEAD + "mlp.") and state[k].ndim == 2]
+    if last is None or length is None or not linears:
+        return config
+    if last.ndim != 2:
+        raise ConfigError(f"the checkpoint is no DINO: its last layer has the shape {tuple(last.shape)}")
+    return dataclasses.replace(
+        config,
+        prototypes=last.shape[0],
+        bottleneck=last.shape[1],
+        head_hidden=linears[0].shape[0],
+        head_layers=len(linears),
+        head_bn=f"{HEAD}mlp.1.weight" in state,
+        norm_last_layer=bool((length == 1).all()),
+    )
+
+
+def _number(key: str) -> int:
+    digits = [part for part in key.split(".") if part.isdigit()]
+    return int(digits[0]) if digits else -1
+
+
+def adapt(state: dict[str, Tensor], stored: DINOConfig, wanted: DINOConfig) -> dict[str, Tensor]:
+    """`state` for the channels and the image size of `wanted`, in student and teacher.
+
+    A backbone alone is marked, so that training begins with its heads. Raises what the core's `adapt` does.
+    """
+    for name in ("student", "teacher"):
+        check_shapes(state, {f"{name}.head.last_layer.weight_v": (stored.prototypes, stored.bottleneck)})
+    alone = state and not any(key.startswith((*LAYOUT.heads, *LAYOUT.copies)) for key in state)
+    return {"new_heads": torch.tensor(bool(alone)), **backbone.adapt(state, stored, wanted)}
+
+
+LAYOUT = Layout(
+    keymap=KEYMAP, to_theirs=backbone.to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt,
+    heads=(HEAD, "center"), copies={"student.": "teacher."}, unwrap=unwrap,
+)  # fmt: skip
+
+
+def _export(to: str, method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    ours = backbone.EXPORTS if isinstance(method.config, DINOConfig) else convert_dinov2.EXPORTS
+    return ours[to](method)
+
+
+EXPORTS = {to: partial(_export, to) for to in ("transformers", "timm")}
+"""What `ssl-dino export --to` writes beside our own layout: method -> (tensors, config.json)."""

@@ -1,0 +1,236 @@
+"""DINOv2's weights elsewhere: transformers' `dinov2` and `dinov2_with_registers`, timm's `.lvd142m`, the authors'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ssl_core.config import ConfigError, from_dict
+from ssl_core.hub.backbone import pixels, positive, statistics, timm_vit
+from ssl_core.hub.keymap import BLOCK, EMBEDDINGS, VIT_TIMM, KeyMap, Row, prefixed
+from ssl_core.hub.pretrained import Layout, check_shapes
+from ssl_core.hub.stem import adapt_stem
+from ssl_core.patches import interpolate_positions, square_grid
+from ssl_dino.config import DINOv2Config
+
+if TYPE_CHECKING:
+    from ssl_dino.dinov2 import DINOv2
+
+SCALES: tuple[Row, ...] = (("ls1.gamma", "layer_scale1.lambda1"), ("ls2.gamma", "layer_scale2.lambda1"))
+NORMS_MLP: tuple[Row, ...] = tuple(
+    (f"{name}.{{w}}", f"{name}.{{w}}") for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
+)
+
+ON_DISK: tuple[Row, ...] = (
+    *NORMS_MLP,
+    *SCALES,
+    *(row for row in BLOCK if row[0].startswith("attn.")),
+    ("mlp.w12.{w}", "mlp.weights_in.{w}"),
+    ("mlp.w3.{w}", "mlp.weights_out.{w}"),
+)
+"""A block of transformers' Dinov2Model in every file."""
+
+IN_MEMORY: tuple[Row, ...] = (
+    ("attn.qkv.{w}", tuple(f"attention.{n}_proj.{{w}}" for n in "qkv")),
+    ("attn.proj.{w}", "attention.o_proj.{w}"),
+    ("mlp.w12.{w}", ("mlp.gate_proj.{w}", "mlp.up_proj.{w}")),
+    ("mlp.w3.{w}", "mlp.down_proj.{w}"),
+)
+"""What transformers 5 names otherwise in memory."""
+
+AUTHORS: tuple[Row, ...] = (
+    *((name, name) for name, _ in BLOCK),
+    *((name, name) for name in ("ls1.gamma", "ls2.gamma", "mlp.w12.{w}", "mlp.w3.{w}")),
+)
+
+KEYMAP = KeyMap(
+    rows=(
+        *prefixed(EMBEDDINGS, ours="encoder."),
+        ("encoder.register_tokens", "embeddings.register_tokens"),
+        ("mask_token", "embeddings.mask_token"),
+        *prefixed(ON_DISK, ours="encoder.blocks.{i}.", theirs="encoder.layer.{i}."),
+    ),
+    also=(
+        *prefixed(IN_MEMORY, ours="encoder.blocks.{i}.", theirs="encoder.layer.{i}."),
+        *prefixed(VIT_TIMM, ours="encoder."),
+        *prefixed(AUTHORS[len(BLOCK) :], ours="encoder.blocks.{i}.", theirs="blocks.{i}."),
+        ("encoder.register_tokens", "register_tokens"),
+        ("encoder.register_tokens", "reg_token"),
+        ("mask_token", "mask_token"),
+        # the authors' training checkpoints keep blocks in four chunks
+        *(row for c in range(4) for row in prefixed(AUTHORS, ours="encoder.blocks.{i}.", theirs=f"blocks.{c}.{{i}}.")),
+    ),
+)
+
+NAMES = {
+    "dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_ratio": "mlp_ratio",
+    "swiglu": "use_swiglu_ffn",
+    "patch_size": "patch_size",
+    "layer_norm_eps": "layer_norm_eps",
+}
+"""Our config fields and transformers' names for the same value."""
+_DEFAULTS = {"dim": 768, "depth": 12, "heads": 12}
+"""Where transformers' defaults for absent keys are not ours."""
+
+
+def to_theirs(config: DINOv2Config) -> dict[str, Any]:
+    """config.json of transformers' Dinov2Model, or of Dinov2WithRegistersModel where there are registers."""
+    kind = {"model_type": "dinov2", "architectures": ["Dinov2Model"]}
+    if config.registers:
+        kind = {"model_type": "dinov2_with_registers", "architectures": ["Dinov2WithRegistersModel"]}
+    return {
+        **kind,
+        "dtype": "float32",
+        "image_size": config.image_size,
+        "num_channels": config.in_channels,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "layerscale_value": 1.0,
+        **({"num_register_tokens": config.registers} if config.registers else {}),
+        **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
+    }
+
+
+def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DINOv2Config:
+    """Our config of a transformers folder, whose positions are resampled as transformers does it.
+
+    Raises ConfigError for another architecture or an option that we do not have.
+    """
+    kind = values.get("model_type")
+    if kind not in ("dinov2", "dinov2_with_registers"):
+        raise ConfigError(f"model_type is {kind!r}: DINOv2 reads 'dinov2' and 'dinov2_with_registers'")
+    for key, expected in (("hidden_act", "gelu"), ("qkv_bias", True)):
+        if values.get(key, expected) != expected:
+            raise ConfigError(f"{key} = {values[key]!r} is not supported: use transformers for this model")
+    registers = kind == "dinov2_with_registers"
+    known = {ours: values[theirs] for ours, theirs in NAMES.items() if theirs in values}
+    return from_dict(DINOv2Config, {
+        **_DEFAULTS, **known, **pixels(DINOv2Config, values, preprocessor),
+        "registers": values.get("num_register_tokens", 4) if registers else 0,
+        "pos_interp": "antialias" if registers else "size",
+        **_crop(preprocessor),
+    })  # fmt: skip
+
+
+def _crop(preprocessor: dict[str, Any]) -> dict[str, float]:
+    """The share of the shorter side that the folder's evaluation crops."""
+    resized, cropped = preprocessor.get("size"), preprocessor.get("crop_size")
+    if not isinstance(resized, dict) or not isinstance(cropped, dict) or not preprocessor.get("do_center_crop", True):
+        return {}
+    sides = {"side": resized.get("shortest_edge"), "crop": cropped.get("height")}
+    if not all(type(side) is int for side in sides.values()):
+        return {}
+    return {"crop_pct": min(1.0, positive(sides, "crop", 1) / positive(sides, "side", 1))}
+
+
+def infer(state: Mapping[str, Tensor]) -> DINOv2Config:
+    """Config of an author's or timm's checkpoint, from shapes; heads are 64 wide.
+
+    Raises ConfigError when the tensors are not a DINOv2's.
+    """
+    state = plain(state)
+    needed = {"encoder.patch_embed.proj.weight": 4, "encoder.pos_embed": 3, "encoder.blocks.0.ls1.gamma": 1}
+    for key, ndim in needed.items():
+        if key not in state or state[key].ndim != ndim:
+            raise ConfigError(f"the checkpoint is not a DINOv2: it has no {key} of {ndim} dimensions")
+    dim, channels, patch, _ = state["encoder.patch_embed.proj.weight"].shape
+    try:
+        rows, _ = square_grid(state["encoder.pos_embed"].shape[1] - 1)
+    except ValueError as error:
+        raise ConfigError(f"the checkpoint says no image size: {error}") from error
+    registers = state.get("encoder.register_tokens")
+    hidden = state.get("encoder.blocks.0.mlp.fc1.weight")
+    blocks = "encoder.blocks."
+    return from_dict(DINOv2Config, {
+        "dim": dim, "heads": max(1, dim // 64), "patch_size": patch, "image_size": rows * patch,
+        "depth": 1 + max(int(key[len(blocks) :].split(".")[0]) for key in state if key.startswith(blocks)),
+        "swiglu": hidden is None, "mlp_ratio": 4 if hidden is None else hidden.shape[0] // dim,
+        "registers": 0 if registers is None else registers.shape[1],
+        "pos_interp": "offset" if registers is None else "antialias",
+        **statistics(DINOv2Config, channels),
+    })  # fmt: skip
+
+
+def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's state in our form: its SwiGLU is named fc1 and fc2, and its CLS token with registers holds its position."""
+    state = dict(state)
+    for key in [key for key in state if key.endswith(".mlp.fc1.weight")]:
+        block = key.removesuffix("fc1.weight")
+        first, second = state[key], state.get(block + "fc2.weight")
+        if second is not None and second.ndim == 2 and first.shape[0] == 2 * second.shape[1]:
+            for old, new in (("fc1", "w12"), ("fc2", "w3")):
+                state |= {f"{block}{new}.{w}": state.pop(f"{block}{old}.{w}") for w in ("weight", "bias")}
+    positions = state.get("encoder.pos_embed")
+    if positions is not None and positions.ndim == 3 and "encoder.register_tokens" in state:
+        side = round(positions.shape[1] ** 0.5)
+        if side * side == positions.shape[1]:
+            state["encoder.pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], 1)
+    return state
+
+
+def adapt(state: dict[str, Tensor], stored: DINOv2Config, wanted: DINOv2Config) -> dict[str, Tensor]:
+    """`state` for the channels and the image size of `wanted`; a mask token of zeros where a file has none.
+
+    Raises WeightsMismatch when `state` is not of `stored`'s sizes.
+    """
+    state = plain(state)
+    stem, positions = "encoder.patch_embed.proj.weight", "encoder.pos_embed"
+    dim, patch = stored.dim, stored.patch_size
+    check_shapes(state, {stem: (dim, stored.in_channels, patch, patch), positions: (1, 1 + stored.patches, dim)})
+    if stem in state and stored.in_channels != wanted.in_channels:
+        state[stem] = adapt_stem(state[stem], wanted.in_channels)
+    if positions in state and stored.grid != wanted.grid:
+        state[positions] = interpolate_positions(state[positions], stored.grid, wanted.grid, wanted.pos_interp)
+    if stem in state:
+        state.setdefault("mask_token", torch.zeros(1, dim))
+    return state
+
+
+def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The teacher's backbone of the authors' training checkpoint {"teacher": {"backbone.…", "dino_head.…"}}."""
+    teacher = raw.get("teacher")
+    if not isinstance(teacher, Mapping):
+        return raw
+    return {key.removeprefix("backbone."): value for key, value in teacher.items() if key.startswith("backbone.")}
+
+
+LAYOUT = Layout(
+    keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt, unwrap=unwrap,
+)  # fmt: skip
+
+
+def to_transformers(method: DINOv2) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of transformers' Dinov2Model or Dinov2WithRegistersModel."""
+    return KEYMAP.to_theirs(method.state_dict())[0], to_theirs(method.config)
+
+
+def to_timm(method: DINOv2) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config.json) of a timm model with the features of `encode`, for `create_model("local-dir:…")`.
+
+    Raises ConfigError for an epsilon other than timm's.
+    """
+    config, state = method.config, method.encoder.state_dict()
+    arguments: dict[str, Any] = {"init_values": 1e-5}
+    if config.registers:
+        positions = state.pop("pos_embed")
+        state |= {"cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
+        state["reg_token"] = state.pop("register_tokens")
+        arguments |= {"reg_tokens": config.registers, "no_embed_class": True}
+    architecture = "vit_base_patch14_dinov2"
+    if config.swiglu:
+        for key in [key for key in state if ".mlp.w" in key]:
+            state[key.replace("w12", "fc1").replace("w3", "fc2")] = state.pop(key)
+        architecture = "vit_giant_patch14_dinov2"
+        arguments["mlp_ratio"] = (state["blocks.0.mlp.fc1.weight"].shape[0] + 0.5) / config.dim  # timm rounds down
+    return {key: value.contiguous() for key, value in state.items()}, timm_vit(
+        config, architecture=architecture, **arguments
+    )
+
+
+EXPORTS = {"transformers": to_transformers, "timm": to_timm}

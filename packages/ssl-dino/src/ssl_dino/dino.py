@@ -1,0 +1,236 @@
+"""Emerging Properties in Self-Supervised Vision Transformers (DINO, Caron et al. 2021, arXiv 2104.14294).
+
+A student sees many crops of an image, a teacher the large ones; the student predicts what the teacher says about another
+crop. The teacher is the student's average, and its output is centred and sharpened so that it says neither always the
+same nor nothing.
+
+    L = 1/(g·v − g) · Σ_t Σ_{s ≠ t} mean_b H(softmax((z_t − c)/τ_t), softmax(z_s/τ_s))            (equations 1 to 3)
+    c ← m_c · c + (1 − m_c) · mean of z_t over crops and samples of the whole batch               (equation 4)
+    θ_t ← λ · θ_t + (1 − λ) · θ_s after the optimiser's step, λ from 0.996 to 1 by a cosine       (section 3.1)
+
+A step, in this order: τ_t and λ for its place in the run; teacher and student forward, loss; backward; each gradient
+tensor clipped; gradients of the last layer cancelled in the first epoch; AdamW; centre and teacher.
+
+Deviations from the authors' code, none in the result of a step: the learning rate reaches its peak one step later, as in
+the other packages; the backbone runs once per size of crop, whatever their order.
+
+Expected (the authors' README), k-NN/linear on ImageNet: ViT-S/16 74.5/77.0 %, S/8 78.3/79.7, B/16 76.1/78.2, B/8
+77.4/80.1, ResNet-50 67.5/75.3; 100 epochs of S/16 with the defaults 69.3/74.0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core import distributed
+from ssl_core.backbone import PooledViT, build_backbone
+from ssl_core.config import RunOptions
+from ssl_core.data.views import normalize
+from ssl_core.ema import ema_update
+from ssl_core.errors import InputError
+from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.resnet import ResNet
+from ssl_dino.config import RECIPE, DINOConfig
+from ssl_dino.heads import DINOHead
+from ssl_dino.loss import center_and_sharpen, cross_view_entropy
+
+
+def teacher_temperature(config: DINOConfig, progress: float) -> float:
+    """τ_t of the epoch: linear from `warmup_teacher_temp` to `teacher_temp` over the first epochs, then constant."""
+    epoch, ramp = epoch_of(config, progress), config.warmup_teacher_temp_epochs
+    if epoch >= ramp - 1:
+        return config.teacher_temp
+    return config.warmup_teacher_temp + (config.teacher_temp - config.warmup_teacher_temp) * epoch / (ramp - 1)
+
+
+def teacher_momentum(config: DINOConfig, progress: float) -> float:
+    """λ of the step: half a cosine from `teacher_momentum` to 1, which it does not reach."""
+    return 1 - (1 - config.teacher_momentum) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def epoch_of(config: DINOConfig, progress: float) -> int:
+    """Whole epochs done; a step at the very start of one may lie a rounding error below it."""
+    return int(progress * config.epochs + 1e-6)
+
+
+class Network(nn.Module):
+    """A backbone and a head: crops (b, c, h, w) of any sizes to logits (v, b, k)."""
+
+    def __init__(self, config: DINOConfig) -> None:
+        super().__init__()
+        self.backbone = build_backbone(config)
+        self.head = DINOHead(
+            self.backbone.features, prototypes=config.prototypes, hidden=config.head_hidden,
+            bottleneck=config.bottleneck, layers=config.head_layers, bn=config.head_bn, unit=config.norm_last_layer,
+        )  # fmt: skip
+        distributed.sync_batch_norm(self.backbone)
+
+    def forward(self, crops: list[Tensor]) -> Tensor:
+        features = pooled(self.backbone, crops)  # v b d
+        return self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+
+
+def pooled(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
+    """Features (v, b, d) of crops (b, c, h, w), with one call of the backbone for all crops of one size."""
+    sizes: dict[torch.Size, list[int]] = {}
+    for i, crop in enumerate(crops):
+        sizes.setdefault(crop.shape, []).append(i)
+    features: list[Any] = [None] * len(crops)
+    for indices in sizes.values():
+        together = backbone(torch.cat([crops[i] for i in indices]))
+        for i, part in zip(indices, together.chunk(len(indices)), strict=True):
+            features[i] = part
+    return torch.stack(features)
+
+
+class DINO(nn.Module, Pretrained):
+    """Student, teacher and centre, built from a `DINOConfig`. `encode` is the teacher's backbone.
+
+    Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and std.
+    """
+
+    config_class = DINOConfig
+    accumulates = True
+    can_collapse = True
+    center: Tensor
+    new_heads: Tensor
+
+    def __init__(self, config: DINOConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.student = Network(config)
+        self.teacher = Network(dataclasses.replace(config, drop_path=0.0)).requires_grad_(False)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.register_buffer("center", torch.zeros(1, config.prototypes))
+        self.register_buffer("new_heads", torch.tensor(False))
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
+            self.accumulates = False  # its statistics span the batch
+        self.pending: list[Tensor] = []
+
+    @classmethod
+    def layout(cls) -> Layout:
+        from ssl_dino.convert import LAYOUT
+
+        return LAYOUT
+
+    @property
+    def encoder(self) -> PooledViT | ResNet:
+        """The teacher's backbone, which is evaluated and published."""
+        return self.teacher.backbone
+
+    def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
+        """Loss of `batch["views"]`, of which the first `global_crops` are the teacher's too.
+
+        Beside it what tells of collapse: the teacher's entropy, the KL divergence to the student, the centre's norm.
+        """
+        crops = [normalize(view, self.config.mean, self.config.std) for view in batch["views"]]
+        with torch.no_grad():
+            teacher = self.teacher(crops[: self.config.global_crops])  # g b k
+        student = self.student(crops)  # v b k
+        targets = center_and_sharpen(teacher, self.center, teacher_temperature(self.config, progress))
+        loss = cross_view_entropy(student, targets.probs, self.config.student_temp)
+        if self.training:
+            total = teacher.to(self.center.dtype).sum((0, 1))
+            self.pending.append(torch.cat([total, total.new_tensor([teacher.shape[0] * teacher.shape[1]])]))
+        return {
+            "loss": loss,
+            "teacher_entropy": targets.entropy,
+            "kl": loss.detach() - targets.entropy,
+            "center_norm": self.center.norm(),
+        }
+
+    @torch.no_grad()
+    def before_step(self, progress: float) -> None:
+        """Clip each gradient tensor, then cancel those of what does not move yet: the last layer in the first epochs,
+        and the backbone while heads that started anew catch up with it."""
+        trained = [p for p in self.student.parameters() if p.grad is not None]
+        if self.config.clip_each is not None:
+            clip_each([p.grad for p in trained if p.grad is not None], self.config.clip_each)
+        epoch = epoch_of(self.config, progress)
+        if epoch < self.config.freeze_last_layer:
+            self.student.head.last_layer.zero_grad(set_to_none=True)
+        if self.new_heads:
+            self._warm_up_heads(epoch, first=progress == 0)
+
+    def _warm_up_heads(self, epoch: int, *, first: bool) -> None:
+        if epoch >= self.config.head_warmup_epochs:
+            self.new_heads.fill_(False)
+            return
+        if first:
+            warnings.warn(
+                "the weights that this run starts from have no heads of DINO: for the first "
+                f"{self.config.head_warmup_epochs} epochs only the heads are trained",
+                stacklevel=2,
+            )
+        self.student.backbone.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """The centre by the mean of the batch over all processes, the teacher by the student that has just stepped."""
+        sums = distributed.all_reduce_sum(torch.stack(self.pending).sum(0))  # k + 1
+        self.pending.clear()
+        self.center.lerp_(sums[None, :-1] / sums[-1], 1 - self.config.center_momentum)
+        ema_update(self.teacher, self.student, teacher_momentum(self.config, progress))
+
+    def collapse(self, scores: dict[str, float], progress: float) -> str | None:
+        """The cause, where the last step's scores say that the teacher says the same of every image.
+
+        Judged after the warm-up and a tenth of the run: at first all images look alike to a random network.
+        """
+        if progress < 0.1 or progress * self.config.epochs < self.config.warmup_epochs:
+            return None
+        share = scores["teacher_entropy"] / math.log(self.config.prototypes)
+        facts = f"teacher entropy {share:.1%} of its maximum, KL {scores['kl']:.2g}"
+        if share > 0.99:
+            return f"the teacher is uniform ({facts}): it is not sharpened enough, lower --teacher-temp"
+        if scores["kl"] < 1e-3:
+            return f"the teacher names one prototype for all images ({facts}): the centre lags behind, lower --center-momentum"
+        return None
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The teacher's features (b, d): the CLS token, the mean of the patches (`config.pool`), a ResNet's mean."""
+        return self.encoder(self._normalized(images))
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """The teacher's features of the patches, or the last map of a ResNet, (b, h, w, d)."""
+        return self.encoder.feature_map(self._normalized(images))
+
+    def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
+        """How much the teacher's CLS attends to each patch, per head of one block, (b, heads, h, w).
+
+        Raises InputError for a ResNet, which has no attention.
+        """
+        if not isinstance(self.encoder, PooledViT):
+            raise InputError(f"a {self.config.backbone} has no attention: maps need backbone = 'vit'")
+        return self.encoder.attention_maps(self._normalized(images), block)
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return normalize(images, self.config.mean, self.config.std)
+
+
+def clip_each(gradients: list[Tensor], limit: float) -> None:
+    """Scale every tensor whose norm exceeds `limit` down to it, in place (the authors' `clip_gradients`)."""
+    if gradients:
+        factors = [(limit / (norm + 1e-6)).clamp(max=1) for norm in torch._foreach_norm(gradients)]
+        torch._foreach_mul_(gradients, factors)
+
+
+def train(
+    config: DINOConfig,
+    data: str | Path | None = None,
+    out: str | Path = "runs/dino",
+    *,
+    init: str | Path | None = None,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+) -> DINO:
+    """Pretrain from a notebook, the same as the command `ssl-dino train`; see `ssl_core.train.run.train`."""
+    from ssl_core.train.run import train as run
+
+    return run(RECIPE, config, data=data, out=out, init=init, options=options)

@@ -1,0 +1,71 @@
+"""DINOv2: Learning Robust Visual Features without Supervision (Oquab et al. 2023, arXiv 2304.07193), and its models with
+registers (Darcet et al. 2023, arXiv 2309.16588), as encoders.
+
+A ViT with LayerScale; ViT-g has SwiGLU MLPs; models with registers carry four tokens that are no patch and keep the
+attention maps clean. CLS and patch tokens are read after the last norm. Its training is not here.
+
+Results (the authors' README), k-NN/linear on ImageNet without → with registers: S 79.0/81.1 → 79.1/80.9 %, B 82.1/84.5 →
+82.0/84.6, L 83.5/86.3 → 83.8/86.7, g 83.5/86.5 → 83.7/87.1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.backbone import init_linear
+from ssl_core.data.views import normalize
+from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.vit import ViT
+from ssl_dino.config import DINOv2Config
+
+LAYER_SCALE = 1e-5
+"""Initial factor of every branch (section 4 and appendix A); the published models hold trained ones."""
+
+
+class DINOv2(nn.Module, Pretrained):
+    """The encoder, built from a `DINOv2Config`.
+
+    Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and std; height and
+    width may be any multiples of the patch size. `mask_token` (1, d) stands for a hidden patch in iBOT's part of the
+    training; it is kept so that a folder is whole.
+    """
+
+    config_class = DINOv2Config
+
+    def __init__(self, config: DINOv2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ViT(
+            image_size=config.size, patch_size=config.patch_size, in_channels=config.in_channels, dim=config.dim,
+            depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio, layer_norm_eps=config.layer_norm_eps,
+            pos_interp=config.pos_interp, layer_scale=LAYER_SCALE, swiglu=config.swiglu, registers=config.registers,
+        )  # fmt: skip
+        self.mask_token = nn.Parameter(torch.zeros(1, config.dim))
+        self.apply(init_linear)
+        nn.init.trunc_normal_(self.encoder.pos_embed, std=0.02)
+        nn.init.normal_(self.encoder.cls_token, std=1e-6)
+        if self.encoder.register_tokens is not None:
+            nn.init.normal_(self.encoder.register_tokens, std=1e-6)
+
+    @classmethod
+    def layout(cls) -> Layout:
+        from ssl_dino.convert_dinov2 import LAYOUT
+
+        return LAYOUT
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (b, d): the CLS token or the mean of the patches, as `config.pool` says."""
+        tokens = self.encoder(self._normalized(images))
+        return tokens[:, 0] if self.config.pool == "cls" else tokens[:, 1:].mean(1)
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Features of the patches, (b, h, w, d)."""
+        return self.encoder.patch_features(self._normalized(images))
+
+    def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
+        """How much CLS attends to each patch, per head of one block, (b, heads, h, w)."""
+        return self.encoder.attention_maps(self._normalized(images), block)
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return normalize(images, self.config.mean, self.config.std)

@@ -1,0 +1,52 @@
+"""DINO's projection head (arXiv 2104.14294, section 3.1 and appendix C), under the authors' names."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_core.backbone import init_linear
+from ssl_core.distributed import sync_batch_norm
+
+
+class Prototypes(nn.Module):
+    """k unit vectors, each with a length g: logits g_k · ⟨x, v_k / ‖v_k‖⟩, a weight-normed Linear without bias.
+
+    The directions start as a Linear of PyTorch does, the lengths at 1. With `unit` the lengths stay there, and the
+    logit of a unit vector is a cosine. (torch's own weight norm cannot be deep-copied, or has other names.)
+    """
+
+    def __init__(self, dim: int, k: int, *, unit: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(k, 1), requires_grad=not unit)
+        self.weight_v = nn.Parameter(nn.Linear(dim, k, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, d) -> (n, k)."""
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
+
+
+class DINOHead(nn.Module):
+    """An MLP to a bottleneck, L2-normalised, to logits over `prototypes`: (n, features) -> (n, k).
+
+    Its Linears start from a truncated normal of std 0.02 with zero biases; with `bn` a batch norm, over all processes,
+    follows each but the last.
+    """
+
+    def __init__(
+        self, features: int, *, prototypes: int, hidden: int, bottleneck: int, layers: int, bn: bool, unit: bool
+    ) -> None:
+        super().__init__()
+        widths = [features, *[hidden] * (layers - 1)]
+        blocks: list[nn.Module] = []
+        for width, out in itertools.pairwise(widths):
+            blocks += [nn.Linear(width, out), *([nn.BatchNorm1d(out)] if bn else []), nn.GELU()]
+        self.mlp = sync_batch_norm(nn.Sequential(*blocks, nn.Linear(widths[-1], bottleneck)))
+        self.mlp.apply(init_linear)
+        self.last_layer = Prototypes(bottleneck, prototypes, unit=unit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1))

@@ -1,0 +1,479 @@
+"""Configurations of GPT, BERT and T5 and their presets. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ssl_core.config import TrainConfig, check
+from ssl_core.method import Recipe
+
+SPECIAL_IDS = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id", "eos_token_id")
+"""Fields that, where a config has them and they are None, `ssl_lm.tokenizer.settle` fills in from the data's tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMConfig(TrainConfig):
+    """What every language model knows of its text."""
+
+    vocab_size: int | None = None
+    """rows of the embedding; None: as many as the data's tokenizer has"""
+    context: int = 1024
+    """tokens that the model sees at once"""
+    pad_token_id: int | None = None
+    """fills up the shorter rows of a batch; None: the tokenizer's"""
+    eos_token_id: int | None = None
+    """stands between documents and ends a text; None: the tokenizer's"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.vocab_size
+        check(size is None or 0 < size < 2**31, "vocab_size", size, "must be positive")
+        check(1 < self.context <= 2**20, "context", self.context, "must lie in 2 … 2^20")
+        for name in SPECIAL_IDS:
+            token = getattr(self, name, None)
+            below = token is None or (token >= 0 and (size is None or token < size))
+            check(below, name, token, f"must lie in 0 … {'vocab_size' if size is None else size} - 1")
+
+    @property
+    def window(self) -> int:
+        """Tokens of the corpus that a training sample holds."""
+        return self.context
+
+    @property
+    def stride(self) -> int:
+        """Tokens from the beginning of one sample to that of the next."""
+        return self.window
+
+
+# ---------------------------------------------------------------- GPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig(LMConfig):
+    """Network and recipe of GPT. The defaults are GPT-2 small (124 M) and the recipe that nanoGPT reproduces it with."""
+
+    vocab_size: int | None = 50257
+    eos_token_id: int | None = None
+    dim: int = 768
+    """width"""
+    depth: int = 12
+    """blocks"""
+    heads: int = 12
+    """attention heads"""
+    hidden: int | None = None
+    """hidden width of an MLP; four times the width by default"""
+    activation: Literal["gelu_new", "gelu"] = "gelu_new"
+    """gelu_new is GPT-2's tanh approximation, gelu the exact one"""
+    layer_norm_eps: float = 1e-5
+    dropout: float = 0.0
+    """of embeddings, attention and residuals; 0.1 in the paper, 0 where every token is seen once"""
+
+    epochs: float = 1
+    batch_size: int = 480
+    """sequences of `context` tokens: nanoGPT's half a million tokens"""
+    base_lr: float = 3.2e-4
+    """6e-4 at 480 sequences"""
+    min_lr: float = 6e-5
+    warmup_epochs: float = 0.1
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_grad: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.dim <= 2**16, "dim", self.dim, "must lie in 1 … 65536")
+        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
+        check(self.heads > 0 and self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
+        check(self.hidden is None or 0 < self.hidden <= 2**20, "hidden", self.hidden, "must lie in 1 … 2^20")
+        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "must lie in [0, 1)")
+
+    @property
+    def window(self) -> int:
+        return self.context + 1
+
+    @property
+    def stride(self) -> int:
+        return self.context
+
+    @property
+    def mlp_width(self) -> int:
+        return self.hidden or 4 * self.dim
+
+
+def gpt2() -> GPTConfig:
+    """GPT-2 small, 124 M: WikiText-103 perplexity 37.50 zero-shot (the paper's table 3). Not run here."""
+    return GPTConfig(eos_token_id=50256)
+
+
+def gpt2_medium() -> GPTConfig:
+    """GPT-2 medium, 355 M: WikiText-103 perplexity 26.37 zero-shot (the paper's table 3). Not run here."""
+    return GPTConfig(dim=1024, depth=24, heads=16, eos_token_id=50256)
+
+
+def gpt2_large() -> GPTConfig:
+    """GPT-2 large, 774 M: WikiText-103 perplexity 22.05 zero-shot (the paper's table 3). Not run here."""
+    return GPTConfig(dim=1280, depth=36, heads=20, eos_token_id=50256)
+
+
+def gpt2_xl() -> GPTConfig:
+    """GPT-2 XL, 1.5 B: WikiText-103 perplexity 17.48 zero-shot (the paper's table 3). Not run here."""
+    return GPTConfig(dim=1600, depth=48, heads=25, eos_token_id=50256)
+
+
+def gpt_small() -> GPTConfig:
+    """A quarter of GPT-2's width for text of one's own, with the tokenizer of that text. Not run here."""
+    return GPTConfig(
+        vocab_size=None, context=256, dim=384, depth=6, heads=6,
+        epochs=10, batch_size=64, base_lr=4e-3, min_lr=1e-4, warmup_epochs=0.2,
+    )  # fmt: skip
+
+
+def gpt_demo() -> GPTConfig:
+    """The source of Python's standard library in minutes on two CPU cores; figures stand in docs/benchmarks.md."""
+    return GPTConfig(
+        vocab_size=None, context=128, dim=128, depth=4, heads=4,
+        epochs=1.2, batch_size=16, base_lr=0.048, min_lr=1e-4, warmup_epochs=0.1, precision="fp32",
+    )  # fmt: skip
+
+
+GPT_PRESETS: dict[str, Callable[[], GPTConfig]] = {
+    "demo": gpt_demo,
+    "small": gpt_small,
+    "gpt2": gpt2,
+    "gpt2_medium": gpt2_medium,
+    "gpt2_large": gpt2_large,
+    "gpt2_xl": gpt2_xl,
+}
+
+GPT_RECIPE = Recipe(
+    name="gpt",
+    package="ssl_lm",
+    config="ssl_lm.config:GPTConfig",
+    presets="ssl_lm.config:GPT_PRESETS",
+    method="ssl_lm.gpt:GPT",
+    views="ssl_lm.views:next_tokens",
+    show="ssl_lm.show:show",
+    eval_view="ssl_lm.views:whole_text",
+    source="ssl_lm.corpus:open_text",
+    built_in="stdlib",
+    blank="ssl_lm.views:blank",
+    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
+    settle="ssl_lm.corpus:settle",
+    measure="ssl_lm.evaluate:measure",
+)
+
+
+# ---------------------------------------------------------------- BERT
+
+
+@dataclass(frozen=True, kw_only=True)
+class BERTConfig(LMConfig):
+    """Network, masking and recipe of BERT. The defaults are BERT-base (arXiv 1810.04805)."""
+
+    vocab_size: int | None = 30522
+    context: int = 512
+    pad_token_id: int | None = 0
+    unk_token_id: int | None = 100
+    """stands for what the vocabulary lacks; None: the tokenizer's"""
+    cls_token_id: int | None = 101
+    """begins a sequence; None: the tokenizer's"""
+    sep_token_id: int | None = 102
+    """ends a sequence; None: the tokenizer's"""
+    mask_token_id: int | None = 103
+    """hides a token; None: the tokenizer's"""
+    first_sentinel: int | None = None
+    """T5's <extra_id_0> where the vocabulary has it: never a random replacement, nor the `sentinels` below it"""
+    sentinels: int = 100
+    """sentinels of such a vocabulary"""
+    dim: int = 768
+    """width"""
+    depth: int = 12
+    """blocks"""
+    heads: int = 12
+    """attention heads"""
+    hidden: int | None = None
+    """hidden width of an MLP; four times the width by default"""
+    token_types: int = 2
+    """kinds of segments: the sentences of a pair"""
+    layer_norm_eps: float = 1e-12
+    dropout: float = 0.1
+    """of embeddings, attention and residuals"""
+    mask_rate: float = 0.15
+    """share of the tokens that are predicted"""
+    whole_words: bool = False
+    """mask all pieces of a word together"""
+
+    epochs: float = 40
+    batch_size: int = 256
+    base_lr: float = 1e-4
+    warmup_epochs: float = 0.4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_network(self)
+        check(self.context > 4, "context", self.context, "must be at least 5: two tokens frame the text")
+        check(self.heads > 0 and self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
+        check(0 < self.token_types <= 2**16, "token_types", self.token_types, "must lie in 1 … 65536")
+        check(0 < self.mask_rate < 1, "mask_rate", self.mask_rate, "must lie between 0 and 1")
+
+    @property
+    def window(self) -> int:
+        """Tokens between [CLS] and [SEP]."""
+        return self.context - 2
+
+    @property
+    def masked(self) -> int:
+        """Tokens of a training sample that are predicted."""
+        return max(1, round(self.mask_rate * self.window))
+
+    @property
+    def mlp_width(self) -> int:
+        return self.hidden or 4 * self.dim
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Tokens that are neither masked nor a random replacement."""
+        first = self.first_sentinel
+        sentinels = () if first is None else range(first - self.sentinels + 1, first + 1)
+        named = (getattr(self, name) for name in SPECIAL_IDS)
+        return tuple(sorted({token for token in (*named, *sentinels) if token is not None}))
+
+
+def bert_base() -> BERTConfig:
+    """BERT-base, 110 M: mean GLUE score 79.6 after fine-tuning (the paper's table 1). Not run here."""
+    return BERTConfig()
+
+
+def bert_large() -> BERTConfig:
+    """BERT-large, 340 M: mean GLUE score 82.1 after fine-tuning (the paper's table 1). Not run here."""
+    return BERTConfig(dim=1024, depth=24, heads=16)
+
+
+def bert_small() -> BERTConfig:
+    """BERT of half the width and depth for text of one's own, with the tokenizer of that text. Not run here."""
+    return BERTConfig(
+        vocab_size=None, context=256, dim=384, depth=6, heads=6, dropout=0.0, **_TOKENIZERS,
+        epochs=40, batch_size=64, base_lr=2e-3, warmup_epochs=1,
+    )  # fmt: skip
+
+
+def bert_demo() -> BERTConfig:
+    """The source of Python's standard library in minutes on two CPU cores; figures stand in docs/benchmarks.md."""
+    return BERTConfig(
+        vocab_size=None, context=128, dim=128, depth=3, heads=4, dropout=0.0, layer_norm_eps=1e-12, **_TOKENIZERS,
+        epochs=1, batch_size=32, base_lr=0.008, warmup_epochs=0.1, precision="fp32",
+    )  # fmt: skip
+
+
+_TOKENIZERS: dict[str, Any] = dict.fromkeys(SPECIAL_IDS)
+"""Every special token as the data's tokenizer numbers it."""
+
+BERT_PRESETS: dict[str, Callable[[], BERTConfig]] = {
+    "demo": bert_demo,
+    "small": bert_small,
+    "base": bert_base,
+    "large": bert_large,
+}
+
+BERT_RECIPE = Recipe(
+    name="bert",
+    package="ssl_lm",
+    config="ssl_lm.config:BERTConfig",
+    presets="ssl_lm.config:BERT_PRESETS",
+    method="ssl_lm.bert:BERT",
+    views="ssl_lm.views:masked",
+    show="ssl_lm.show:show",
+    eval_view="ssl_lm.views:framed_text",
+    source="ssl_lm.corpus:open_text",
+    built_in="stdlib",
+    blank="ssl_lm.views:blank",
+    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
+    settle="ssl_lm.corpus:settle",
+    measure="ssl_lm.evaluate:measure_masked",
+)
+
+
+# ---------------------------------------------------------------- T5
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config(LMConfig):
+    """Network, corruption and recipe of T5. The defaults are T5-base v1.0 (arXiv 1910.10683)."""
+
+    vocab_size: int | None = 32128
+    context: int = 512
+    """tokens of the corrupted text, its end included"""
+    pad_token_id: int | None = 0
+    eos_token_id: int | None = 1
+    first_sentinel: int | None = 32099
+    """<extra_id_0>; the others count down from it; None: the tokenizer's"""
+    sentinels: int = 100
+    """how many there are"""
+    dim: int = 768
+    """width"""
+    depth: int = 12
+    """blocks of the encoder"""
+    decoder_depth: int = 12
+    """blocks of the decoder"""
+    heads: int = 12
+    """attention heads"""
+    head_dim: int = 64
+    """width of a head"""
+    hidden: int = 3072
+    """hidden width of an MLP"""
+    gated: bool = False
+    """v1.1: tanh-GELU gated by a second projection, instead of ReLU"""
+    tied: bool = True
+    """v1.0: the embedding is the output matrix too, and states are scaled by dim^-1/2 before it"""
+    buckets: int = 32
+    """of relative positions"""
+    max_distance: int = 128
+    """distance from which on all share a bucket"""
+    layer_norm_eps: float = 1e-6
+    dropout: float = 0.1
+    """of embeddings, attention, MLP and residuals; v1.1 is pretrained with 0"""
+    density: float = 0.15
+    """share of the tokens that are removed"""
+    mean_span: float = 3.0
+    """mean length of a removed span"""
+
+    epochs: float = 1
+    batch_size: int = 128
+    base_lr: float = 2e-3
+    warmup_epochs: float = 0.02
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_network(self)
+        check(0 < self.decoder_depth <= 1000, "decoder_depth", self.decoder_depth, "must lie in 1 … 1000")
+        check(0 < self.heads <= 2**16, "heads", self.heads, "must lie in 1 … 65536")
+        check(0 < self.head_dim <= 2**16, "head_dim", self.head_dim, "must lie in 1 … 65536")
+        check(self.buckets >= 4 and self.buckets % 4 == 0, "buckets", self.buckets, "must be a multiple of 4")
+        check(self.max_distance > self.buckets // 2, "max_distance", self.max_distance,
+              f"must be larger than half of the {self.buckets} buckets")  # fmt: skip
+        check(0 < self.density <= 0.9, "density", self.density, "must lie in (0, 0.9]")
+        check(1 <= self.mean_span <= 1000, "mean_span", self.mean_span, "must lie in 1 … 1000")
+        check(4 < self.context <= 2**16, "context", self.context, "must lie in 5 … 65536")
+        check(0 <= self.sentinels <= 2**16, "sentinels", self.sentinels, "must lie in 0 … 65536")
+        first = self.first_sentinel
+        check(first is None or self.sentinels <= first + 1 <= (self.vocab_size or 2**31), "first_sentinel", first,
+              f"with {self.sentinels} sentinels counting down from it they leave the vocabulary")  # fmt: skip
+        check(self.spans <= self.sentinels, "sentinels", self.sentinels, f"a text of {self.window} tokens has "
+              f"{self.spans} spans, each needs its own: a shorter context or longer spans")  # fmt: skip
+
+    @property
+    def window(self) -> int:
+        """Tokens of the corpus whose corruption fills the context."""
+        length = self.context - 1
+        while self.context >= length + 1 - removed(length + 1, self.density) + self._spans(length + 1) + 1:
+            length += 1
+        return length
+
+    @property
+    def spans(self) -> int:
+        """Spans that are removed from a training sample."""
+        return self._spans(self.window)
+
+    @property
+    def targets(self) -> int:
+        """Tokens that the decoder learns to say of a training sample: spans, sentinels and the end."""
+        return removed(self.window, self.density) + self.spans + 1
+
+    def _spans(self, length: int) -> int:
+        return span_count(length, self.density, self.mean_span)
+
+
+def removed(length: int, density: float) -> int:
+    """Tokens that are removed of `length`, at least one and not all; halves round to even, as in the authors' code."""
+    return min(max(round(density * length), 1), length - 1)
+
+
+def span_count(length: int, density: float, mean_span: float) -> int:
+    """Spans into which they fall, at most as many as there are tokens between them."""
+    noise = removed(length, density)
+    return min(max(1, round(noise / mean_span)), length - noise)
+
+
+def t5_small() -> T5Config:
+    """T5-small, 60 M: GLUE 77.40 after multi-task training and fine-tuning (the paper's table 14). Not run here."""
+    return T5Config(dim=512, depth=6, decoder_depth=6, heads=8, hidden=2048)
+
+
+def t5_base() -> T5Config:
+    """T5-base, 220 M: GLUE 82.7 (the paper's table 14). Not run here."""
+    return T5Config()
+
+
+def t5_large() -> T5Config:
+    """T5-large, 770 M: GLUE 86.4 (the paper's table 14). Not run here."""
+    return T5Config(dim=1024, depth=24, decoder_depth=24, heads=16, hidden=4096)
+
+
+def t5_v1_1_small() -> T5Config:
+    """T5 v1.1 small, 77 M: gated, untied, no dropout, unlabelled text only (the authors' released checkpoints)."""
+    return T5Config(
+        dim=512, depth=8, decoder_depth=8, heads=6, hidden=1024, gated=True, tied=False, dropout=0.0
+    )  # fmt: skip
+
+
+def t5_v1_1_base() -> T5Config:
+    """T5 v1.1 base, 248 M (the authors' released checkpoints)."""
+    return T5Config(hidden=2048, gated=True, tied=False, dropout=0.0)
+
+
+def t5_demo() -> T5Config:
+    """The source of Python's standard library in minutes on two CPU cores; figures stand in docs/benchmarks.md."""
+    return T5Config(
+        vocab_size=None, pad_token_id=None, eos_token_id=None, first_sentinel=None,
+        context=128, dim=128, depth=2, decoder_depth=2, heads=4, head_dim=32, hidden=512, dropout=0.0,
+        epochs=1, batch_size=32, base_lr=0.016, warmup_epochs=0.1, precision="fp32",
+    )  # fmt: skip
+
+
+T5_PRESETS: dict[str, Callable[[], T5Config]] = {
+    "demo": t5_demo,
+    "small": t5_small,
+    "base": t5_base,
+    "large": t5_large,
+    "v1_1_small": t5_v1_1_small,
+    "v1_1_base": t5_v1_1_base,
+}
+
+T5_RECIPE = Recipe(
+    name="t5",
+    package="ssl_lm",
+    config="ssl_lm.config:T5Config",
+    presets="ssl_lm.config:T5_PRESETS",
+    method="ssl_lm.t5:T5",
+    views="ssl_lm.views:spans",
+    show="ssl_lm.show:show",
+    eval_view="ssl_lm.views:whole_text",
+    source="ssl_lm.corpus:open_text",
+    built_in="stdlib",
+    blank="ssl_lm.views:blank",
+    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
+    settle="ssl_lm.corpus:settle",
+    measure="ssl_lm.evaluate:measure_spans",
+)
+
+
+def _check_network(config: BERTConfig | T5Config) -> None:
+    check(0 < config.dim <= 2**16, "dim", config.dim, "must lie in 1 … 65536")
+    check(0 < config.depth <= 1000, "depth", config.depth, "must lie in 1 … 1000")
+    check(config.hidden is None or 0 < config.hidden <= 2**20, "hidden", config.hidden, "must lie in 1 … 2^20")
+    check(config.layer_norm_eps > 0, "layer_norm_eps", config.layer_norm_eps, "must be positive")
+    check(0 <= config.dropout < 1, "dropout", config.dropout, "must lie in [0, 1)")
+
+
+# ---------------------------------------------------------------- what the command line lists
+
+RECIPES = [GPT_RECIPE, BERT_RECIPE, T5_RECIPE]

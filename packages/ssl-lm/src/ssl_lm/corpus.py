@@ -1,0 +1,252 @@
+"""What `--data` names: a prepared folder, raw text, or by default the source of Python's standard library."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from ssl_core.data.images import BadSample, DataError
+from ssl_core.data.sources import digest, number_labels
+from ssl_lm import tokenizer as tokens
+from ssl_lm.config import LMConfig
+from ssl_lm.prepare import prepare_splits
+from ssl_lm.shards import META, Shards
+from ssl_lm.texts import BadText, Piece, decode, list_files
+
+STDLIB_TOKENIZER = "train:2048"
+LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
+"""Folders of the standard library that are not in `stdlib`: tests, which not every installation has, and tables."""
+HELD_OUT = 12
+"""One module in so many is test text."""
+
+
+def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train") -> Any:
+    """Windows of prepared text, or raw texts that a model has yet to tokenise (`TextModel.attach`).
+
+    - None or "stdlib": the source of the running Python's standard library, one module in twelve for test;
+    - a folder that `ssl-lm prepare` made;
+    - a text file; a folder of text files, labelled by the first sub-folder where there are two or more, with `train`
+      and `test` (or `val`) as splits; a .csv, .tsv or .jsonl with a column `text` and perhaps `label`. These are for
+      evaluations: a document is a sample.
+    Raises DataError, which says what to do.
+    """
+    if data is None or str(data) == "stdlib":
+        return Windows(stdlib(), split, config)
+    path = Path(data).expanduser()
+    if (path / META).is_file():
+        return Windows(path, split, config)
+    if not path.exists():
+        raise DataError(f"there is no {str(data)!r}: give a folder that `ssl-lm prepare` made")
+    return _raw(path, split)
+
+
+def settle(config: LMConfig, data: str | Path | None) -> Any:
+    """`config` with the vocabulary of the data's tokenizer. Raises DataError for text that is not prepared."""
+    folder = stdlib() if data is None or str(data) == "stdlib" else Path(data).expanduser()
+    if not folder.exists():
+        raise DataError(f"there is no {str(data)!r}: give a folder that `ssl-lm prepare` made")
+    if not (folder / META).is_file():
+        raise DataError(f"{data} is not prepared: run `ssl-lm prepare {data}`, then train on the folder it makes")
+    return tokens.settle(config, tokens.load_tokenizer(folder))
+
+
+class Windows:
+    """Pieces of `config.window` tokens of a split, one every `config.stride` tokens: texts one behind the other, an eos
+    token at the end of each."""
+
+    labels = classes = None
+
+    def __init__(self, folder: Path, split: str, config: LMConfig) -> None:
+        """Raises DataError where the split holds less than one window, ShardError for damaged data."""
+        self.shards, self.folder, self.split = Shards(folder, split), folder, split
+        self.window, self.stride = config.window, config.stride
+        self.tokenizer = tokens.load_tokenizer(folder)
+        if not len(self.shards):
+            raise DataError(f"{folder} has no {split} text")
+        if len(self.shards) < self.window:
+            raise DataError(
+                f"the {split} text of {folder} has {len(self.shards):,} tokens, fewer than one sample of {self.window}: "
+                "give more text or a smaller --context"
+            )
+
+    def __len__(self) -> int:
+        return 1 + (len(self.shards) - self.window) // self.stride
+
+    def load(self, index: int) -> dict[str, Any]:
+        """{"input_ids": int64 (window,), "documents": int64 (window,), the document each token belongs to}."""
+        start = index * self.stride
+        end = start + self.window
+        return {
+            "input_ids": torch.from_numpy(self.shards.read(start, end)),
+            "documents": torch.from_numpy(self.shards.documents(start, end)),
+        }
+
+    def name(self, index: int) -> str:
+        return f"{self.split} tokens {index * self.stride:,} to {index * self.stride + self.window - 1:,}"
+
+    def fingerprint(self) -> str:
+        sums = [record["sha256"][suffix].encode() for record in self.shards.records for suffix in (".bin", ".idx")]
+        return digest(*sums, np.array([self.window, self.stride]))
+
+    def texts(self) -> Iterator[tuple[np.ndarray, int]]:
+        """(tokens, bytes of text) of every document, in order; the last may have no eos token."""
+        ends = [*self.shards.ends.tolist(), [len(self.shards), self.shards.bytes]]
+        start, size = 0, 0
+        for end, total in ends:
+            if end > start:
+                yield self.shards.read(start, end), total - size
+            start, size = end, total
+
+
+class Texts:
+    """Raw texts, which have no tokens before a model comes."""
+
+    tokenizer = None
+
+    def __init__(
+        self, texts: Sequence[str], names: Sequence[str], labels: np.ndarray | None, classes: list[str] | None
+    ) -> None:
+        self.raw, self.names, self.labels, self.classes = texts, names, labels, classes
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def load(self, index: int) -> dict[str, Any]:
+        raise DataError("raw text is for evaluations: to train on it, run `ssl-lm prepare` first")
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def fingerprint(self) -> str:
+        return digest(*(text.encode() for text in self.raw), self.labels)
+
+    def tokenised(self, tokenizer: Any, config: LMConfig) -> TokenisedTexts:
+        """The same as the model of this tokenizer and config reads them."""
+        return TokenisedTexts(self, tokenizer, config)
+
+
+class TokenisedTexts(Texts):
+    """Raw texts as one model reads them."""
+
+    def __init__(self, source: Texts, tokenizer: Any, config: LMConfig) -> None:
+        super().__init__(source.raw, source.names, source.labels, source.classes)
+        self.tokenizer, self.context, self.eos = tokenizer, config.context, config.eos_token_id
+
+    def load(self, index: int) -> dict[str, Any]:
+        """{"input_ids": int64 (n,)} of at most the context. Raises BadSample for a text without tokens."""
+        ids = self.tokenizer.encode(self.raw[index], add_special_tokens=False).ids
+        if not ids:
+            raise BadSample("the text has no tokens")
+        return {"input_ids": torch.tensor(ids[: self.context])}
+
+    def texts(self) -> Iterator[tuple[np.ndarray, int]]:
+        """(tokens and an eos token, bytes of text) of every text."""
+        end = [] if self.eos is None else [self.eos]
+        for text in self.raw:
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+            yield np.array(ids + end, dtype=np.int64), len(text.encode())
+
+
+def _raw(path: Path, split: str) -> Texts:
+    if path.is_dir():
+        return _folder(path, split)
+    if split == "test":
+        raise DataError(f"{path} has no test split: name the test data's own file")
+    try:
+        text = decode(path.read_bytes(), str(path))
+    except BadText as error:
+        raise DataError(str(error)) from error
+    if path.suffix not in (".csv", ".tsv", ".jsonl"):
+        if not text.strip():
+            raise DataError(f"{path} is empty")
+        return Texts([text], [path.name], None, None)
+    rows = list(_rows(path, text))
+    if not rows:
+        raise DataError(f"{path} has no row with a `text`")
+    labels, classes = number_labels([row.get("label", "") for row in rows])
+    return Texts([row["text"] for row in rows], [f"{path.name}[{i}]" for i in range(len(rows))], labels, classes)
+
+
+def _rows(path: Path, text: str) -> Iterator[dict[str, str]]:
+    """{"text", "label"} of every row."""
+    try:
+        if path.suffix == ".jsonl":
+            rows: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = list(
+                csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
+            )
+        for row in rows:
+            yield {"text": str(row["text"]), "label": str(row.get("label", "") or "").strip()}
+    except (ValueError, csv.Error, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{path} has no rows with a column `text`: {type(error).__name__} {error}") from error
+
+
+def _folder(folder: Path, split: str) -> Texts:
+    test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
+    if test is not None and (folder / "train").is_dir():
+        folder = folder / ("train" if split == "train" else test)
+    elif split == "test":
+        raise DataError(f"{folder} has no test split: make {folder}/train and {folder}/test")
+    texts, names, tops = [], [], []
+    for file in list_files(folder):
+        try:
+            texts.append(decode(file.read_bytes(), str(file)))
+        except BadText as error:
+            raise DataError(str(error)) from error
+        name = file.relative_to(folder).as_posix()
+        names.append(name)
+        tops.append(name.partition("/")[0] if "/" in name else "")
+    labels, classes = number_labels(tops) if len(set(tops) - {""}) > 1 else (None, None)
+    return Texts(texts, names, labels, classes)
+
+
+def stdlib() -> Path:
+    """The prepared folder of the built-in corpus, made the first time, in the user's cache or SSL_LM_CACHE.
+
+    Which modules are for test depends on their names alone.
+    """
+    sources = modules()
+    key = digest(repr([(name, file.stat().st_size) for name, file in sources]).encode())
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ssl-lm"
+    cache = Path(os.environ.get("SSL_LM_CACHE", default))
+    folder = cache / f"stdlib-{platform.python_version()}-{key}"
+    if (folder / META).is_file():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{cache} cannot be made ({error}): name a folder in SSL_LM_CACHE") from error
+    with FileLock(cache / ".lock"):
+        splits: dict[str, list[Piece]] = {"train": [], "test": []}
+        for name, file in sources:
+            held_out = hashlib.sha256(name.encode()).digest()[0] % HELD_OUT == 0
+            splits["test" if held_out else "train"].append(Piece(str(file), 0, file.stat().st_size))
+        prepare_splits(
+            splits, folder, tokenizer=STDLIB_TOKENIZER, algorithm="bpe", source="stdlib", workers=0, progress=False
+        )
+    return folder
+
+
+def modules() -> list[tuple[str, Path]]:
+    """(top-level module, file) of every source file of the standard library, sorted."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for file in root.rglob("*.py"):
+        parts = file.relative_to(root).parts
+        if not LEFT_OUT.intersection(parts) and file.stat().st_size:
+            found.append((parts[0].removesuffix(".py"), file))
+    if not found:
+        raise DataError(f"there is no source in {root}: give --data")
+    return sorted(found)

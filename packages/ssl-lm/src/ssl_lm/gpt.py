@@ -1,0 +1,282 @@
+"""Language Models are Unsupervised Multitask Learners (Radford et al. 2019; GPT-2), after GPT (2018) and the transformer
+(arXiv 1706.03762).
+
+A causal transformer predicts every token of a text from those before it.
+
+    L = −1/t · Σ_i log p(x_{i+1} | x_1 … x_i)
+    h = wte[x] + wpe[position];   per block  h += attn(ln_1(h)),  h += mlp(ln_2(h));   logits = ln_f(h) · wteᵀ
+
+Token i looks at tokens 1 … i and no further: without that mask the task is to copy. The head is the embedding. Matrices
+and embeddings start from N(0, 0.02²), those that write into the residual stream (attn.c_proj, mlp.c_proj) from
+N(0, 0.02²/2L), biases at 0 (section 2.3). GELU is the tanh approximation, as in the released weights.
+
+Deviations from the released code: weights are kept as Linear's (out, in), files have them (in, out) (`convert.py`); no
+logits are built in training (`loss.py`). Texts are packed one behind the other, an eos token at the end of each, and
+attention crosses it, as in the paper.
+
+Expected (the paper's table 3): WikiText-103 perplexity 37.50 / 26.37 / 22.05 / 17.48 for 124 M / 355 M / 774 M / 1.5 B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ssl_core.config import ConfigError, RunOptions
+from ssl_core.hub.pretrained import Layout
+from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
+from ssl_lm.config import GPT_RECIPE, GPTConfig
+from ssl_lm.loss import linear_cross_entropy, linear_nll
+from ssl_lm.sampling import check_sampling, choose
+from ssl_lm.tokenizer import TextModel, settled
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.c_attn = nn.Linear(config.dim, 3 * config.dim)
+        self.c_proj = nn.Linear(config.dim, config.dim)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = rearrange(self.c_attn(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return q, k, v
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        q, k, v = self.split(x)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        x = attend(q, k, v, mask, causal=mask is None, dropout=dropout)
+        return self.c_proj(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.approximate = "tanh" if config.activation == "gelu_new" else "none"
+        self.c_fc = nn.Linear(config.dim, config.mlp_width)
+        self.c_proj = nn.Linear(config.mlp_width, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        x = x + self.drop(self.attn(self.ln_1(x), mask, cache, layer))
+        return x + self.drop(self.mlp(self.ln_2(x)))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: GPTConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, config.dim)
+        self.wpe = nn.Embedding(config.context, config.dim)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.ln_f = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        x = self.drop(self.wte(input_ids) + self.wpe(positions))  # b n d
+        for layer, block in enumerate(self.h):
+            x = block(x, mask, cache, layer)
+        if cache is not None:
+            cache.length += input_ids.shape[1]
+        return self.ln_f(x)
+
+
+class GPT(TextModel):
+    """`GPT(config)`, or `GPT.from_pretrained("gpt2")`."""
+
+    config_class = GPTConfig
+    config: GPTConfig
+    accumulates = True
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config, settled(config))
+        self.apply(_initialise)
+        for name, weight in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(weight, std=0.02 * (2 * config.depth) ** -0.5)
+
+    @classmethod
+    def layout(cls) -> Layout:
+        from ssl_lm.convert import GPT_LAYOUT
+
+        return GPT_LAYOUT
+
+    def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
+        """{"loss"}: mean cross-entropy, in nats, of `batch["input_ids"]` (b, t + 1) after its first token."""
+        tokens = batch["input_ids"]
+        x = self.hidden(tokens[:, :-1])  # b t d
+        return {"loss": linear_cross_entropy(x, self.transformer.wte.weight, tokens[:, 1:])}
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Features (b, t, d) after the last norm, for tokens (b, t) that follow those in `cache`.
+
+        `attention_mask` (b, cached + t) is 0 at padding, left or right, which no token looks at and which has no
+        position. Raises ValueError for more tokens than the context.
+        """
+        past, t = cache.length if cache else 0, input_ids.shape[1]
+        if past + t > self.config.context:
+            raise ValueError(f"{past + t} tokens do not fit into the context of {self.config.context}")
+        if attention_mask is None:
+            positions, mask = torch.arange(past, past + t, device=input_ids.device), None
+        else:
+            there = attention_mask.bool()
+            positions = (there.cumsum(1) - 1).clamp(min=0)[:, past:]
+            own = torch.eye(past + t, dtype=torch.bool, device=there.device)[past:]  # padding looks at itself alone
+            mask = (causal_mask(t, past + t, there.device) & there[:, None] | own)[:, None]  # b 1 t m
+        return self.transformer(input_ids, positions, mask, cache)
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(b, t, v): of the token that follows each of input_ids (b, t); `attention_mask` (b, t) is 0 at padding."""
+        return self.head(self.hidden(input_ids, attention_mask))
+
+    def head(self, x: Tensor) -> Tensor:
+        """Features (…, d) to logits (…, v); the embedding is the head."""
+        return F.linear(x, self.transformer.wte.weight)
+
+    @torch.inference_mode()
+    def nll(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """-log p, in nats, of labels (b, t) as the tokens that follow input_ids (b, t); 0 where a label is -100."""
+        x = self.hidden(input_ids)
+        return linear_nll(x.flatten(0, 1), self.transformer.wte.weight, labels.flatten()).view_as(labels)
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(b, d): the mean of the last features over the text.
+
+        Without `attention_mask` (b, t), padding is what is `pad_token_id` or negative. Texts are padded on the right.
+        """
+        there = self.is_text(input_ids) if attention_mask is None else attention_mask.bool()
+        x = self.hidden(input_ids.clamp(min=0), attention_mask)  # to the right of a text, no mask is needed
+        weights = there[..., None].to(x.dtype)
+        return (x * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+    def generate(
+        self, input_ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+        top_p: float | None = None, *, attention_mask: Tensor | None = None, seed: int | None = None,
+        overflow: Literal["error", "slide"] = "error",
+    ) -> Tensor:  # fmt: skip
+        """Continue prompts (b, t) by up to `max_new_tokens`: (b, t + new).
+
+        A row ends with its eos token and is filled up with it. The settings are those of `stream`.
+        """
+        steps = self.stream(
+            input_ids, max_new_tokens, temperature, top_k, top_p,
+            attention_mask=attention_mask, seed=seed, overflow=overflow,
+        )  # fmt: skip
+        return torch.cat([input_ids, *(tokens[:, None] for tokens in steps)], 1)
+
+    @torch.inference_mode()
+    def stream(
+        self, input_ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+        top_p: float | None = None, *, attention_mask: Tensor | None = None, seed: int | None = None,
+        overflow: Literal["error", "slide"] = "error",
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Yield the next tokens (b,) of prompts (b, t), one step at a time, until every row has had its eos token.
+
+        `temperature`, `top_k` and `top_p` are those of `ssl_lm.sampling.choose`; `seed` fixes what is drawn. Prompts of
+        different lengths are padded on the left, with 0 there in `attention_mask` (b, t). Where prompt and new tokens
+        exceed the context, `overflow="slide"` forgets the older half whenever the context is full.
+        Raises ConfigError, at the first step, for settings that cannot be used.
+        """
+        check_sampling(temperature, top_k, top_p)
+        self._check_prompt(input_ids, max_new_tokens, overflow)
+        generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
+        eos, training = self.config.eos_token_id, self.training
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        tokens, mask = input_ids, attention_mask
+        self.eval()
+        try:
+            cache, fresh = self._cache(len(tokens), tokens.shape[1] + max_new_tokens), tokens
+            for _ in range(max_new_tokens):
+                if cache.length + fresh.shape[1] > self.config.context:
+                    kept = self.config.context // 2
+                    tokens, mask = tokens[:, -kept:], None if mask is None else mask[:, -kept:]
+                    cache, fresh = self._cache(len(tokens), self.config.context), tokens
+                x = self.hidden(fresh, mask, cache)[:, -1]
+                fresh = choose(
+                    self.head(x), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+                )[:, None]  # fmt: skip
+                if eos is not None:
+                    fresh = fresh.masked_fill(done[:, None], eos)
+                    done |= fresh[:, 0] == eos
+                tokens = torch.cat([tokens, fresh], 1)
+                mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+                yield fresh[:, 0]
+                if done.all():
+                    return
+        finally:
+            self.train(training)
+
+    def attention_maps(self, input_ids: Tensor) -> Tensor:
+        """Attention (depth, b, h, t, t) of every block on tokens (b, t)."""
+        t = input_ids.shape[1]
+        mask = causal_mask(t, t, input_ids.device)
+        x = self.transformer.wte(input_ids) + self.transformer.wpe.weight[:t]
+        maps = []
+        for layer, block in enumerate(self.transformer.h):
+            q, k, _ = block.attn.split(block.ln_1(x))  # type: ignore[operator,union-attr]
+            maps.append(attention_weights(q, k, mask))
+            x = block(x, None, None, layer)
+        return torch.stack(maps)
+
+    def _cache(self, batch: int, room: int) -> Cache:
+        weight, config = self.transformer.wte.weight, self.config
+        return Cache(
+            depth=config.depth, batch=batch, heads=config.heads, room=min(room, config.context),
+            head_dim=config.dim // config.heads, dtype=weight.dtype, device=weight.device,
+        )  # fmt: skip
+
+    def _check_prompt(self, input_ids: Tensor, new: int, overflow: str) -> None:
+        t, context = input_ids.shape[1], self.config.context
+        if t == 0 or new < 1:
+            raise ConfigError("a prompt needs a token, and max_new_tokens must be positive")
+        if t > context:
+            raise ConfigError(f"the prompt has {t} tokens, more than the context of {context}: shorten it")
+        if t + new - 1 > context and overflow == "error":
+            raise ConfigError(
+                f"{t} tokens of prompt and {new} new ones exceed the context of {context}: "
+                "ask for fewer, or give overflow='slide'"
+            )
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def train(
+    config: GPTConfig,
+    data: str | Path | None = None,
+    out: str | Path = "runs/gpt",
+    *,
+    init: str | Path | None = None,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+) -> GPT:
+    """Pretrain from a notebook, the same as the command `ssl-lm train`."""
+    from ssl_core.train.run import train as run
+
+    return run(GPT_RECIPE, config, data=data, out=out, init=init, options=options)

@@ -1,0 +1,118 @@
+"""Cross-entropy of a linear head that never builds all logits.
+
+    L = 1/|K| · Σ_{i ∈ K} (log Σ_v exp z_iv − z_{i, y_i}),   z_i = W h_i + b,   K = {i : y_i ≠ −100}
+
+The head is applied to a few rows at a time. Since dL/dz = softmax(z) − onehot(y) needs no more than z, its products with
+W and h are taken at once, while the rows are in the cache: three matrix products, as with whole logits, and no n x v
+tensor. What remains for the backward pass is a multiplication by the incoming gradient.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ssl_core import distributed
+
+IGNORED = -100
+CHUNK = 2**20
+"""Logits that are held at once: 4 MB in fp32, which stay in a CPU's cache; but no fewer than LEAST_ROWS rows."""
+LEAST_ROWS = 128
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, rows: int | None = None
+) -> Tensor:
+    """Mean cross-entropy of `hidden @ weight.T + bias` over the labels that are not -100.
+
+    hidden (n, d), weight (v, d), labels int64 (n,), bias (v,). Computed in float32, in float64 for float64 inputs; under
+    autocast the products are its type's. `rows` of the logits are held at once. Without
+    any label the loss is 0.
+
+    In a process group the mean is over the labels of all ranks, however unevenly they are spread: the result is this
+    rank's sum times world over the whole count, so the mean over ranks, by which DDP combines gradients, is exact.
+    """
+    hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    count = distributed.all_reduce_sum((labels != IGNORED).sum().to(torch.int64))
+    rows = rows or max(LEAST_ROWS, CHUNK // weight.shape[0])
+    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, rows)
+    return total * distributed.world_size() / count.clamp(min=1)
+
+
+@torch.no_grad()
+def linear_nll(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, rows: int | None = None
+) -> Tensor:
+    """-log p of every label (n,), 0 where it is -100, of `hidden @ weight.T + bias`; a few rows of logits at a time."""
+    rows = rows or max(LEAST_ROWS, CHUNK // weight.shape[0])
+    parts = [
+        F.cross_entropy(F.linear(h, weight, bias).float(), y, ignore_index=IGNORED, reduction="none")
+        for h, y in zip(hidden.split(rows), labels.split(rows), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the losses. Whatever gradient is wanted is computed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: int) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        narrow = _product_type(hidden)
+        head, shift = weight.to(narrow), None if bias is None else bias.to(narrow)
+        on_meta = hidden.device.type == "meta"  # an estimate of costs, which counts the forward pass alone
+        wanted = any(ctx.needs_input_grad) and not on_meta
+        d_hidden = torch.empty_like(hidden) if wanted else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if wanted else None
+        d_bias = torch.zeros_like(bias, dtype=wide) if wanted and bias is not None else None
+        total = hidden.new_zeros((), dtype=wide)
+        with nullcontext() if on_meta else torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), rows):
+                part = slice(start, start + rows)
+                h = hidden[part].to(narrow)
+                kept = labels[part] != IGNORED
+                target = labels[part].where(kept, 0)[:, None]
+                z = F.linear(h, head, shift).to(wide)  # rows v
+                norm = z.logsumexp(1, keepdim=True)
+                total += ((norm - z.gather(1, target)).squeeze(1) * kept).sum()
+                if d_hidden is None or d_weight is None:
+                    continue
+                p = z.sub_(norm).exp_()
+                p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
+                p *= kept[:, None]
+                if d_bias is not None:
+                    d_bias += p.sum(0)
+                p = p.to(narrow)
+                d_hidden[part] = p @ head
+                _add_product(d_weight, p, h)
+        if wanted:
+            ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        # in place: the saved tensor is as large as the head; autograd refuses a second pass over it
+        d_bias = None if d_bias is None else d_bias * gradient
+        return d_hidden * gradient, d_weight.mul_(gradient), d_bias, None, None
+
+
+def _product_type(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
+
+
+def _add_product(total: Tensor, p: Tensor, h: Tensor) -> None:
+    """total += pᵀ h, in `total`'s type."""
+    if total.dtype == p.dtype:
+        total.addmm_(p.T, h)
+    else:
+        total += p.T @ h

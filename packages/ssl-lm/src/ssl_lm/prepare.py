@@ -1,0 +1,331 @@
+"""`ssl-lm prepare`: from texts to shards of tokens, in parallel, resumable, verified by sums. Imports no torch itself,
+so that its processes start fast."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ssl_core.errors import InputError
+from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
+from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from ssl_core.method import Recipe
+    from ssl_lm.verbs import Prepare
+
+PLAN, DONE = "plan.json", "done.jsonl"
+SMALLEST, LARGEST, PARTS = 2**16, 2**26, 64
+"""A shard is a 64th of the text, but between 64 kB and 64 MB of it."""
+STRETCH = 2**20
+"""Characters of a document that are tokenised at once."""
+ROW = 1000
+"""What a row of a `datasets` split counts as in bytes, for the size of shards."""
+TRAINED_ON = 2**27
+"""Bytes of text that a tokenizer is trained on at most."""
+
+
+def run(recipe: Recipe, args: Prepare) -> None:
+    """The verb."""
+    out = Path(args.out or f"{Path(args.data.removeprefix('hf:')).stem}-tokens")
+    meta = prepare_text(
+        args.data, out, tokenizer=args.tokenizer, algorithm=args.algorithm, held_out=args.held_out,
+        workers=args.workers, progress=True,
+    )  # fmt: skip
+    for split, records in meta["splits"].items():
+        count, size = (sum(record[key] for record in records) for key in ("tokens", "bytes"))
+        print(f"{split}: {count:,} tokens of {size:,} bytes, {size / max(1, count):.2f} bytes a token")
+    for name, reason in meta["left_out"]:
+        print(f"left out: {name}: {reason}")
+    print(f"next     ssl-lm train --data {out} --preset small --out runs/mine")
+
+
+def prepare_text(
+    data: str | Path, out: str | Path, *, tokenizer: str = "train:8000", algorithm: str = "bpe",
+    held_out: float = 0.05, workers: int | None = None, progress: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Tokenise `data` into the folder `out` and return its meta.json.
+
+    `data` and `tokenizer` are those of the command. `workers` processes, or none besides this one for 0. What an
+    earlier call has done is kept where its sums agree. Raises InputError where the data holds no text, `out` holds
+    something else, or the tokenizer does not exist.
+    """
+    if not 0 <= held_out < 1:
+        raise InputError(f"held_out = {held_out}: it must lie in [0, 1)")
+    splits = find_splits(data, held_out)
+    return prepare_splits(
+        splits,
+        Path(out),
+        tokenizer=tokenizer,
+        algorithm=algorithm,
+        source=str(data),
+        workers=workers,
+        progress=progress,
+    )
+
+
+def prepare_splits(
+    splits: dict[str, list[Piece]], out: Path, *, tokenizer: str, algorithm: str, source: str,
+    workers: int | None, progress: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """The same for pieces that are found already."""
+    shards = {split: group(pieces) for split, pieces in splits.items()}
+    _claim(
+        out, {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": _digest(splits)}
+    )
+    if (out / META).exists():
+        meta = read_meta(out)
+        broken = [r["name"] for records in meta["splits"].values() for r in records if not is_whole(out, r)]
+        if not broken:
+            return meta
+        (out / META).unlink()
+    words = _tokenizer(out, tokenizer, algorithm, splits["train"])
+    from ssl_lm.tokenizer import fingerprint, special_ids
+
+    eos, vocabulary = special_ids(words)["eos_token_id"], words.get_vocab_size()
+    if eos is None:
+        raise InputError(f"the tokenizer {tokenizer} has no token that ends a text, such as <|endoftext|> or [SEP]")
+    facts = (str(out), eos, np.dtype(token_type(vocabulary)).name, fingerprint(words))
+    names = {f"{split}-{i:05d}": pieces for split, parts in shards.items() for i, pieces in enumerate(parts)}
+    done = _done(out)
+    todo = [(name, pieces, *facts) for name, pieces in names.items() if name not in done]
+    bar = tqdm(
+        total=sum(p.size for pieces in names.values() for p in pieces), unit="B", unit_scale=True, desc="tokenising",
+        disable=not progress, initial=sum(p.size for name in done if name in names for p in names[name]),
+    )  # fmt: skip
+    with bar, (out / DONE).open("a") as log:
+        for record in _shards(todo, workers, out):
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            done[record["name"]] = record
+            bar.update(sum(piece.size for piece in names[record["name"]]))
+    return _finish(out, source, {split: [done[f"{split}-{i:05d}"] for i in range(len(parts))] for split, parts in shards.items()},
+                   {"vocab_size": vocabulary, "eos_token_id": eos, "dtype": facts[2], "tokenizer": facts[3]})  # fmt: skip
+
+
+def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
+    """Pieces of the training and of the test text.
+
+    A folder with train/ and test/ (or val/) has these splits, and so has a data set of the Hub. Of other folders every
+    file is a document, and a share of the files, by the hash of their names, is held out; of a single file, its end.
+    """
+    text = str(data)
+    if text.startswith("hf:"):
+        return _hf_splits(text[3:], held_out)
+    path = Path(text).expanduser()
+    if path.is_file():
+        size = path.stat().st_size
+        if size == 0:
+            raise InputError(f"{path} is empty")
+        with path.open("rb") as stream:
+            border = line_end(stream, int((1 - held_out) * size)) if held_out else size
+        length = min(LARGEST, max(SMALLEST, size // PARTS))
+        return {"train": cut(path, length, 0, border), "test": cut(path, length, border)}
+    if not path.is_dir():
+        raise InputError(f"there is no {text!r}: give a text file, a .jsonl file, a folder of them, or hf:NAME")
+    test_folder = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
+    if test_folder is not None and (path / "train").is_dir():
+        return {"train": _whole(list_files(path / "train")), "test": _whole(list_files(test_folder))}
+    files = sorted(list_files(path), key=lambda file: hashlib.sha256(str(file.relative_to(path)).encode()).digest())
+    count = min(len(files) - 1, max(1, round(held_out * len(files)))) if held_out else 0
+    return {"train": _whole(sorted(files[count:])), "test": _whole(sorted(files[:count]))}
+
+
+def _whole(files: Iterable[Path]) -> list[Piece]:
+    return [piece for file in files for piece in cut(file, LARGEST)]
+
+
+def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
+    splits = open_hf(name)
+    if "train" not in splits:
+        raise InputError(f"hf:{name} has the splits {', '.join(splits)}, none of them `train`")
+    rows = len(splits["train"])
+    test = next((split for split in ("test", "validation") if split in splits), None)
+    border = rows if test else round(rows * (1 - held_out))
+    parts = {
+        "train": ("train", 0, border),
+        "test": (test or "train", 0 if test else border, len(splits[test or "train"])),
+    }
+    return {
+        split: [Piece(name, i, min(i + ROW, end), split=part) for i in range(start, end, ROW)]
+        for split, (part, start, end) in parts.items()
+    }
+
+
+def group(pieces: list[Piece]) -> list[list[Piece]]:
+    """Pieces in order, as many together as make a shard."""
+    total = sum(piece.size for piece in pieces)
+    size, groups, room = min(LARGEST, max(SMALLEST, total // PARTS)), [], 0
+    for piece in pieces:
+        if room <= 0:
+            groups.append([])
+            room = size
+        groups[-1].append(piece)
+        room -= piece.size * (ROW if piece.split else 1)
+    return groups
+
+
+def _digest(splits: dict[str, list[Piece]]) -> str:
+    """Changes with the names, the sizes and the times of what is read."""
+    total = hashlib.sha256()
+    for split, pieces in splits.items():
+        for piece in pieces:
+            stamp = 0 if piece.split else os.stat(piece.path).st_mtime_ns
+            total.update(repr((split, *astuple(piece), stamp)).encode())
+    return total.hexdigest()[:16]
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> None:
+    """Note in a new folder what it is for. Raises ShardError where it holds something else."""
+    file = out / PLAN
+    if file.exists():
+        try:
+            stored = json.loads(file.read_text())
+        except ValueError as error:
+            raise ShardError(f"{file} is damaged ({error}): delete the folder, or give another --out") from error
+        if stored != plan:
+            raise ShardError(f"{out} was prepared from other text or for another tokenizer: give another --out")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise ShardError(f"{out} is not empty and holds no prepared data: give another --out")
+    staged = out / f"{PLAN}.tmp"
+    staged.write_text(json.dumps(plan, indent=1))
+    os.replace(staged, file)
+
+
+def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece]) -> Tokenizer:
+    """The folder's tokenizer: trained or fetched the first time."""
+    from ssl_lm.tokenizer import FILE, load_tokenizer, save_tokenizer, train_tokenizer
+
+    if (out / FILE).exists():
+        return load_tokenizer(out)
+    if name.startswith("train:"):
+        if not name[6:].isdigit():
+            raise InputError(f"--tokenizer {name}: write train: and a number, as in train:8000")
+        tokenizer = train_tokenizer(_sample(pieces), int(name[6:]), algorithm)  # type: ignore[arg-type]
+    else:
+        tokenizer = load_tokenizer(name)
+    save_tokenizer(tokenizer, out)
+    return tokenizer
+
+
+def _sample(pieces: list[Piece]) -> Iterator[str]:
+    """Texts of evenly spread pieces, TRAINED_ON bytes at most."""
+    total = sum(piece.size for piece in pieces)
+    every = max(1, -(-total // TRAINED_ON))
+    for piece in pieces[::every]:
+        try:
+            for text, _ in read_piece(piece):
+                yield text
+        except BadText:  # named when it is tokenised
+            continue
+
+
+def _done(out: Path) -> dict[str, dict[str, Any]]:
+    """Records of the shards that an earlier call finished and that are whole."""
+    records = {}
+    for line in (out / DONE).read_text().splitlines() if (out / DONE).exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:  # torn by a kill
+            continue
+        if is_whole(out, record):
+            records[record["name"]] = record
+    return records
+
+
+def _shards(todo: list[tuple], workers: int | None, out: Path) -> Iterator[dict[str, Any]]:
+    """Records of shards as they are finished."""
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers < 2 or len(todo) < 2:
+        _begin(str(out))
+        yield from map(_shard, todo)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (str(out),)) as pool:
+        yield from pool.map(_shard, todo)
+
+
+_words: Any = None
+
+
+def _begin(folder: str) -> None:
+    """Give this process the folder's tokenizer, which uses one thread: the processes are what is parallel."""
+    global _words
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from tokenizers import Tokenizer
+
+    _words = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+    _words.no_padding()
+    _words.no_truncation()
+
+
+def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
+    """Tokenise the pieces of one shard and write it; its record, with what could not be read."""
+    name, pieces, folder, eos, dtype, fingerprint = job
+    arrays, ends, left_out, count, size = [], [], [], 0, 0
+    for piece in pieces:
+        try:
+            texts = list(read_piece(piece))
+        except BadText as error:
+            left_out.append((Path(piece.path).name, str(error)))
+            continue
+        for (text, ended), tokens in zip(texts, tokenise(_words, [text for text, _ in texts]), strict=True):
+            size += len(text.encode())
+            tokens = np.append(tokens, eos) if ended else tokens
+            arrays.append(tokens.astype(dtype))
+            count += len(tokens)
+            if ended:
+                ends.append((count, size))
+    tokens = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
+    record = write_shard(Path(folder, name), tokens, np.array(ends, np.int64).reshape(-1, 2), size, eos, fingerprint)
+    return {**record, "left_out": left_out}
+
+
+def tokenise(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
+    """Tokens of texts, none of them special. A long one is taken in stretches that begin at a line which follows a word:
+    there byte-level BPE cuts anyway."""
+    stretches = [list(_stretches(text)) for text in texts]
+    encoded = iter(tokenizer.encode_batch_fast([s for parts in stretches for s in parts], add_special_tokens=False))
+    return [np.concatenate([np.array(next(encoded).ids, np.int64) for _ in parts]) for parts in stretches]
+
+
+def _stretches(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > STRETCH:
+        end = text.find("\n", start + STRETCH // 2)
+        while end > 0 and text[end - 1].isspace():
+            end = text.find("\n", end + 1)
+        if end <= start:
+            break
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _finish(out: Path, source: str, splits: dict[str, list[dict[str, Any]]], facts: dict[str, Any]) -> dict[str, Any]:
+    """Write meta.json, the last file. Raises InputError where there is no text, or too much is unreadable."""
+    records = [record for parts in splits.values() for record in parts]
+    left_out = [tuple(bad) for record in records for bad in record.pop("left_out", [])]
+    documents = sum(record["documents"] for record in records)
+    if not sum(record["tokens"] for record in splits["train"]):
+        raise InputError(f"{source} holds no text" + (f": {left_out[0][1]}" if left_out else ""))
+    if len(left_out) > max(10, documents // 100):
+        raise InputError(f"{len(left_out)} files of {source} are no text, the first: {left_out[0][1]}")
+    meta = {"format": VERSION, **facts, "source": Path(source).name, "left_out": left_out, "splits": splits}
+    staged = out / f"{META}.tmp"
+    staged.write_text(json.dumps(meta, indent=1))
+    os.replace(staged, out / META)
+    return meta

@@ -1,0 +1,84 @@
+"""What a language model looks at, and what it writes, early and late in its training."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ssl_core.device import seed_step
+from ssl_core.hub.weights_file import load_weights
+
+TOKENS, SIDE = 48, 192
+"""Tokens in the attention picture, and pixels of a head's square."""
+WORDS = 120
+"""Tokens of a sample."""
+LINES, COLUMNS = 14, 100
+
+
+def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
+    """Write attention.png and, for a model that writes, samples.png and samples.txt; {file name: caption}."""
+    captions = {}
+    if hasattr(method, "attention_maps"):
+        length = min(TOKENS, method.config.context)
+        tokens = source.load(0)["input_ids"][None, :length].to(next(method.parameters()).device)
+        maps = method.attention_maps(tokens)[:, 0]
+        save_attention(maps, folder / "attention.png")
+        captions["attention.png"] = (
+            f"attention of every head (columns) in every block (rows, the first on top) on {tokens.shape[1]} held-out "
+            "tokens: row i of a square is where token i looks, black is all of it"
+        )
+    if hasattr(method, "stream") and method.tokenizer is not None:
+        written = samples_over_training(method, folder.resolve().parent)
+        text = "\n\n".join(f"--- {when}\n{sample}" for when, sample in written.items()) + "\n"
+        (folder / "samples.txt").write_text(text, encoding="utf-8")
+        save_text(text, folder / "samples.png")
+        captions["samples.png"] = (
+            f"what the model writes from nothing: {', '.join(written)} (temperature 0.8, top-p 0.95)"
+        )
+    return captions
+
+
+def save_attention(maps: Tensor, path: Path, gap: int = 4) -> None:
+    """Write attention (depth, h, t, t) as squares of grey, blocks below each other; √p, so that little is seen too."""
+    t = maps.shape[-1]
+    zoom = max(1, SIDE // t)
+    grey = (255 * (1 - maps.float().cpu().clamp(0, 1).sqrt())).round().to(torch.uint8)
+    grey = grey.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    framed = torch.nn.functional.pad(grey, (0, gap, 0, gap), value=200)
+    sheet = rearrange(framed, "l h y x -> (l y) (h x)")
+    Image.fromarray(np.ascontiguousarray(sheet.numpy())).save(path)
+
+
+def samples_over_training(method: Any, run: Path) -> dict[str, str]:
+    """What the same seed writes with the weights before training, of every checkpoint that `run` still has, and now."""
+    from ssl_lm.evaluate import samples
+
+    seed_step(method.config.seed)
+    fresh = type(method)(method.config).to(next(method.parameters()).device).eval()
+    fresh.tokenizer = method.tokenizer
+    written = {"before training": samples(fresh, 1, WORDS)[0]}
+    for file in sorted(run.glob("checkpoints/step-*/model.safetensors"))[:-1]:
+        earlier = copy.deepcopy(fresh)
+        earlier.load_state_dict(load_weights(file))
+        written[f"after step {int(file.parent.name.removeprefix('step-')):,}"] = samples(earlier, 1, WORDS)[0]
+    written["trained"] = samples(method, 1, WORDS)[0]
+    return {when: "\n".join(text.strip("\n").splitlines()[:LINES]) for when, text in written.items()}
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write text as a picture, black on white."""
+    lines = [line.expandtabs(4)[:COLUMNS] for line in text.splitlines()]
+    font = ImageFont.load_default(14)
+    width = max(round(font.getlength(line)) for line in lines) + 24
+    sheet = Image.new("L", (max(200, width), 20 * len(lines) + 24), 255)
+    draw = ImageDraw.Draw(sheet)
+    for row, line in enumerate(lines):
+        draw.text((12, 12 + 20 * row), line, fill=0, font=font)
+    sheet.save(path)

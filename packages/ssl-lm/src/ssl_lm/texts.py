@@ -1,0 +1,130 @@
+"""Texts in files: which there are, where they are cut, what cannot be read. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_core.errors import InputError
+
+SEPARATOR = "<|endoftext|>"
+"""Separates documents inside one text file."""
+
+
+class BadText(InputError):
+    """A file that is no text. The message is the reason, with the file's name."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes start … end - 1 of a file (rows of a `datasets` split); `ends` where a document ends with them."""
+
+    path: str
+    start: int
+    end: int
+    ends: bool = True
+    split: str | None = None
+    """of a data set of the `datasets` library, whose name is then the path"""
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Files below `folder`, sorted, hidden ones left out. Raises InputError where there is none."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        found += [Path(place, name) for name in names if name[0] != "."]
+    if not found:
+        raise InputError(f"there is no file in {folder}")
+    return sorted(found)
+
+
+def cut(path: Path, size: int, start: int = 0, end: int | None = None) -> list[Piece]:
+    """Pieces of about `size` bytes of a file, cut at ends of lines."""
+    end = path.stat().st_size if end is None else end
+    pieces = []
+    with path.open("rb") as stream:
+        while start < end:
+            stop = end if end - start <= size * 3 // 2 else min(end, line_end(stream, start + size))
+            pieces.append(Piece(str(path), start, stop, ends=stop == end))
+            start = stop
+    return pieces
+
+
+def line_end(stream: Iterable, offset: int) -> int:
+    """The first position from `offset` on that a line ends before."""
+    stream.seek(offset)  # type: ignore[attr-defined]
+    stream.readline()  # type: ignore[attr-defined]
+    return int(stream.tell())  # type: ignore[attr-defined]
+
+
+def decode(data: bytes, path: str) -> str:
+    """UTF-8 bytes as text. Raises BadText for binary data and for another encoding."""
+    if (zero := data.find(0)) >= 0:
+        raise BadText(f"{path} is binary: byte {zero} is zero")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        wrong = data[error.start]
+        raise BadText(
+            f"{path} is not UTF-8: byte {error.start} is {wrong:#04x}. Convert it, with `iconv -f latin1 -t utf8` say"
+        ) from error
+
+
+def read_piece(piece: Piece) -> Iterator[tuple[str, bool]]:
+    """(text, whether a document ends with it). Raises BadText."""
+    if piece.split is not None:
+        yield from ((text, True) for text in _rows(piece))
+        return
+    with open(piece.path, "rb") as stream:
+        stream.seek(piece.start)
+        text = decode(stream.read(piece.size), piece.path)
+    if piece.path.endswith(".jsonl"):
+        yield from ((document, True) for document in _lines(text, piece.path))
+        return
+    *whole, rest = text.split(SEPARATOR)
+    yield from ((part.strip("\n"), True) for part in whole if part.strip())
+    if rest.strip() or (rest and not whole):
+        yield rest if not whole else rest.lstrip("\n"), piece.ends
+
+
+def _lines(text: str, path: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadText(f"{path}: line {number} of a piece is no object with a `text` ({error})") from error
+        if not isinstance(document, str):
+            raise BadText(f"{path}: line {number} of a piece has a `text` that is {type(document).__name__}")
+        yield document
+
+
+def _rows(piece: Piece) -> list[str]:
+    return open_hf(piece.path)[piece.split][piece.start : piece.end]["text"]  # type: ignore[no-any-return]
+
+
+def open_hf(name: str) -> dict:
+    """{split: dataset} of the `datasets` library, of the Hub or a local folder.
+
+    Raises InputError where the library is missing or the data has no column `text`.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError("hf: needs the datasets library: pip install datasets") from error
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as error:  # the library raises many types
+        raise InputError(f"hf:{name} cannot be opened: {error}") from error
+    for split, rows in splits.items():
+        if "text" not in rows.column_names:
+            raise InputError(f"hf:{name} has columns {rows.column_names} in {split}, none of them `text`")
+    return dict(splits)

@@ -1,0 +1,200 @@
+"""The tokenizer, and what a model takes from it: its vocabulary, its special tokens, its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from ssl_core.config import ConfigError
+from ssl_core.errors import InputError
+from ssl_core.hub.pretrained import Pretrained
+from ssl_core.hub.repo import resolve
+from ssl_lm.config import LMConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILE, FACTS = "tokenizer.json", "tokenizer_config.json"
+
+ROLES: dict[str, tuple[str, ...]] = {
+    "pad_token_id": ("[PAD]", "<pad>", "<|padding|>"),
+    "unk_token_id": ("[UNK]", "<unk>"),
+    "cls_token_id": ("[CLS]", "<s>"),
+    "sep_token_id": ("[SEP]", "</s>"),
+    "mask_token_id": ("[MASK]", "<mask>"),
+    "eos_token_id": ("<|endoftext|>", "</s>", "[SEP]"),
+    "first_sentinel": ("<extra_id_0>",),
+}
+"""How the tokens of each role are spelled in the tokenizers of GPT-2, BERT, RoBERTa and T5, and in ours."""
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""The first ids of the tokenizers trained here."""
+SENTINELS = 100
+"""T5's sentinels, the last ids of the tokenizers trained here: <extra_id_99> … <extra_id_0>."""
+ROWS_TO_SPARE = 128
+"""Rows that an embedding may have more than the tokenizer has tokens: T5's has 32,128 for 32,100."""
+
+Algorithm = Literal["bpe", "wordpiece", "unigram"]
+
+
+class TextModel(nn.Module, Pretrained):
+    """What GPT, BERT and T5 share: a tokenizer, whose files lie beside the weights.
+
+    `tokenizer` is a `tokenizers.Tokenizer`, or None for a model built from a config alone.
+    """
+
+    config: LMConfig
+    tokenizer: Tokenizer | None = None
+
+    def attach(self, source: Any) -> Any:
+        """Take the tokenizer of prepared data, or tokenise raw text with this model's.
+
+        Raises InputError when the data were prepared with another tokenizer than the model's, and when raw text meets
+        a model that has none.
+        """
+        if source.tokenizer is None:
+            return source.tokenised(self.needed_tokenizer(), self.config)
+        if self.tokenizer is None:
+            self.tokenizer = source.tokenizer
+        elif fingerprint(self.tokenizer) != fingerprint(source.tokenizer):
+            raise InputError("the data were prepared with another tokenizer than the model's: prepare them with "
+                             "--tokenizer and the model's folder")  # fmt: skip
+        return source
+
+    def needed_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises InputError where there is none."""
+        if self.tokenizer is None:
+            raise InputError(f"the weights came without {FILE}: text cannot be turned into tokens")
+        return self.tokenizer
+
+    def is_text(self, input_ids: Tensor) -> Tensor:
+        """Boolean, of input_ids' shape: false at padding, which is `pad_token_id` or negative."""
+        pad = self.config.pad_token_id
+        return input_ids >= 0 if pad is None else (input_ids >= 0) & (input_ids != pad)
+
+    def save_preprocessor(self, folder: Path) -> None:
+        if self.tokenizer is not None:
+            save_tokenizer(self.tokenizer, folder, context=self.config.context)
+
+    def load_preprocessor(self, folder: Path) -> None:
+        if (folder / FILE).is_file():
+            self.tokenizer = load_tokenizer(folder)
+
+
+def settled(config: LMConfig) -> int:
+    """The vocabulary's size. Raises ConfigError while it is still to be taken from data."""
+    if config.vocab_size is None:
+        raise ConfigError("vocab_size = None: the data's tokenizer decides it. Give --data, or a number")
+    return config.vocab_size
+
+
+def settle(config: LMConfig, tokenizer: Tokenizer) -> LMConfig:
+    """`config` with the vocabulary's size and the special tokens that it leaves open.
+
+    Raises ConfigError where it contradicts the tokenizer.
+    """
+    size, changes = tokenizer.get_vocab_size(), {}
+    if config.vocab_size is None:
+        changes["vocab_size"] = size
+    elif not 0 <= config.vocab_size - size <= ROWS_TO_SPARE:
+        raise ConfigError(
+            f"vocab_size = {config.vocab_size}: the data's tokenizer has {size} tokens. Give --vocab-size {size}, or "
+            "prepare the data with the tokenizer of the model"
+        )
+    for field, token in special_ids(tokenizer).items():
+        stored = getattr(config, field, token)
+        if stored is None:
+            changes[field] = token
+        elif stored != token and token is not None:
+            raise ConfigError(f"{field} = {stored}: it is {token} in the data's tokenizer")
+    return dataclasses.replace(config, **changes)
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """Id of the token of each of ROLES, None where the tokenizer has none."""
+    found = {}
+    for role, spellings in ROLES.items():
+        ids = (tokenizer.token_to_id(spelling) for spelling in spellings)
+        found[role] = next((token for token in ids if token is not None), None)
+    return found
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Sixteen hex digits of the vocabulary: two tokenizers that agree in it number tokens alike."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def load_tokenizer(name: str | Path) -> Tokenizer:
+    """The tokenizer of a folder, a tokenizer.json or a Hub id such as "gpt2".
+
+    Raises InputError when there is none or it cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    path = Path(name).expanduser()
+    if not path.is_file():
+        folder = path if path.is_dir() else resolve(str(name), allow_patterns=(FILE,))
+        path = folder / FILE
+        if not path.is_file():
+            raise InputError(f"{name} has no {FILE}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise InputError(f"{path} is no tokenizer: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int | None = None) -> None:
+    """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
+    names = {
+        role.removesuffix("_id"): token for role, token in special_ids(tokenizer).items() if role != "first_sentinel"
+    }
+    facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    facts |= {role: tokenizer.id_to_token(token) for role, token in names.items() if token is not None}
+    if context is not None:
+        facts["model_max_length"] = context
+    tokenizer.save(str(folder / FILE))
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe") -> Tokenizer:
+    """A tokenizer of `size` tokens, SPECIALS and the sentinels among them, of some texts.
+
+    "bpe" is GPT-2's byte-level BPE, which gives back every text exactly; "wordpiece" is BERT's, in small letters;
+    "unigram" T5's. Few texts may give fewer tokens. Raises ConfigError for a size that leaves no room.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    room = size - SENTINELS
+    if room < len(SPECIALS) + 256:
+        raise ConfigError(f"a tokenizer of {size} tokens: give {len(SPECIALS) + 256 + SENTINELS} or more")
+    options: dict[str, Any] = {"vocab_size": room, "special_tokens": list(SPECIALS), "show_progress": False}
+    if algorithm == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+        tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
+    elif algorithm == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+        tokenizer.decoder = decoders.WordPiece()  # type: ignore[assignment]
+        trainer = trainers.WordPieceTrainer(**options)
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)  # type: ignore[assignment,arg-type]
+        tokenizer.decoder = decoders.Metaspace()  # type: ignore[assignment]
+        trainer = trainers.UnigramTrainer(unk_token="[UNK]", **options)
+    tokenizer.train_from_iterator(texts, trainer)
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
+    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in sentinels])
+    return tokenizer

@@ -1,0 +1,57 @@
+"""Colours as classes: the ab plane of Lab in cells, after Zhang, Isola and Efros 2016 (arXiv 1603.08511, section 2).
+
+    cells of 10 x 10 that sRGB reaches           Q of them, `ab_bins`
+    Z_q ∝ exp(-‖ab - c_q‖² / 2σ²)                over the k nearest cells c_q, σ = 5; Σ_q Z_q = 1        `soft_encode`
+    w_q ∝ 1 / ((1 - λ)·p̃_q + λ/Q)                so that Σ_q p̃_q·w_q = 1, p̃ the smoothed prior            `rebalancing`
+    ab = Σ_q c_q · softmax(z / T)_q              T = 1 is the mean, T → 0 the mode, between them .38     `annealed_mean`
+
+Q is 313 in the authors' file, which no stated rule makes. The cells that hold a colour of sRGB are 261: those are ours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_pretext.lab import rgb_to_lab
+
+
+def ab_bins(step: float = 10.0) -> Tensor:
+    """Centres (Q, 2) of the cells of `step` that some colour of sRGB lies in, by rising a, then b; fp32.
+
+    The cube's surface is enough: from a colour inside, lighter and lighter at the same a and b, one comes to it.
+    """
+    levels = torch.arange(256, dtype=torch.float64, device="cpu") / 255
+    square = torch.cartesian_prod(levels, levels)
+    faces = [
+        torch.stack([*square.T[:axis], torch.full_like(square[:, 0], end), *square.T[axis:]])
+        for axis in range(3)
+        for end in (0.0, 1.0)
+    ]
+    lab = rgb_to_lab(torch.cat(faces, 1)[None, :, :, None])  # 1 3 n 1
+    cells = (lab[0, 1:, :, 0].T / step).round() + 0.0  # no -0
+    return (cells.unique(dim=0) * step).float().to(torch.get_default_device())
+
+
+def soft_encode(ab: Tensor, bins: Tensor, neighbours: int = 10, sigma: float = 5.0) -> tuple[Tensor, Tensor]:
+    """Soft classes of colours ab (n, 2): (ids (n, k) of the `neighbours` nearest bins, nearest first, weights (n, k))."""
+    distance = torch.cdist(ab, bins, compute_mode="donot_use_mm_for_euclid_dist")
+    near, ids = distance.topk(neighbours, largest=False)
+    return ids, (-(near**2) / (2 * sigma**2)).softmax(1)
+
+
+def smoothing(bins: Tensor, sigma: float = 5.0) -> Tensor:
+    """Kernel (Q, Q) that spreads a prior over neighbouring bins: `prior @ kernel`; its rows sum to 1."""
+    distance = torch.cdist(bins, bins, compute_mode="donot_use_mm_for_euclid_dist")
+    return (-(distance**2) / (2 * sigma**2)).softmax(1)
+
+
+def rebalancing(prior: Tensor, uniform: float = 0.5) -> Tensor:
+    """Weight (Q,) of each bin for a smoothed prior (Q,) that is mixed with a share `uniform` of the uniform one."""
+    weight = 1 / ((1 - uniform) * prior + uniform / len(prior))
+    return weight / (prior * weight).sum()
+
+
+def annealed_mean(logits: Tensor, bins: Tensor, temperature: float = 0.38) -> Tensor:
+    """The colours ab (…, 2) that logits (…, Q) stand for; fp32."""
+    return (logits.float() / temperature).softmax(-1) @ bins

@@ -1,0 +1,97 @@
+"""Unsupervised Representation Learning by Predicting Image Rotations (Gidaris et al. 2018, arXiv 1803.07728).
+
+Every image is shown turned by 0, 90, 180 and 270 degrees, and a classifier says which turn it was: whoever can tell has
+to know what is up in a picture.
+
+    L = -1/4 · Σ_y log p_y(rot(x, y · 90°)), mean over images                 (equations 2, 3)
+
+All four turns of an image are in the same step. They are `rot90` of one square crop: nothing is interpolated, no corner
+is left black, and the crop keeps its aspect, each of which would tell the answer without looking at the picture.
+
+Deviations: any of our encoders in place of the paper's network in network and AlexNet; a cosine in place of steps.
+
+Expected (VISSL): ResNet-50 on ImageNet 48.2 % in the linear probe.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_core.backbone import build_backbone
+from ssl_core.data.views import normalize
+from ssl_core.distributed import sync_batch_norm
+from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_pretext.config import RotationConfig
+
+
+def rotate(images: Tensor, turns: int) -> Tensor:
+    """Square images (…, s, s) by `turns` quarter turns counter-clockwise, exactly: `rotate(rotate(x, k), 4 - k)` is x.
+
+    Raises ValueError for images that are not square: a quarter turn of an oblong shows by its shape.
+    """
+    if images.shape[-2] != images.shape[-1]:
+        raise ValueError(f"images must be square to be turned, got {tuple(images.shape)}: crop a square first")
+    return torch.rot90(images, turns, (-2, -1))
+
+
+def four_rotations(images: Tensor) -> Tensor:
+    """Square images (b, c, s, s) at 0, 90, 180 and 270 degrees, in this order: (4·b, c, s, s)."""
+    return torch.cat([rotate(images, turns) for turns in range(4)])
+
+
+def rotation_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy of logits (4·b, 4) that belong to `four_rotations`, scalar; fp32."""
+    return F.cross_entropy(logits.float(), turns_of(logits))
+
+
+def turns_of(logits: Tensor) -> Tensor:
+    """The answers (4·b,) to `four_rotations`."""
+    return torch.arange(4, device=logits.device).repeat_interleave(len(logits) // 4)
+
+
+class Rotation(nn.Module, Pretrained):
+    """An encoder and a linear classifier of four rotations, built from a `RotationConfig`.
+
+    Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and std.
+    """
+
+    config_class = RotationConfig
+
+    def __init__(self, config: RotationConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.accumulates = config.is_vit  # batch norm spans the batch
+        self.encoder = build_backbone(config)
+        self.head = nn.Linear(self.encoder.features, 4)
+        sync_batch_norm(self)
+
+    @classmethod
+    def layout(cls) -> Layout:
+        from ssl_pretext.convert import ROTATION_LAYOUT
+
+        return ROTATION_LAYOUT
+
+    def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
+        """Loss and accuracy over the four rotations of `batch["views"][0]`, square (b, c, s, s)."""
+        logits = self.head(self.encoder(four_rotations(self._normalized(batch["views"][0]))))
+        right = logits.argmax(1) == turns_of(logits)
+        return {"loss": rotation_loss(logits), "accuracy": right.float().mean()}
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Scores (b, 4) of 0, 90, 180 and 270 degrees counter-clockwise, by which `images` may have been turned."""
+        return self.head(self.encode(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (b, d) of images of any size."""
+        return self.encoder(self._normalized(images))
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Features of the places of the encoder's last map, (b, h, w, d)."""
+        return self.encoder.feature_map(self._normalized(images))
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return normalize(images, self.config.mean, self.config.std)

@@ -1,0 +1,111 @@
+"""What the tasks are made of: square crops of an image, and the tiles of a square. All drawn from the sample's own stream."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_core.data.scenes import Scenes
+from ssl_core.data.sources import Source
+from ssl_core.data.split import open_images
+from ssl_core.data.views import random_flip, resize
+from ssl_pretext.config import JigsawConfig, PretextConfig, RelativePatchConfig, TilesConfig
+
+GREY = (0.299, 0.587, 0.114)
+
+
+def square_crop(image: Tensor, rng: np.random.Generator, size: int, scale: tuple[float, float]) -> Tensor:
+    """A random square of `image` (c, h, w) resized to (c, size, size), its area a share in `scale` of the largest one.
+
+    Both axes are scaled alike: a crop of another aspect, squeezed into the square, would tell which way up it was.
+    """
+    h, w = image.shape[1:]
+    side = max(1, round(min(h, w) * math.sqrt(rng.uniform(*scale))))
+    top, left = int(rng.integers(h - side + 1)), int(rng.integers(w - side + 1))
+    return resize(image[:, top : top + side, left : left + side], size, size)
+
+
+def cut_tiles(square: Tensor, rng: np.random.Generator, size: int) -> Tensor:
+    """Tiles (9, c, size, size) of a square (c, s, s), row by row: each anywhere in its cell of the 3 x 3.
+
+    So neighbours are a random gap apart, and edges that go on from one tile to the next do not solve the task.
+    """
+    cell = square.shape[-1] // 3
+    offsets = rng.integers(cell - size + 1, size=(9, 2))
+    corners = [(k // 3 * cell + int(y), k % 3 * cell + int(x)) for k, (y, x) in enumerate(offsets)]
+    return torch.stack([square[:, y : y + size, x : x + size] for y, x in corners])
+
+
+def to_grey(image: Tensor) -> Tensor:
+    """Every channel the image's luma, uint8 (c, h, w); the mean where there are not three channels."""
+    weights = (
+        image.new_tensor(GREY, dtype=torch.float32) if len(image) == 3 else torch.full((len(image),), 1 / len(image))
+    )
+    grey = torch.einsum("c h w, c -> h w", image.float(), weights).round()
+    return grey.to(torch.uint8).expand_as(image)
+
+
+def drop_colours(tiles: Tensor, rng: np.random.Generator) -> Tensor:
+    """Leave one random channel in each of the tiles (9, c, h, w); the others become mid-grey, which is zero once standardised."""
+    kept = torch.full_like(tiles, 128)
+    for k, channel in enumerate(rng.integers(tiles.shape[1], size=len(tiles)).tolist()):
+        kept[k, channel] = tiles[k, channel]
+    return kept
+
+
+@dataclass(frozen=True)
+class SquareView:
+    """One sample {"image": uint8 (c, h, w)} -> {"views": [uint8 (c, s, s)]}: rotation and colorization."""
+
+    config: PretextConfig
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        view = square_crop(sample["image"], rng, self.config.size[0], self.config.crop_scale)
+        if self.config.flip:
+            view = random_flip(view, rng)
+        return {"views": [view.contiguous()]}
+
+
+@dataclass(frozen=True)
+class TilesView:
+    """One sample -> {"views": [uint8 (9, c, t, t)]}, the tiles of a square in their true places."""
+
+    config: TilesConfig
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        config = self.config
+        square = square_crop(sample["image"], rng, config.puzzle_size, config.crop_scale)
+        if config.flip:
+            square = random_flip(square, rng)
+        if rng.random() < config.grayscale:
+            square = to_grey(square)
+        tiles = cut_tiles(square, rng, config.tile_size)
+        if isinstance(config, RelativePatchConfig) and config.color_drop:
+            tiles = drop_colours(tiles, rng)
+        return {"views": [tiles]}
+
+
+@dataclass(frozen=True)
+class JigsawView:
+    """One sample -> {"views": [uint8 (9, c, t, t)], "orders": int64 (m,)}: which permutations are asked about it."""
+
+    config: JigsawConfig
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        tiles = TilesView(self.config)(sample, rng)
+        orders = rng.choice(self.config.permutations, self.config.orders_per_image, replace=False)
+        return {**tiles, "orders": torch.from_numpy(orders.astype(np.int64))}
+
+
+def open_turnable(data: str | Path | None, *, config: PretextConfig, split: str = "train") -> Source:
+    """As `open_images`; the built-in scenes are lit from anywhere, since light from above gives a rotation away."""
+    source = open_images(data, config=config, split=split)
+    if isinstance(source, Scenes):
+        return Scenes(source.number, source.seed, source.size, source.channels, light="anywhere")
+    return source

@@ -1,0 +1,42 @@
+"""The four tasks keep the promises that every method makes, on a ViT or on a ResNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssl_core.testing.conformance import Conformance
+from ssl_pretext.config import (
+    COLORIZATION,
+    JIGSAW,
+    RELATIVE_PATCH,
+    ROTATION,
+    ColorizationConfig,
+    JigsawConfig,
+    RelativePatchConfig,
+    RotationConfig,
+)
+
+VIT: dict[str, Any] = {"backbone": "vit", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "pool": "mean"}
+RESNET: dict[str, Any] = {"backbone": "resnet18", "width": 2}
+TILES: dict[str, Any] = {"puzzle_size": 15, "tile_size": 4, "embedding": 6, "hidden": 8, "grayscale": 0.5}
+
+
+class TestRotation(Conformance):
+    recipe = ROTATION
+    config = RotationConfig(**VIT, image_size=8)
+
+
+class TestJigsaw(Conformance):
+    recipe = JIGSAW
+    config = JigsawConfig(**VIT, **TILES, image_size=8, permutations=9, orders_per_image=2)
+    noiseless = {"dropout": 0.0}
+
+
+class TestColorization(Conformance):
+    recipe = COLORIZATION
+    config = ColorizationConfig(**RESNET, image_size=32, hidden=4, bin_size=20.0)
+
+
+class TestRelativePatch(Conformance):
+    recipe = RELATIVE_PATCH
+    config = RelativePatchConfig(**VIT, **TILES, image_size=8, pairs="all", color_drop=True)
