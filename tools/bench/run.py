@@ -14,7 +14,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUBJECTS = ("mae_step", "visible_tokens", "attention", "optimizer", "loader", "views", "knn", "imports")
+SUBJECTS = (
+    "mae_step",
+    "visible_tokens",
+    "attention",
+    "optimizer",
+    "loader",
+    "views",
+    "knn",
+    "contrastive_loss",
+    "contrastive_step",
+    "imports",
+)
 
 
 def main() -> None:
