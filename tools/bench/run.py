@@ -25,6 +25,16 @@ SUBJECTS = (
     "contrastive_loss",
     "contrastive_step",
     "imports",
+    "dino_step",
+    "dino_loss",
+    "clip_loss",
+    "clip_step",
+    "image_search",
+    "gpt_step",
+    "generation",
+    "text_loss",
+    "prepare_text",
+    "pretext_step",
 )
 
 
