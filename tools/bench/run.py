@@ -22,6 +22,8 @@ SUBJECTS = (
     "loader",
     "views",
     "knn",
+    "contrastive_loss",
+    "contrastive_step",
     "imports",
     "dino_step",
     "dino_loss",
