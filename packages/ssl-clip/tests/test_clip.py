@@ -48,7 +48,7 @@ def write_pairs(folder: Path, *, seed: int = 0, each: int = 20, colours: int = 4
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_new_pictures_find_their_captions_after_a_short_run(loss, tmp_path):
-    config = dataclasses.replace(CONFIG, loss=loss, epochs=12, batch_size=32, base_lr=0.02)
+    config = dataclasses.replace(CONFIG, loss=loss, epochs=40, warmup_epochs=2, batch_size=32, base_lr=0.03)
     trained = train(config, write_pairs(tmp_path / "train"), tmp_path / "run", options=OPTIONS)
     test = open_pairs(write_pairs(tmp_path / "test", seed=1, each=5), config=config)
     torch.manual_seed(0)

@@ -152,6 +152,7 @@ class CLIP(nn.Module, Pretrained):
     can_collapse = True
     LIMIT = math.log(100)
     """of `logit_scale`"""
+    logit_bias: nn.Parameter | None
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
