@@ -15,9 +15,21 @@ import sys
 from pathlib import Path
 
 SUBJECTS = (
-    "mae_step", "visible_tokens", "attention", "optimizer", "loader", "imports",
-    "gpt_step", "generation", "text_loss", "prepare_text",
-)  # fmt: skip
+    "mae_step",
+    "visible_tokens",
+    "attention",
+    "optimizer",
+    "loader",
+    "views",
+    "knn",
+    "dino_step",
+    "dino_loss",
+    "gpt_step",
+    "generation",
+    "text_loss",
+    "prepare_text",
+    "imports",
+)
 
 
 def main() -> None:
