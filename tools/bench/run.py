@@ -25,6 +25,7 @@ SUBJECTS = (
     "dino_step",
     "dino_loss",
     "gpt_step",
+    "bert_t5_step",
     "generation",
     "text_loss",
     "prepare_text",
