@@ -35,6 +35,7 @@ SUBJECTS = (
     "text_loss",
     "prepare_text",
     "pretext_step",
+    "bert_t5_step",
 )
 
 

@@ -41,12 +41,16 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
             f"and `{program} show {out}` tries again",
             stacklevel=2,
         )
+    lines = []
     if recipe.measure is not None:
-        write_json(out, "evaluation.json", measured(recipe, method, args.data))
+        try:
+            result = measured(recipe, method, args.data)
+            write_json(out, "evaluation.json", result)
+            lines = result["measured"]["summary"]
+        except InputError as error:  # too little test data, say: the run is done all the same
+            warnings.warn(f"there are no figures of this run: {error}", stacklevel=2)
     finish(out)
-    print(summary(out))
-    if recipe.measure is not None:
-        print(*json.loads((out / "evaluation.json").read_text())["measured"]["summary"], sep="\n")
+    print(summary(out), *lines, sep="\n")
     print(f"\nlook at  {out / 'report.html'}")
     print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
     print(f"         {program} embed {out} --data your/folder --out features.npz")
