@@ -17,6 +17,7 @@ DVAE_RECIPE = Recipe(
     method="ssl_beit.dvae:DVAE",
     views="ssl_beit.views:build_dvae",
     show="ssl_beit.show:show_dvae",
+    measure="ssl_beit.measure:measure_dvae",
 )
 
 BEIT_RECIPE = Recipe(
@@ -27,7 +28,10 @@ BEIT_RECIPE = Recipe(
     method="ssl_beit.beit:BEiT",
     views="ssl_beit.views:build_beit",
     show="ssl_beit.show:show_beit",
+    measure="ssl_beit.measure:measure_beit",
 )
+
+RECIPES = [BEIT_RECIPE, DVAE_RECIPE]
 
 STRIDE = 8
 """Pixels of a visual token's side: the tokenizer halves an image three times."""

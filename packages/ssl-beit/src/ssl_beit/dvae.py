@@ -190,6 +190,7 @@ class Tokenizer(nn.Module):
 
     def __init__(self, *, channels: int, hidden: int, blocks: int, vocab: int, init: int) -> None:
         super().__init__()
+        self.vocab = vocab
         self.encoder = Encoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab)
         self.decoder = Decoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab, init=init)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -200,11 +201,10 @@ class Tokenizer(nn.Module):
 
     def decode(self, ids: Tensor) -> Tensor:
         """Pixels (b, c, 8h, 8w) in [0, 1] of token ids (b, h, w). Raises ValueError for another shape or an id too large."""
-        vocab = self.decoder.blocks[0].in_channels
         if ids.ndim != 3 or ids.is_floating_point():
             raise ValueError(f"ids must be integers (b, h, w), got {ids.dtype} {tuple(ids.shape)}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
-            raise ValueError(f"ids must lie in [0, {vocab}), got {int(ids.min())} to {int(ids.max())}")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab:
+            raise ValueError(f"ids must lie in [0, {self.vocab}), got {int(ids.min())} to {int(ids.max())}")
         mu, _ = self.decoder.from_ids(ids).chunk(2, 1)
         return unmap_pixels(_wide(mu).sigmoid())
 
