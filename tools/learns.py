@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ssl_beit.config import BEIT_RECIPE as BEIT
 from ssl_contrastive.config import RECIPES as CONTRASTIVE
 from ssl_core.cli import preset
 from ssl_core.config import from_dict, to_dict
@@ -29,7 +30,7 @@ from ssl_core.train.run import train
 from ssl_dino.config import RECIPE as DINO
 from ssl_mae.config import RECIPE as MAE
 
-RECIPES = {recipe.name: recipe for recipe in (MAE, *CONTRASTIVE.values(), DINO)}
+RECIPES = {recipe.name: recipe for recipe in (MAE, *CONTRASTIVE.values(), DINO, BEIT)}
 BASELINES = ("random init", "raw pixels", "colour histogram")
 
 
