@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUBJECTS = ("mae_step", "visible_tokens", "attention", "optimizer", "loader", "imports")
+SUBJECTS = ("mae_step", "beit_step", "dvae_step", "visible_tokens", "attention", "optimizer", "loader", "imports")
 
 
 def main() -> None:

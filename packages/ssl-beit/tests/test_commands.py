@@ -46,7 +46,9 @@ def folders(tmp_path_factory):
 
 
 def source(number: int = 40, size: int = 64) -> ImageArray:
-    return ImageArray(np.stack([render(1, i, size).image for i in range(number)]), 3, "scenes", np.arange(number), ["a"])
+    return ImageArray(
+        np.stack([render(1, i, size).image for i in range(number)]), 3, "scenes", np.arange(number), ["a"]
+    )
 
 
 def test_images_become_grids_of_ids_and_a_picture(folders, tmp_path, capsys):

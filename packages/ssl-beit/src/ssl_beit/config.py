@@ -130,8 +130,8 @@ class BEiTConfig(ImageConfig, TrainConfig):
     """patches of a mask's smallest block"""
 
     tokenizer: str | None = "dalle"
-    """folder, Hub id or DALL-E's pickles of a trained tokenizer; the name of one of its presets trains it first; none for the one that
-    --init brings"""
+    """folder, Hub id or DALL-E's pickles of a trained tokenizer; the name of one of its presets trains it first; none
+    for the one that --init brings"""
     tokenizer_hidden: int = 256
     """`hidden` of the tokenizer; 0 for weights without one"""
     tokenizer_blocks: int = 2
@@ -170,7 +170,9 @@ class BEiTConfig(ImageConfig, TrainConfig):
             check(1 < self.vocab < 2**20, "vocab", self.vocab, "must be 0 or lie in 2 … 2^20")
             check(0 < self.mask_patches <= self.patches, "mask_patches", self.mask_patches,
                   f"must lie in 1 … {self.patches}, the number of patches")  # fmt: skip
-            check(min(self.grid) > 1, "image_size", self.image_size, "a block mask needs two rows and columns of patches")
+            check(
+                min(self.grid) > 1, "image_size", self.image_size, "a block mask needs two rows and columns of patches"
+            )
             check(0 < self.mask_block <= self.patches, "mask_block", self.mask_block,
                   f"must lie in 1 … {self.patches}, the number of patches")  # fmt: skip
         if self.tokenizer_hidden:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -127,7 +128,7 @@ def groups(widths: list[int], blocks: int, kernels: tuple[int, int, int, int], b
     """Four groups of blocks that lead through `widths` (five), `between` after each but the last."""
     layers = 4 * blocks
     made: OrderedDict[str, nn.Module] = OrderedDict()
-    for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (n_in, n_out) in enumerate(pairwise(widths)):
         group: OrderedDict[str, nn.Module] = OrderedDict()
         for k in range(blocks):
             group[f"block_{k + 1}"] = Block(n_in if k == 0 else n_out, n_out, kernels, layers)

@@ -41,7 +41,9 @@ def tokenize(recipe: Recipe, args: Tokenize) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, ids=ids, paths=np.array(paths))
     save_grid(picture(tokenizer, originals.to(device)), out.with_suffix(".png"))
-    print(f"{len(ids)} grids of {ids.shape[1]} x {ids.shape[2]} tokens in {out}, a picture of some in {out.with_suffix('.png')}")
+    print(
+        f"{len(ids)} grids of {ids.shape[1]} x {ids.shape[2]} tokens in {out}, a picture of some in {out.with_suffix('.png')}"
+    )
 
 
 def tokenizer_of(method: DVAE | BEiT) -> tuple[Tokenizer, tuple[int, int]]:
