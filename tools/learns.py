@@ -29,8 +29,9 @@ from ssl_core.method import Recipe, load
 from ssl_core.train.run import train
 from ssl_dino.config import RECIPE as DINO
 from ssl_mae.config import RECIPE as MAE
+from ssl_pretext.config import RECIPES as PRETEXT
 
-RECIPES = {recipe.name: recipe for recipe in (MAE, *CONTRASTIVE.values(), DINO, BEIT)}
+RECIPES = {recipe.name: recipe for recipe in (MAE, *CONTRASTIVE.values(), DINO, BEIT, *PRETEXT)}
 BASELINES = ("random init", "raw pixels", "colour histogram")
 
 
