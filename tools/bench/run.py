@@ -16,6 +16,8 @@ from pathlib import Path
 
 SUBJECTS = (
     "mae_step",
+    "beit_step",
+    "dvae_step",
     "visible_tokens",
     "attention",
     "optimizer",
