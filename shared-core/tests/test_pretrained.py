@@ -338,7 +338,7 @@ def test_a_pickle_without_a_state_dict_is_refused(tmp_path, saved, content):
 def test_timms_config_gives_the_pixel_statistics(saved):
     timm = {"architecture": "toy", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.4, 0.4, 0.4], "crop_pct": 0.9}}
     (saved / "config.json").write_text(json.dumps(timm))
-    expected = ToyConfig(mean=(0.5,) * 3, std=(0.4,) * 3, crop_pct=0.9)
+    expected = ToyConfig(mean=(0.5,) * 3, std=(0.4,) * 3, crop_pct=0.9, pos_interp="antialias")
     assert Toy.from_pretrained(saved).config == expected
     (saved / "config.json").write_text(json.dumps({"architecture": "toy", **timm["pretrained_cfg"]}))
     assert Toy.from_pretrained(saved).config == expected, "as older versions of timm wrote it"

@@ -14,7 +14,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUBJECTS = ("mae_step", "visible_tokens", "attention", "optimizer", "loader", "imports", "pretext_step")
+SUBJECTS = (
+    "mae_step",
+    "visible_tokens",
+    "attention",
+    "optimizer",
+    "loader",
+    "views",
+    "knn",
+    "imports",
+    "dino_step",
+    "dino_loss",
+    "clip_loss",
+    "clip_step",
+    "image_search",
+    "gpt_step",
+    "generation",
+    "text_loss",
+    "prepare_text",
+    "pretext_step",
+)
 
 
 def main() -> None:

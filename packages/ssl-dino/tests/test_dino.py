@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core import distributed
+from ssl_core.config import RunOptions
 from ssl_core.device import seed_step
 from ssl_core.errors import InputError
 from ssl_core.testing import children
@@ -104,7 +105,7 @@ class WrittenOut:
         self.center = 0.9 * self.center + 0.1 * rows.mean(0, keepdim=True)
         for name in self.teacher:
             self.teacher[name] = momentum * self.teacher[name] + (1 - momentum) * self.student[name].detach()
-        return float(loss)
+        return float(loss.detach())
 
 
 @pytest.mark.parametrize("clip", [3.0, 0.05, None])
@@ -301,7 +302,7 @@ def trained(config: DINOConfig, steps: int = 150, lr: float = 0.5) -> tuple[DINO
     scores: dict[str, Tensor] = {}
     for i in range(steps):
         scores = step(method, optimizer, batch(config, b=8, seed=i % 4), 0.3 + 0.5 * i / steps)
-    return method, {key: float(value) for key, value in scores.items()}
+    return method, {key: float(value.detach()) for key, value in scores.items()}
 
 
 def test_without_centring_the_teacher_names_one_prototype_and_is_told_so():
@@ -388,4 +389,16 @@ def test_scores_of_a_step_hang_together():
     outputs = built()(batch(), 0.2)
     assert outputs["kl"].item() == pytest.approx(outputs["loss"].item() - outputs["teacher_entropy"].item(), abs=1e-6)
     assert outputs["kl"] > 0 and 0 < outputs["teacher_entropy"] <= math.log(12) and outputs["center_norm"] == 0
-    assert json.dumps({key: float(value) for key, value in outputs.items()})
+    assert json.dumps({key: float(value.detach()) for key, value in outputs.items()})
+
+
+def test_fine_tuning_trains_the_teachers_backbone_though_it_is_frozen_here(tmp_path):
+    from ssl_core.evaluate.finetune import FineTune, FinetuneConfig, compare
+
+    method = built()
+    tuned = FineTune(method.encoder, 4, FinetuneConfig(), method.config)
+    assert all(p.requires_grad for p in tuned.encoder.parameters())
+    assert not any(p.requires_grad for p in method.encoder.parameters()), "the method's own stays as it was"
+    built(replace(TINY, backbone="resnet18", width=4, small_stem=True)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="finetune is that of a ViT"):
+        compare({"rows": []}, RECIPE, tmp_path, None, None, tmp_path, epochs=1, options=RunOptions())

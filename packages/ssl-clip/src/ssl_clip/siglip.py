@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_clip.pairwise import all_rows, check_pairs, exact, full_precision, own_rows, row_blocks
 from ssl_core import distributed
-from ssl_clip.pairwise import all_rows, check_pairs, exact, own_rows, row_blocks
 
 
 def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Te
 def siglip_statistics(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, share of images whose own text has the largest logit); the share has no gradient."""
     check_pairs(image, text)
-    with torch.autocast(image.device.type, enabled=False):
+    with full_precision(image.device):
         return _SigLIP.apply(*exact(image, text, logit_scale, logit_bias))  # type: ignore[no-any-return]
 
 

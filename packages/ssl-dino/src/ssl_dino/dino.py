@@ -156,14 +156,20 @@ class DINO(nn.Module, Pretrained):
         epoch = epoch_of(self.config, progress)
         if epoch < self.config.freeze_last_layer:
             self.student.head.last_layer.zero_grad(set_to_none=True)
-        if self.new_heads and epoch < self.config.head_warmup_epochs:
-            if progress == 0:
-                warnings.warn(
-                    "the weights that this run starts from have no heads of DINO: for the first "
-                    f"{self.config.head_warmup_epochs:g} epochs only the heads are trained",
-                    stacklevel=2,
-                )
-            self.student.backbone.zero_grad(set_to_none=True)
+        if self.new_heads:
+            self._warm_up_heads(epoch, first=progress == 0)
+
+    def _warm_up_heads(self, epoch: int, *, first: bool) -> None:
+        if epoch >= self.config.head_warmup_epochs:
+            self.new_heads.fill_(False)
+            return
+        if first:
+            warnings.warn(
+                "the weights that this run starts from have no heads of DINO: for the first "
+                f"{self.config.head_warmup_epochs} epochs only the heads are trained",
+                stacklevel=2,
+            )
+        self.student.backbone.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

@@ -184,7 +184,9 @@ def _rows(path: Path, text: str) -> Iterator[dict[str, str]]:
         if path.suffix == ".jsonl":
             rows: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
-            rows = list(csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ","))
+            rows = list(
+                csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
+            )
         for row in rows:
             yield {"text": str(row["text"]), "label": str(row.get("label", "") or "").strip()}
     except (ValueError, csv.Error, AttributeError, KeyError, TypeError) as error:
@@ -215,8 +217,8 @@ def stdlib() -> Path:
 
     Which modules are for test depends on their names alone.
     """
-    modules = _modules()
-    key = digest(repr([(name, file.stat().st_size) for name, file in modules]).encode())
+    sources = modules()
+    key = digest(repr([(name, file.stat().st_size) for name, file in sources]).encode())
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ssl-lm"
     cache = Path(os.environ.get("SSL_LM_CACHE", default))
     folder = cache / f"stdlib-{platform.python_version()}-{key}"
@@ -228,7 +230,7 @@ def stdlib() -> Path:
         raise DataError(f"{cache} cannot be made ({error}): name a folder in SSL_LM_CACHE") from error
     with FileLock(cache / ".lock"):
         splits: dict[str, list[Piece]] = {"train": [], "test": []}
-        for name, file in modules:
+        for name, file in sources:
             held_out = hashlib.sha256(name.encode()).digest()[0] % HELD_OUT == 0
             splits["test" if held_out else "train"].append(Piece(str(file), 0, file.stat().st_size))
         prepare_splits(
@@ -237,7 +239,7 @@ def stdlib() -> Path:
     return folder
 
 
-def _modules() -> list[tuple[str, Path]]:
+def modules() -> list[tuple[str, Path]]:
     """(top-level module, file) of every source file of the standard library, sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     found = []

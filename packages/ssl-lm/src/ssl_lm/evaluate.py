@@ -202,7 +202,11 @@ def _objective(method: Any, source: Any, windows: int = 256) -> dict[str, float]
     labels = torch.cat([sample["labels"] for sample in made])
     labels = labels[labels >= 0]
     p = torch.bincount(labels).double() / max(1, len(labels))
-    return {**sums, "most_frequent_accuracy": float(p.max()), "unigram_entropy": float(-(p * p.clamp(min=1e-12).log()).sum())}
+    return {
+        **sums,
+        "most_frequent_accuracy": float(p.max()),
+        "unigram_entropy": float(-(p * p.clamp(min=1e-12).log()).sum()),
+    }
 
 
 def _line(figures: dict[str, float]) -> str:

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from ssl_core.config import RunOptions
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout
-from ssl_lm.attention import Cache, attend, causal_mask
+from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.beam import beam_search, trimmed
-from ssl_lm.bert import same_document
+from ssl_lm.bert import accuracy, same_document
 from ssl_lm.config import T5_RECIPE, T5Config, removed, span_count
 from ssl_lm.loss import linear_cross_entropy
 from ssl_lm.tokenizer import TextModel, settle, settled
@@ -178,6 +178,11 @@ class Attention(nn.Module):
         """(b, h, n, d) each."""
         k, v = (rearrange(part(x), "b n (h d) -> b h n d", h=self.heads) for part in (self.k, self.v))
         return k, v
+
+    def weights(self, x: Tensor, bias: Tensor) -> Tensor:
+        """The softmax matrix of x (b, n, d) with itself, (b, h, n, n)."""
+        q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)
+        return attention_weights(q, self.keys_values(x)[0], bias, scale=1.0)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Queries of x (b, n, d) against keys and values; of one text's several hypotheses (b·m, 1, d) too."""
@@ -343,7 +348,8 @@ class T5(TextModel):
             self.config = settle(self.config, self.tokenizer)
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """Loss of `batch["labels"]` (b, o) given `batch["input_ids"]` (b, n); -100 is ignored.
+        """Loss of `batch["labels"]` (b, o) given `batch["input_ids"]` (b, n), -100 is ignored; in eval mode the share of
+        tokens that is guessed, too.
 
         `batch["documents"]` (b, n) and `batch["label_documents"]` (b, o), where given, separate packed documents;
         `batch["attention_mask"]` (b, n), where given, is 1 for text; `batch["decoder_input_ids"]` (b, o) is what the
@@ -361,7 +367,11 @@ class T5(TextModel):
         if (inputs := batch.get("decoder_input_ids")) is None:
             inputs = self.shift(labels.masked_fill(labels < 0, self.config.pad_token_id))
         hidden = self.decoder(self.shared(inputs), self.decoder.bias(labels.shape[1], own), memory, cross)
-        return {"loss": linear_cross_entropy(self._scaled(hidden).flatten(0, 1), self.head, labels.flatten())}
+        states, labels = self._scaled(hidden).flatten(0, 1), labels.flatten()
+        outputs = {"loss": linear_cross_entropy(states, self.head, labels)}
+        if not self.training:
+            outputs["accuracy"] = accuracy(F.linear(states, self.head), labels)
+        return outputs
 
     @property
     def head(self) -> Tensor:
@@ -395,6 +405,17 @@ class T5(TextModel):
         states, seen = self.memory(input_ids, attention_mask)
         weight = seen[:, 0, 0, :, None].to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+    @torch.no_grad()
+    def attention_maps(self, input_ids: Tensor) -> Tensor:
+        """(depth, b, heads, n, n) of the encoder: how much every token looks at every other, in every block."""
+        bias = self.encoder.bias(input_ids.shape[1], self.is_text(input_ids)[:, None, None, :])
+        x, maps = self.shared(input_ids), []
+        for block in self.encoder.block:
+            attention, norm = block.layer[0]
+            maps.append(attention.weights(norm(x), bias))
+            x = block(x, bias, None, None)
+        return torch.stack(maps)
 
     @torch.inference_mode()
     def generate(

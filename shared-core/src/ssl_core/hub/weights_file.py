@@ -166,14 +166,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         mode = temporary.stat().st_mode  # by the umask; safetensors would leave 0600
         write(temporary)
         temporary.chmod(mode)
-        _fsync(temporary)
+        fsync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
