@@ -16,6 +16,8 @@ from pathlib import Path
 
 SUBJECTS = (
     "mae_step",
+    "beit_step",
+    "dvae_step",
     "visible_tokens",
     "attention",
     "optimizer",
@@ -35,6 +37,7 @@ SUBJECTS = (
     "text_loss",
     "prepare_text",
     "pretext_step",
+    "bert_t5_step",
 )
 
 

@@ -243,7 +243,10 @@ def test_drop_path_rises_from_0_to_its_rate():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.zeros(2, 5, dtype=torch.bool), r"mask must be bool \(2, 6\), one value per patch, got torch.bool \(2, 5\)"),
+        (
+            torch.zeros(2, 5, dtype=torch.bool),
+            r"mask must be bool \(2, 6\), one value per patch, got torch.bool \(2, 5\)",
+        ),
         (torch.zeros(2, 6), r"mask must be bool \(2, 6\), one value per patch, got torch.float32"),
     ],
 )

@@ -115,7 +115,9 @@ def test_schedules_are_those_of_the_paper():
     def weight(step: int) -> float:
         return anneal(step / updates, 0.0, config.kl_weight, config.kl_warmup)
 
-    assert [temperature(step) for step in (0, 75_000, 150_000, 2_999_999)] == pytest.approx([1, 17 / 32, 1 / 16, 1 / 16])
+    assert [temperature(step) for step in (0, 75_000, 150_000, 2_999_999)] == pytest.approx(
+        [1, 17 / 32, 1 / 16, 1 / 16]
+    )
     assert [weight(step) for step in (0, 2_500, 5_000, 2_999_999)] == pytest.approx([0, 3.3, 6.6, 6.6])
     assert config.lr == pytest.approx(1e-4)
     assert (config.batch_size, config.weight_decay, config.betas, config.ema) == (512, 1e-4, (0.9, 0.999), 0.999)

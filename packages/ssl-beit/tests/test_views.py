@@ -74,11 +74,26 @@ def test_a_mask_covers_at_most_75_patches_and_seldom_fewer():
     assert counts.mean() == pytest.approx(74.5, abs=0.3)
 
 
-def test_no_row_or_column_is_covered_by_one_block():
-    rng = np.random.default_rng(2)
-    for _ in range(300):
-        mask = block_mask(14, 14, 16, rng)  # one block, as the smallest is the budget
-        assert mask.any(1).sum() < 14 and mask.any(0).sum() < 14
+class Fixed:
+    """A generator that draws the same number always."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def random(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.full(shape, self.value)
+
+
+@pytest.mark.parametrize(("height", "count"), [(14, 0), (16, 0), (17, 80)])
+def test_a_block_is_never_as_high_as_the_grid(height, count):
+    # near 1 the draws make a block of 16 x 5 patches
+    assert block_mask(height, 20, 80, Fixed(0.999), smallest=80).sum() == count
+
+
+@pytest.mark.parametrize(("width", "count"), [(14, 0), (16, 0), (17, 80)])
+def test_a_block_is_never_as_wide_as_the_grid(width, count):
+    # near 0 they make one of 5 x 16
+    assert block_mask(20, width, 80, Fixed(0.001), smallest=80).sum() == count
 
 
 def test_masks_differ_and_the_generator_decides_them():

@@ -334,7 +334,12 @@ def dalle(monkeypatch, tmp_path):
 def test_dalles_pickles_are_read_without_its_code(dalle):
     dvae, folder = dalle
     loaded = DVAE.from_pretrained(folder)
-    assert (loaded.config.hidden, loaded.config.vocab, loaded.config.blocks, loaded.config.decoder_init) == (8, 24, 2, 6)
+    assert (loaded.config.hidden, loaded.config.vocab, loaded.config.blocks, loaded.config.decoder_init) == (
+        8,
+        24,
+        2,
+        6,
+    )
     assert torch.equal(loaded.tokenize(pixels()), dvae.tokenize(pixels()))
     assert torch.equal(loaded.decode(loaded.tokenize(pixels())), dvae.decode(dvae.tokenize(pixels())))
     for online, average in zip(loaded.online.parameters(), loaded.average.parameters(), strict=True):
