@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import requires
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("shared-core/src/**/*.py"), *ROOT.glob("packages/*/src/**/*.py")])
@@ -108,3 +111,45 @@ def test_an_unsafe_call_is_seen(line, tmp_path):
     path.write_text(line)
     with pytest.raises(AssertionError, match="line 1"):
         test_shipped_code_unpickles_nothing_and_runs_no_foreign_code(path)
+
+
+def required(names: set[str]) -> set[str]:
+    """Distributions that installing these brings, extras left out, as the metadata of this environment says."""
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name in found:
+            continue
+        found.add(name)
+        for line in requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                todo.append(requirement.name)
+    return found
+
+
+def test_language_models_come_without_torchvision_and_with_few_packages():
+    brought = required({"ssl-lm"}) - required({"torch"})
+    assert {"ssl-lm", "ssl-core", "tokenizers"} <= brought
+    assert not brought & {"torchvision", "transformers", "datasets"}
+    assert len(brought) <= 22, sorted(brought)
+
+
+def test_a_language_model_trains_and_writes_where_torchvision_cannot_be_imported(tmp_path):
+    code = """
+import sys
+sys.modules["torchvision"] = sys.modules["transformers"] = None
+import torch
+from ssl_lm import BERT, GPT, T5, GPTConfig, linear_cross_entropy, prepare_text
+from pathlib import Path
+Path("text.txt").write_text("a few words of text, over and over\\n" * 400)
+prepare_text("text.txt", "tokens", tokenizer="train:400", workers=0)
+from ssl_core.config import RunOptions
+from ssl_lm import complete, train
+config = GPTConfig(vocab_size=None, context=8, dim=8, depth=1, heads=1, epochs=0.1, batch_size=4, warmup_epochs=0)
+gpt = train(config, "tokens", "run", options=RunOptions(device="cpu", workers=0))
+print(complete(GPT.from_pretrained("run"), ["a few"], tokens=3)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr

@@ -87,7 +87,8 @@ def test_project_has_its_surroundings(project):
 
 @every_package
 def test_readme_has_the_same_headings_as_the_other_packages(package):
-    assert headings(package / "README.md") == headings(PACKAGES[0] / "README.md") != []
+    ours, first = headings(package / "README.md"), headings(PACKAGES[0] / "README.md")
+    assert [heading.replace("Your own text", "Your own images") for heading in ours] == first != []
 
 
 @every_project

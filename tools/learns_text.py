@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,21 @@ def main() -> None:
         config = NAMES[name].settled(from_dict(type(config), to_dict(config) | settings), None)
         runs = []
         for seed in args.seeds:
-            ours = once(args.out / name / f"{seed}.json", lambda: one_seed(name, config, seed, args.out / name / str(seed)))  # noqa: B023
-            row = {"ours": ours}
+            folder = args.out / name / str(seed)
+            row = {"ours": once(folder.with_suffix(".json"), one_seed, name, config, seed, folder)}
             if name == "gpt":
-                limit = ours["cpu_seconds"]
-                row["plain"] = once(args.out / "plain" / f"{seed}.json", lambda: plain(config, seed, limit))  # noqa: B023
+                limit = row["ours"]["cpu_seconds"]
+                row["plain"] = once(args.out / "plain" / f"{seed}.json", plain, config, seed, limit)
             runs.append(row)
             print(f"seed {seed}: {json.dumps(row)[:2000]}", flush=True)
         print("\n" + table(name, runs))
 
 
-def once(file: Path, run: Any) -> dict[str, Any]:
-    """What `run()` gave the first time."""
+def once(file: Path, run: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """What `run(*args)` gave the first time."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        result = run()
+        result = run(*args)
         file.write_text(json.dumps(result))
     return json.loads(file.read_text())
 

@@ -300,6 +300,17 @@ def test_an_error_of_the_disk_in_any_call_is_a_checkpoint_error(call, tmp_path, 
     assert checkpoints.restore(*trained(0)) in (2, 3)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_files_are_readable_as_the_umask_says(tmp_path):
+    old = os.umask(0o027)
+    try:
+        Checkpoints(tmp_path, "a").save(1, *trained(1))
+    finally:
+        os.umask(old)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "step-000001").iterdir()}
+    assert modes == dict.fromkeys(("model.safetensors", "optim.safetensors", "state.json"), 0o640)
+
+
 def test_the_bytes_it_needs_are_known_before(tmp_path):
     method, optimizer = trained(1)
     Checkpoints(tmp_path, "a").save(1, method, optimizer)

@@ -9,7 +9,9 @@ import re
 import signal
 import sys
 
+import numpy as np
 import pytest
+import tyro
 
 from ssl_core import cli, commands
 from ssl_core.config import ConfigError, RunOptions
@@ -76,6 +78,31 @@ def test_a_package_adds_commands_of_its_own(capsys):
     assert re.search(r"^  count +Count upwards", capsys.readouterr().out, re.M)
     assert cli.main([RECIPE], ["tarin"], verbs=verbs) == 2
     assert "export, count" in capsys.readouterr().err
+
+
+def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
+    verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", method="tiny")}
+    elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
+    for stored, name in ((RECIPE.method, "tiny"), ("ssl_other:Other", "other"), ("ssl_third:Third", "tiny")):
+        (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": stored}}))
+        for recipes in ([RECIPE, elsewhere], [elsewhere, RECIPE]):
+            assert cli.main(recipes, ["count", str(tmp_path)], verbs=verbs) == 0
+            assert capsys.readouterr().out == f"{name}\n"
+    Tiny(TinyConfig(dim=8)).save_pretrained(tmp_path)
+    assert parsed("--init", str(tmp_path), recipes=[elsewhere, RECIPE])[0] is RECIPE
+    assert cli.main([RECIPE, elsewhere], ["count", "nowhere", "--method", "other"], verbs=verbs) == 0
+    assert capsys.readouterr().out == "other\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weigh:
+    """Weigh weights."""
+
+    weights: tyro.conf.Positional[str]
+
+
+def weigh(recipe, flags):
+    print(recipe.name)
 
 
 def test_flags_set_the_run_the_config_and_the_options(parsed):
@@ -178,11 +205,47 @@ def train(folder, *faulty, arguments=SHORT):
 
 
 def test_a_stopped_run_ends_with_75_and_the_same_command_finishes_it(tmp_path):
-    assert train(tmp_path, faults.kill(1, signal.SIGTERM)).code == 75
+    stopped = train(tmp_path, faults.kill(1, signal.SIGTERM))
+    assert stopped.code == 75 and "Traceback" not in stopped.output
+    assert "ssl-tiny: told to stop, step 2 is saved: the same command goes on" in stopped.output.splitlines()
     assert newest(tmp_path / "run").name == "step-000002"
     ended = train(tmp_path)
     assert ended.code == 0 and "steps             4 (0.5 epochs)" in ended.output, ended
     assert newest(tmp_path / "run").name == "step-000004"
+
+
+def test_figures_that_cannot_be_drawn_are_a_warning_and_the_run_is_whole(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise ZeroDivisionError("no room for the title")
+
+    monkeypatch.setattr(commands, "figures", broken)
+    ended = train(tmp_path)
+    assert ended.code == 0 and "Traceback" not in ended.output, ended
+    said = (
+        "could not be drawn (ZeroDivisionError: no room for the title); the weights are in run, and `ssl-tiny show run`"
+    )
+    assert said in ended.output
+    assert {"model.safetensors", "report.html", "README.md"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_data_that_cannot_be_evaluated_as_asked_ends_with_2_and_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Tiny(TinyConfig()).save_pretrained("weights")
+    labels = np.arange(40) % 2
+    labels[2::2] = 1  # one sample of class 0
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez("few.npz", images=images, labels=labels)
+    np.savez("test.npz", images=images[::-1], labels=labels[::-1])
+    for arguments, said in (
+        (("--data", "few.npz", "--test", "few.npz"), "train and test are the same samples"),
+        (
+            ("--data", "few.npz", "--test", "test.npz", "--shots", "30"),
+            "30 shots cannot be drawn from it: ask for fewer",
+        ),
+    ):
+        code = cli.main([RECIPE], ["evaluate", "weights", *arguments, "--protocols", "fewshot", "--device", "cpu"])
+        error = capsys.readouterr().err
+        assert code == 2 and said in error and "Traceback" not in error, error
 
 
 def test_a_loss_that_is_not_finite_ends_with_3_and_a_line(tmp_path):

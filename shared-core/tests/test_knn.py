@@ -162,3 +162,52 @@ def test_balanced_accuracy_weighs_classes_alike():
     assert mean_per_class(predicted, labels) == pytest.approx((3 / 4 + 1 / 2) / 2)
     with pytest.raises(ValueError, match="n > 0"):
         top1(predicted[:0], labels[:0])
+
+
+def concentrated(n, d, mean, spread, seed):
+    """Unit vectors around a common direction: spread 0 is a collapsed encoder."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(mean + spread * torch.randn(n, d, generator=g), dim=1)
+
+
+@pytest.mark.parametrize("k", [1, 20, 200])
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (1.0, 0.3), (1.0, 0.002)])
+def test_candidates_in_bf16_settle_for_the_neighbours_of_fp32(monkeypatch, mean, spread, k):
+    monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(module, "ROUNDED", 100)
+    bank, queries = (concentrated(n, 48, mean, spread, seed) for n, seed in ((3000, 0), (40, 1)))
+    index = module.Index(bank)
+    assert index.rounded is not None and index.rounded.dtype == torch.bfloat16
+    near, where = index.nearest(queries, k)
+    best, truth = module.nearest(queries, bank, k)
+    assert (near - best).abs().max() < 1e-6
+    # of two that are equally near in fp32 either may be taken
+    exact = (queries[:, None].double() * bank[where].double()).sum(-1)
+    assert (exact - (queries[:, None].double() * bank[truth].double()).sum(-1)).abs().max() < 1e-6
+    assert (near.diff(dim=1) <= 0).all() and all(len(set(row)) == k for row in where.tolist())
+
+
+def test_a_neighbour_that_rounding_could_hide_is_looked_for_in_fp32(monkeypatch):
+    monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(module, "ROUNDED", 100)
+    bank = concentrated(3000, 48, 1.0, 0.01, 0)
+    # far more equals in bf16 than there are candidates, one of them the nearest in fp32
+    bank[:1500], bank[1500:] = bank[0], -bank[0]
+    bank[1234, 0] += 1e-5
+    query, asked = torch.nn.functional.normalize(torch.eye(48)[:1] + bank[:1], dim=1), []
+    exact = module.nearest
+    monkeypatch.setattr(module, "nearest", lambda q, b, k: asked.append(b.dtype) or exact(q, b, k))
+    _, where = module.Index(bank).nearest(query, 1)
+    assert asked == [torch.bfloat16, torch.float32] and where.item() == 1234
+
+
+def test_predictions_are_the_same_with_and_without_bf16(monkeypatch):
+    monkeypatch.setattr(module, "ROUNDED", 100)
+    bank, labels = blobs(2000, d=64, classes=10)
+    queries, _ = blobs(300, d=64, classes=10, seed=1)
+    results = []
+    for has in (False, True):
+        monkeypatch.setattr(module, "cpu_has_bf16", lambda has=has: has)
+        results.append((knn(bank, labels, queries), leave_one_out(bank, labels)))
+    assert all(torch.equal(results[0][0][k], results[1][0][k]) for k in results[0][0])
+    assert results[0][1] == results[1][1]

@@ -65,10 +65,11 @@ def stir(module):
 def test_a_resnet_is_torchvisions(name):
     theirs = getattr(torchvision.models, name)(num_classes=1)
     theirs.fc = nn.Identity()
-    stir(theirs)
-    ours = ResNet(name).eval()
+    stir(theirs).double()
+    ours = ResNet(name).double().eval()
     ours.load_state_dict(theirs.state_dict())
-    assert (ours(images()) - theirs(images())).abs().max() <= 1e-5
+    x = images().double()
+    assert (ours(x) - theirs(x)).abs().max() <= 1e-10
     assert ours.feature_map(images()).shape == (2, 2, 2, ours.features)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core import distributed
+from ssl_core.cli import main
+from ssl_core.config import RunOptions, to_dict
 from ssl_core.device import seed_step
 from ssl_core.errors import InputError
 from ssl_core.testing import children
@@ -104,7 +107,7 @@ class WrittenOut:
         self.center = 0.9 * self.center + 0.1 * rows.mean(0, keepdim=True)
         for name in self.teacher:
             self.teacher[name] = momentum * self.teacher[name] + (1 - momentum) * self.student[name].detach()
-        return float(loss)
+        return float(loss.detach())
 
 
 @pytest.mark.parametrize("clip", [3.0, 0.05, None])
@@ -301,7 +304,7 @@ def trained(config: DINOConfig, steps: int = 150, lr: float = 0.5) -> tuple[DINO
     scores: dict[str, Tensor] = {}
     for i in range(steps):
         scores = step(method, optimizer, batch(config, b=8, seed=i % 4), 0.3 + 0.5 * i / steps)
-    return method, {key: float(value) for key, value in scores.items()}
+    return method, {key: float(value.detach()) for key, value in scores.items()}
 
 
 def test_without_centring_the_teacher_names_one_prototype_and_is_told_so():
@@ -364,6 +367,30 @@ def test_heads_that_start_anew_are_trained_first_and_it_is_said(tmp_path):
     assert not method.new_heads, "from here on it is a DINO like another"
 
 
+def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp_path):
+    config = replace(TINY, dim=64, heads=1, image_size=16, local_size=8, pos_interp="offset")
+    torch.save(built(config).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
+    given = replace(TINY, prototypes=9, local_crops=1, epochs=1, warmup_epochs=0, batch_size=32, precision="fp32")
+    (tmp_path / "given.json").write_text(json.dumps(to_dict(given)))
+    recipe = replace(RECIPE, source="ssl_core.testing.tiny:open_pictures")
+
+    def typed() -> dict:
+        line = ["train", "--config", "given.json", "--init", "./backbone.pth", "--out", "run", "--local-size", "8"]
+        os.chdir(tmp_path)
+        sizes = ["--image-size", "16", "--dim", "64", "--heads", "1"]
+        assert main([recipe], [*line, *sizes, "--device", "cpu", "--workers", "0"]) == 0
+        return json.loads((tmp_path / "run" / "config.json").read_text())["ssl"]["config"]
+
+    ended = children.run(typed, warns=True)
+    assert ended.code == 0, ended
+    assert (ended.value["prototypes"], ended.value["local_crops"], ended.value["dim"]) == (9, 1, 64)
+    assert "these start anew" in ended.output and "only the heads are trained" in ended.output
+    method = DINO.from_pretrained(tmp_path / "run")
+    assert method.new_heads, "one epoch of warm-up is all that it had"
+    assert not set(method.architecture()) & {"prototypes", "local_crops", "teacher_temp"}
+    assert {"prototypes", "dim"} < set(built().architecture())
+
+
 def test_a_run_from_scratch_has_no_head_warm_up():
     method = built()
     with warnings.catch_warnings():
@@ -388,4 +415,16 @@ def test_scores_of_a_step_hang_together():
     outputs = built()(batch(), 0.2)
     assert outputs["kl"].item() == pytest.approx(outputs["loss"].item() - outputs["teacher_entropy"].item(), abs=1e-6)
     assert outputs["kl"] > 0 and 0 < outputs["teacher_entropy"] <= math.log(12) and outputs["center_norm"] == 0
-    assert json.dumps({key: float(value) for key, value in outputs.items()})
+    assert json.dumps({key: float(value.detach()) for key, value in outputs.items()})
+
+
+def test_fine_tuning_trains_the_teachers_backbone_though_it_is_frozen_here(tmp_path):
+    from ssl_core.evaluate.finetune import FineTune, FinetuneConfig, compare
+
+    method = built()
+    tuned = FineTune(method.encoder, 4, FinetuneConfig(), method.config)
+    assert all(p.requires_grad for p in tuned.encoder.parameters())
+    assert not any(p.requires_grad for p in method.encoder.parameters()), "the method's own stays as it was"
+    built(replace(TINY, backbone="resnet18", width=4, small_stem=True)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="finetune is that of a ViT"):
+        compare({"rows": []}, RECIPE, tmp_path, None, None, tmp_path, epochs=1, options=RunOptions())

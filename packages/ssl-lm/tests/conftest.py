@@ -34,7 +34,9 @@ def write_text(lines: int = 200, seed: int = 0) -> str:
     text = []
     for _ in range(lines):
         a, b, c = (NAMES[i] for i in rng.integers(len(NAMES), size=3))
-        text.append(f"{a} = {b} + {c} * {rng.integers(100)}" if rng.random() < 0.7 else f"def {a}({b}):\n    return {c}")
+        text.append(
+            f"{a} = {b} + {c} * {rng.integers(100)}" if rng.random() < 0.7 else f"def {a}({b}):\n    return {c}"
+        )
     return "\n".join(text) + "\n"
 
 
@@ -46,7 +48,7 @@ def tiny_tokenizer():
 
 
 def write_prepared(folder: Path, window: int, stride: int, windows: int = 64) -> Path:
-    """A folder as `prepare` makes it, whose training part is exactly `windows` windows; a document every 40 lines."""
+    """A folder as `prepare` makes it, whose training part is exactly `windows` windows; a document every 12 lines."""
     folder.mkdir(parents=True)
     tokenizer = tiny_tokenizer()
     save_tokenizer(tokenizer, folder)
@@ -54,7 +56,7 @@ def write_prepared(folder: Path, window: int, stride: int, windows: int = 64) ->
     for seed, (split, number) in enumerate({"train": windows, "test": 8}.items()):
         wanted, parts, ends, count, size = (number - 1) * stride + window, [], [], 0, 0
         while count < wanted:
-            text = write_text(40, seed=1000 * seed + len(parts))
+            text = write_text(12, seed=1000 * seed + len(parts))
             parts.append(np.array([*tokenizer.encode(text).ids, 3], token_type(VOCABULARY)))
             count, size = count + len(parts[-1]), size + len(text)
             ends.append((count, size))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from tiny_text import IDS, VOCABULARY, TextConformance
+import dataclasses
 
+import numpy as np
+from tiny_text import IDS, VOCABULARY, TextConformance, open_windows, tiny_tokenizer
+
+from ssl_lm.bert import BERT, word_starts
 from ssl_lm.config import BERT_RECIPE, BERTConfig
+from ssl_lm.views import masked
 
 
 class TestBERT(TextConformance):
@@ -13,3 +18,17 @@ class TestBERT(TextConformance):
         vocab_size=VOCABULARY, context=14, dim=16, depth=1, heads=2, hidden=24, dropout=0.1, clip_grad=None,
         unk_token_id=1, cls_token_id=2, sep_token_id=3, mask_token_id=4, first_sentinel=399, **IDS,
     )  # fmt: skip
+
+
+def test_whole_words_are_masked_where_they_are_asked_for():
+    config = dataclasses.replace(TestBERT.config, whole_words=True, context=62, mask_rate=0.3)
+    source = BERT(config).attach(open_windows(None, config=config))
+    view, starts = masked(config), word_starts(tiny_tokenizer())
+    for index in range(20):
+        sample = view(source.load(index), np.random.default_rng(index))
+        tokens, positions = source.load(index)["input_ids"], sample["positions"][sample["labels"] >= 0] - 1
+        words = starts[tokens].cumsum(0)
+        chosen = {int(words[p]) for p in positions}
+        ordinary = [i for i, token in enumerate(tokens.tolist()) if token not in config.special_ids]
+        assert sorted(positions.tolist()) == [i for i in ordinary if int(words[i]) in chosen]
+        assert 0 < len(positions) <= config.masked == 18

@@ -9,6 +9,7 @@ Exit codes: 0 done; 2 something that was given cannot be used; 3 a run had to en
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
@@ -20,6 +21,7 @@ import tyro
 from ssl_core.config import ConfigError, RunOptions, from_dict, read_file, to_dict
 from ssl_core.errors import InputError, TrainingError
 from ssl_core.method import Recipe, Verb, load
+from ssl_core.train.stop import EXIT_REQUEUE, Interrupted
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,10 @@ def main(
     except TrainingError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 3
+    except Interrupted as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{program}: told to stop, step {stopped.step:,} is saved: the same command goes on", file=sys.stderr)
+        return EXIT_REQUEUE
 
 
 def _choose_method(

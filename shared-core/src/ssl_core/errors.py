@@ -7,5 +7,9 @@ class InputError(Exception):
     """Something that was given cannot be used: a setting, a file, weights, a folder. Commands exit with 2."""
 
 
+class EvaluationError(InputError, ValueError):
+    """Data that cannot be evaluated as asked: too few samples or classes, the same data to train and to test on."""
+
+
 class TrainingError(RuntimeError):
     """A run that began well had to end: a loss that is not finite, collapsed features, a full disk. Exit code 3."""

@@ -83,12 +83,13 @@ def interpolate_positions(
     Published families resample in three ways that do not agree, so a checkpoint names its own:
     "offset" (DINO, DINOv2: bicubic by the scale factor (n + 0.1) / m), "size" (MAE, DeiT, transformers:
     bicubic to the size), "antialias" (DINOv2 with registers, timm: the same with antialiasing).
-    `prefix` rows (CLS, registers) are kept as they are. Computed in float32.
+    `prefix` rows (CLS, registers) are kept as they are. Computed in float32 or wider.
     """
     if old == new:
         return pos
     head, patches = pos[:, :prefix], pos[:, prefix:]
-    patches = rearrange(patches.float(), "1 (h w) d -> 1 d h w", h=old[0], w=old[1])
+    wide = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    patches = rearrange(wide, "1 (h w) d -> 1 d h w", h=old[0], w=old[1])
     if how == "offset":
         scale = [(n + 0.1) / m for n, m in zip(new, old, strict=True)]
         patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")

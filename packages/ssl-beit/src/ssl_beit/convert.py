@@ -103,7 +103,8 @@ def _plain_pixels(channels: int) -> dict[str, Any]:
 def dvae_adapt(state: dict[str, Tensor], stored: DVAEConfig, wanted: DVAEConfig) -> dict[str, Tensor]:
     """`state` for the channels of `wanted`. Raises WeightsMismatch when it is not of `stored`'s sizes."""
     expected = {
-        f"{part}.encoder.blocks.input.weight": (stored.hidden, stored.in_channels, 7, 7) for part in ("average", "online")
+        f"{part}.encoder.blocks.input.weight": (stored.hidden, stored.in_channels, 7, 7)
+        for part in ("average", "online")
     }
     check_shapes(state, expected)
     for prefix in ("average.", "online."):
@@ -329,9 +330,7 @@ def beit_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> BE
 def with_masks(config: BEiTConfig) -> BEiTConfig:
     """Masks for a model that does not say how it was masked: the paper's 75 of 196 patches, and as many of others."""
     share = config.patches / 196
-    return dataclasses.replace(
-        config, mask_patches=max(1, round(75 * share)), mask_block=max(1, round(16 * share))
-    )
+    return dataclasses.replace(config, mask_patches=max(1, round(75 * share)), mask_block=max(1, round(16 * share)))
 
 
 def _encoder_alone(vocab: int) -> dict[str, Any]:

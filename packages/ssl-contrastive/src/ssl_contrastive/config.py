@@ -281,7 +281,7 @@ def byol_vit_small() -> BYOLConfig:
 def byol_demo() -> BYOLConfig:
     """The built-in scenes in minutes on a CPU."""
     return BYOLConfig(
-        **SCENES, hidden=512, projection=128, ema=0.98, optimizer="sgd", epochs=18, base_lr=0.2, weight_decay=5e-4,
+        **SCENES, hidden=512, projection=128, ema=0.98, optimizer="sgd", epochs=16, base_lr=0.2, weight_decay=5e-4,
         warmup_epochs=1,
     )  # fmt: skip
 
@@ -308,7 +308,7 @@ def simsiam_demo() -> SimSiamConfig:
     """The built-in scenes in minutes on a CPU."""
     fields = SCENES | {"crop_scale": (0.2, 1.0)}
     return SimSiamConfig(
-        **fields, head_layers=2, projection=512, predictor_hidden=128, epochs=24, base_lr=0.12, weight_decay=5e-4
+        **fields, head_layers=2, projection=512, predictor_hidden=128, epochs=14, base_lr=0.12, weight_decay=5e-4
     )
 
 

@@ -14,8 +14,8 @@ from einops import rearrange, repeat
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ssl_core.data.images import read_image
-from ssl_core.data.views import normalize, resize
+from ssl_core.data.images import BadSample, read_image
+from ssl_core.data.views import resize
 from ssl_core.device import pick_device
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
@@ -73,33 +73,46 @@ def correspondences(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attention(recipe: Recipe, flags: Attention) -> None:
-    """Write the pictures that `ssl-dino attention` promises and print their names."""
+    """Write the pictures that `ssl-dino attention` promises and print their names.
+
+    Raises InputError for a picture that cannot be read, a block that is not there and a network without attention.
+    """
     method = load(recipe.method).from_pretrained(flags.weights, device=pick_device(flags.device))
-    device, out = next(method.parameters()).device, Path(flags.out)
-    images = [
-        fit(read_image(path, method.config.in_channels), method.config.stride, flags.size) for path in flags.images
-    ]
-    if flags.match is not None:
-        other = fit(read_image(flags.match, method.config.in_channels), method.config.stride, flags.size)
+    depth, out = getattr(method.config, "depth", 0), Path(flags.out)
+    if not -depth <= flags.block < depth:
+        raise InputError(f"block {flags.block}: the network has {depth}, counted from 0")
+    out.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        inputs = [normalize(x[None], method.config.mean, method.config.std).to(device) for x in images]
-        out.mkdir(parents=True, exist_ok=True)
-        for path, image, x in zip(flags.images, images, inputs, strict=True):
-            for name, pictures in drawn(method, image, x, flags).items():
+        for path in flags.images:
+            image = opened(path, method, flags)
+            for name, pictures in drawn(method, image, flags).items():
                 target = out / f"{Path(path).stem}-{name}.png"
                 save_grid(pictures[None], target, columns=1, gap=4)
                 print(target)
         if flags.match is not None:
-            y = normalize(other[None], method.config.mean, method.config.std).to(device)
+            first, second = opened(flags.images[0], method, flags), opened(flags.match, method, flags)
+            a, b = (method.patch_features(_one(x, method))[0] for x in (first, second))
             target = out / f"{Path(flags.images[0]).stem}-{Path(flags.match).stem}-match.png"
-            draw_matches(images[0], other, method.patch_features(inputs[0])[0], method.patch_features(y)[0]).save(
-                target
-            )
+            draw_matches(first, second, a, b).save(target)
             print(target)
 
 
-def drawn(method: Any, image: Tensor, x: Tensor, flags: Attention) -> dict[str, Tensor]:
+def opened(path: str, method: Any, flags: Attention) -> Tensor:
+    """The picture uint8 (c, h, w) as the network sees it."""
+    try:
+        image = read_image(path, method.config.in_channels)
+    except BadSample as error:
+        raise InputError(f"{path}: {error}") from error
+    return fit(image, method.config.stride, flags.size)
+
+
+def _one(image: Tensor, method: Any) -> Tensor:
+    return image[None].to(next(method.parameters()).device)
+
+
+def drawn(method: Any, image: Tensor, flags: Attention) -> dict[str, Tensor]:
     """Rows of pictures (k, 3, h, w) in [0, 1] of one image: heads and their mean, masks over the image, PCA colours."""
+    x = _one(image, method)
     maps = method.attention_maps(x, flags.block)[0].float().cpu()  # heads h w
     maps = torch.cat([maps, maps.mean(0, keepdim=True)])[:, None]  # heads + 1, 1 h w
     size, rgb = image.shape[-2:], as_rgb(image)

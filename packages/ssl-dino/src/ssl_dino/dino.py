@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.backbone import PooledViT, build_backbone
-from ssl_core.config import RunOptions
+from ssl_core.config import BackboneConfig, RunOptions
 from ssl_core.data.views import normalize
 from ssl_core.ema import ema_update
 from ssl_core.errors import InputError
@@ -40,6 +40,9 @@ from ssl_core.resnet import ResNet
 from ssl_dino.config import RECIPE, DINOConfig
 from ssl_dino.heads import DINOHead
 from ssl_dino.loss import center_and_sharpen, cross_view_entropy
+
+HEAD = ("prototypes", "head_hidden", "bottleneck", "head_layers", "head_bn", "norm_last_layer")
+"""Fields of the config that a head's weights fix."""
 
 
 def teacher_temperature(config: DINOConfig, progress: float) -> float:
@@ -125,6 +128,11 @@ class DINO(nn.Module, Pretrained):
         """The teacher's backbone, which is evaluated and published."""
         return self.teacher.backbone
 
+    def architecture(self) -> list[str]:
+        """Names of the config's fields that these weights fix: the backbone's, and the head's where they have one."""
+        backbone = [field.name for field in dataclasses.fields(BackboneConfig) if field.name != "drop_path"]
+        return backbone if self.new_heads else [*backbone, *HEAD]
+
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of `batch["views"]`, of which the first `global_crops` are the teacher's too.
 
@@ -156,14 +164,20 @@ class DINO(nn.Module, Pretrained):
         epoch = epoch_of(self.config, progress)
         if epoch < self.config.freeze_last_layer:
             self.student.head.last_layer.zero_grad(set_to_none=True)
-        if self.new_heads and epoch < self.config.head_warmup_epochs:
-            if progress == 0:
-                warnings.warn(
-                    "the weights that this run starts from have no heads of DINO: for the first "
-                    f"{self.config.head_warmup_epochs:g} epochs only the heads are trained",
-                    stacklevel=2,
-                )
-            self.student.backbone.zero_grad(set_to_none=True)
+        if self.new_heads:
+            self._warm_up_heads(epoch, first=progress == 0)
+
+    def _warm_up_heads(self, epoch: int, *, first: bool) -> None:
+        if epoch >= self.config.head_warmup_epochs:
+            self.new_heads.fill_(False)
+            return
+        if first:
+            warnings.warn(
+                "the weights that this run starts from have no heads of DINO: for the first "
+                f"{self.config.head_warmup_epochs} epochs only the heads are trained",
+                stacklevel=2,
+            )
+        self.student.backbone.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

@@ -15,14 +15,27 @@ if TYPE_CHECKING:
     from ssl_lm.generate import complete
     from ssl_lm.gpt import GPT, train
     from ssl_lm.loss import linear_cross_entropy
-    from ssl_lm.prepare import prepare
+    from ssl_lm.prepare import prepare_text
     from ssl_lm.t5 import T5, corrupt_spans, noise_spans
     from ssl_lm.tokenizer import load_tokenizer, train_tokenizer
 
 __version__ = version("ssl-lm")
 __all__ = [
-    "BERT", "T5", "GPT", "BERTConfig", "GPTConfig", "T5Config", "complete", "corrupt_spans", "linear_cross_entropy",
-    "load_tokenizer", "mask_tokens", "noise_spans", "prepare", "train", "train_tokenizer",
+    "BERT",
+    "GPT",
+    "T5",
+    "BERTConfig",
+    "GPTConfig",
+    "T5Config",
+    "complete",
+    "corrupt_spans",
+    "linear_cross_entropy",
+    "load_tokenizer",
+    "mask_tokens",
+    "noise_spans",
+    "prepare_text",
+    "train",
+    "train_tokenizer",
 ]  # fmt: skip
 
 _HOME = {
@@ -38,7 +51,7 @@ _HOME = {
     "load_tokenizer": "ssl_lm.tokenizer",
     "mask_tokens": "ssl_lm.bert",
     "noise_spans": "ssl_lm.t5",
-    "prepare": "ssl_lm.prepare",
+    "prepare_text": "ssl_lm.prepare",
     "train": "ssl_lm.gpt",
     "train_tokenizer": "ssl_lm.tokenizer",
 }

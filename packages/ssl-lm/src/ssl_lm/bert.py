@@ -108,6 +108,12 @@ def _select_words(words: Tensor, wanted: Tensor, noise: Tensor) -> Tensor:
     return chosen.gather(1, column) & (words >= 0)
 
 
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of the labels (n,) that are not -100 whose token has the largest of its logits (n, v)."""
+    counted = labels != IGNORED
+    return ((logits.argmax(-1) == labels) & counted).sum() / counted.sum().clamp(min=1)
+
+
 def word_starts(tokenizer: Any) -> Tensor:
     """Of every token of a vocabulary, whether it begins a word: bool (v,).
 
@@ -116,6 +122,23 @@ def word_starts(tokenizer: Any) -> Tensor:
     words = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda pair: pair[1])
     pieces = any(word.startswith("##") for word, _ in words)
     return torch.tensor([not word.startswith("##") if pieces else word[:1] in "ĠĊ▁" for word, _ in words])
+
+
+class WithWords:
+    """A source whose samples have "words" too: the number of the word that each token belongs to."""
+
+    def __init__(self, source: Any, starts: Tensor) -> None:
+        self.source, self.starts = source, starts
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int) -> dict[str, Any]:
+        sample = self.source.load(index)
+        return {**sample, "words": self.starts[sample["input_ids"]].cumsum(0)}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["source"], name)
 
 
 def same_document(queries: Tensor, keys: Tensor) -> Tensor:
@@ -167,8 +190,8 @@ class Block(nn.Module):
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
         self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": AddNorm(config, config.dim)})
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.dim, config.hidden)})
-        self.output = AddNorm(config, config.hidden)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.dim, config.mlp_width)})
+        self.output = AddNorm(config, config.mlp_width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = self.attention["output"](self.attention["self"](x, mask), x)
@@ -210,6 +233,8 @@ class BERT(TextModel):
 
     config_class = BERTConfig
     config: BERTConfig
+    bert: Any
+    cls: Any
     accumulates = True
 
     def __init__(self, config: BERTConfig) -> None:
@@ -228,11 +253,17 @@ class BERT(TextModel):
 
         return BERT_LAYOUT
 
+    def attach(self, source: Any) -> Any:
+        """`source` with this model's tokenizer, and for whole-word masking the words that its tokens belong to."""
+        source = super().attach(source)
+        return WithWords(source, word_starts(source.tokenizer)) if self.config.whole_words else source
+
     def load_preprocessor(self, folder: Path) -> None:
         """The tokenizer, which says which tokens are [CLS] and its kin where the folder's config does not."""
         super().load_preprocessor(folder)
         if self.tokenizer is not None:
-            self.config = settle(self.config, self.tokenizer)
+            settled_config: Any = settle(self.config, self.tokenizer)
+            self.config = settled_config
 
     @property
     def word_embeddings(self) -> Tensor:
@@ -262,7 +293,7 @@ class BERT(TextModel):
         return x
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """Loss at the selected tokens of `batch["input_ids"]` (b, t).
+        """Loss at the selected tokens of `batch["input_ids"]` (b, t); in eval mode the share that is guessed, too.
 
         `batch["labels"]` (b, k) are the true tokens at `batch["positions"]` (b, k), or (b, t) where there are no
         positions; -100 is ignored. `batch["documents"]` (b, t), where given, separates packed documents.
@@ -275,8 +306,11 @@ class BERT(TextModel):
             hidden = hidden.gather(1, selected[..., None].expand(-1, -1, hidden.shape[-1]))  # b k d
         head = self.cls["predictions"]
         states = head(hidden).flatten(0, 1)
-        loss = linear_cross_entropy(states, self.word_embeddings, batch["labels"].flatten(), head.bias)
-        return {"loss": loss}
+        labels = batch["labels"].flatten()
+        outputs = {"loss": linear_cross_entropy(states, self.word_embeddings, labels, head.bias)}
+        if not self.training:
+            outputs["accuracy"] = accuracy(F.linear(states, self.word_embeddings, head.bias), labels)
+        return outputs
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -319,15 +353,18 @@ class BERT(TextModel):
     def pseudo_nll(self, input_ids: Tensor, batch_size: int = 64) -> Tensor:
         """-log p(token | all others) of every ordinary token of one text (t,), each masked in turn (arXiv 1910.14659).
 
-        exp of the mean is the pseudo-perplexity.
+        exp of the mean is the pseudo-perplexity. Raises InputError for a model without a mask token.
         """
+        mask = self.config.mask_token_id
+        if mask is None:
+            raise InputError("the model's tokenizer has no mask token")
         special = torch.tensor(self.config.special_ids, device=input_ids.device)
         places = (~torch.isin(input_ids, special)).nonzero()[:, 0]
         parts = []
         for chunk in places.split(batch_size):
             rows = torch.arange(len(chunk), device=chunk.device)
             inputs = input_ids.repeat(len(chunk), 1)
-            inputs[rows, chunk] = self.config.mask_token_id
+            inputs[rows, chunk] = mask
             head = self.cls["predictions"]
             hidden = self.hidden(inputs, self._seen(inputs, None))[rows, chunk]
             logits = F.linear(head(hidden), self.word_embeddings, head.bias).float()

@@ -267,7 +267,7 @@ def bert_demo() -> BERTConfig:
     """The source of Python's standard library in minutes on two CPU cores; figures stand in docs/benchmarks.md."""
     return BERTConfig(
         vocab_size=None, context=128, dim=128, depth=3, heads=4, dropout=0.0, layer_norm_eps=1e-12, **_TOKENIZERS,
-        epochs=4, batch_size=32, base_lr=0.016, warmup_epochs=0.2, precision="fp32",
+        epochs=1, batch_size=32, base_lr=0.008, warmup_epochs=0.1, precision="fp32",
     )  # fmt: skip
 
 
@@ -435,7 +435,7 @@ def t5_demo() -> T5Config:
     return T5Config(
         vocab_size=None, pad_token_id=None, eos_token_id=None, first_sentinel=None,
         context=128, dim=128, depth=2, decoder_depth=2, heads=4, head_dim=32, hidden=512, dropout=0.0,
-        epochs=4, batch_size=32, base_lr=0.016, warmup_epochs=0.2, precision="fp32",
+        epochs=1, batch_size=32, base_lr=0.016, warmup_epochs=0.1, precision="fp32",
     )  # fmt: skip
 
 

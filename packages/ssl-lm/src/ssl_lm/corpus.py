@@ -68,25 +68,28 @@ class Windows:
     labels = classes = None
 
     def __init__(self, folder: Path, split: str, config: LMConfig) -> None:
-        """Raises DataError where the split holds less than one window, ShardError for damaged data."""
+        """Raises DataError where there is no such text, or less to train on than a window; ShardError for damaged data."""
         self.shards, self.folder, self.split = Shards(folder, split), folder, split
         self.window, self.stride = config.window, config.stride
         self.tokenizer = tokens.load_tokenizer(folder)
         if not len(self.shards):
             raise DataError(f"{folder} has no {split} text")
-        if len(self.shards) < self.window:
+        if len(self.shards) < self.window and split == "train":
             raise DataError(
                 f"the {split} text of {folder} has {len(self.shards):,} tokens, fewer than one sample of {self.window}: "
                 "give more text or a smaller --context"
             )
 
     def __len__(self) -> int:
-        return 1 + (len(self.shards) - self.window) // self.stride
+        return 1 + max(0, len(self.shards) - self.window) // self.stride
 
     def load(self, index: int) -> dict[str, Any]:
-        """{"input_ids": int64 (window,), "documents": int64 (window,), the document each token belongs to}."""
+        """{"input_ids": int64 (window,), "documents": int64 (window,), the document each token belongs to}.
+
+        Test text that is shorter than a window is one sample.
+        """
         start = index * self.stride
-        end = start + self.window
+        end = min(start + self.window, len(self.shards))
         return {
             "input_ids": torch.from_numpy(self.shards.read(start, end)),
             "documents": torch.from_numpy(self.shards.documents(start, end)),
@@ -184,7 +187,9 @@ def _rows(path: Path, text: str) -> Iterator[dict[str, str]]:
         if path.suffix == ".jsonl":
             rows: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
-            rows = list(csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ","))
+            rows = list(
+                csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
+            )
         for row in rows:
             yield {"text": str(row["text"]), "label": str(row.get("label", "") or "").strip()}
     except (ValueError, csv.Error, AttributeError, KeyError, TypeError) as error:
@@ -215,8 +220,8 @@ def stdlib() -> Path:
 
     Which modules are for test depends on their names alone.
     """
-    modules = _modules()
-    key = digest(repr([(name, file.stat().st_size) for name, file in modules]).encode())
+    sources = modules()
+    key = digest(repr([(name, file.stat().st_size) for name, file in sources]).encode())
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ssl-lm"
     cache = Path(os.environ.get("SSL_LM_CACHE", default))
     folder = cache / f"stdlib-{platform.python_version()}-{key}"
@@ -228,7 +233,7 @@ def stdlib() -> Path:
         raise DataError(f"{cache} cannot be made ({error}): name a folder in SSL_LM_CACHE") from error
     with FileLock(cache / ".lock"):
         splits: dict[str, list[Piece]] = {"train": [], "test": []}
-        for name, file in modules:
+        for name, file in sources:
             held_out = hashlib.sha256(name.encode()).digest()[0] % HELD_OUT == 0
             splits["test" if held_out else "train"].append(Piece(str(file), 0, file.stat().st_size))
         prepare_splits(
@@ -237,7 +242,7 @@ def stdlib() -> Path:
     return folder
 
 
-def _modules() -> list[tuple[str, Path]]:
+def modules() -> list[tuple[str, Path]]:
     """(top-level module, file) of every source file of the standard library, sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     found = []

@@ -61,7 +61,9 @@ class Writer:
         if not last and not self.done:
             while end and self.text[end - 1] == UNFINISHED:
                 end -= 1
-            end -= max((n for word in self.stop for n in range(1, len(word)) if self.text[:end].endswith(word[:n])), default=0)
+            end -= max(
+                (n for word in self.stop for n in range(1, len(word)) if self.text[:end].endswith(word[:n])), default=0
+            )
         new, self.shown = self.text[self.shown : end], max(self.shown, end)
         return new
 
@@ -74,7 +76,8 @@ def complete(
     """What the model writes behind each prompt, without the prompt: up to `tokens` tokens, as one batch.
 
     An empty prompt starts a text. A text ends at the eos token or before a string of `stop`. `on_text(row, piece)` is
-    called as text comes. Texts longer than the context go on with its newer half (`GPT.stream`).
+    called as text comes. Texts longer than the context go on with its newer half (`GPT.stream`); in a batch it fills up
+    for all rows when it does for the longest.
     Raises InputError where the model has no tokenizer, and ConfigError for a prompt longer than the context.
     """
     tokenizer, eos = method.needed_tokenizer(), method.config.eos_token_id

@@ -61,9 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the losses. Whatever gradient is wanted is computed in the forward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: int) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         narrow = _product_type(hidden)
         head, shift = weight.to(narrow), None if bias is None else bias.to(narrow)
@@ -94,18 +92,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 _add_product(d_weight, p, h)
         if wanted:
             ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden, d_weight, d_bias = ctx.saved_tensors
-        weight_type, bias_type = ctx.dtypes
         # in place: the saved tensor is as large as the head; autograd refuses a second pass over it
-        d_weight = d_weight.mul_(gradient).to(weight_type)
-        d_bias = None if d_bias is None else (d_bias * gradient).to(bias_type)
-        return d_hidden * gradient, d_weight, d_bias, None, None
+        d_bias = None if d_bias is None else d_bias * gradient
+        return d_hidden * gradient, d_weight.mul_(gradient), d_bias, None, None
 
 
 def _product_type(hidden: Tensor) -> torch.dtype:

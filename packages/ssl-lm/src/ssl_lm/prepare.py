@@ -40,7 +40,7 @@ TRAINED_ON = 2**27
 def run(recipe: Recipe, args: Prepare) -> None:
     """The verb."""
     out = Path(args.out or f"{Path(args.data.removeprefix('hf:')).stem}-tokens")
-    meta = prepare(
+    meta = prepare_text(
         args.data, out, tokenizer=args.tokenizer, algorithm=args.algorithm, held_out=args.held_out,
         workers=args.workers, progress=True,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def run(recipe: Recipe, args: Prepare) -> None:
     print(f"next     ssl-lm train --data {out} --preset small --out runs/mine")
 
 
-def prepare(
+def prepare_text(
     data: str | Path, out: str | Path, *, tokenizer: str = "train:8000", algorithm: str = "bpe",
     held_out: float = 0.05, workers: int | None = None, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
@@ -66,7 +66,13 @@ def prepare(
         raise InputError(f"held_out = {held_out}: it must lie in [0, 1)")
     splits = find_splits(data, held_out)
     return prepare_splits(
-        splits, Path(out), tokenizer=tokenizer, algorithm=algorithm, source=str(data), workers=workers, progress=progress
+        splits,
+        Path(out),
+        tokenizer=tokenizer,
+        algorithm=algorithm,
+        source=str(data),
+        workers=workers,
+        progress=progress,
     )
 
 
@@ -76,7 +82,9 @@ def prepare_splits(
 ) -> dict[str, Any]:  # fmt: skip
     """The same for pieces that are found already."""
     shards = {split: group(pieces) for split, pieces in splits.items()}
-    _claim(out, {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": _digest(splits)})
+    _claim(
+        out, {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": _digest(splits)}
+    )
     if (out / META).exists():
         meta = read_meta(out)
         broken = [r["name"] for records in meta["splits"].values() for r in records if not is_whole(out, r)]
@@ -146,7 +154,10 @@ def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
     rows = len(splits["train"])
     test = next((split for split in ("test", "validation") if split in splits), None)
     border = rows if test else round(rows * (1 - held_out))
-    parts = {"train": ("train", 0, border), "test": (test or "train", 0 if test else border, len(splits[test or "train"]))}
+    parts = {
+        "train": ("train", 0, border),
+        "test": (test or "train", 0 if test else border, len(splits[test or "train"])),
+    }
     return {
         split: [Piece(name, i, min(i + ROW, end), split=part) for i in range(start, end, ROW)]
         for split, (part, start, end) in parts.items()
@@ -279,9 +290,7 @@ def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
             if ended:
                 ends.append((count, size))
     tokens = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
-    record = write_shard(
-        Path(folder, name), tokens, np.array(ends, np.int64).reshape(-1, 2), size, eos, fingerprint
-    )
+    record = write_shard(Path(folder, name), tokens, np.array(ends, np.int64).reshape(-1, 2), size, eos, fingerprint)
     return {**record, "left_out": left_out}
 
 

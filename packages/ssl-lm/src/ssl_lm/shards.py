@@ -38,7 +38,9 @@ def header(tokens: int, itemsize: int, eos: int, fingerprint: str) -> np.ndarray
     return numbers.view(np.int32)
 
 
-def write_shard(file: Path, tokens: np.ndarray, ends: np.ndarray, size: int, eos: int, fingerprint: str) -> dict[str, Any]:
+def write_shard(
+    file: Path, tokens: np.ndarray, ends: np.ndarray, size: int, eos: int, fingerprint: str
+) -> dict[str, Any]:
     """Write `file`.bin and .idx, each whole or not at all; the shard's record in meta.json.
 
     tokens (n,), ends int64 (documents, 2) of tokens and bytes, `size` bytes of text in all.

@@ -26,7 +26,8 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
     """Write attention.png and, for a model that writes, samples.png and samples.txt; {file name: caption}."""
     captions = {}
     if hasattr(method, "attention_maps"):
-        tokens = source.load(0)["input_ids"][None, :TOKENS].to(next(method.parameters()).device)
+        length = min(TOKENS, method.config.context)
+        tokens = source.load(0)["input_ids"][None, :length].to(next(method.parameters()).device)
         maps = method.attention_maps(tokens)[:, 0]
         save_attention(maps, folder / "attention.png")
         captions["attention.png"] = (
@@ -38,7 +39,9 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
         text = "\n\n".join(f"--- {when}\n{sample}" for when, sample in written.items()) + "\n"
         (folder / "samples.txt").write_text(text, encoding="utf-8")
         save_text(text, folder / "samples.png")
-        captions["samples.png"] = f"what the model writes from nothing: {', '.join(written)} (temperature 0.8, top-p 0.95)"
+        captions["samples.png"] = (
+            f"what the model writes from nothing: {', '.join(written)} (temperature 0.8, top-p 0.95)"
+        )
     return captions
 
 

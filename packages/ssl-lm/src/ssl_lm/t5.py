@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from ssl_core.config import RunOptions
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout
-from ssl_lm.attention import Cache, attend, causal_mask
+from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.beam import beam_search, trimmed
-from ssl_lm.bert import same_document
+from ssl_lm.bert import accuracy, same_document
 from ssl_lm.config import T5_RECIPE, T5Config, removed, span_count
 from ssl_lm.loss import linear_cross_entropy
 from ssl_lm.tokenizer import TextModel, settle, settled
@@ -179,6 +179,11 @@ class Attention(nn.Module):
         k, v = (rearrange(part(x), "b n (h d) -> b h n d", h=self.heads) for part in (self.k, self.v))
         return k, v
 
+    def weights(self, x: Tensor, bias: Tensor) -> Tensor:
+        """The softmax matrix of x (b, n, d) with itself, (b, h, n, n)."""
+        q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)
+        return attention_weights(q, self.keys_values(x)[0], bias, scale=1.0)
+
     def forward(self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Queries of x (b, n, d) against keys and values; of one text's several hypotheses (b·m, 1, d) too."""
         q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)
@@ -190,6 +195,10 @@ class Attention(nn.Module):
 
 class Mlp(nn.Module):
     """ReLU MLP (v1.0), or tanh-GELU gated by a second projection (v1.1)."""
+
+    wi: Any
+    wi_0: Any
+    wi_1: Any
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -211,16 +220,13 @@ class Sublayer(nn.Module):
     def __init__(self, config: T5Config, name: str, part: nn.Module) -> None:
         super().__init__()
         self.add_module(name, part)
-        self.part = name
         self.layer_norm = nn.RMSNorm(config.dim, eps=config.layer_norm_eps)
-
-    def __iter__(self) -> Any:
-        """The part and its norm."""
-        return iter((getattr(self, self.part), self.layer_norm))
 
 
 class Block(nn.Module):
     """Self-attention, in a decoder cross-attention, and the MLP, each added to its input."""
+
+    layer: Any
 
     def __init__(self, config: T5Config, *, decoder: bool, first: bool) -> None:
         super().__init__()
@@ -233,14 +239,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bias: Tensor, memory: Any, seen: Tensor | None, past: Any = None) -> Tensor:
         """x (b, n, d). `memory` are keys and values of the encoder's states, None in an encoder, `seen` their mask;
         `past(k, v)` stores those of x and returns all so far."""
-        attention, norm = self.layer[0]
+        attention, norm = self.layer[0].SelfAttention, self.layer[0].layer_norm
         h = norm(x)
         k, v = attention.keys_values(h)
         x = x + self._drop(attention(h, *(past(k, v) if past else (k, v)), bias))
         if memory is not None:
-            attention, norm = self.layer[1]
+            attention, norm = self.layer[1].EncDecAttention, self.layer[1].layer_norm
             x = x + self._drop(attention(norm(x), *memory, seen))
-        mlp, norm = self.layer[-1]
+        mlp, norm = self.layer[-1].DenseReluDense, self.layer[-1].layer_norm
         return x + self._drop(mlp(norm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -249,6 +255,8 @@ class Block(nn.Module):
 
 class Stack(nn.Module):
     """Encoder or decoder."""
+
+    block: Any
 
     def __init__(self, config: T5Config, depth: int, *, decoder: bool) -> None:
         super().__init__()
@@ -340,10 +348,12 @@ class T5(TextModel):
         """The tokenizer, which says where the sentinels are where the folder's config does not."""
         super().load_preprocessor(folder)
         if self.tokenizer is not None:
-            self.config = settle(self.config, self.tokenizer)
+            settled_config: Any = settle(self.config, self.tokenizer)
+            self.config = settled_config
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """Loss of `batch["labels"]` (b, o) given `batch["input_ids"]` (b, n); -100 is ignored.
+        """Loss of `batch["labels"]` (b, o) given `batch["input_ids"]` (b, n), -100 is ignored; in eval mode the share of
+        tokens that is guessed, too.
 
         `batch["documents"]` (b, n) and `batch["label_documents"]` (b, o), where given, separate packed documents;
         `batch["attention_mask"]` (b, n), where given, is 1 for text; `batch["decoder_input_ids"]` (b, o) is what the
@@ -361,7 +371,11 @@ class T5(TextModel):
         if (inputs := batch.get("decoder_input_ids")) is None:
             inputs = self.shift(labels.masked_fill(labels < 0, self.config.pad_token_id))
         hidden = self.decoder(self.shared(inputs), self.decoder.bias(labels.shape[1], own), memory, cross)
-        return {"loss": linear_cross_entropy(self._scaled(hidden).flatten(0, 1), self.head, labels.flatten())}
+        states, labels = self._scaled(hidden).flatten(0, 1), labels.flatten()
+        outputs = {"loss": linear_cross_entropy(states, self.head, labels)}
+        if not self.training:
+            outputs["accuracy"] = accuracy(F.linear(states, self.head), labels)
+        return outputs
 
     @property
     def head(self) -> Tensor:
@@ -371,6 +385,7 @@ class T5(TextModel):
     def shift(self, labels: Tensor, first: Tensor | None = None) -> Tensor:
         """What the decoder reads to say `labels` (b, o): the token before each, the pad token (or `first`) at first."""
         if first is None:
+            assert self.config.pad_token_id is not None
             first = torch.full_like(labels[:, :1], self.config.pad_token_id)
         return torch.cat([first, labels[:, :-1]], 1)
 
@@ -395,6 +410,17 @@ class T5(TextModel):
         states, seen = self.memory(input_ids, attention_mask)
         weight = seen[:, 0, 0, :, None].to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+    @torch.no_grad()
+    def attention_maps(self, input_ids: Tensor) -> Tensor:
+        """(depth, b, heads, n, n) of the encoder: how much every token looks at every other, in every block."""
+        bias = self.encoder.bias(input_ids.shape[1], self.is_text(input_ids)[:, None, None, :])
+        x, maps = self.shared(input_ids), []
+        for block in self.encoder.block:
+            attention, norm = block.layer[0].SelfAttention, block.layer[0].layer_norm
+            maps.append(attention.weights(norm(x), bias))
+            x = block(x, bias, None, None)
+        return torch.stack(maps)
 
     @torch.inference_mode()
     def generate(

@@ -154,7 +154,9 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int | None = None) -> None:
     """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
-    names = {role.removesuffix("_id"): token for role, token in special_ids(tokenizer).items() if role != "first_sentinel"}
+    names = {
+        role.removesuffix("_id"): token for role, token in special_ids(tokenizer).items() if role != "first_sentinel"
+    }
     facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     facts |= {role: tokenizer.id_to_token(token) for role, token in names.items() if token is not None}
     if context is not None:

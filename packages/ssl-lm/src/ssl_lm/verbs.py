@@ -55,7 +55,45 @@ class Generate:
 # ---------------------------------------------------------------- BERT
 
 
+@dataclass(frozen=True)
+class Fill:
+    """Name the most probable words for every [MASK] of a text."""
+
+    weights: tyro.conf.Positional[str]
+    """run folder or Hub id of a BERT"""
+    texts: tyro.conf.Positional[tuple[str, ...]]
+    """texts with [MASK] where a word is missing: "The [MASK] brown fox" """
+    top_k: int = 5
+    """words for each"""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the best one here by default"""
+
+
 # ---------------------------------------------------------------- T5
+
+
+@dataclass(frozen=True)
+class Text2Text:
+    """Answer a text: translate it, summarise it, or whatever the model was taught."""
+
+    weights: tyro.conf.Positional[str]
+    """run folder or Hub id of a T5"""
+    texts: tyro.conf.Positional[tuple[str, ...]]
+    """texts as the model was taught: "translate English to French: …", or "The <extra_id_0> walks" for a missing span"""
+    task: Literal["translate", "summarize", "sentiment", "grammar", "question"] | None = None
+    """put the texts in the form of this task of T5 v1.0"""
+    language: str = "French"
+    """what --task translate translates to: French, German, Romanian"""
+    context: str | None = None
+    """the text in which the answer to --task question is found"""
+    beams: int = 4
+    """hypotheses of the beam search; 1 takes the likeliest token"""
+    tokens: int = 64
+    """most tokens of an answer"""
+    length_penalty: float = 1.0
+    """power of the length by which a score is divided: above 1 longer answers, below 1 shorter ones"""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the best one here by default"""
 
 
 # ---------------------------------------------------------------- what the command line lists
@@ -63,4 +101,6 @@ class Generate:
 VERBS = {
     "prepare": Verb(arguments="ssl_lm.verbs:Prepare", run="ssl_lm.prepare:run"),
     "generate": Verb(arguments="ssl_lm.verbs:Generate", run="ssl_lm.generate:run", method="gpt"),
+    "fill": Verb(arguments="ssl_lm.verbs:Fill", run="ssl_lm.fill:run", method="bert"),
+    "text2text": Verb(arguments="ssl_lm.verbs:Text2Text", run="ssl_lm.text2text:run", method="t5"),
 }

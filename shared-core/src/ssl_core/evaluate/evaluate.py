@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_core.errors import EvaluationError
 from ssl_core.evaluate.accuracy import mean_per_class, top1
 from ssl_core.evaluate.features import Encode, Features, extract_each
 from ssl_core.evaluate.fewshot import HEADS, C, draw, fewshot
@@ -46,8 +47,8 @@ def evaluate(
     each read once for all callables; without callables they may be None. `data` is their name.
     `rows` has one dict an encoder: the headline figures `knn`, `linear` and `fewshot` (for the
     first of `shots`), all others under `details`. `protocol` says how they came about. Samples
-    without a label are left out and counted. Raises ValueError when train and test are the same,
-    when their classes differ, when rows are not of the same samples, and where a protocol does.
+    without a label are left out and counted. Raises EvaluationError when train and test are the same,
+    when their classes differ and where a protocol does, ValueError when rows are not of the same samples.
     """
     if not encoders or not shots or not protocols or not set(protocols) <= set(PROTOCOLS):
         raise ValueError(
@@ -124,7 +125,7 @@ def _extracted(
         if train is None or test is None or transform is None:
             raise ValueError("train, test and transform are needed to extract features")
         if train.fingerprint() == test.fingerprint():
-            raise ValueError(
+            raise EvaluationError(
                 "train and test are the same samples, so that knowing them by heart would count: "
                 "give data with a split, or a test set of its own"
             )
@@ -139,13 +140,13 @@ def _same_labels(pairs: Mapping[str, Pair]) -> Tensor:
     name, (train, test) = next(iter(pairs.items()))
     if train.classes is not None and test.classes is not None:
         if list(train.classes) != list(test.classes):
-            raise ValueError(
+            raise EvaluationError(
                 f"train and test have other classes, so a label does not mean the same in both: "
                 f"{list(train.classes)[:20]} and {list(test.classes)[:20]}"
             )
     labels, truth = train.labelled()[1], test.labelled()[1]
     if unseen := set(truth.tolist()) - set(labels.tolist()):
-        raise ValueError(f"labels {sorted(unseen)[:20]} of the test data have no training sample")
+        raise EvaluationError(f"labels {sorted(unseen)[:20]} of the test data have no training sample")
     for other, (a, b) in pairs.items():
         if not torch.equal(a.labelled()[1], labels) or not torch.equal(b.labelled()[1], truth):
             raise ValueError(f"features {other!r} and {name!r} have other labels: compare features of the same samples")

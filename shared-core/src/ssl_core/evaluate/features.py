@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_core.data.images import BadSample
+from ssl_core.errors import EvaluationError
 
 Encode = Callable[[Tensor], Tensor]  # uint8 (b, c, h, w) -> (b, d)
 
@@ -51,7 +52,7 @@ class Features:
     def labelled(self) -> tuple[Tensor, Tensor]:
         """Features (m, d) and labels (m,) of the rows with a label. ValueError when none has."""
         if self.labels is None or not (self.labels >= 0).any():
-            raise ValueError("no sample has a label: evaluation needs labelled data")
+            raise EvaluationError("no sample has a label: evaluation needs labelled data")
         keep = self.labels >= 0
         return self.features[keep], self.labels[keep]
 
@@ -258,7 +259,7 @@ def _report(skipped: list[tuple[str, str]], total: int) -> None:
         return
     if len(skipped) == total:
         shown = f", the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise ValueError(f"none of {total} samples can be read{shown}")
+        raise EvaluationError(f"none of {total} samples can be read{shown}")
     shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
     more = "; …" if len(skipped) > 5 else ""
     warnings.warn(

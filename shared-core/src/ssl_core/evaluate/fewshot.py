@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
+from ssl_core.errors import EvaluationError
 from ssl_core.evaluate.accuracy import check_labelled, top1
 from ssl_core.evaluate.logistic import logistic_path
 
@@ -52,8 +53,8 @@ def fewshot(
 ) -> FewShot:
     """Fit on `shots` of train (n, d) per class, score on all of test (m, d), `seeds` times.
 
-    Raises ValueError when a class has fewer than `shots` samples, with fewer than two classes or
-    seeds, and on bad shapes.
+    Raises EvaluationError when a class has fewer than `shots` samples and with fewer than two classes,
+    ValueError with fewer than two seeds and on bad shapes.
     """
     check_labelled(train, train_labels, "train")
     check_labelled(test, test_labels, "test")
@@ -63,7 +64,7 @@ def fewshot(
         raise ValueError(f"head must be one of {HEADS}, got {head!r}")
     classes = torch.unique(train_labels)
     if len(classes) < 2:
-        raise ValueError("few-shot needs two classes or more in the training data")
+        raise EvaluationError("few-shot needs two classes or more in the training data")
     x, queries = (F.normalize(part.double(), dim=1) for part in (train, test))
     accuracies, indices = [], []
     for seed in range(seeds):
@@ -80,14 +81,16 @@ def fewshot(
 def draw(labels: Tensor, shots: int, seed: int) -> Tensor:
     """Rows (c, shots) of `shots` samples of each class in `labels` (n,), classes rising.
 
-    The first n columns are the n-shot draw of the same seed. ValueError names a class that has too
+    The first n columns are the n-shot draw of the same seed. EvaluationError names a class that has too
     few samples.
     """
     rows = []
     for label in torch.unique(labels).tolist():
         members = (labels == label).nonzero().squeeze(1).cpu().numpy()
         if not 1 <= shots <= len(members):
-            raise ValueError(f"class {label} has {len(members)} samples, {shots} shots cannot be drawn from it")
+            raise EvaluationError(
+                f"class {label} has {len(members)} samples, {shots} shots cannot be drawn from it: ask for fewer --shots"
+            )
         rows.append(np.random.default_rng((seed, label)).permutation(members)[:shots])
     return torch.from_numpy(np.stack(rows))
 

@@ -22,6 +22,7 @@ from ssl_core.config import RunOptions, TrainConfig, to_dict
 from ssl_core.data.images import DataError
 from ssl_core.data.views import eval_view, normalize, random_flip, random_resized_crop
 from ssl_core.device import pick_device, pick_precision, seed_step
+from ssl_core.errors import InputError
 from ssl_core.evaluate.accuracy import mean_per_class, top1
 from ssl_core.evaluate.features import extract
 from ssl_core.method import Recipe, load
@@ -189,6 +190,8 @@ def compare(
 ) -> dict[str, Any]:  # fmt: skip
     """`result` of `evaluate` with a `finetune` figure for the pretrained encoder and one for training from scratch."""
     method = load(recipe.method).from_pretrained(weights)
+    if not isinstance(getattr(method, "encoder", None), ViT):
+        raise InputError("the protocol finetune is that of a ViT, and this encoder is none: leave it out")
     seed_step(getattr(method.config, "seed", 0))
     fresh = load(recipe.method)(method.config)
     batch = min(1024, 2 ** int(np.log2(max(2, len(train) // 8))))

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_core.errors import EvaluationError
 from ssl_core.evaluate.accuracy import check_labelled, mean_per_class, top1
 from ssl_core.evaluate.logistic import logistic_path
 
@@ -50,14 +51,14 @@ def linear_probe(
 
     The search goes up the rising `grid` and ends two decades after the best held-out accuracy;
     equal accuracies are told apart by the held-out loss. Deterministic. Warns when the chosen C is
-    at the edge of the grid. ValueError on bad shapes, fewer than two classes, or no class with two
-    samples.
+    at the edge of the grid. ValueError on bad shapes; EvaluationError, which is one, on fewer than two
+    classes, or no class with two samples.
     """
     check_labelled(train, train_labels, "train")
     check_labelled(test, test_labels, "test")
     classes, targets = torch.unique(train_labels, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError("a linear probe needs two classes or more in the training data")
+        raise EvaluationError("a linear probe needs two classes or more in the training data")
     train, test = standardise(train.double(), test.double())
     held = hold_out(targets, seed=seed)
     strength, accuracy, start = _choose(train.float(), targets, held, len(classes), grid)
@@ -97,7 +98,7 @@ def hold_out(targets: Tensor, *, seed: int) -> Tensor:
             order = np.random.default_rng((seed, label)).permutation(members)
             held[order[: max(1, round(HELD_OUT * len(members)))]] = True
     if not held.any():
-        raise ValueError("no class has two training samples: C cannot be chosen on held-out ones")
+        raise EvaluationError("no class has two training samples: C cannot be chosen on held-out ones")
     return held.to(targets.device)
 
 

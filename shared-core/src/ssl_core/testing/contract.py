@@ -211,7 +211,8 @@ class Contract(Suite):
                     if parameter.grad is not None:
                         parameter -= 0.1 * parameter.grad
             getattr(method, "after_step", lambda progress: None)(0.25)
-        return {**gradients, **{k: v.clone() for k, v in method.state_dict().items()}}
+        state = {**gradients, **{k: v.clone() for k, v in method.state_dict().items()}}
+        return {name: tensor.contiguous() for name, tensor in state.items()}
 
     def assert_apart(self, a: dict[str, Tensor], b: dict[str, Tensor], what: str, against: str) -> None:
         lines = apart(a, b, EXACT)

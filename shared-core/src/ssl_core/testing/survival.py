@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssl_core.method import load
 from ssl_core.testing import children, faults
 from ssl_core.testing.state import differing, newest, whole_state
 from ssl_core.testing.suite import Suite

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssl_core.errors import TrainingError
+from ssl_core.hub.weights_file import fsync, save_weights
 
 SCHEMA = 1
 
@@ -53,7 +53,7 @@ class Checkpoints:
                 shutil.rmtree(stale)
             temporary.mkdir()
             for name, state in tensors.items():
-                save_file(_unshared(state), temporary / name)
+                save_weights(temporary / name, _unshared(state))
             state = {
                 "schema": SCHEMA,
                 "run_id": self.run_id,
@@ -63,12 +63,12 @@ class Checkpoints:
                 "files": {name: _fingerprint(temporary / name) for name in tensors},
             }
             (temporary / "state.json").write_text(json.dumps({**state, "sha256": _sum(state)}, indent=1))
-            for path in (*temporary.iterdir(), temporary):
-                _fsync(path)
+            for path in (temporary / "state.json", temporary):
+                fsync(path)
             if final.exists():
                 self._remove(final)
             temporary.rename(final)
-            _fsync(self.folder)
+            fsync(self.folder)
             self._rotate(step)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -217,11 +217,3 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 def _sum(state: dict[str, Any]) -> str:
     """sha256 of what state.json says, however it is laid out."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

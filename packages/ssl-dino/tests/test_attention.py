@@ -1,0 +1,160 @@
+"""Masks, colours and correspondences, and the command that draws them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from PIL import Image
+
+from ssl_core.cli import main
+from ssl_core.data.scenes import Scenes
+from ssl_core.errors import InputError
+from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config, mass_mask, pca_colours
+from ssl_dino.attention import correspondences, draw_matches, fit, overlay
+from ssl_dino.config import DINOV2, RECIPE, VERBS
+from ssl_dino.show import show
+
+TINY = DINOConfig(
+    image_size=16, patch_size=4, dim=24, depth=2, heads=3, local_crops=0, prototypes=10, head_hidden=12, bottleneck=6,
+    local_size=4,
+)  # fmt: skip
+
+
+def test_a_mask_holds_the_share_of_the_mass_with_the_fewest_patches():
+    maps = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for mass in (0.1, 0.6, 0.95):
+        mask = mass_mask(maps, mass)
+        for one, kept in zip(maps.flatten(0, 1).flatten(1), mask.flatten(0, 1).flatten(1), strict=True):
+            held = one[kept].sum() / one.sum()
+            largest = one.sort(descending=True).values
+            fewest = int((largest.cumsum(0) / one.sum() < mass - 1e-6).sum()) + 1
+            assert held >= mass - 1e-5 and int(kept.sum()) == fewest
+            assert one[kept].min() >= (one[~kept].max() if (~kept).any() else 0)
+    assert mass_mask(maps, 1.0).all()
+
+
+def test_a_mask_equals_the_authors_sorting():
+    maps = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    values, order = torch.sort(maps.flatten(2))
+    kept = torch.cumsum(values / values.sum(2, keepdim=True), 2) > 1 - 0.6
+    expected = torch.stack([kept[0, head][torch.argsort(order[0, head])] for head in range(2)])
+    assert torch.equal(mass_mask(maps, 0.6)[0].flatten(1), expected)
+
+
+def test_what_a_mask_leaves_out_is_dimmed():
+    image, mask = torch.ones(1, 3, 4, 4), torch.tensor([[[[True, False], [False, False]]]])
+    shown = overlay(image, mask, dim=0.25)
+    assert (shown[..., :2, :2] == 1).all() and (shown[..., 2:, :] == 0.25).all() and (shown[..., :2, 2:] == 0.25).all()
+
+
+def test_colours_are_the_principal_components_of_all_patches():
+    from sklearn.decomposition import PCA
+
+    features = torch.randn(2, 4, 5, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
+    colours = pca_colours(features)
+    assert colours.shape == (2, 3, 4, 5) and colours.min() == 0 and colours.max() == 1
+    rows = rearrange(features, "b h w d -> (b h w) d").numpy()
+    expected = PCA(3).fit_transform(rows)
+    ours = rearrange(colours, "b c h w -> (b h w) c").numpy()
+    for c in range(3):
+        inside = (ours[:, c] > 0) & (ours[:, c] < 1)
+        assert abs(np.corrcoef(ours[inside, c], expected[inside, c])[0, 1]) > 0.9999
+    assert pca_colours(torch.randn(1, 2, 2, 2)).shape == (1, 3, 2, 2), "with fewer dimensions than colours"
+
+
+def test_correspondences_find_patches_that_have_moved():
+    features = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
+    moved = features.roll((1, 2), (0, 1))
+    places, mutual = correspondences(features, moved)
+    assert mutual.all()
+    for row in range(3):
+        for column in range(4):
+            assert places[row, column].tolist() == [(row + 1) % 3, (column + 2) % 4]
+    image = torch.zeros(3, 12, 16, dtype=torch.uint8)
+    assert draw_matches(image, image, features, moved).size == (32, 12)
+
+
+def test_pictures_are_cut_to_whole_patches():
+    image = torch.zeros(3, 30, 45, dtype=torch.uint8)
+    assert fit(image, 14, None).shape == (3, 28, 42)
+    assert fit(image, 14, 56).shape == (3, 56, 84)
+    with pytest.raises(InputError, match="smaller than a patch of 32: give --size"):
+        fit(image, 32, None)
+
+
+def picture(path: Path, seed: int = 0) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (30, 42, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["dino", "dinov2", "registers"])
+def test_the_command_draws_every_head_masks_colours_and_matches(kind, tmp_path, capsys):
+    torch.manual_seed(0)
+    if kind == "dino":
+        DINO(TINY).save_pretrained(tmp_path / "weights")
+    else:
+        registers = 4 if kind == "registers" else 0
+        config = DINOv2Config(image_size=16, patch_size=4, dim=24, depth=2, heads=3, registers=registers)
+        DINOv2(config).save_pretrained(tmp_path / "weights")
+    first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 1)
+    line = ["attention", str(first), "--weights", str(tmp_path / "weights"), "--match", str(second), "--device", "cpu"]
+    method = [] if kind == "dino" else ["--method", "dinov2"]
+    assert main([RECIPE, DINOV2], [*line, "--out", str(tmp_path / "out"), *method], verbs=VERBS) == 0
+    names = ["a-attention.png", "a-mask.png", "a-pca.png", "a-b-match.png"]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "out" / name) for name in names]
+    with Image.open(tmp_path / "out" / "a-attention.png") as grid:
+        assert grid.width > 5 * 40 * 3, "the picture, three heads and their mean, enlarged"
+    with Image.open(tmp_path / "out" / "a-b-match.png") as match:
+        assert match.size == (80, 28)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["missing.png", "--weights", "weights"], "missing.png"),
+        (["a.png", "--weights", "weights", "--mass", "2"], "mass = 2.0: must lie in"),
+        (["a.png", "--weights", "weights", "--block", "7"], "block 7"),
+        (["a.png", "--weights", "nothing"], "nothing"),
+        (["a.png", "--weights", "resnet"], "resnet18 has no attention"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named_and_ends_with_2(line, message, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    DINO(TINY).save_pretrained(tmp_path / "weights")
+    resnet = DINOConfig(backbone="resnet18", width=4, small_stem=True, image_size=16, local_size=8, prototypes=10)
+    DINO(resnet).save_pretrained(tmp_path / "resnet")
+    picture(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    line = [f"./{word}" if word in ("weights", "nothing", "resnet") else word for word in line]
+    try:
+        code = main([RECIPE, DINOV2], ["attention", *line, "--device", "cpu"], verbs=VERBS)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2 and message in capsys.readouterr().err
+
+
+def test_the_figures_of_a_run_show_attention_where_there_is_some(tmp_path):
+    torch.manual_seed(0)
+    scenes = Scenes(4, seed=0, size=16)
+    with torch.no_grad():
+        captions = show(DINO(TINY).eval(), scenes, tmp_path)
+        assert list(captions) == ["attention.png", "patches.png"]
+        assert all((tmp_path / name).is_file() for name in captions)
+        resnet = DINOConfig(backbone="resnet18", width=4, small_stem=True, image_size=16, local_size=8, prototypes=10)
+        assert list(show(DINO(resnet).eval(), scenes, tmp_path)) == ["patches.png"]
+
+
+def test_help_and_the_list_of_commands_load_no_torch(capsys):
+    import subprocess
+
+    code = "import sys; from ssl_dino.__main__ import main; sys.argv = ['ssl-dino']\n" \
+        "try: main()\nexcept SystemExit: assert 'torch' not in sys.modules"  # fmt: skip
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "attention" in ended.stdout and "methods (--method): dino, dinov2" in ended.stdout

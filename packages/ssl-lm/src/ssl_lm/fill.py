@@ -1,0 +1,62 @@
+"""`ssl-lm fill`: the most probable words for every [MASK] of a text."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssl_core.device import pick_device
+from ssl_core.errors import InputError
+from ssl_core.method import Recipe, load
+from ssl_lm.bert import BERT
+from ssl_lm.views import framed
+
+if TYPE_CHECKING:
+    from ssl_lm.verbs import Fill
+
+MASK = "[MASK]"
+
+
+def run(recipe: Recipe, args: Fill) -> None:
+    """The verb."""
+    method = load(recipe.method).from_pretrained(args.weights, device=pick_device(args.device))
+    for text in args.texts:
+        print(text)
+        for number, guesses in enumerate(fill(method, text, top_k=args.top_k), 1):
+            if text.count(MASK) > 1:
+                print(f"  mask {number}")
+            for word, probability in guesses:
+                print(f"  {probability:6.1%}  {word}")
+
+
+def fill(method: BERT, text: str, *, top_k: int = 5) -> list[list[tuple[str, float]]]:
+    """For every [MASK] of `text` the `top_k` most probable (word, probability).
+
+    Raises InputError for a text without a mask or longer than the context, and for a model without a tokenizer or one
+    that fills no masks.
+    """
+    if not isinstance(method, BERT):
+        raise InputError(f"{type(method).__name__} fills no masks: give weights of BERT")
+    tokenizer, config = method.needed_tokenizer(), method.config
+    if config.mask_token_id is None:
+        raise InputError("the model's tokenizer has no mask token")
+    if MASK not in text:
+        raise InputError(f"{text!r} has no {MASK}: write it where a word is missing")
+    if not 0 < top_k <= tokenizer.get_vocab_size():
+        raise InputError(f"top_k = {top_k}: there are {tokenizer.get_vocab_size()} tokens")
+    ids: list[int] = []
+    # where a word's token begins with its space, that space is the mask's
+    spaced = not any(word.startswith("##") for word in tokenizer.get_vocab())
+    for number, part in enumerate(re.split(rf"\s*{re.escape(MASK)}" if spaced else re.escape(MASK), text)):
+        ids += [config.mask_token_id] if number else []
+        ids += tokenizer.encode(part, add_special_tokens=False).ids
+    if len(ids) > config.window:
+        raise InputError(f"the text has {len(ids)} tokens, the model reads {config.window}: shorten it")
+    tokens = framed(torch.tensor(ids), config)[None].to(method.word_embeddings.device)
+    probabilities, found = method.fill(tokens, top_k)
+    return [
+        [(tokenizer.decode([token]).strip(" "), share) for token, share in zip(row, shares, strict=True)]
+        for row, shares in zip(found.tolist(), probabilities.tolist(), strict=True)
+    ]

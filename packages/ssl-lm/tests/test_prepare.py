@@ -1,0 +1,293 @@
+"""From texts to tokens on disk: nothing is lost, what is done is not done again, what cannot be read is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_text import tiny_tokenizer, write_prepared, write_text
+
+from ssl_core.config import ConfigError
+from ssl_core.data.images import DataError
+from ssl_core.errors import InputError
+from ssl_core.testing import children
+from ssl_lm import GPTConfig, load_tokenizer, prepare_text, train_tokenizer
+from ssl_lm import prepare as prepare_module
+from ssl_lm.corpus import open_text, settle
+from ssl_lm.shards import META, ShardError, Shards
+from ssl_lm.texts import SEPARATOR, cut, read_piece
+from ssl_lm.tokenizer import special_ids
+
+SMALL = GPTConfig(vocab_size=400, context=8, dim=8, depth=1, heads=1, eos_token_id=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """30 documents, and a hidden file that is none."""
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    for i in range(30):
+        (tmp_path / "texts" / ("deep" if i % 3 else "") / f"{i:02d}.txt").write_text(write_text(20, seed=i))
+    (tmp_path / "texts" / ".hidden").write_bytes(b"\0")
+    return tmp_path / "texts"
+
+
+def texts(out: Path, split: str) -> list[str]:
+    """Every document of a prepared split, decoded."""
+    tokenizer = load_tokenizer(out)
+    source = open_text(out, config=SMALL, split=split)
+    return [tokenizer.decode(ids.tolist(), skip_special_tokens=True) for ids, _ in source.texts()]
+
+
+def test_every_document_comes_back_in_one_of_the_splits_with_an_eos_behind_it(folder, tmp_path):
+    meta = prepare_text(folder, tmp_path / "out", tokenizer="train:500", held_out=0.2, workers=0)
+    assert [sum(r["documents"] for r in records) for records in meta["splits"].values()] == [24, 6]
+    written = sorted(file.read_text() for file in folder.rglob("*.txt"))
+    assert sorted(texts(tmp_path / "out", "train") + texts(tmp_path / "out", "test")) == written
+    source = open_text(tmp_path / "out", config=SMALL)
+    assert all(ids[-1] == 3 and 3 not in ids[:-1] for ids, _ in source.texts())
+    assert sum(size for _, size in source.texts()) == source.shards.bytes
+    assert special_ids(source.tokenizer)["first_sentinel"] == source.tokenizer.get_vocab_size() - 1
+
+
+def test_processes_write_what_one_writes(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
+    a = prepare_text(folder, tmp_path / "a", tokenizer="train:500", workers=0)
+    b = prepare_text(folder, tmp_path / "b", tokenizer="train:500", workers=2)
+    assert a == b and len(a["splits"]["train"]) > 5
+
+
+def test_the_same_call_again_does_nothing_and_a_changed_shard_is_written_again(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = prepare_text(folder, out, tokenizer="train:500", workers=0)
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert prepare_text(folder, out, tokenizer="train:500", workers=0) == first
+    assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
+    shard = out / "train-00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    assert prepare_text(folder, out, tokenizer="train:500", workers=0) == first
+    assert shard.read_bytes() != bytes(data)
+
+
+def test_a_killed_preparation_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
+    whole = prepare_text(folder, tmp_path / "whole", tokenizer="train:500", workers=0)
+    write, written = prepare_module.write_shard, []
+
+    def write_and_die(file, *rest):
+        written.append(file.name)
+        if len(written) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(file, *rest)
+
+    monkeypatch.setattr(prepare_module, "write_shard", write_and_die)
+    ended = children.run(lambda: prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0))
+    assert ended.code == -signal.SIGKILL
+    assert len((tmp_path / "out" / "done.jsonl").read_text().splitlines()) == 3
+    with pytest.raises(ShardError, match="not to the end"):
+        Shards(tmp_path / "out", "train")
+    again = []
+    monkeypatch.setattr(
+        prepare_module, "write_shard", lambda file, *rest: (again.append(file.name), write(file, *rest))[1]
+    )
+    meta = prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0)
+    assert meta["splits"] == whole["splits"]
+    assert len(again) == sum(map(len, meta["splits"].values())) - 3 and not set(again) & set(written[:3])
+
+
+def test_other_text_or_another_tokenizer_needs_another_folder(folder, tmp_path):
+    prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0)
+    with pytest.raises(ShardError, match="for another tokenizer: give another --out"):
+        prepare_text(folder, tmp_path / "out", tokenizer="train:600", workers=0)
+    (folder / "00.txt").write_text("more")
+    with pytest.raises(ShardError, match="from other text"):
+        prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0)
+    with pytest.raises(ShardError, match="holds no prepared data"):
+        prepare_text(folder, folder, tokenizer="train:500", workers=0)
+
+
+def test_one_large_text_is_cut_into_shards_and_comes_back_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "SMALLEST", 500)
+    monkeypatch.setattr(prepare_module, "STRETCH", 300)
+    text = "é — 雪\n\n\n    " + write_text(600).replace("value", "värde\n\n") + "end"
+    (tmp_path / "one.txt").write_text(text)
+    meta = prepare_text(tmp_path / "one.txt", tmp_path / "out", tokenizer="train:500", workers=0)
+    assert len(meta["splits"]["train"]) > 20
+    [start], [end] = texts(tmp_path / "out", "train"), texts(tmp_path / "out", "test")
+    assert start + end == text
+    assert 0.03 < len(end) / len(text) < 0.08
+    source = open_text(tmp_path / "out", config=SMALL)
+    stream = source.shards.read(0, len(source.shards))
+    assert 3 not in stream, "no document ends in the training part"
+    for a, b in [(0, 5), (3, 900), (len(stream) - 2, len(stream))]:
+        assert np.array_equal(source.shards.read(a, b), stream[a:b])
+
+
+def test_stretches_of_a_long_document_have_the_tokens_of_the_whole(monkeypatch):
+    monkeypatch.setattr(prepare_module, "STRETCH", 200)
+    text = write_text(400, seed=3).replace("value", "  value\n\n   ") + "  \n\n  "
+    [tokens] = prepare_module.tokenise(tiny_tokenizer(), [text])
+    assert len(list(prepare_module._stretches(text))) > 20
+    assert tokens.tolist() == tiny_tokenizer().encode(text, add_special_tokens=False).ids
+
+
+def test_documents_inside_a_file_and_lines_of_json_are_documents(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "many.txt").write_text(f"one\n{SEPARATOR}\ntwo\n{SEPARATOR}\n\n{SEPARATOR}\nthree\n")
+    (tmp_path / "a" / "rows.jsonl").write_text('{"text": "four"}\n\n{"text": "five\\nfive"}\n')
+    prepare_text(tmp_path / "a", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    source = open_text(tmp_path / "out", config=GPTConfig(vocab_size=500, context=2, dim=8, depth=1, heads=1))
+    decoded = [source.tokenizer.decode(ids.tolist()) for ids, _ in source.texts()]
+    assert decoded == ["one", "two", "three\n", "four", "five\nfive"]
+
+
+def test_folders_named_train_and_test_are_the_splits(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "d" / split).mkdir(parents=True)
+        (tmp_path / "d" / split / "x.txt").write_text(f"{split} {write_text(9)}")
+    prepare_text(tmp_path / "d", tmp_path / "out", tokenizer="train:500", workers=0)
+    assert [text.split()[0] for split in ("train", "test") for text in texts(tmp_path / "out", split)] == [
+        "train",
+        "test",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n\n ", "holds no text"),
+        (b"GIF89a\0\0\1", "is binary: byte 6 is zero"),
+        ("naïve\n".encode("latin1"), "is not UTF-8: byte 2 is 0xef. Convert it, with `iconv"),
+    ],
+    ids=["empty", "blank", "binary", "latin1"],
+)
+def test_a_file_without_text_is_refused(content, message, tmp_path):
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        prepare_text(tmp_path / "x.txt", tmp_path / "out", tokenizer="train:500", workers=0)
+
+
+def test_a_few_files_that_are_no_text_are_left_out_and_named_and_many_are_refused(folder, tmp_path):
+    for i in range(3):
+        (folder / f"bad{i}.txt").write_bytes(b"abc\0")
+    meta = prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0)
+    assert sorted(name for name, _ in meta["left_out"]) == ["bad0.txt", "bad1.txt", "bad2.txt"]
+    for i in range(11):
+        (folder / f"bad{i}.txt").write_bytes(b"abc\0")
+    with pytest.raises(InputError, match="11 files of .* are no text, the first"):
+        prepare_text(folder, tmp_path / "more", tokenizer="train:500", workers=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ("nowhere", {}, "there is no 'nowhere'"),
+        ("hollow", {}, "there is no file in"),
+        ("t.txt", {"tokenizer": "train:much"}, "write train: and a number"),
+        ("t.txt", {"tokenizer": "train:300"}, "give 361 or more"),
+        ("t.txt", {"tokenizer": "./nowhere"}, "nowhere"),
+        ("t.txt", {"tokenizer": "t.txt"}, "is no tokenizer"),
+        ("t.txt", {"held_out": 1.0}, "held_out"),
+        ("bad.jsonl", {}, "line 1 of a piece is no object with a `text`"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_prepared_is_said_in_a_line(data, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("hollow").mkdir()
+    Path("t.txt").write_text(write_text())
+    Path("bad.jsonl").write_text('{"words": 3}\n')
+    with pytest.raises((InputError, FileNotFoundError), match=message):
+        prepare_text(data, "out", **{"tokenizer": "train:500", "workers": 0, **options})
+
+
+def test_a_data_set_of_the_datasets_library_is_prepared(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "rows").mkdir()
+    rows = [write_text(5, seed=i) for i in range(40)]
+    (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    meta = prepare_text(f"hf:{tmp_path / 'rows'}", tmp_path / "out", tokenizer="train:500", held_out=0.1, workers=0)
+    assert [sum(r["documents"] for r in records) for records in meta["splits"].values()] == [36, 4]
+    assert texts(tmp_path / "out", "train") + texts(tmp_path / "out", "test") == rows
+
+
+@pytest.mark.parametrize("algorithm", ["wordpiece", "unigram"])
+def test_the_other_algorithms_train_a_tokenizer_with_the_same_special_tokens(algorithm):
+    tokenizer = train_tokenizer([write_text()], 420, algorithm)
+    ids = special_ids(tokenizer)
+    assert [ids[f"{role}_token_id"] for role in ("pad", "unk", "cls", "sep", "mask", "eos")] == [0, 1, 2, 3, 4, 3]
+    assert ids["first_sentinel"] == tokenizer.get_vocab_size() - 1
+    assert tokenizer.decode(tokenizer.encode("alpha value").ids) == "alpha value"
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "t.txt").write_text("aaa")
+    with pytest.raises(InputError, match="no token that ends a text"):
+        prepare_text(tmp_path / "t.txt", tmp_path / "out", tokenizer=str(tmp_path / "tokenizer.json"), workers=0)
+
+
+class TestShards:
+    @pytest.fixture
+    def out(self, tmp_path):
+        return write_prepared(tmp_path / "out", 9, 8)
+
+    @pytest.mark.parametrize("suffix", [".bin", ".idx"])
+    @pytest.mark.parametrize("size", [0, 100, -2])
+    def test_a_truncated_shard_is_named(self, suffix, size, out):
+        file = out / f"train-00000{suffix}"
+        os.truncate(file, size if size >= 0 else file.stat().st_size + size)
+        with pytest.raises(ShardError, match=r"train-00000.*cut short: run the `ssl-lm prepare`"):
+            open_text(out, config=SMALL)
+
+    def test_a_missing_shard_is_named(self, out):
+        (out / "train-00000.bin").unlink()
+        with pytest.raises(ShardError, match="train-00000.bin or its .idx is missing"):
+            open_text(out, config=SMALL)
+
+    def test_a_shard_of_another_tokenizer_is_named(self, out):
+        meta = json.loads((out / META).read_text())
+        (out / META).write_text(json.dumps({**meta, "tokenizer": "0" * 16}))
+        with pytest.raises(ShardError, match="another tokenizer"):
+            open_text(out, config=SMALL)
+
+    @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 2}'])
+    def test_a_damaged_meta_is_named(self, text, out):
+        (out / META).write_text(text)
+        with pytest.raises(ShardError, match="is damaged"):
+            open_text(out, config=SMALL)
+
+    def test_a_vocabulary_that_is_not_the_models_is_refused(self, out):
+        for size in (200, 399, 2000):
+            with pytest.raises(ConfigError, match=f"vocab_size = {size}: the data's tokenizer has 400 tokens"):
+                settle(GPTConfig(vocab_size=size), out)
+        assert settle(GPTConfig(vocab_size=512), out).vocab_size == 512, "rows to spare"
+        assert settle(GPTConfig(vocab_size=None), out).eos_token_id == 3
+        with pytest.raises(ConfigError, match="eos_token_id = 5: it is 3"):
+            settle(GPTConfig(vocab_size=None, eos_token_id=5), out)
+
+    def test_text_that_is_not_prepared_says_so(self, tmp_path):
+        (tmp_path / "a.txt").write_text("text")
+        with pytest.raises(DataError, match="run `ssl-lm prepare"):
+            settle(SMALL, tmp_path / "a.txt")
+        with pytest.raises(DataError, match="there is no"):
+            settle(SMALL, tmp_path / "nowhere")
+
+
+def test_pieces_of_a_file_cover_it_and_end_with_lines(tmp_path):
+    file = tmp_path / "x.txt"
+    file.write_text(write_text(300))
+    pieces = cut(file, 700)
+    assert [p.start for p in pieces[1:]] == [p.end for p in pieces[:-1]] and pieces[0].start == 0
+    data = file.read_bytes()
+    assert all(data[p.end - 1 : p.end] == b"\n" for p in pieces)
+    assert "".join(text for p in pieces for text, _ in read_piece(p)) == file.read_text()
+    assert [ends for p in pieces for _, ends in read_piece(p)] == [False] * (len(pieces) - 1) + [True]

@@ -1,0 +1,133 @@
+"""The training step of DINO ViT-S/16, two crops of 224 and eight of 96 pixels: ours, the authors' style, lightly's.
+
+All have the same weights and crops, no drop path, and the same loss. The parts are forward + backward, and what follows
+it: clipping per tensor, AdamW, the teacher's average; ours with `ssl_core.train.fit`'s optimiser and in the order of its
+loop. Small batches overstate what does not grow with the batch: head, optimiser, average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import measure
+import torch
+from measure import Case, Settings, Work
+from torch import Tensor
+
+from ssl_core.device import autocast, keep_freed_memory
+from ssl_core.train.fit import gradient_norm
+from ssl_core.train.optim import build_optimizer, decay_groups
+from ssl_dino.config import vit_small
+from ssl_dino.dino import DINO
+
+MOMENTUM = 0.996
+
+
+class Contender(NamedTuple):
+    """One project's model: its loss on the crops, and what follows the backward pass."""
+
+    loss: Callable[[], Tensor]
+    update: Callable[[], None]
+
+
+def main() -> None:
+    flags = measure.parser(__doc__)
+    flags.add_argument("--prototypes", nargs="+", type=int, default=[65536, 4096])
+    flags.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    flags.add_argument("--batch", type=int, default=2)
+    args = flags.parse_args()
+    chosen = measure.settings(args)
+    for prototypes in args.prototypes:
+        for precision in args.precisions:
+            compare(prototypes, precision, args.batch, chosen)
+
+
+def compare(prototypes: int, precision: str, batch: int, chosen: Settings) -> None:
+    """Print the table of one setting. Raises SystemExit when the losses differ."""
+    shared = (prototypes, precision, batch)
+    results = measure.race(
+        [
+            Case("ours", build, (ours, *shared)),
+            Case("authors' style", build, (plain, *shared), ("timm",)),
+            Case("lightly", build, (lightly, *shared), ("lightly", "timm")),
+        ],
+        chosen,
+    )
+    title = f"DINO step, ViT-S/16, 2 x 224 + 8 x 96, {prototypes:,} prototypes, {precision}, batch {batch}"
+    measure.report(title, results, chosen)
+    losses = {result.case: result.facts["loss"] for result in results if not result.missing}
+    if max(losses.values()) - min(losses.values()) > 1e-3:
+        raise SystemExit(f"the contenders do not compute the same loss from the same weights: {losses}")
+
+
+def build(make: Callable[..., Contender], prototypes: int, precision: str, batch: int) -> Work:
+    """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
+    config = replace(vit_small(), prototypes=prototypes, drop_path=0.0, pos_interp="antialias", freeze_last_layer=0)
+    torch.manual_seed(0)
+    method = DINO(config)
+    crops = [torch.randn(batch, 3, side, side) for side in (224,) * 2 + (96,) * 8]
+    contender = make(method, crops)
+    del method
+    with torch.no_grad():
+        loss = round(float(contender.loss()), 4)
+
+    def run() -> Iterator[str]:
+        with autocast(precision, torch.device("cpu")):
+            loss = contender.loss()
+        loss.backward()
+        yield "forward + backward"
+        contender.update()
+        yield "clip, AdamW, average"
+
+    return Work(run, {"loss": loss})
+
+
+def ours(method: DINO, crops: list[Tensor]) -> Contender:
+    keep_freed_memory()
+    method.train()
+    optimizer = build_optimizer(method, method.config)
+
+    def update() -> None:
+        if not torch.isfinite(gradient_norm(method, method.config.clip_grad)):
+            raise RuntimeError("the gradient is not finite")
+        method.before_step(0.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step(0.0)
+
+    return Contender(lambda: method({"views": crops}, 0.0)["loss"], update)
+
+
+def plain(method: DINO, crops: list[Tensor]) -> Contender:
+    from plain_dino import PlainDINO, average, clip_tensors
+
+    model = PlainDINO(method)
+    optimizer = torch.optim.AdamW(decay_groups(model.student, 0.04), lr=5e-4)
+
+    def update() -> None:
+        clip_tensors(model.student, 3.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average(model.teacher, model.student, MOMENTUM)
+
+    return Contender(lambda: model(crops), update)
+
+
+def lightly(method: DINO, crops: list[Tensor]) -> Contender:
+    from lightly_dino import LightlyDINO
+
+    model = LightlyDINO(method)
+    optimizer = torch.optim.AdamW(decay_groups(model.student, 0.04), lr=5e-4)
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+        model.follow(MOMENTUM)
+
+    return Contender(lambda: model(crops), update)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The training step of GPT-2, ours, transformers' and a plain module's, on the same weights and tokens.
+
+After the backward pass ours and transformers clip and step fused AdamW; the plain script clips and steps AdamW as torch
+makes it. Small batches overstate the optimiser: `forward + backward` is what a large run feels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import measure
+import torch
+from measure import Case, Result, Settings, Work
+from plain_gpt import PlainGPT
+from torch import Tensor, nn
+
+from ssl_core.device import autocast
+from ssl_core.train.optim import decay_groups
+from ssl_lm.config import GPT_PRESETS
+from ssl_lm.gpt import GPT
+
+
+class Contender(NamedTuple):
+    """One project's model: its loss on the batch, its network, its optimiser."""
+
+    loss: Callable[[], Tensor]
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def main() -> None:
+    flags = measure.parser(__doc__)
+    flags.add_argument("--preset", choices=[name for name in GPT_PRESETS if name.startswith("gpt2")], default="gpt2")
+    flags.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    flags.add_argument("--batch", type=int, default=4)
+    flags.add_argument("--tokens", type=int, default=256)
+    args = flags.parse_args()
+    for precision in args.precisions:
+        compare(args.preset, precision, args.batch, args.tokens, measure.settings(args))
+
+
+def compare(preset: str, precision: str, batch: int, tokens: int, chosen: Settings) -> None:
+    """Print the table of one precision. Raises SystemExit when the losses differ."""
+    shared = (preset, precision, batch, tokens)
+    results = measure.race(
+        [
+            Case("ours", build, (ours, *shared)),
+            Case("transformers", build, (transformers, *shared), ("transformers",)),
+            Case("plain", build, (plain, *shared)),
+        ],
+        chosen,
+    )
+    measure.report(f"GPT step, {preset}, {precision}, batch {batch} of {tokens} tokens", results, chosen)
+    check(results)
+
+
+def check(results: list[Result]) -> None:
+    losses = {result.case: result.facts["loss"] for result in results if not result.missing}
+    if max(losses.values()) - min(losses.values()) > 1e-5:
+        raise SystemExit(f"the contenders do not compute the same loss from the same weights: {losses}")
+
+
+def build(make: Callable[..., Contender], preset: str, precision: str, batch: int, tokens: int) -> Work:
+    """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
+    torch.manual_seed(0)
+    method = GPT(GPT_PRESETS[preset]())
+    ids = torch.randint(50257, (batch, tokens + 1))
+    contender = make(method, ids)
+    del method
+    with torch.no_grad():
+        loss = round(contender.loss().item(), 6)
+
+    def run() -> Iterator[str]:
+        with autocast(precision, torch.device("cpu")):
+            loss = contender.loss()
+        loss.backward()
+        yield "forward + backward"
+        nn.utils.clip_grad_norm_(contender.network.parameters(), 1.0)
+        contender.optimizer.step()
+        contender.optimizer.zero_grad(set_to_none=True)
+        yield "optimiser"
+
+    return Work(run, {"loss": loss})
+
+
+def ours(method: GPT, ids: Tensor) -> Contender:
+    optimizer = torch.optim.AdamW(decay_groups(method, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    return Contender(lambda: method({"input_ids": ids}, 0.0)["loss"], method, optimizer)
+
+
+def transformers(method: GPT, ids: Tensor) -> Contender:
+    from transformers import GPT2LMHeadModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        method.save_pretrained(folder)
+        model: Any = GPT2LMHeadModel.from_pretrained(folder).train()
+    optimizer = torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    targets = ids[:, 1:].contiguous()
+    return Contender(lambda: model(ids[:, :-1], labels=targets, shift_labels=targets).loss, model, optimizer)
+
+
+def plain(method: GPT, ids: Tensor) -> Contender:
+    model = PlainGPT(method.config)
+    model.load_state_dict(method.state_dict())
+    optimizer = torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95))
+    return Contender(lambda: model(ids), model, optimizer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""k-nearest neighbours of 10,000 queries in a bank of 50,000 features of width 384, k = 20: ours, faiss and lightly.
+
+faiss searches alone, its vote is not counted; lightly is asked in batches of 256. Features are random around the means
+of a hundred classes. The predictions of ours and of lightly are compared, the run fails where more than 1 in 1,000 differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import measure
+import torch
+import torch.nn.functional as F
+from measure import Case, Work
+from torch import Tensor
+
+from ssl_core.evaluate import knn as module
+from ssl_core.evaluate.knn import TEMPERATURE, knn
+
+BANK, QUERIES, WIDTH, CLASSES, K = 50_000, 10_000, 384, 100, 20
+
+
+def main() -> None:
+    flags = measure.parser(__doc__)
+    flags.set_defaults(rounds=5)
+    chosen = measure.settings(flags.parse_args())
+    check()
+    results = measure.race(
+        [
+            Case("ours", ours, (True,)),
+            Case("ours, fp32 alone", ours, (False,)),
+            Case("faiss IndexFlatIP", faiss, (), ("faiss",)),
+            Case("lightly knn_predict", lightly, (), ("lightly",)),
+        ],
+        chosen,
+    )
+    measure.report(f"k-NN, {BANK:,} x {QUERIES:,} x {WIDTH}, k = {K}", results, chosen)
+
+
+def features() -> tuple[Tensor, Tensor, Tensor]:
+    """Bank (n, d), its labels (n,), queries (q, d)."""
+    g = torch.Generator().manual_seed(0)
+    means = 0.3 * torch.randn(CLASSES, WIDTH, generator=g)
+    labels = torch.randint(CLASSES, (BANK + QUERIES,), generator=g)
+    x = F.normalize(means[labels] + torch.randn(BANK + QUERIES, WIDTH, generator=g), dim=1)
+    return x[:BANK], labels[:BANK], x[BANK:]
+
+
+def check() -> None:
+    bank, labels, queries = features()
+    some = queries[:512]
+    try:
+        theirs = _lightly_labels(bank.T.contiguous(), labels, some)
+    except ModuleNotFoundError:
+        return
+    differing = int((knn(bank, labels, some, ks=(K,))[K] != theirs).sum())
+    if differing > 0.001 * len(some):
+        raise SystemExit(f"{differing} of {len(some)} predictions differ from lightly's")
+
+
+def ours(rounded: bool) -> Work:
+    if not rounded:
+        module.cpu_has_bf16 = lambda: False
+    return _work(partial(knn, *features(), ks=(K,)))
+
+
+def faiss() -> Work:
+    import faiss as library
+
+    library.omp_set_num_threads(torch.get_num_threads())
+    bank, _, queries = features()
+    rows, asked = bank.numpy(), queries.numpy()
+
+    def search() -> None:
+        index = library.IndexFlatIP(WIDTH)
+        index.add(rows)
+        index.search(asked, K)
+
+    return _work(search)
+
+
+def lightly() -> Work:
+    bank, labels, queries = features()
+    return _work(partial(_lightly_labels, bank.T.contiguous(), labels, queries))
+
+
+def _lightly_labels(bank: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+    from lightly.utils.benchmarking import knn_predict
+
+    batches = queries.split(256)
+    return torch.cat([knn_predict(some, bank, labels, CLASSES, K, TEMPERATURE)[:, 0] for some in batches])
+
+
+def _work(once: Callable[[], object]) -> Work:
+    def run() -> Iterator[str]:
+        once()
+        yield "search"
+
+    return Work(run)
+
+
+if __name__ == "__main__":
+    main()

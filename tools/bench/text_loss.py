@@ -1,0 +1,53 @@
+"""The cross-entropy of a large vocabulary, forward and backward: a few rows of logits at a time, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import measure
+import torch
+import torch.nn.functional as F
+from measure import Case, Work
+from torch import Tensor
+
+from ssl_lm.loss import linear_cross_entropy
+
+
+def main() -> None:
+    flags = measure.parser(__doc__)
+    flags.add_argument("--tokens", type=int, default=1024)
+    flags.add_argument("--width", type=int, default=768)
+    flags.add_argument("--vocabulary", type=int, default=50257)
+    args = flags.parse_args()
+    chosen, shape = measure.settings(args), (args.tokens, args.width, args.vocabulary)
+    cases = {"ours": linear_cross_entropy, "whole logits": whole}
+    results = measure.race([Case(name, build, (loss, *shape)) for name, loss in cases.items()], chosen)
+    losses = [result.facts["loss"] for result in results]
+    measure.report(f"Loss of {shape[0]} tokens, width {shape[1]}, vocabulary {shape[2]:,}, fp32", results, chosen)
+    if max(losses) - min(losses) > 1e-5:
+        raise SystemExit(f"the losses differ: {losses}")
+
+
+def whole(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, head), labels)
+
+
+def build(loss: Callable[[Tensor, Tensor, Tensor], Tensor], tokens: int, width: int, vocabulary: int) -> Work:
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, width, requires_grad=True)
+    head = (torch.randn(vocabulary, width) * 0.02).requires_grad_()
+    labels = torch.randint(vocabulary, (tokens,))
+
+    def run() -> Iterator[str]:
+        value = loss(hidden, head, labels)
+        yield "forward"
+        value.backward()
+        hidden.grad = head.grad = None
+        yield "backward"
+
+    with torch.no_grad():
+        return Work(run, {"loss": round(loss(hidden, head, labels).item(), 5)})
+
+
+if __name__ == "__main__":
+    main()
