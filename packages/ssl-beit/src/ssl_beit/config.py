@@ -167,6 +167,7 @@ class BEiTConfig(ImageConfig, TrainConfig):
         check(self.jitter >= 0, "jitter", self.jitter, "must not be negative")
         check_scale(self.crop_scale)
         if self.vocab:
+            check(self.final_norm == "tokens", "final_norm", self.final_norm, "is for an encoder alone, vocab = 0")
             check(1 < self.vocab < 2**20, "vocab", self.vocab, "must be 0 or lie in 2 … 2^20")
             check(0 < self.mask_patches <= self.patches, "mask_patches", self.mask_patches,
                   f"must lie in 1 … {self.patches}, the number of patches")  # fmt: skip
