@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import tyro
 
 from ssl_core import cli, commands
 from ssl_core.config import ConfigError, RunOptions
@@ -77,6 +78,31 @@ def test_a_package_adds_commands_of_its_own(capsys):
     assert re.search(r"^  count +Count upwards", capsys.readouterr().out, re.M)
     assert cli.main([RECIPE], ["tarin"], verbs=verbs) == 2
     assert "export, count" in capsys.readouterr().err
+
+
+def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
+    verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", method="tiny")}
+    elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
+    for stored, name in ((RECIPE.method, "tiny"), ("ssl_other:Other", "other"), ("ssl_third:Third", "tiny")):
+        (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": stored}}))
+        for recipes in ([RECIPE, elsewhere], [elsewhere, RECIPE]):
+            assert cli.main(recipes, ["count", str(tmp_path)], verbs=verbs) == 0
+            assert capsys.readouterr().out == f"{name}\n"
+    Tiny(TinyConfig(dim=8)).save_pretrained(tmp_path)
+    assert parsed("--init", str(tmp_path), recipes=[elsewhere, RECIPE])[0] is RECIPE
+    assert cli.main([RECIPE, elsewhere], ["count", "nowhere", "--method", "other"], verbs=verbs) == 0
+    assert capsys.readouterr().out == "other\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weigh:
+    """Weigh weights."""
+
+    weights: tyro.conf.Positional[str]
+
+
+def weigh(recipe, flags):
+    print(recipe.name)
 
 
 def test_flags_set_the_run_the_config_and_the_options(parsed):

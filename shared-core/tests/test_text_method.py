@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssl_core.cli import main
 from ssl_core.config import TrainConfig, check
 from ssl_core.data.sources import digest
 from ssl_core.hub.keymap import KeyMap
@@ -47,7 +49,7 @@ class Windows:
     labels = classes = None
 
     def __init__(self, vocabulary, window):
-        rng, self.window = np.random.default_rng(0), window
+        rng, self.window, self.vocabulary = np.random.default_rng(0), window, vocabulary
         steps = np.where(rng.random(64 * window + 1) < 0.8, 1, rng.integers(vocabulary, size=64 * window + 1))
         self.stream = torch.from_numpy(np.cumsum(steps) % vocabulary)
 
@@ -118,6 +120,10 @@ class Bigram(nn.Module, Pretrained):
         return self.embed(tokens).mean(1)
 
 
+def blank(config):
+    return {"tokens": torch.zeros(config.window + 1, dtype=torch.int64)}
+
+
 LAYOUT = Layout(
     keymap=KeyMap(rows=(("embed.weight", "wte.weight"),)),
     to_theirs=lambda config: {"model_type": "bigram", "vocab_size": config.vocabulary},
@@ -133,6 +139,7 @@ RECIPE = Recipe(
     method=f"{__name__}:Bigram",
     views=f"{__name__}:Corrupted",
     show=f"{__name__}:show",
+    blank=f"{__name__}:blank",
     eval_view=f"{__name__}:Whole",
     source=f"{__name__}:open_windows",
 )
@@ -191,3 +198,31 @@ def test_its_run_folder_gives_it_back(tmp_path):
     loaded = Bigram.from_pretrained(tmp_path / "run")
     assert differing(loaded.state_dict(), trained.state_dict()) == []
     assert json.loads(Path(tmp_path / "run" / "config.json").read_text())["vocab_size"] == 16
+
+
+def settle(config, data):
+    return dataclasses.replace(config, vocabulary=20)
+
+
+def measure(method, source):
+    return {"tokens": len(source), "summary": [f"{method.config.vocabulary} tokens are known"]}
+
+
+def test_data_settles_fields_and_figures_without_labels_end_a_run(tmp_path, monkeypatch, capsys):
+    recipe = dataclasses.replace(RECIPE, settle=f"{__name__}:settle", measure=f"{__name__}:measure", built_in="counts")
+    seen = []
+    monkeypatch.setattr(Bigram, "attach", lambda self, source: (seen.append(source), source)[1], raising=False)
+    monkeypatch.setattr("ssl_core.commands.figures", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+    out = ("--out", "run", "--device", "cpu", "--workers", "0", "--epochs", "0.25", "--precision", "fp32")
+    monkeypatch.setattr(f"{__name__}.PRESETS", {"demo": BigramConfig}, raising=False)
+    assert main([recipe], ["train", *out]) == 0
+    assert "20 tokens are known" in capsys.readouterr().out
+    assert Bigram.from_pretrained("run").config.vocabulary == 20
+    assert [source.vocabulary for source in seen] == [20, 20], "the source is opened for training and for measuring"
+    assert json.loads(Path("run/evaluation.json").read_text()) == {
+        "data": "counts", "protocol": {}, "rows": [],
+        "measured": {"tokens": 64, "summary": ["20 tokens are known"]},
+    }  # fmt: skip
+    assert main([recipe], ["evaluate", "run", "--device", "cpu"]) == 0, "there are no labels, and none are needed"
+    assert capsys.readouterr().out.endswith("20 tokens are known\n")

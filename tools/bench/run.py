@@ -24,6 +24,8 @@ SUBJECTS = (
     "loader",
     "views",
     "knn",
+    "contrastive_loss",
+    "contrastive_step",
     "imports",
     "dino_step",
     "dino_loss",
@@ -35,6 +37,7 @@ SUBJECTS = (
     "text_loss",
     "prepare_text",
     "pretext_step",
+    "bert_t5_step",
 )
 
 

@@ -78,6 +78,8 @@ def test_text_shorter_than_a_window_is_refused(prepared):
     config = GPTConfig(vocab_size=VOCABULARY, context=1000, dim=8, depth=1, heads=1, **IDS)
     with pytest.raises(DataError, match="fewer than one sample of 1001: give more text or a smaller --context"):
         open_text(prepared, config=config)
+    test = open_text(prepared, config=config, split="test")
+    assert len(test) == 1 and len(test.load(0)["input_ids"]) == len(test.shards) < 1001
 
 
 class TestRawText:

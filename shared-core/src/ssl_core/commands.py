@@ -41,12 +41,16 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
             f"and `{program} show {out}` tries again",
             stacklevel=2,
         )
+    lines = []
     if recipe.measure is not None:
-        write_json(out, "evaluation.json", measured(recipe, method, args.data))
+        try:
+            result = measured(recipe, method, args.data)
+            write_json(out, "evaluation.json", result)
+            lines = result["measured"]["summary"]
+        except InputError as error:  # too little test data, say: the run is done all the same
+            warnings.warn(f"there are no figures of this run: {error}", stacklevel=2)
     finish(out)
-    print(summary(out))
-    if recipe.measure is not None:
-        print(*json.loads((out / "evaluation.json").read_text())["measured"]["summary"], sep="\n")
+    print(summary(out), *lines, sep="\n")
     print(f"\nlook at  {out / 'report.html'}")
     print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
     print(f"         {program} embed {out} --data your/folder --out features.npz")
@@ -185,10 +189,13 @@ def export(recipe: Recipe, args: cli.Export) -> None:
 
 
 def architecture(recipe: Recipe, init: str) -> dict[str, Any]:
-    """The fields of `init`'s config that are not the optimiser's."""
-    config = load(recipe.method).from_pretrained(init).config
+    """The fields of `init`'s config that its weights fix: those that the method names, else all but the optimiser's."""
+    method = load(recipe.method).from_pretrained(init)
+    values = to_dict(method.config)
+    if hasattr(method, "architecture"):
+        return {key: values[key] for key in method.architecture()}
     recipe_fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    return {key: value for key, value in to_dict(config).items() if key not in recipe_fields}
+    return {key: value for key, value in values.items() if key not in recipe_fields}
 
 
 def figures(recipe: Recipe, method: Any, data: str | None, folder: Path) -> list[Path]:

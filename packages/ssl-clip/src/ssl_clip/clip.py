@@ -152,6 +152,7 @@ class CLIP(nn.Module, Pretrained):
     can_collapse = True
     LIMIT = math.log(100)
     """of `logit_scale`"""
+    logit_bias: nn.Parameter | None
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -168,7 +169,8 @@ class CLIP(nn.Module, Pretrained):
         nn.init.normal_(self.text_projection.weight, std=config.text_dim**-0.5)
         sigmoid = config.loss == "siglip"
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10 if sigmoid else 1 / 0.07)))
-        self.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)) if sigmoid else None)
+        prior = -math.log(max(2, config.batch_size) - 1)  # log odds of a match, -10.4 at 32,768
+        self.register_parameter("logit_bias", nn.Parameter(torch.tensor(prior)) if sigmoid else None)
         self.vision_model.requires_grad_(not config.lock_image)
 
     @classmethod

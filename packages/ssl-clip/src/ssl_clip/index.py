@@ -214,7 +214,7 @@ class ImageIndex:
         precision = pick_precision("auto", device)
         for items in loader:
             good = [image for _, image in items if isinstance(image, Tensor)]
-            vectors = iter(())
+            vectors: Iterator[np.ndarray] = iter(())
             if good:
                 with torch.inference_mode(), autocast(precision, device):
                     encoded = self.clip.encode_image(torch.stack(good).to(device))

@@ -112,7 +112,8 @@ def order_of_words(method: CLIP, image: Tensor, captions: Sequence[tuple[int, st
     for name, trials in found.items():
         if trials:
             rows = torch.tensor([row for row, _, _ in trials], device=image.device)
-            true, false = (encode_texts(method, [trial[k] for trial in trials]) for k in (1, 2))
+            true = encode_texts(method, [caption for _, caption, _ in trials])
+            false = encode_texts(method, [changed for _, _, changed in trials])
             shares[name] = ((image[rows] * true).sum(1) > (image[rows] * false).sum(1)).float().mean().item()
     return shares
 

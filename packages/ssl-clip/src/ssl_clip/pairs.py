@@ -154,7 +154,7 @@ class HuggingFacePairs:
 
     def texts(self, index: int) -> list[str]:
         value = self._texts[index][self.column]
-        captions = [value] if isinstance(value, str) else list(value or ())
+        captions: list[str] = [value] if isinstance(value, str) else list(value or [])
         if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
             raise BadSample(f"its {self.column!r} is missing, empty or no text")
         return captions

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_contrastive.config import SimSiamConfig
-from ssl_contrastive.heads import mlp
+from ssl_contrastive.heads import collapse, mlp, spread
 from ssl_core import distributed
 from ssl_core.backbone import build_backbone
 from ssl_core.data.views import normalize
@@ -55,7 +55,8 @@ class SimSiam(nn.Module, Pretrained):
         projector = mlp([d] * config.head_layers + [out])
         projector.append(nn.BatchNorm1d(out, affine=False))
         self.encoder = distributed.sync_batch_norm(encoder)
-        self.projector = distributed.sync_batch_norm(projector)
+        self.projector = projector
+        distributed.sync_batch_norm(self.projector)
         self.predictor = distributed.sync_batch_norm(mlp([out, config.predictor_hidden, out], last_bias=True))
 
     @classmethod
@@ -66,8 +67,14 @@ class SimSiam(nn.Module, Pretrained):
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """The symmetric loss of the two `batch["views"]`."""
-        z1, z2 = (self.projector(self.encoder(self._normalized(view))) for view in batch["views"])
-        return {"loss": simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)}
+        before = [self.projector[:-1](self.encoder(self._normalized(view))) for view in batch["views"]]
+        z1, z2 = (self.projector[-1](z) for z in before)
+        loss = simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)
+        return {"loss": loss, "projection_std": spread(before[0])}
+
+    def collapse(self, scores: dict[str, float], progress: float) -> str | None:
+        """The cause, where the spread of the projections says so, else None; the loop asks."""
+        return collapse(scores, progress)
 
     def encode(self, images: Tensor) -> Tensor:
         """The encoder's features (b, d), before the projector."""

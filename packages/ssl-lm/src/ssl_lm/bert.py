@@ -233,6 +233,8 @@ class BERT(TextModel):
 
     config_class = BERTConfig
     config: BERTConfig
+    bert: Any
+    cls: Any
     accumulates = True
 
     def __init__(self, config: BERTConfig) -> None:
@@ -260,7 +262,8 @@ class BERT(TextModel):
         """The tokenizer, which says which tokens are [CLS] and its kin where the folder's config does not."""
         super().load_preprocessor(folder)
         if self.tokenizer is not None:
-            self.config = settle(self.config, self.tokenizer)
+            settled_config: Any = settle(self.config, self.tokenizer)
+            self.config = settled_config
 
     @property
     def word_embeddings(self) -> Tensor:
@@ -350,15 +353,18 @@ class BERT(TextModel):
     def pseudo_nll(self, input_ids: Tensor, batch_size: int = 64) -> Tensor:
         """-log p(token | all others) of every ordinary token of one text (t,), each masked in turn (arXiv 1910.14659).
 
-        exp of the mean is the pseudo-perplexity.
+        exp of the mean is the pseudo-perplexity. Raises InputError for a model without a mask token.
         """
+        mask = self.config.mask_token_id
+        if mask is None:
+            raise InputError("the model's tokenizer has no mask token")
         special = torch.tensor(self.config.special_ids, device=input_ids.device)
         places = (~torch.isin(input_ids, special)).nonzero()[:, 0]
         parts = []
         for chunk in places.split(batch_size):
             rows = torch.arange(len(chunk), device=chunk.device)
             inputs = input_ids.repeat(len(chunk), 1)
-            inputs[rows, chunk] = self.config.mask_token_id
+            inputs[rows, chunk] = mask
             head = self.cls["predictions"]
             hidden = self.hidden(inputs, self._seen(inputs, None))[rows, chunk]
             logits = F.linear(head(hidden), self.word_embeddings, head.bias).float()

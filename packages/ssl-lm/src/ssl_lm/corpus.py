@@ -68,25 +68,28 @@ class Windows:
     labels = classes = None
 
     def __init__(self, folder: Path, split: str, config: LMConfig) -> None:
-        """Raises DataError where the split holds less than one window, ShardError for damaged data."""
+        """Raises DataError where there is no such text, or less to train on than a window; ShardError for damaged data."""
         self.shards, self.folder, self.split = Shards(folder, split), folder, split
         self.window, self.stride = config.window, config.stride
         self.tokenizer = tokens.load_tokenizer(folder)
         if not len(self.shards):
             raise DataError(f"{folder} has no {split} text")
-        if len(self.shards) < self.window:
+        if len(self.shards) < self.window and split == "train":
             raise DataError(
                 f"the {split} text of {folder} has {len(self.shards):,} tokens, fewer than one sample of {self.window}: "
                 "give more text or a smaller --context"
             )
 
     def __len__(self) -> int:
-        return 1 + (len(self.shards) - self.window) // self.stride
+        return 1 + max(0, len(self.shards) - self.window) // self.stride
 
     def load(self, index: int) -> dict[str, Any]:
-        """{"input_ids": int64 (window,), "documents": int64 (window,), the document each token belongs to}."""
+        """{"input_ids": int64 (window,), "documents": int64 (window,), the document each token belongs to}.
+
+        Test text that is shorter than a window is one sample.
+        """
         start = index * self.stride
-        end = start + self.window
+        end = min(start + self.window, len(self.shards))
         return {
             "input_ids": torch.from_numpy(self.shards.read(start, end)),
             "documents": torch.from_numpy(self.shards.documents(start, end)),

@@ -43,7 +43,7 @@ def measure(method: GPT, source: Any) -> dict[str, Any]:
         figures["baselines"] = baselines(source, documents)
         rows += list(figures["baselines"].items())
     summary = [
-        f"held-out text: {figures['tokens']:,} tokens, {figures['bytes']:,} bytes; perplexity {figures['perplexity']:.2f}",
+        f"{_where(source)}: {figures['tokens']:,} tokens, {figures['bytes']:,} bytes; perplexity {figures['perplexity']:.2f}",
         "bits per byte: " + ", ".join(f"{name} {value:.3f}" for name, value in rows),
     ]
     if method.tokenizer is not None:
@@ -57,6 +57,13 @@ def measure(method: GPT, source: Any) -> dict[str, Any]:
             summary.append(f"lines that ast.parse reads: {shares}")
         summary += ["generated:", *(f"  | {line}" for line in texts[0].strip("\n").splitlines()[:24])]
     return {**figures, "summary": summary}
+
+
+def _where(source: Any) -> str:
+    """What the summary calls the text."""
+    if not isinstance(source, Windows):
+        return "the text"
+    return "held-out text" if source.split == "test" else "TRAINING text, for there is no other"
 
 
 def at_most(documents: Iterable[tuple[np.ndarray, int]], tokens: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -174,22 +181,22 @@ def measure_masked(method: Any, source: Any) -> dict[str, Any]:
             if count >= PSEUDO:
                 break
     figures["pseudo_perplexity"] = math.exp(min(total / max(1, count), 700))
-    summary = [_line(figures), f"pseudo-perplexity {figures['pseudo_perplexity']:.2f} over {count:,} tokens"]
+    summary = [_line(source, figures), f"pseudo-perplexity {figures['pseudo_perplexity']:.2f} over {count:,} tokens"]
     return {**figures, "summary": summary}
 
 
 def measure_spans(method: Any, source: Any) -> dict[str, Any]:
     """T5 on `source`: its losses on corrupted spans beside the most frequent token."""
     figures = _objective(method, source)
-    return {**figures, "summary": [_line(figures)]}
+    return {**figures, "summary": [_line(source, figures)]}
 
 
 @torch.inference_mode()
 def _objective(method: Any, source: Any, windows: int = 256) -> dict[str, float]:
     """Mean outputs of `forward` on held-out windows, corrupted as in training, and the accuracy of always saying the
     most frequent target. Raises DataError where the text is not prepared."""
-    if not isinstance(source, Windows):
-        raise DataError("this is measured on prepared text: run `ssl-lm prepare` first")
+    if not isinstance(source, Windows) or len(source.shards) < source.window:
+        raise DataError("this is measured on prepared text of at least one window: run `ssl-lm prepare` on more of it")
     recipe = next(r for r in load("ssl_lm.config:RECIPES") if load(r.method) is type(method))
     view, device = load(recipe.views)(method.config), next(method.parameters()).device
     number = min(windows, len(source))
@@ -209,5 +216,5 @@ def _objective(method: Any, source: Any, windows: int = 256) -> dict[str, float]
     }
 
 
-def _line(figures: dict[str, float]) -> str:
-    return "held-out text: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in figures.items())
+def _line(source: Any, figures: dict[str, float]) -> str:
+    return f"{_where(source)}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in figures.items())

@@ -196,6 +196,10 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """ReLU MLP (v1.0), or tanh-GELU gated by a second projection (v1.1)."""
 
+    wi: Any
+    wi_0: Any
+    wi_1: Any
+
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.gated, self.dropout = config.gated, config.dropout
@@ -216,16 +220,13 @@ class Sublayer(nn.Module):
     def __init__(self, config: T5Config, name: str, part: nn.Module) -> None:
         super().__init__()
         self.add_module(name, part)
-        self.part = name
         self.layer_norm = nn.RMSNorm(config.dim, eps=config.layer_norm_eps)
-
-    def __iter__(self) -> Any:
-        """The part and its norm."""
-        return iter((getattr(self, self.part), self.layer_norm))
 
 
 class Block(nn.Module):
     """Self-attention, in a decoder cross-attention, and the MLP, each added to its input."""
+
+    layer: Any
 
     def __init__(self, config: T5Config, *, decoder: bool, first: bool) -> None:
         super().__init__()
@@ -238,14 +239,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bias: Tensor, memory: Any, seen: Tensor | None, past: Any = None) -> Tensor:
         """x (b, n, d). `memory` are keys and values of the encoder's states, None in an encoder, `seen` their mask;
         `past(k, v)` stores those of x and returns all so far."""
-        attention, norm = self.layer[0]
+        attention, norm = self.layer[0].SelfAttention, self.layer[0].layer_norm
         h = norm(x)
         k, v = attention.keys_values(h)
         x = x + self._drop(attention(h, *(past(k, v) if past else (k, v)), bias))
         if memory is not None:
-            attention, norm = self.layer[1]
+            attention, norm = self.layer[1].EncDecAttention, self.layer[1].layer_norm
             x = x + self._drop(attention(norm(x), *memory, seen))
-        mlp, norm = self.layer[-1]
+        mlp, norm = self.layer[-1].DenseReluDense, self.layer[-1].layer_norm
         return x + self._drop(mlp(norm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -254,6 +255,8 @@ class Block(nn.Module):
 
 class Stack(nn.Module):
     """Encoder or decoder."""
+
+    block: Any
 
     def __init__(self, config: T5Config, depth: int, *, decoder: bool) -> None:
         super().__init__()
@@ -345,7 +348,8 @@ class T5(TextModel):
         """The tokenizer, which says where the sentinels are where the folder's config does not."""
         super().load_preprocessor(folder)
         if self.tokenizer is not None:
-            self.config = settle(self.config, self.tokenizer)
+            settled_config: Any = settle(self.config, self.tokenizer)
+            self.config = settled_config
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of `batch["labels"]` (b, o) given `batch["input_ids"]` (b, n), -100 is ignored; in eval mode the share of
@@ -381,6 +385,7 @@ class T5(TextModel):
     def shift(self, labels: Tensor, first: Tensor | None = None) -> Tensor:
         """What the decoder reads to say `labels` (b, o): the token before each, the pad token (or `first`) at first."""
         if first is None:
+            assert self.config.pad_token_id is not None
             first = torch.full_like(labels[:, :1], self.config.pad_token_id)
         return torch.cat([first, labels[:, :-1]], 1)
 
@@ -412,7 +417,7 @@ class T5(TextModel):
         bias = self.encoder.bias(input_ids.shape[1], self.is_text(input_ids)[:, None, None, :])
         x, maps = self.shared(input_ids), []
         for block in self.encoder.block:
-            attention, norm = block.layer[0]
+            attention, norm = block.layer[0].SelfAttention, block.layer[0].layer_norm
             maps.append(attention.weights(norm(x), bias))
             x = block(x, bias, None, None)
         return torch.stack(maps)

@@ -119,7 +119,7 @@ def open_hf(name: str) -> dict:
     try:
         import datasets
     except ImportError as error:
-        raise InputError("hf: needs the datasets library: pip install datasets") from error
+        raise InputError("hf: needs the datasets library: pip install ssl-lm[datasets]") from error
     try:
         splits = datasets.load_dataset(name)
     except Exception as error:  # the library raises many types

@@ -88,7 +88,8 @@ def framed(tokens: Tensor, config: BERTConfig) -> Tensor:
 
 
 def framed_text(config: BERTConfig) -> Framed:
-    _needed(config, "pad_token_id", "cls_token_id", "sep_token_id")
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
+        needed(config, name)
     return Framed(config)
 
 
@@ -109,7 +110,7 @@ class Masked:
                 raise InputError("whole_words needs a source that says where words begin")
             words = F.pad(sample["words"], (1, 1), value=-1)[None]
         inputs, labels = mask_tokens(
-            tokens, vocab_size=settled(config), mask_token_id=config.mask_token_id, special_ids=config.special_ids,
+            tokens, vocab_size=settled(config), mask_token_id=needed(config, "mask_token_id"), special_ids=config.special_ids,
             count=config.masked, words=words, generator=_generator(rng),
         )  # fmt: skip
         positions = (labels[0] != IGNORED).nonzero()[:, 0]
@@ -123,7 +124,8 @@ class Masked:
 
 
 def masked(config: BERTConfig) -> Masked:
-    _needed(config, "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
+        needed(config, name)
     return Masked(config)
 
 
@@ -143,8 +145,8 @@ class Spans:
             1, config.window, density=config.density, mean_span=config.mean_span, generator=_generator(rng)
         )
         inputs, labels = corrupt_spans(
-            sample["input_ids"][None], noise, first_sentinel=config.first_sentinel, sentinels=config.sentinels,
-            eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
+            sample["input_ids"][None], noise, first_sentinel=needed(config, "first_sentinel"), sentinels=config.sentinels,
+            eos_token_id=needed(config, "eos_token_id"), pad_token_id=needed(config, "pad_token_id"),
         )  # fmt: skip
         documents, label_documents = corrupt_documents(sample["documents"][None], noise)
         return {
@@ -156,7 +158,8 @@ class Spans:
 
 
 def spans(config: T5Config) -> Spans:
-    _needed(config, "pad_token_id", "eos_token_id", "first_sentinel")
+    for name in ("pad_token_id", "eos_token_id", "first_sentinel"):
+        needed(config, name)
     return Spans(config)
 
 
@@ -164,8 +167,9 @@ def _generator(rng: np.random.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(rng.integers(2**63)))
 
 
-def _needed(config: LMConfig, *names: str) -> None:
-    """ConfigError where the tokenizer has no token for something that is needed."""
-    for name in names:
-        check(getattr(config, name) is not None, name, None, "the tokenizer has no such token: train one with `ssl-lm "
-              "prepare --tokenizer train:8000`")  # fmt: skip
+def needed(config: LMConfig, name: str) -> int:
+    """The id of a special token. Raises ConfigError where the tokenizer has none."""
+    token = getattr(config, name)
+    check(token is not None, name, None, "the tokenizer has no such token: train one with `ssl-lm prepare --tokenizer "
+          "train:8000`")  # fmt: skip
+    return token

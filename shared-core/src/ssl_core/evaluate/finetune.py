@@ -190,7 +190,7 @@ def compare(
 ) -> dict[str, Any]:  # fmt: skip
     """`result` of `evaluate` with a `finetune` figure for the pretrained encoder and one for training from scratch."""
     method = load(recipe.method).from_pretrained(weights)
-    if not isinstance(method.encoder, ViT):
+    if not isinstance(getattr(method, "encoder", None), ViT):
         raise InputError("the protocol finetune is that of a ViT, and this encoder is none: leave it out")
     seed_step(getattr(method.config, "seed", 0))
     fresh = load(recipe.method)(method.config)
