@@ -21,6 +21,7 @@ SOURCES = sorted([*ROOT.glob("shared-core/src/**/*.py"), *ROOT.glob("packages/*/
 SHIPPED = [path for path in SOURCES if "testing" not in path.parts]
 DISTRIBUTION = {
     "PIL": "pillow",
+    "faiss": "faiss-cpu",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",

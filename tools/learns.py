@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ssl_beit.config import BEIT_RECIPE as BEIT
 from ssl_contrastive.config import RECIPES as CONTRASTIVE
 from ssl_core.cli import preset
 from ssl_core.config import from_dict, to_dict
@@ -28,8 +29,9 @@ from ssl_core.method import Recipe, load
 from ssl_core.train.run import train
 from ssl_dino.config import RECIPE as DINO
 from ssl_mae.config import RECIPE as MAE
+from ssl_pretext.config import RECIPES as PRETEXT
 
-RECIPES = {recipe.name: recipe for recipe in (MAE, *CONTRASTIVE.values(), DINO)}
+RECIPES = {recipe.name: recipe for recipe in (MAE, *CONTRASTIVE.values(), DINO, BEIT, *PRETEXT)}
 BASELINES = ("random init", "raw pixels", "colour histogram")
 
 

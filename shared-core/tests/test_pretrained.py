@@ -234,6 +234,7 @@ def test_their_folder_without_our_section_loads(saved):
     values = json.loads((saved / "config.json").read_text())
     del values["ssl"]
     (saved / "config.json").write_text(json.dumps(values))
+    (saved / "SHA256SUMS").unlink()
     (saved / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3]}))
     loaded = Toy.from_pretrained(saved)
     assert equal(loaded, toy())
@@ -252,7 +253,23 @@ def test_a_folder_that_transformers_saved_again_loads(saved):
     values |= {"transformers_version": "5.0", "initializer_range": 0.02, "architectures": ["ToyForPreTraining"]}
     del values["num_channels"]  # it may write what differs from its defaults alone
     (saved / "config.json").write_text(json.dumps(values))
+    (saved / "preprocessor_config.json").write_text("{}")
     assert Toy.from_pretrained(saved).config == ToyConfig()
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_changed_description_is_refused_and_told_how_to_go_on(saved, name):
+    values = json.loads((saved / name).read_text())
+    (values if name.startswith("pre") else values["ssl"]["config"]).update(crop_pct=0.9)  # nothing else contradicts it
+    (saved / name).write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match=rf"{name} has changed since .* save the model anew or delete SHA256SUMS"):
+        Toy.from_pretrained(saved)
+    sums = (saved / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (saved / "SHA256SUMS").write_text("".join(line for line in sums if f"  {name}" not in line))
+    assert equal(Toy.from_pretrained(saved), toy()), "what is not listed is not compared"
+    (saved / "SHA256SUMS").write_text("".join(sums))
+    (saved / "SHA256SUMS").unlink()
+    assert equal(Toy.from_pretrained(saved), toy())
 
 
 def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):
@@ -289,6 +306,7 @@ def test_a_config_that_is_no_json_object_is_refused(saved, text):
 @pytest.mark.parametrize("dim", [10**7, 10**12, 10**18])
 def test_a_config_that_asks_for_any_amount_of_memory_is_refused_before_it_is_taken(saved, dim):
     values = json.loads((saved / "config.json").read_text())
+    (saved / "SHA256SUMS").unlink()
     values["hidden_size"] = values["ssl"]["config"]["dim"] = dim
     (saved / "config.json").write_text(json.dumps(values))
     with pytest.raises(WeightsMismatch, match=rf"shape: stem.weight: \(6, 3, 4, 4\) in the file, \({dim}, 3, 4, 4\)"):
@@ -338,6 +356,7 @@ def test_a_pickle_without_a_state_dict_is_refused(tmp_path, saved, content):
 def test_timms_config_gives_the_pixel_statistics(saved):
     timm = {"architecture": "toy", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.4, 0.4, 0.4], "crop_pct": 0.9}}
     (saved / "config.json").write_text(json.dumps(timm))
+    (saved / "SHA256SUMS").unlink()
     expected = ToyConfig(mean=(0.5,) * 3, std=(0.4,) * 3, crop_pct=0.9, pos_interp="antialias")
     assert Toy.from_pretrained(saved).config == expected
     (saved / "config.json").write_text(json.dumps({"architecture": "toy", **timm["pretrained_cfg"]}))

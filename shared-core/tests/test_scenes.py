@@ -247,6 +247,15 @@ def test_classes_are_uniform_and_labels_need_no_rendering():
     assert scenes.classes[render(0, 9, 8).label] == render(0, 9, 8).factors.main.name
 
 
+def test_a_source_that_is_lit_from_anywhere_gives_those_pictures_under_a_name_of_its_own():
+    above, anywhere = Scenes(10, 4, 24), Scenes(10, 4, 24, light="anywhere")
+    picture = torch.from_numpy(render(4, 3, 24, light="anywhere").image).permute(2, 0, 1)
+    assert torch.equal(anywhere.load(3)["image"], picture)
+    assert not torch.equal(anywhere.load(3)["image"], above.load(3)["image"])
+    assert np.array_equal(anywhere.labels, above.labels)
+    assert anywhere.fingerprint() != above.fingerprint()
+
+
 def test_the_source_gives_tensors_names_and_a_fingerprint():
     scenes = Scenes(number=10, seed=4, size=24)
     image = scenes.load(3)["image"]

@@ -313,9 +313,9 @@ def test_presets_take_what_they_are_for(preset, channels, dtype):
     image, rng = picture(30, 40, channels).to(torch.int32), np.random.default_rng(0)
     image = (image * (257 if dtype == torch.uint16 else 1)).to(dtype)
     if preset == "natural" and channels != 3:
-        with pytest.raises(DataError, match=r"needs RGB images of 3 channels, these have \d+: leave it out"):
-            for _ in range(20):
-                PRESETS[preset]((16, 16))(image, rng)
+        for refused in (lambda view: view.check(channels), lambda view: view(image, rng)):
+            with pytest.raises(DataError, match=rf"saturation needs RGB images of 3 channels, these have {channels}"):
+                refused(PRESETS[preset]((16, 16)))
         return
     for _ in range(30):
         view = PRESETS[preset]((16, 16))(image, rng)

@@ -16,20 +16,28 @@ from pathlib import Path
 
 SUBJECTS = (
     "mae_step",
+    "beit_step",
+    "dvae_step",
     "visible_tokens",
     "attention",
     "optimizer",
     "loader",
     "views",
     "knn",
+    "contrastive_loss",
+    "contrastive_step",
+    "imports",
     "dino_step",
     "dino_loss",
+    "clip_loss",
+    "clip_step",
+    "image_search",
     "gpt_step",
-    "bert_t5_step",
     "generation",
     "text_loss",
     "prepare_text",
-    "imports",
+    "pretext_step",
+    "bert_t5_step",
 )
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_clip import clip, clip_loss, pairwise, siglip_loss
 from ssl_core import distributed
 from ssl_core.testing import children
-from ssl_clip import clip, clip_loss, pairwise, siglip_loss
 
 
 def features(n: int = 7, d: int = 5, *, length: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,9 @@ SCALE, BIAS = torch.tensor(9.0, dtype=torch.float64), torch.tensor(-3.0, dtype=t
 def test_losses_equal_plain_python(scale):
     image, text = features()
     t = torch.tensor(scale, dtype=torch.float64)
-    assert clip_loss(image, text, t).item() == pytest.approx(plain_clip(image.tolist(), text.tolist(), scale), rel=1e-12)
+    assert clip_loss(image, text, t).item() == pytest.approx(
+        plain_clip(image.tolist(), text.tolist(), scale), rel=1e-12
+    )
     expected = plain_siglip(image.tolist(), text.tolist(), scale, -3.0)
     assert siglip_loss(image, text, t, BIAS).item() == pytest.approx(expected, rel=1e-12)
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ssl_clip import CLIP, CLIPConfig
 from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import WeightsMismatch
-from ssl_clip import CLIP, CLIPConfig
 
 transformers = pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")
@@ -50,7 +50,14 @@ def of_transformers(activation: str, eos: int, **vision: Any) -> Any:
 
 
 def of_open_clip(vision: dict[str, Any], **model: Any) -> Any:
-    text = {"context_length": 6, "vocab_size": VOCABULARY, "width": 16, "heads": 2, "layers": 2, **model.pop("text", {})}
+    text = {
+        "context_length": 6,
+        "vocab_size": VOCABULARY,
+        "width": 16,
+        "heads": 2,
+        "layers": 2,
+        **model.pop("text", {}),
+    }
     vision = {"image_size": 32, "head_width": 8, **vision}
     return {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text, **model}
 
@@ -147,8 +154,8 @@ def test_a_folder_of_open_clip_gives_its_outputs_and_goes_back(config, tmp_path)
 
 @pytest.mark.parametrize("vision", [VIT, RESNET | {"image_size": 32}], ids=["vit", "resnet"])
 def test_what_is_exported_to_open_clip_opens_there(vision, tmp_path):
-    from ssl_core.cli import main
     from ssl_clip.config import RECIPE
+    from ssl_core.cli import main
 
     theirs = open_clip_folder(tmp_path / "theirs", of_open_clip(vision))
     run = CLIP.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core import distributed
-from ssl_core.config import RunOptions
+from ssl_core.cli import main
+from ssl_core.config import RunOptions, to_dict
 from ssl_core.device import seed_step
 from ssl_core.errors import InputError
 from ssl_core.testing import children
@@ -363,6 +365,30 @@ def test_heads_that_start_anew_are_trained_first_and_it_is_said(tmp_path):
     step(method, optimizer, batch(seed=2), 0.2)
     assert not torch.equal(method.student.backbone.norm.weight, before["norm.weight"])
     assert not method.new_heads, "from here on it is a DINO like another"
+
+
+def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp_path):
+    config = replace(TINY, dim=64, heads=1, image_size=16, local_size=8, pos_interp="offset")
+    torch.save(built(config).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
+    given = replace(TINY, prototypes=9, local_crops=1, epochs=1, warmup_epochs=0, batch_size=32, precision="fp32")
+    (tmp_path / "given.json").write_text(json.dumps(to_dict(given)))
+    recipe = replace(RECIPE, source="ssl_core.testing.tiny:open_pictures")
+
+    def typed() -> dict:
+        line = ["train", "--config", "given.json", "--init", "./backbone.pth", "--out", "run", "--local-size", "8"]
+        os.chdir(tmp_path)
+        sizes = ["--image-size", "16", "--dim", "64", "--heads", "1"]
+        assert main([recipe], [*line, *sizes, "--device", "cpu", "--workers", "0"]) == 0
+        return json.loads((tmp_path / "run" / "config.json").read_text())["ssl"]["config"]
+
+    ended = children.run(typed, warns=True)
+    assert ended.code == 0, ended
+    assert (ended.value["prototypes"], ended.value["local_crops"], ended.value["dim"]) == (9, 1, 64)
+    assert "these start anew" in ended.output and "only the heads are trained" in ended.output
+    method = DINO.from_pretrained(tmp_path / "run")
+    assert method.new_heads, "one epoch of warm-up is all that it had"
+    assert not set(method.architecture()) & {"prototypes", "local_crops", "teacher_temp"}
+    assert {"prototypes", "dim"} < set(built().architecture())
 
 
 def test_a_run_from_scratch_has_no_head_warm_up():

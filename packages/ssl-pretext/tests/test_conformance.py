@@ -29,7 +29,7 @@ class TestRotation(Conformance):
 class TestJigsaw(Conformance):
     recipe = JIGSAW
     config = JigsawConfig(**VIT, **TILES, image_size=8, permutations=9, orders_per_image=2)
-    noiseless = {"dropout": 0.0}  # noqa: RUF012
+    noiseless = {"dropout": 0.0}
 
 
 class TestColorization(Conformance):

@@ -189,10 +189,13 @@ def export(recipe: Recipe, args: cli.Export) -> None:
 
 
 def architecture(recipe: Recipe, init: str) -> dict[str, Any]:
-    """The fields of `init`'s config that are not the optimiser's."""
-    config = load(recipe.method).from_pretrained(init).config
+    """The fields of `init`'s config that its weights fix: those that the method names, else all but the optimiser's."""
+    method = load(recipe.method).from_pretrained(init)
+    values = to_dict(method.config)
+    if hasattr(method, "architecture"):
+        return {key: values[key] for key in method.architecture()}
     recipe_fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    return {key: value for key, value in to_dict(config).items() if key not in recipe_fields}
+    return {key: value for key, value in values.items() if key not in recipe_fields}
 
 
 def figures(recipe: Recipe, method: Any, data: str | None, folder: Path) -> list[Path]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from ssl_beit.config import RECIPES
+from ssl_beit.verbs import VERBS
 from ssl_core.cli import main as run
-from ssl_beit.config import RECIPE
 
 
 def main() -> None:
-    sys.exit(run([RECIPE]))
+    sys.exit(run(RECIPES, verbs=VERBS))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ DVAE_RECIPE = Recipe(
     method="ssl_beit.dvae:DVAE",
     views="ssl_beit.views:build_dvae",
     show="ssl_beit.show:show_dvae",
+    measure="ssl_beit.measure:measure_dvae",
 )
 
 BEIT_RECIPE = Recipe(
@@ -27,7 +28,10 @@ BEIT_RECIPE = Recipe(
     method="ssl_beit.beit:BEiT",
     views="ssl_beit.views:build_beit",
     show="ssl_beit.show:show_beit",
+    measure="ssl_beit.measure:measure_beit",
 )
+
+RECIPES = [BEIT_RECIPE, DVAE_RECIPE]
 
 STRIDE = 8
 """Pixels of a visual token's side: the tokenizer halves an image three times."""
@@ -126,8 +130,8 @@ class BEiTConfig(ImageConfig, TrainConfig):
     """patches of a mask's smallest block"""
 
     tokenizer: str | None = "dalle"
-    """folder, Hub id or DALL-E's pickles of a trained tokenizer; the name of one of its presets trains it first; none for the one that
-    --init brings"""
+    """folder, Hub id or DALL-E's pickles of a trained tokenizer; the name of one of its presets trains it first; none
+    for the one that --init brings"""
     tokenizer_hidden: int = 256
     """`hidden` of the tokenizer; 0 for weights without one"""
     tokenizer_blocks: int = 2
@@ -163,10 +167,13 @@ class BEiTConfig(ImageConfig, TrainConfig):
         check(self.jitter >= 0, "jitter", self.jitter, "must not be negative")
         check_scale(self.crop_scale)
         if self.vocab:
+            check(self.final_norm == "tokens", "final_norm", self.final_norm, "is for an encoder alone, vocab = 0")
             check(1 < self.vocab < 2**20, "vocab", self.vocab, "must be 0 or lie in 2 … 2^20")
             check(0 < self.mask_patches <= self.patches, "mask_patches", self.mask_patches,
                   f"must lie in 1 … {self.patches}, the number of patches")  # fmt: skip
-            check(min(self.grid) > 1, "image_size", self.image_size, "a block mask needs two rows and columns of patches")
+            check(
+                min(self.grid) > 1, "image_size", self.image_size, "a block mask needs two rows and columns of patches"
+            )
             check(0 < self.mask_block <= self.patches, "mask_block", self.mask_block,
                   f"must lie in 1 … {self.patches}, the number of patches")  # fmt: skip
         if self.tokenizer_hidden:
@@ -211,11 +218,11 @@ def small() -> DVAEConfig:
 
 
 def demo_dvae() -> DVAEConfig:
-    """The built-in scenes at 32 pixels in minutes on a CPU; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes at 32 pixels in minutes on a CPU; what was measured stands in docs/benchmarks.md."""
     return DVAEConfig(
         image_size=32, hidden=16, blocks=1, decoder_init=64, vocab=256, crop_scale=(0.5, 1.0),
-        epochs=8, batch_size=64, base_lr=8e-3, min_lr=1e-5, kl_warmup=0.3, kl_weight=1.0, temperature_decay=0.8,
-        ema=0.98, precision="fp32",
+        epochs=12, batch_size=64, base_lr=8e-3, min_lr=1e-5, kl_warmup=0.1, temperature_decay=0.9, ema=0.98,
+        precision="fp32",
     )  # fmt: skip
 
 
@@ -247,7 +254,7 @@ def vit_small() -> BEiTConfig:
 
 
 def demo() -> BEiTConfig:
-    """The built-in scenes at 32 pixels in minutes on a CPU; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes at 32 pixels in minutes on a CPU; what was measured stands in docs/benchmarks.md."""
     return BEiTConfig(
         image_size=32, patch_size=8, dim=128, depth=4, heads=4, drop_path=0.0, vocab=256, mask_patches=7, mask_block=2,
         tokenizer="demo", tokenizer_hidden=16, tokenizer_blocks=1, tokenizer_init=64,

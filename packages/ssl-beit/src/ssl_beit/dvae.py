@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -127,7 +128,7 @@ def groups(widths: list[int], blocks: int, kernels: tuple[int, int, int, int], b
     """Four groups of blocks that lead through `widths` (five), `between` after each but the last."""
     layers = 4 * blocks
     made: OrderedDict[str, nn.Module] = OrderedDict()
-    for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (n_in, n_out) in enumerate(pairwise(widths)):
         group: OrderedDict[str, nn.Module] = OrderedDict()
         for k in range(blocks):
             group[f"block_{k + 1}"] = Block(n_in if k == 0 else n_out, n_out, kernels, layers)
@@ -190,6 +191,7 @@ class Tokenizer(nn.Module):
 
     def __init__(self, *, channels: int, hidden: int, blocks: int, vocab: int, init: int) -> None:
         super().__init__()
+        self.vocab = vocab
         self.encoder = Encoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab)
         self.decoder = Decoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab, init=init)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -200,11 +202,10 @@ class Tokenizer(nn.Module):
 
     def decode(self, ids: Tensor) -> Tensor:
         """Pixels (b, c, 8h, 8w) in [0, 1] of token ids (b, h, w). Raises ValueError for another shape or an id too large."""
-        vocab = self.decoder.blocks[0].in_channels
         if ids.ndim != 3 or ids.is_floating_point():
             raise ValueError(f"ids must be integers (b, h, w), got {ids.dtype} {tuple(ids.shape)}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
-            raise ValueError(f"ids must lie in [0, {vocab}), got {int(ids.min())} to {int(ids.max())}")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab:
+            raise ValueError(f"ids must lie in [0, {self.vocab}), got {int(ids.min())} to {int(ids.max())}")
         mu, _ = self.decoder.from_ids(ids).chunk(2, 1)
         return unmap_pixels(_wide(mu).sigmoid())
 

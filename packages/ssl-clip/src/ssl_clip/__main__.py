@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from ssl_core.cli import main as run
 from ssl_clip.config import RECIPE
+from ssl_clip.verbs import VERBS
+from ssl_core.cli import main as run
 
 
 def main() -> None:
-    sys.exit(run([RECIPE]))
+    sys.exit(run([RECIPE], verbs=VERBS))
 
 
 if __name__ == "__main__":

@@ -30,18 +30,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ssl_clip.config import RECIPE, CLIPConfig
+from ssl_clip.convert import LAYOUT, OPEN_CLIP_CONFIG, is_open_clip, read_open_clip
+from ssl_clip.lit import PlainTower, load_image_tower
+from ssl_clip.pairwise import all_rows, check_pairs, exact, full_precision, own_rows, row_blocks
+from ssl_clip.resnet import ResNetTower
+from ssl_clip.siglip import siglip_statistics
+from ssl_clip.tokenizer import TokenizedPairs, Tokenizer
+from ssl_clip.towers import ImageTower, TextTower
 from ssl_core import distributed
 from ssl_core.config import ConfigError, RunOptions
 from ssl_core.data.views import normalize
 from ssl_core.hub.pretrained import WEIGHTS, Layout, Pretrained, read_state
-from ssl_clip.config import RECIPE, CLIPConfig
-from ssl_clip.convert import LAYOUT, OPEN_CLIP_CONFIG, is_open_clip, read_open_clip
-from ssl_clip.lit import PlainTower, load_image_tower
-from ssl_clip.pairwise import all_rows, check_pairs, exact, own_rows, row_blocks
-from ssl_clip.resnet import ResNetTower
-from ssl_clip.siglip import siglip_statistics
-from ssl_clip.tokenizer import Tokenizer, TokenizedPairs
-from ssl_clip.towers import ImageTower, TextTower
 
 KEPT = 2**25
 """Logits that are kept from the first pass for the second, 128 MB in fp32; those of further rows are computed again."""
@@ -62,7 +62,7 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
 def clip_statistics(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, share of images whose own text has the largest logit); the share has no gradient."""
     check_pairs(image, text)
-    with torch.autocast(image.device.type, enabled=False):
+    with full_precision(image.device):
         return _CLIPLoss.apply(*exact(image, text, logit_scale))  # type: ignore[no-any-return]
 
 
@@ -106,9 +106,9 @@ class _CLIPLoss(torch.autograd.Function):
 def _is_narrow(image: Tensor, texts: Tensor, scale: Tensor) -> bool:
     """Whether every logit is small enough for sums of its exponential: then one exponential serves rows and columns.
 
-    Unit vectors under a scale of at most NARROW are. A compiled graph does not ask.
+    Unit vectors under a scale of at most NARROW are. A compiled graph does not ask, nor one without data.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or image.is_meta:
         return False
     return bool(scale.abs() * image.norm(dim=1).amax() * texts.norm(dim=1).amax() <= NARROW)
 
@@ -152,6 +152,7 @@ class CLIP(nn.Module, Pretrained):
     can_collapse = True
     LIMIT = math.log(100)
     """of `logit_scale`"""
+    logit_bias: nn.Parameter | None
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -168,7 +169,8 @@ class CLIP(nn.Module, Pretrained):
         nn.init.normal_(self.text_projection.weight, std=config.text_dim**-0.5)
         sigmoid = config.loss == "siglip"
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10 if sigmoid else 1 / 0.07)))
-        self.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)) if sigmoid else None)
+        prior = -math.log(max(2, config.batch_size) - 1)  # log odds of a match, -10.4 at 32,768
+        self.register_parameter("logit_bias", nn.Parameter(torch.tensor(prior)) if sigmoid else None)
         self.vision_model.requires_grad_(not config.lock_image)
 
     @classmethod
@@ -178,7 +180,9 @@ class CLIP(nn.Module, Pretrained):
         A bare checkpoint file does not say its activation: it needs `config`. Raises as there.
         """
         if Path(name).is_file() and Path(name).name != WEIGHTS and options.get("config") is None:
-            raise ConfigError(f"{name} says nothing of its activation: give config=, or put it beside {OPEN_CLIP_CONFIG}")
+            raise ConfigError(
+                f"{name} says nothing of its activation: give config=, or put it beside {OPEN_CLIP_CONFIG}"
+            )
         method = super().from_pretrained(name, **options)
         method.loaded = True
         return method

@@ -64,7 +64,7 @@ class CLIPConfig(ImageConfig, TrainConfig):
     context_length: int = 77
     """tokens of a text, start and end included"""
     text_pool: Literal["eos", "argmax"] = "eos"
-    """the token that stands for a text: the first end token, or the one of the largest id (OpenAI's and open_clip's code)"""
+    """the token that stands for a text: the first end token, or that of the largest id (OpenAI's code)"""
     eos_token_id: int = 49407
     """id of the end of a text"""
     embed_dim: int = 512
@@ -80,7 +80,7 @@ class CLIPConfig(ImageConfig, TrainConfig):
     loss: Literal["clip", "siglip"] = "clip"
     """clip: softmax over the batch, both ways; siglip: a sigmoid for every pair, better at small batches"""
     tokenizer: str | None = None
-    """tokenizer.json, vocab.json beside merges.txt, or open_clip's .txt.gz, or a folder of one; trained on the captions by default"""
+    """tokenizer.json, vocab.json beside merges.txt, open_clip's .txt.gz, or a folder; trained on the captions by default"""
     truncate: bool = False
     """cut captions that are longer than the context; else such a sample counts as unreadable"""
     crop_scale: tuple[float, float] = (0.9, 1.0)
@@ -164,9 +164,9 @@ def small() -> CLIPConfig:
 def demo() -> CLIPConfig:
     """The built-in captioned scenes at 64 pixels in minutes on two CPU cores; figures: docs/benchmarks.md."""
     return CLIPConfig(
-        image_size=64, tower="resnet", dim=16, heads=8, stages=(1, 1, 1, 1), text_dim=128, text_depth=2, text_heads=4,
+        image_size=64, tower="resnet", dim=16, heads=8, stages=(1, 1, 1, 1), text_dim=64, text_depth=2, text_heads=2,
         embed_dim=128, vocab_size=640, eos_token_id=639, context_length=16, activation="gelu",
-        epochs=24, batch_size=128, base_lr=4e-3, warmup_epochs=1, weight_decay=0.05, precision="fp32",
+        epochs=6, batch_size=64, base_lr=6e-3, warmup_epochs=1, weight_decay=0.05, precision="fp32",
     )  # fmt: skip
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ssl_clip.config import RESNET_STRIDE, CLIPConfig
 from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.backbone import RESNET, positive
 from ssl_core.hub.keymap import VIT_TIMM, KeyMap, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
 from ssl_core.hub.stem import adapt_stem
 from ssl_core.patches import interpolate_positions, square_grid
-from ssl_clip.config import RESNET_STRIDE, CLIPConfig
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
@@ -184,7 +184,9 @@ def _ratio(vision: dict[str, Any], text: dict[str, Any]) -> float:
     for ratio in (hidden[0] / widths[0], hidden[1] / widths[1]):
         if hidden == tuple(round(width * ratio) for width in widths):
             return ratio
-    raise ConfigError("intermediate_size of image and text tower have different ratios: use transformers for this model")
+    raise ConfigError(
+        "intermediate_size of image and text tower have different ratios: use transformers for this model"
+    )
 
 
 def _crop_pct(preprocessor: dict[str, Any]) -> float:
@@ -200,7 +202,10 @@ def _crop_pct(preprocessor: dict[str, Any]) -> float:
 def infer(state: Mapping[str, Tensor]) -> CLIPConfig:
     """Sizes of a checkpoint that holds no config; its activation and its end-of-text rule are in no file, so that
     `CLIP.from_pretrained` asks for a config. Raises ConfigError when the tensors are not a CLIP's with a ViT."""
-    stem, positions = "vision_model.embeddings.patch_embedding.weight", "vision_model.embeddings.position_embedding.weight"
+    stem, positions = (
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.embeddings.position_embedding.weight",
+    )
     tokens, places = "text_model.embeddings.token_embedding.weight", "text_model.embeddings.position_embedding.weight"
     for key, ndim in ((stem, 4), (positions, 2), (tokens, 2), (places, 2), ("text_projection.weight", 2)):
         if key not in state or state[key].ndim != ndim:
@@ -315,7 +320,12 @@ def to_open_clip(method: CLIP) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         "heads": config.text_heads, "layers": config.text_depth, "mlp_ratio": config.mlp_ratio,
         "pool_type": config.text_pool, **eos, **norm,
     }  # fmt: skip
-    model = {"embed_dim": config.embed_dim, "quick_gelu": config.activation == "quick_gelu", "vision_cfg": vision, "text_cfg": text}
+    model = {
+        "embed_dim": config.embed_dim,
+        "quick_gelu": config.activation == "quick_gelu",
+        "vision_cfg": vision,
+        "text_cfg": text,
+    }
     if config.loss == "siglip":
         model["init_logit_bias"] = -10
     rows = OPEN_CLIP_RESNET if resnet else OPEN_CLIP

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ssl_clip.config import CLIPConfig
 from ssl_core.backbone import init_linear
 from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.hub.backbone import positive
@@ -21,7 +22,6 @@ from ssl_core.hub.pretrained import WeightsMismatch
 from ssl_core.hub.repo import resolve
 from ssl_core.hub.weights_file import load_weights
 from ssl_core.vit import ViT
-from ssl_clip.config import CLIPConfig
 
 KEYMAP = KeyMap(
     rows=VIT,

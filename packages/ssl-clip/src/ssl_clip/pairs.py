@@ -117,6 +117,8 @@ class CaptionedScenes:
                 labels.append(factors.main.label)
             index += 1
         self.indices, self.labels = np.array(indices), np.array(labels)
+        self.templates = tuple(f"a {size} {{}} {relation} a {other}" for size in ("small", "large")
+                               for relation in ("left of", "right of", "above", "below") for other in CLASSES)  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -152,7 +154,7 @@ class HuggingFacePairs:
 
     def texts(self, index: int) -> list[str]:
         value = self._texts[index][self.column]
-        captions = [value] if isinstance(value, str) else list(value or ())
+        captions: list[str] = [value] if isinstance(value, str) else list(value or [])
         if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
             raise BadSample(f"its {self.column!r} is missing, empty or no text")
         return captions
@@ -170,7 +172,9 @@ def _open_hf(source: Any, data: str) -> Any:
     columns = source.dataset.features
     column = next((name for name in TEXT_COLUMNS if name in columns), None)
     if column is None and source.labels is None:
-        raise DataError(f"{data} has no column of captions, only {list(columns)}: name it one of {', '.join(TEXT_COLUMNS)}")
+        raise DataError(
+            f"{data} has no column of captions, only {list(columns)}: name it one of {', '.join(TEXT_COLUMNS)}"
+        )
     return source if column is None else HuggingFacePairs(source, column)
 
 
@@ -179,7 +183,9 @@ def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
     test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
     parted = test is not None and (folder / "train").is_dir()
     part = folder / (("train" if split == "train" else str(test)) if parted else "")
-    stems = [file for file in part.rglob("*.txt") if not any(name.startswith(".") for name in file.parts[len(part.parts) :])]
+    stems = [
+        file for file in part.rglob("*.txt") if not any(name.startswith(".") for name in file.parts[len(part.parts) :])
+    ]
     if not stems:
         return open_source(folder, channels=channels, split=split, size=size)
     if split == "test" and not parted:
@@ -189,7 +195,9 @@ def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
     if lonely:
         raise DataError(f"{len(lonely)} of {len(pictures)} images have no caption, the first {lonely[0]}: "
                         f"write {lonely[0].with_suffix('.txt').name} beside it, one caption a line, or move it away")  # fmt: skip
-    rows = ((str(path), str(path.relative_to(folder)), _lines(stem.with_suffix(".txt"))) for stem, path in pictures.items())
+    rows = (
+        (str(path), str(path.relative_to(folder)), _lines(stem.with_suffix(".txt"))) for stem, path in pictures.items()
+    )
     return PairFiles.of_rows(folder, rows, channels, folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +18,11 @@ def exact(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in fp32, or in fp64 where one of them is: no logit is rounded to half precision."""
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     return tuple(tensor.to(torch.float64 if double else torch.float32) for tensor in tensors)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast, where there is any."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def check_pairs(image: Tensor, text: Tensor) -> None:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ssl_clip.config import RESNET_STRIDE, CLIPConfig
 from ssl_core.distributed import BatchNorm
 from ssl_core.patches import PosInterp, interpolate_positions
 from ssl_core.vit import attention
-from ssl_clip.config import RESNET_STRIDE, CLIPConfig
 
 EXPANSION = 4
 

@@ -1,4 +1,4 @@
-"""A picture of what is asked: images in four rotations, and what the network says."""
+"""Pictures of what a text finds."""
 
 from __future__ import annotations
 
@@ -6,25 +6,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
-from PIL import Image
 
+from ssl_clip.clip import CLIP
+from ssl_clip.measure import encode_texts
 from ssl_core.data.views import eval_view
-from ssl_clip.rotation import RotNet, four_rotations
+from ssl_core.evaluate.features import extract
+from ssl_core.pictures import save_grid
 
-ROWS = 8
+QUERIES, ANSWERS, POOL = 6, 5, 500
 
 
-def show(method: RotNet, source: Any, folder: Path) -> dict[str, str]:
-    """Write rotations.png and return {file name: caption}."""
-    view = eval_view(method.config)
-    images = torch.stack([view(source.load(i))["views"][0] for i in range(min(ROWS, len(source)))])
-    turned = four_rotations(images.to(method.head.weight.device))
-    guesses = method.head(method.encode(turned)).argmax(1)
-    turns = torch.arange(4, device=guesses.device).repeat_interleave(len(images))
-    right = (guesses == turns).float().mean()
-    sheet = rearrange(turned[:, :3].cpu(), "(k b) c h w -> (b h) (k w) c", k=4)
-    # one channel is shown as grey, two as their first
-    sheet = sheet if sheet.shape[2] == 3 else sheet[..., :1].expand(-1, -1, 3)
-    Image.fromarray(sheet.numpy()).save(folder / "rotations.png")
-    return {"rotations.png": f"0 | 90 | 180 | 270 degrees; {right:.0%} recognised"}
+def show(method: CLIP, source: Any, folder: Path) -> dict[str, str]:
+    """Write search.png, for some captions the images that fit best (of images without captions, those most like an image),
+    and return {file name: caption}."""
+    view, device = eval_view(method.config), method.logit_scale.device
+    part = _First(source, POOL)
+    features = extract(method.encode_image, part, view, device=device)
+    image = features.features
+    readable = set(features.names)
+    kept = [i for i in range(len(part)) if source.name(i) in readable]
+    if hasattr(source, "captions"):
+        texts = list(dict.fromkeys(source.texts(i)[0] for i in kept))[:QUERIES]
+        query = encode_texts(method, texts).cpu()
+        caption = "each row: " + "; ".join(texts)
+    else:
+        query = image[:QUERIES]
+        caption = "each row: an image, and those most like it"
+    found = (query @ image.T).topk(min(ANSWERS, len(image)), 1).indices.tolist()
+    rows = [torch.stack([view(source.load(kept[i]))["views"][0] for i in row]) for row in found]
+    save_grid(torch.stack(rows).float() / 255, folder / "search.png", columns=1)
+    return {"search.png": caption}
+
+
+class _First:
+    """The first samples of a source."""
+
+    def __init__(self, source: Any, number: int) -> None:
+        self.source, self.number = source, min(number, len(source))
+        self.labels, self.classes = None, None
+
+    def __len__(self) -> int:
+        return self.number
+
+    def load(self, index: int) -> dict[str, Any]:
+        return self.source.load(index)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)

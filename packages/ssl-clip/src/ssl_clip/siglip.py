@@ -4,10 +4,11 @@ Every image with every text is a yes-or-no question of its own, so nothing is no
 
     L = −1/n Σ_i Σ_j log σ(z_ij (t · x_i·y_j + b)),    z_ii = 1, z_ij = −1 elsewhere        (section 3, algorithm 1)
 
-t = exp(t'), t' starts at ln 10 and b at −10: at first every pair is called a mismatch, as nearly all are.
+t = exp(t'), t' starts at ln 10: at first every pair is called a mismatch, as nearly all are.
 
 The logits are computed in blocks of own images against the texts of all processes, and their gradient with them.
-Deviations: none in the result.
+Deviation: b starts at the log odds of a match in the batch, −ln(n − 1), which is the paper's −10 at its batch of 32,768. From
+−10, b takes thousands of steps to come up to where a small batch needs it, and till then all embeddings are pulled together.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_clip.pairwise import all_rows, check_pairs, exact, full_precision, own_rows, row_blocks
 from ssl_core import distributed
-from ssl_clip.pairwise import all_rows, check_pairs, exact, own_rows, row_blocks
 
 
 def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Te
 def siglip_statistics(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, share of images whose own text has the largest logit); the share has no gradient."""
     check_pairs(image, text)
-    with torch.autocast(image.device.type, enabled=False):
+    with full_precision(image.device):
         return _SigLIP.apply(*exact(image, text, logit_scale, logit_bias))  # type: ignore[no-any-return]
 
 

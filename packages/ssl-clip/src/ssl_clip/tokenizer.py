@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_clip.config import CLIPConfig
 from ssl_core.config import ConfigError
 from ssl_core.data.images import BadSample
 from ssl_core.data.sources import digest
 from ssl_core.errors import InputError
-from ssl_clip.config import CLIPConfig
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -183,6 +183,7 @@ class TokenizedPairs:
         self.source, self.tokenizer, self.config = source, tokenizer, config
         self.classes, self.labels = source.classes, source.labels
         self.captions, self.texts, self.name = source.captions, source.texts, source.name
+        self.templates = getattr(source, "templates", None)
 
     def __len__(self) -> int:
         return len(self.source)

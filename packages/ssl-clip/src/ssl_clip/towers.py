@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ssl_clip.config import CLIPConfig
 from ssl_core.patches import PosInterp, grid_of, interpolate_positions
 from ssl_core.vit import attention, attention_weights
-from ssl_clip.config import CLIPConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -101,7 +101,12 @@ class Encoder(nn.Module):
         deep = (2 * dim * len(self.layers)) ** -0.5
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            stds = {"self_attn.qkv": dim**-0.5, "self_attn.out_proj": deep, "mlp.fc1": (2 * dim) ** -0.5, "mlp.fc2": deep}
+            stds = {
+                "self_attn.qkv": dim**-0.5,
+                "self_attn.out_proj": deep,
+                "mlp.fc1": (2 * dim) ** -0.5,
+                "mlp.fc2": deep,
+            }
             for name, std in stds.items():
                 linear = layer.get_submodule(name)
                 assert isinstance(linear, nn.Linear)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_contrastive.config import BYOLConfig
-from ssl_contrastive.heads import mlp
+from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
 from ssl_core.backbone import build_backbone
 from ssl_core.data.views import normalize
@@ -87,6 +87,14 @@ class BYOL(nn.Module, Pretrained):
         momentum = self.momentum(progress)
         ema_update(self.target_encoder, self.encoder, momentum)
         ema_update(self.target_projector, self.projector, momentum)
+
+    def project(self, features: Tensor) -> Tensor:
+        """What the loss compares, (b, d), of the encoder's features."""
+        return self.projector(features)
+
+    def collapse(self, scores: dict[str, float], progress: float) -> str | None:
+        """The cause, where the spread of the projections says so, else None; the loop asks."""
+        return collapse(scores, progress)
 
     def encode(self, images: Tensor) -> Tensor:
         """The online encoder's features (b, d), before the projector."""

@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from torch import nn
 
+COLLAPSED = 0.1
+"""Spread of projections (`ssl_core.evaluate.health.feature_std`) below which they have collapsed: docs/decisions.md."""
+
 
 def mlp(
     widths: Sequence[int], *, hidden_bias: bool = False, last_bias: bool = False, hidden_norm: bool = True
@@ -19,3 +22,12 @@ def mlp(
         if not last:
             layers += [nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)] if hidden_norm else [nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
+
+
+def collapse(scores: dict[str, float], progress: float) -> str | None:
+    """The cause where the spread of the projections says so. Judged after a tenth of the run: at first all images look
+    alike to a random network."""
+    spread = scores["health/projection_std"]
+    if progress < 0.1 or spread >= COLLAPSED:
+        return None
+    return f"the projections are collapsing: their spread is {spread:.3f}, healthy ones are near 1"

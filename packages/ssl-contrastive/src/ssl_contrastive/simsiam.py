@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_contrastive.config import SimSiamConfig
-from ssl_contrastive.heads import mlp
+from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
 from ssl_core.backbone import build_backbone
 from ssl_core.data.views import normalize
@@ -68,6 +68,15 @@ class SimSiam(nn.Module, Pretrained):
         """The symmetric loss of the two `batch["views"]`."""
         z1, z2 = (self.projector(self.encoder(self._normalized(view))) for view in batch["views"])
         return {"loss": simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)}
+
+    def project(self, features: Tensor) -> Tensor:
+        """What the loss compares, (b, d), of the encoder's features, before the last batch norm: behind it collapse does
+        not show."""
+        return self.projector[:-1](features)  # type: ignore[index]
+
+    def collapse(self, scores: dict[str, float], progress: float) -> str | None:
+        """The cause, where the spread of the projections says so, else None; the loop asks."""
+        return collapse(scores, progress)
 
     def encode(self, images: Tensor) -> Tensor:
         """The encoder's features (b, d), before the projector."""

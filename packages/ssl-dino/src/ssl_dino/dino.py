@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.backbone import PooledViT, build_backbone
-from ssl_core.config import RunOptions
+from ssl_core.config import BackboneConfig, RunOptions
 from ssl_core.data.views import normalize
 from ssl_core.ema import ema_update
 from ssl_core.errors import InputError
@@ -40,6 +40,9 @@ from ssl_core.resnet import ResNet
 from ssl_dino.config import RECIPE, DINOConfig
 from ssl_dino.heads import DINOHead
 from ssl_dino.loss import center_and_sharpen, cross_view_entropy
+
+HEAD = ("prototypes", "head_hidden", "bottleneck", "head_layers", "head_bn", "norm_last_layer")
+"""Fields of the config that a head's weights fix."""
 
 
 def teacher_temperature(config: DINOConfig, progress: float) -> float:
@@ -124,6 +127,11 @@ class DINO(nn.Module, Pretrained):
     def encoder(self) -> PooledViT | ResNet:
         """The teacher's backbone, which is evaluated and published."""
         return self.teacher.backbone
+
+    def architecture(self) -> list[str]:
+        """Names of the config's fields that these weights fix: the backbone's, and the head's where they have one."""
+        backbone = [field.name for field in dataclasses.fields(BackboneConfig) if field.name != "drop_path"]
+        return backbone if self.new_heads else [*backbone, *HEAD]
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of `batch["views"]`, of which the first `global_crops` are the teacher's too.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ssl_pretext.jigsaw import Jigsaw, jigsaw_loss
     from ssl_pretext.lab import lab_to_rgb, rgb_to_lab
     from ssl_pretext.permutations import permutation_set
-    from ssl_pretext.pretrain import train
+    from ssl_pretext.training import train
     from ssl_pretext.relative_patch import RelativePatch, relative_patch_loss
     from ssl_pretext.rotation import Rotation, four_rotations, rotation_loss
 
@@ -26,7 +26,7 @@ _NAMES = {
     "jigsaw": ("Jigsaw", "jigsaw_loss"),
     "lab": ("lab_to_rgb", "rgb_to_lab"),
     "permutations": ("permutation_set",),
-    "pretrain": ("train",),
+    "training": ("train",),
     "relative_patch": ("RelativePatch", "relative_patch_loss"),
     "rotation": ("Rotation", "four_rotations", "rotation_loss"),
 }

@@ -126,7 +126,8 @@ class Colorization(nn.Module, Pretrained):
 
     def weights(self) -> Tensor:
         """How much each bin counts by the present prior, (Q,)."""
-        return rebalancing(self.prior @ smoothing(self.bins), self.config.uniform)
+        smoothed = (self.prior[:, None] * smoothing(self.bins)).sum(0)  # no product, which autocast would take to bf16
+        return rebalancing(smoothed, self.config.uniform)
 
     def logits(self, images: Tensor) -> Tensor:
         """Scores of the bins (b, h, w, Q) at every fourth pixel or so; a / 110 and b / 110 in a regression."""

@@ -179,14 +179,15 @@ class ColorizationConfig(PretextConfig):
 
 
 SMALL: dict[str, Any] = {
-    "image_size": 32, "crop_pct": 1.0, "backbone": "resnet18", "width": 16, "small_stem": True, "precision": "fp32",
+    "image_size": 32, "crop_pct": 1.0, "backbone": "resnet18", "small_stem": True, "precision": "fp32",
+    "width": 16, "batch_size": 64, "base_lr": 0.2,
 }  # fmt: skip
 """The network of the demos."""
 
 
 def demo_rotation() -> RotationConfig:
     """The built-in scenes, lit from anywhere, in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
-    return RotationConfig(**SMALL, crop_scale=(0.6, 1.0), epochs=12, batch_size=64, base_lr=0.2, warmup_epochs=1)
+    return RotationConfig(**{**SMALL, "width": 12}, crop_scale=(0.6, 1.0), epochs=2, warmup_epochs=0.3)
 
 
 def rotation_resnet50() -> RotationConfig:
@@ -214,8 +215,8 @@ def rotation_vit_small() -> RotationConfig:
 def demo_jigsaw() -> JigsawConfig:
     """The built-in scenes in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
     return JigsawConfig(
-        **SMALL, puzzle_size=36, tile_size=10, permutations=72, orders_per_image=8, embedding=64, hidden=256, dropout=0.0,
-        epochs=12, batch_size=64, base_lr=0.2, warmup_epochs=1,
+        **SMALL, puzzle_size=36, tile_size=10, permutations=72, orders_per_image=8,
+        embedding=64, hidden=256, dropout=0.0, epochs=4, warmup_epochs=0.5,
     )  # fmt: skip
 
 
@@ -241,7 +242,7 @@ def demo_relative_patch() -> RelativePatchConfig:
     """The built-in scenes in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
     return RelativePatchConfig(
         **SMALL, puzzle_size=36, tile_size=10, pairs="all", embedding=64, hidden=256,
-        epochs=12, batch_size=64, base_lr=0.2, warmup_epochs=1,
+        epochs=4, warmup_epochs=0.5,
     )  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def relative_patch_doersch() -> RelativePatchConfig:
 def demo_colorization() -> ColorizationConfig:
     """The built-in scenes in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
     return ColorizationConfig(
-        **SMALL, crop_scale=(0.6, 1.0), hidden=64, epochs=12, batch_size=64, base_lr=0.2, warmup_epochs=1,
+        **SMALL, crop_scale=(0.6, 1.0), hidden=64, epochs=5, warmup_epochs=0.5,
     )  # fmt: skip
 
 

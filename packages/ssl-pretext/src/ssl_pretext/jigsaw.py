@@ -96,7 +96,7 @@ class Jigsaw(nn.Module, Pretrained):
 
     def logits(self, tiles: Tensor) -> Tensor:
         """Scores (b, permutations) of the orders in which `tiles` (b, 9, c, h, w) may be shown."""
-        check_tiles(tiles, self.config.in_channels, "b t c h w")
+        check_tiles(tiles, TILES, self.config.in_channels)
         return self.head(rearrange(embed_tiles(self.encoder, self.project, tiles), "b t d -> b (t d)"))
 
     @torch.no_grad()

@@ -95,7 +95,7 @@ class RelativePatch(nn.Module, Pretrained):
     def logits(self, first: Tensor, second: Tensor) -> Tensor:
         """Scores (b, 8) of DIRECTIONS from tiles `first` to tiles `second`, both (b, c, h, w)."""
         for tiles in (first, second):
-            check_tiles(tiles, self.config.in_channels, "b c h w")
+            check_tiles(tiles, self.config.in_channels)
         features = embed_tiles(self.encoder, self.project, torch.stack([first, second], 1))
         return self.head(rearrange(features, "b two d -> b (two d)"))
 

@@ -95,4 +95,3 @@ class Rotation(nn.Module, Pretrained):
 
     def _normalized(self, images: Tensor) -> Tensor:
         return normalize(images, self.config.mean, self.config.std)
-

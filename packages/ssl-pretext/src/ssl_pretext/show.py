@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssl_core.pictures import sample_images, save_grid
 from ssl_pretext.colorization import Colorization
 from ssl_pretext.jigsaw import Jigsaw, shuffle, unshuffle
-from ssl_pretext.lab import lab_to_rgb
+from ssl_pretext.lab import lab_to_rgb, rgb_to_lab
 from ssl_pretext.relative_patch import DIRECTIONS, RelativePatch, neighbours
 from ssl_pretext.rotation import Rotation, four_rotations, rotate
 from ssl_pretext.views import TilesView
@@ -55,11 +55,16 @@ def show_jigsaw(method: Jigsaw, source: Any, folder: Path) -> dict[str, str]:
 
 def show_colorization(method: Colorization, source: Any, folder: Path) -> dict[str, str]:
     """Write colorization.png (grey | predicted | true colours) and return {file name: caption}."""
-    images = _to(method, sample_images(source, method.config, COUNT))
-    lightness = method.lightness(images)
+    images = _to(method, sample_images(source, method.config, TESTED))
+    coloured = torch.cat([method.colorize(part) for part in images.split(64)])
+    true = rgb_to_lab(images)[:, 1:]
+    error = (rgb_to_lab(coloured)[:, 1:] - true).norm(dim=1).mean().item()
+    one = (true.mean((0, 2, 3), keepdim=True) - true).norm(dim=1).mean().item()
+    lightness = method.lightness(images[:COUNT])
     grey = lab_to_rgb(torch.cat([lightness, torch.zeros_like(lightness), torch.zeros_like(lightness)], 1))
-    save_grid(torch.stack([grey, method.colorize(images), images / 255], 1), folder / "colorization.png")
-    return {"colorization.png": "grey | predicted | true colours"}
+    save_grid(torch.stack([grey, coloured[:COUNT], images[:COUNT] / 255], 1), folder / "colorization.png")
+    caption = f"grey | predicted | true colours; {error:.1f} off in ab on average, the best single colour {one:.1f}"
+    return {"colorization.png": caption}
 
 
 def show_relative_patch(method: RelativePatch, source: Any, folder: Path) -> dict[str, str]:
@@ -74,7 +79,9 @@ def show_relative_patch(method: RelativePatch, source: Any, folder: Path) -> dic
         direction = i % len(DIRECTIONS)
         centre, neighbour = tiles[i, 4], tiles[i, int(pairs[direction, 1])]
         guessed = int(pairs[answers[i, direction], 1])
-        rows.append(torch.stack([_placed(centre, neighbour, guessed), _placed(centre, neighbour, int(pairs[direction, 1]))]))
+        rows.append(
+            torch.stack([_placed(centre, neighbour, guessed), _placed(centre, neighbour, int(pairs[direction, 1]))])
+        )
     both = torch.stack(rows) / 255  # b 2 t c h w
     save_grid(laid_out(both.flatten(0, 1)).unflatten(0, both.shape[:2]), folder / "relative-patch.png", columns=4)
     return {"relative-patch.png": f"placed by the network | true place; {accuracy:.0%} recognised, chance 12 %"}

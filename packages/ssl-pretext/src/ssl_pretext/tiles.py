@@ -29,8 +29,7 @@ def embed_tiles(encoder: PooledViT | ResNet, project: nn.Module, tiles: Tensor) 
     return rearrange(features, "(b t) d -> b t d", b=len(tiles))
 
 
-def check_tiles(tiles: Tensor, channels: int, dims: str) -> None:
-    """Raises ValueError unless `tiles` are of the shape that `dims` says, with `channels` channels."""
-    if tiles.ndim != len(dims.split()) or tiles.shape[-3] != channels or (tiles.ndim == 5 and tiles.shape[1] != TILES):
-        shape = dims.replace(" c ", f" {channels} ").replace(" t ", f" {TILES} ").replace(" ", ", ")
-        raise ValueError(f"tiles must be ({shape}), got {tuple(tiles.shape)}")
+def check_tiles(tiles: Tensor, *leading: int) -> None:
+    """Raises ValueError unless `tiles` are (b, *leading, h, w)."""
+    if tiles.ndim != 3 + len(leading) or tuple(tiles.shape[1:-2]) != leading:
+        raise ValueError(f"tiles must be (b, {', '.join(map(str, leading))}, h, w), got {tuple(tiles.shape)}")

@@ -44,7 +44,9 @@ def cut_tiles(square: Tensor, rng: np.random.Generator, size: int) -> Tensor:
 
 def to_grey(image: Tensor) -> Tensor:
     """Every channel the image's luma, uint8 (c, h, w); the mean where there are not three channels."""
-    weights = image.new_tensor(GREY, dtype=torch.float32) if len(image) == 3 else torch.full((len(image),), 1 / len(image))
+    weights = (
+        image.new_tensor(GREY, dtype=torch.float32) if len(image) == 3 else torch.full((len(image),), 1 / len(image))
+    )
     grey = torch.einsum("c h w, c -> h w", image.float(), weights).round()
     return grey.to(torch.uint8).expand_as(image)
 

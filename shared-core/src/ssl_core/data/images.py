@@ -82,7 +82,7 @@ def _decoded_by_torchvision(image: Image.Image, channels: int) -> Tensor | None:
     plain = image.format == "JPEG" and image.mode == {1: "L", 3: "RGB"}.get(channels)
     if torchvision is None or not plain or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         return None
-    stream = cast("ImageFile.ImageFile", image).fp
+    stream = cast("IO[bytes]", cast("ImageFile.ImageFile", image).fp)
     stream.seek(0)
     data = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
     try:

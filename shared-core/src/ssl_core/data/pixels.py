@@ -95,12 +95,12 @@ def _contrast(planes: Tensor, factor: float, top: int) -> Tensor:
 
 
 def _saturation(planes: Tensor, factor: float, top: int) -> Tensor:
-    _need_rgb(planes, "saturation")
+    need_rgb(len(planes), "saturation")
     return torch.lerp(_luma(planes)[None], planes, factor).clamp_(0, top).floor_()
 
 
 def _hue(planes: Tensor, shift: float, top: int) -> Tensor:
-    _need_rgb(planes, "hue")
+    need_rgb(len(planes), "hue")
     r, g, b = planes
     least = torch.minimum(torch.minimum(r, g), b)
     chroma = torch.maximum(torch.maximum(r, g), b).sub_(least)
@@ -173,10 +173,11 @@ def _luma(planes: Tensor) -> Tensor:
     return r.mul(LUMA[0]).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2]).round_()
 
 
-def _need_rgb(planes: Tensor, name: str) -> None:
-    if len(planes) != 3:
+def need_rgb(channels: int, name: str) -> None:
+    """DataError where `channels` is not 3."""
+    if channels != 3:
         raise DataError(
-            f"{name} needs RGB images of 3 channels, these have {len(planes)}: leave it out, as jitter=(b, c, 0, 0) does; "
+            f"{name} needs RGB images of 3 channels, these have {channels}: leave it out, as jitter=(b, c, 0, 0) does; "
             "brightness and contrast take any number"
         )
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.data.pixels import Operation, chain, top
+from ssl_core.data.pixels import Operation, chain, need_rgb, top
 
 Jitter = tuple[float, float, float, float]
 Steps = tuple[tuple[Operation, float], ...]
@@ -192,25 +192,34 @@ class Augment:
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         return self.apply(image, self.draw(rng, *image.shape))
 
+    def check(self, channels: int) -> None:
+        """DataError where images of `channels` channels cannot be augmented so, which `build` may say before a run."""
+        for strength, name in zip(self.jitter[2:], ("saturation", "hue"), strict=True):
+            if strength > 0:
+                need_rgb(channels, name)
+
     def draw(self, rng: np.random.Generator, channels: int, height: int, width: int) -> Drawn:
         """All random choices for an image of this shape."""
+        self.check(channels)
         box = crop_box(rng, height, width, self.scale, self.ratio)
         mirror, upside_down, jittered, grey, blurred, solarized = rng.random(6)
         turns = int(rng.integers(4))
         jitter, sigma = draw_jitter(rng, self.jitter), rng.uniform(*self.blur_sigma)
         power = rng.uniform(*self.gamma or (1.0, 1.0))
         dropped = np.flatnonzero(rng.random(channels) < self.band_drop_p)
-        steps: list[tuple[Operation, float]] = [*jitter] if jittered < self.jitter_p else []
-        steps += [("gamma", power)] if self.gamma else []
-        steps += [("grayscale", 1.0)] if grey < self.grayscale_p else []
-        steps += [("blur", sigma)] if blurred < self.blur_p else []
-        steps += [("solarize", 0.5)] if solarized < self.solarize_p else []
+        chosen: list[tuple[bool, Steps]] = [
+            (jittered < self.jitter_p, jitter),
+            (self.gamma is not None, (("gamma", power),)),
+            (grey < self.grayscale_p, (("grayscale", 1.0),)),
+            (blurred < self.blur_p, (("blur", sigma),)),
+            (solarized < self.solarize_p, (("solarize", 0.5),)),
+        ]
         return Drawn(
             box=box,
             mirror=self.flip and bool(mirror < 0.5),
             upside_down=self.vertical_flip and bool(upside_down < 0.5),
             turns=turns if self.rotate90 else 0,
-            steps=tuple(steps),
+            steps=tuple(step for happens, steps in chosen if happens for step in steps),
             dropped=tuple(dropped.tolist()) if len(dropped) < channels else (),
         )
 

@@ -21,6 +21,7 @@ from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.weights_file import (
     load_pickle,
     load_weights,
+    read_sums,
     save_weights,
     verify_sums,
     write_sums,
@@ -171,6 +172,7 @@ class Pretrained:
             path = path.parent  # its config.json lies beside it
         layout = cls.layout()
         state, unused, stored = cls.read(path)
+        verify_config(path)
         wanted = config or stored
         if image_size is not None:
             wanted = dataclasses.replace(wanted, image_size=image_size)
@@ -257,6 +259,16 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
     if differing := differences({key: values[key] for key in both}, {key: says[key] for key in both}):
         raise ConfigError(f"{file} contradicts its own 'ssl' section: {'; '.join(differing)}")
     return config
+
+
+def verify_config(path: Path) -> None:
+    """WeightsError when config.json or preprocessor_config.json is not what SHA256SUMS beside it says.
+
+    Files that it does not list pass, and a folder that transformers has saved again, which leaves our sums behind.
+    """
+    if not (path / CONFIG).is_file() or "transformers_version" in _read_json(path / CONFIG):
+        return
+    verify_sums(path, [name for name in (CONFIG, PREPROCESSOR) if name in read_sums(path)])
 
 
 def _with_timm_pixels(config: Any, values: dict[str, Any]) -> Any:

@@ -93,14 +93,7 @@ def verify_sums(folder: str | Path, files: Iterable[str] | None = None) -> bool:
     folder = Path(folder)
     if not (folder / SUMS).is_file():
         return False
-    sums = {}
-    for line in (folder / SUMS).read_bytes().decode(errors="replace").splitlines():
-        match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line)
-        if not match or match[2] in (".", ".."):
-            raise WeightsError(f"{folder / SUMS} is damaged: it has the line {line[:100]!r}")
-        sums[match[2]] = match[1]
-    if not sums:
-        raise WeightsError(f"{folder / SUMS} is damaged: it is empty")
+    sums = read_sums(folder)
     for name in sums if files is None else files:
         if name not in sums:
             raise WeightsError(f"{folder / SUMS} does not list {name}")
@@ -110,9 +103,24 @@ def verify_sums(folder: str | Path, files: Iterable[str] | None = None) -> bool:
             raise WeightsError(
                 f"{folder / name} has changed since it was published: its sha256 is not the one "
                 f"in {SUMS}. Get it again; if you changed it on purpose, save the model anew or "
-                "delete its line"
+                f"delete {SUMS}"
             )
     return True
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File name -> sha256 of `folder/SHA256SUMS`, empty when there is none. Raises WeightsError when it is damaged."""
+    if not (folder / SUMS).is_file():
+        return {}
+    sums = {}
+    for line in (folder / SUMS).read_bytes().decode(errors="replace").splitlines():
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line)
+        if not match or match[2] in (".", ".."):
+            raise WeightsError(f"{folder / SUMS} is damaged: it has the line {line[:100]!r}")
+        sums[match[2]] = match[1]
+    if not sums:
+        raise WeightsError(f"{folder / SUMS} is damaged: it is empty")
+    return sums
 
 
 def load_pickle(path: str | Path) -> Any:

@@ -105,8 +105,8 @@ class Contract(Suite):
 
     def test_the_step_compiles_without_a_graph_break(self):
         def compare() -> tuple[float, float] | str:
-            # torch's own tracer makes an instance of every autograd.Function that it meets
-            warnings.filterwarnings("ignore", ".*autograd.function.Function'> should not be instantiated")
+            # what dynamo itself does with an autograd.Function
+            warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
             losses = []
             for compiled in (False, True):
                 method = self.method().train()
@@ -193,7 +193,14 @@ class Contract(Suite):
             seed_step(config.seed)
             method = load(self.recipe.method)(config).double().train()
             model = wrap(method, torch.device("cpu"))
-            batches = passes(method, self.first_step(config, parts))
+            samples = self.first_step(config, parts)
+            if getattr(method, "accumulates", False) == "jointly":
+                # what a backward pass computes again is out of KeepDouble's reach: no picture is made a float there
+                samples = [
+                    {**part, "views": [normalize(v, config.mean, config.std) for v in part["views"]]}
+                    for part in samples
+                ]
+            batches = passes(method, samples)
             for batch in batches:
                 seed_step(config.seed, 0)
                 (model(_double(batch), 0.25)["loss"] / len(batches)).backward()
@@ -204,7 +211,8 @@ class Contract(Suite):
                     if parameter.grad is not None:
                         parameter -= 0.1 * parameter.grad
             getattr(method, "after_step", lambda progress: None)(0.25)
-        return {**gradients, **{k: v.clone() for k, v in method.state_dict().items()}}
+        state = {**gradients, **{k: v.clone() for k, v in method.state_dict().items()}}
+        return {name: tensor.contiguous() for name, tensor in state.items()}
 
     def assert_apart(self, a: dict[str, Tensor], b: dict[str, Tensor], what: str, against: str) -> None:
         lines = apart(a, b, EXACT)

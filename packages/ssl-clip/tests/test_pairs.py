@@ -1,0 +1,163 @@
+"""Where pairs come from, and what is said when they cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_clip.config import CLIPConfig
+from ssl_clip.pairs import CaptionedScenes, open_pairs
+from ssl_clip.tokenizer import TokenizedPairs, Tokenizer
+from ssl_clip.views import PairView, build
+from ssl_core.data.images import BadSample, DataError
+from ssl_core.data.scenes import CLASSES, held_out
+
+CONFIG = CLIPConfig(image_size=32, patch_size=8, vocab_size=600, eos_token_id=599, context_length=8)
+
+
+def pictures(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        Image.new("RGB", (40, 30), (i * 20, 100, 50)).save(folder / name)
+    return folder
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pairs.csv", 'path,caption\na.png,"a red, round thing"\nb.png,blue\na.png,again\n'),
+        ("pairs.tsv", "image\ttext\na.png\ta red, round thing\nb.png\tblue\na.png\tagain\n"),
+        ("semi.csv", "caption;path\na red, round thing;a.png\nblue;b.png\nagain;a.png\n"),
+        ("pairs.jsonl", '{"path": "a.png", "caption": ["a red, round thing", "again"]}\n{"path": "b.png", "caption": "blue"}\n'),
+    ],
+)  # fmt: skip
+def test_tables_of_pairs(name, content, tmp_path):
+    pictures(tmp_path, "a.png", "b.png")
+    source = open_pairs(written(tmp_path / name, content), config=CONFIG)
+    assert [source.name(i) for i in range(len(source))] == ["a.png", "b.png"]
+    assert [source.texts(i) for i in (0, 1)] == [["a red, round thing", "again"], ["blue"]]
+    assert source.load(1)["image"].shape == (3, 30, 40)
+    assert sorted(source.captions()) == ["a red, round thing", "again", "blue"]
+
+
+def test_captions_beside_the_images_and_their_splits(tmp_path):
+    for part in ("train", "test"):
+        written(pictures(tmp_path / part, f"{part}.png") / f"{part}.txt", "one\n\ntwo\n")
+    for part in ("train", "test"):
+        source = open_pairs(tmp_path, config=CONFIG, split=part)
+        assert (len(source), source.texts(0), source.load(0)["image"].ndim) == (1, ["one", "two"], 3)
+
+
+def test_a_data_set_of_the_datasets_package(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pictures(tmp_path, "a.png", "b.png")
+    rows = {"image": [str(tmp_path / "a.png"), str(tmp_path / "b.png")], "caption": ["one", "two"]}
+    data = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    data.save_to_disk(str(tmp_path / "saved"))
+    source = open_pairs(f"hf:{tmp_path / 'saved'}", config=CONFIG)
+    assert [source.texts(i) for i in (0, 1)] == [["one"], ["two"]] and source.load(0)["image"].ndim == 3
+    assert list(source.captions()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pairs.csv", "path,caption\na.png,\n", r"pairs\.csv, row 2: the caption of 'a\.png' is missing or empty"),
+        ("pairs.csv", "path,caption\na.png,x\nb.png,  \n", "row 3: the caption of 'b.png' is missing"),
+        ("pairs.csv", "path,caption\na.png\n", "row 2: 1 columns, the header has 2"),
+        ("pairs.csv", "where,what\na.png,x\n", "name two of them 'path' and 'caption'"),
+        ("pairs.csv", "path,caption\n", "holds no pair"),
+        ("pairs.csv", "path,caption\n../a.png,x\n", "leaves the file's folder"),
+        ("pairs.jsonl", '{"path": "a.png", "caption": null}\n', "line 1: the caption of 'a.png' is missing"),
+        ("pairs.jsonl", '{"path": "a.png", "caption": "x"}\n{"caption": "x"}\n', "line 2 has no 'path'"),
+        ("pairs.jsonl", "[1]\n", r"line 1: '\[1\]\\n' is no object"),
+        ("pairs.jsonl", '{"path": \n', "cannot read"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_its_row(name, content, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        open_pairs(written(tmp_path / name, content), config=CONFIG)
+
+
+def test_an_image_without_a_caption_beside_it_is_named(tmp_path):
+    written(pictures(tmp_path, "a.png", "b.png") / "a.txt", "one\n")
+    with pytest.raises(DataError, match=r"1 of 2 images have no caption, the first .*b\.png"):
+        open_pairs(tmp_path, config=CONFIG)
+    written(tmp_path / "b.txt", "\n")
+    with pytest.raises(DataError, match="missing or empty"):
+        open_pairs(tmp_path, config=CONFIG)
+
+
+def test_images_alone_can_be_opened_but_not_trained_on(tmp_path):
+    for name in ("cat", "dog"):
+        pictures(tmp_path / name, "1.png")
+    source = open_pairs(tmp_path, config=CONFIG)
+    assert source.classes == ["cat", "dog"]
+    with pytest.raises(DataError, match="have no captions, which training needs"):
+        build(CONFIG).check(source)
+
+
+def test_no_combination_of_objects_is_in_both_parts_of_the_scenes():
+    train, test = (CaptionedScenes(split, 16, 3) for split in ("train", "test"))
+    assert (len(train), len(test)) == (8000, 1000)
+    joined = [
+        {tuple(name.strip() for name in _objects(source.texts(i)[0])) for i in range(300)} for source in (train, test)
+    ]
+    assert not joined[0] & joined[1]
+    assert all(held_out(*pair) for pair in joined[1]) and not any(held_out(*pair) for pair in joined[0])
+    words = {word for source in (train, test) for i in range(300) for word in source.texts(i)[0].split()}
+    assert words <= {word for i in range(300) for word in train.texts(i)[0].split()}, "each word is learned somewhere"
+    assert [CLASSES[test.labels[i]] for i in range(50)] == [_objects(test.texts(i)[0])[0] for i in range(50)]
+
+
+def _objects(caption: str) -> tuple[str, str]:
+    for relation in (" left of a ", " right of a ", " above a ", " below a "):
+        if relation in caption:
+            first, second = caption.split(relation)
+            return first.split(" ", 2)[2], second
+    raise AssertionError(caption)
+
+
+def test_each_epoch_draws_one_of_several_captions_and_nothing_is_mirrored(tmp_path):
+    pictures(tmp_path, "a.png")
+    left = Image.new("RGB", (40, 40), (0, 0, 0))
+    left.paste((255, 255, 255), (0, 0, 20, 40))
+    left.save(tmp_path / "a.png")
+    source = open_pairs(written(tmp_path / "p.csv", "path,caption\na.png,one\na.png,two\n"), config=CONFIG)
+    pairs = TokenizedPairs(source, Tokenizer.trained(source.captions(), 600), CONFIG)
+    seen = set()
+    for seed in range(30):
+        made = PairView(CONFIG)(pairs.load(0), np.random.default_rng(seed))
+        seen.add(tuple(made["input_ids"].tolist()))
+        assert made["views"][0][..., :8].float().mean() > 200 > made["views"][0][..., -8:].float().mean()
+    assert len(seen) == 2
+
+
+def test_a_caption_longer_than_the_context_is_an_unreadable_sample_unless_it_is_cut(tmp_path):
+    pictures(tmp_path, "a.png")
+    source = open_pairs(
+        written(tmp_path / "p.csv", "path,caption\na.png,one two three four five six seven\n"), config=CONFIG
+    )
+    tokenizer = Tokenizer.trained(source.captions(), 600)
+    with pytest.raises(BadSample, match="has 7 tokens, 6 fit"):
+        TokenizedPairs(source, tokenizer, CONFIG).load(0)
+    cut = CLIPConfig(vocab_size=600, eos_token_id=599, context_length=8, truncate=True)
+    assert TokenizedPairs(source, tokenizer, cut).load(0)["input_ids"][0, -1] == 599
+
+
+def test_the_fingerprint_changes_with_a_caption(tmp_path):
+    pictures(tmp_path, "a.png")
+    prints = []
+    for caption in ("one", "two"):
+        row = json.dumps({"path": "a.png", "caption": caption})
+        prints.append(open_pairs(written(tmp_path / "p.jsonl", row + "\n"), config=CONFIG).fingerprint())
+    assert prints[0] != prints[1]

@@ -1,0 +1,90 @@
+"""The presets are fact sheets: what they say of the published recipes, and that they build."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ssl_core.config import ConfigError, from_dict, to_dict
+from ssl_core.method import load
+from ssl_pretext.config import (
+    RECIPES,
+    ColorizationConfig,
+    JigsawConfig,
+    RelativePatchConfig,
+    RotationConfig,
+)
+
+PRESETS = [(recipe, name) for recipe in RECIPES for name in load(recipe.presets)]
+
+
+@pytest.mark.parametrize(("recipe", "name"), PRESETS, ids=[f"{recipe.name} {name}" for recipe, name in PRESETS])
+def test_a_preset_builds_says_where_it_stands_and_survives_json(recipe, name):
+    preset = load(recipe.presets)[name]
+    config = preset()
+    assert type(config) is load(recipe.config)
+    assert preset.__doc__ and ("Not run here" in preset.__doc__ or "docs/benchmarks.md" in preset.__doc__)
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+    with torch.device("meta"):
+        network = load(recipe.method)(config)
+    assert isinstance(network, load(recipe.method))
+
+
+def test_there_are_four_methods_and_each_has_a_demo_in_fp32():
+    assert [recipe.name for recipe in RECIPES] == ["rotation", "jigsaw", "colorization", "relative-patch"]
+    for recipe in RECIPES:
+        demo = load(recipe.presets)["demo"]()
+        assert demo.size == (32, 32)
+        assert demo.precision == "fp32", "what it computes does not depend on the machine"
+
+
+def test_the_defaults_are_the_published_recipe_for_resnet50():
+    for config in (RotationConfig(), JigsawConfig(), ColorizationConfig(), RelativePatchConfig()):
+        assert (config.backbone, config.size, config.epochs, config.batch_size) == ("resnet50", (224, 224), 105, 256)
+        assert (config.optimizer, config.lr, config.momentum, config.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
+
+
+def test_the_jigsaw_of_the_paper():
+    config = JigsawConfig()
+    assert (config.puzzle_size, config.cell, config.tile_size, config.grayscale) == (255, 85, 64, 0.66)
+    assert (config.permutations, config.embedding, config.hidden, config.dropout) == (100, 1000, 4096, 0.5)
+
+
+def test_the_colorization_of_the_paper():
+    config = ColorizationConfig()
+    assert (config.target, config.bin_size, config.neighbours) == ("bins", 10.0, 10)
+    assert (config.uniform, config.temperature, config.color_stride) == (0.5, 0.38, 4)
+    assert replace(config, small_stem=True).cell == 8 and config.cell == 32
+    assert (config.encoder.in_channels, config.encoder.mean, config.encoder.std) == (1, (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("rotation", 23_508_032 + 2048 * 4 + 4),
+        ("relative-patch", 23_508_032 + 2048 * 1000 + 2000 + 2000 * 4096 + 8192 + 4097 * 8),
+    ],
+)
+def test_a_resnet50_has_as_many_parameters_as_the_published_one_and_its_head(name, parameters):
+    [recipe] = [recipe for recipe in RECIPES if recipe.name == name]
+    with torch.device("meta"):
+        network = load(recipe.method)(load(recipe.presets)["resnet50"]())
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize("cls", [RotationConfig, JigsawConfig, ColorizationConfig, RelativePatchConfig])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_size": (224, 192)}, "must be a square"),
+        ({"crop_scale": (0.0, 1.0)}, "must be two rising shares"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"warmup_epochs": 105}, "must be shorter than the run"),
+    ],
+)
+def test_a_config_that_cannot_work_names_its_field(cls, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        cls(**fields)
