@@ -226,8 +226,9 @@ def test_matrices_decay_and_vectors_and_cls_do_not():
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("final_norm", ["tokens", "pooled"])
 def test_features_are_pooled_as_the_config_says(pool, final_norm):
-    network, images = method(pool=pool, final_norm=final_norm), pixels()
-    x, norm = network.encoder(normalize(images, SMALL.mean, SMALL.std)), network.encoder.norm
+    alone = {"vocab": 0, "tokenizer_hidden": 0, "tokenizer": None} if final_norm == "pooled" else {}
+    network, images = method(pool=pool, final_norm=final_norm, **alone), pixels()
+    x, norm = network.encoder(normalize(images, SMALL.mean, SMALL.std)), network.encoder.norm or network.encoder.fc_norm
     x = norm(x) if final_norm == "tokens" else x
     expected = x[:, 0] if pool == "cls" else x[:, 1:].mean(1)
     expected = norm(expected) if final_norm == "pooled" else expected
@@ -286,6 +287,7 @@ def test_an_encoder_alone_says_what_it_lacks():
         ({"mask_block": 7}, r"mask_block = 7: must lie in 1 … 6"),
         ({"image_size": (8, 24)}, "a block mask needs two rows"),
         ({"vocab": 1}, "vocab = 1"),
+        ({"final_norm": "pooled"}, "final_norm = 'pooled': is for an encoder alone"),
         ({"vocab": 0}, "vocab = 0: a tokenizer needs visual tokens"),
         ({"tokenizer_hidden": 6}, "tokenizer_hidden = 6: must be a positive multiple of 4"),
         ({"tokenizer_init": 0}, "tokenizer_init = 0"),

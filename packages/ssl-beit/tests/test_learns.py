@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 def tokenizer(one_thread, data, tmp_path_factory) -> DVAE:
     """A tokenizer after 470 steps."""
     config = dataclasses.replace(
-        demo_dvae(), hidden=8, vocab=64, decoder_init=32, batch_size=32, epochs=5, base_lr=0.032, kl_weight=2.0
+        demo_dvae(), hidden=8, vocab=64, decoder_init=32, batch_size=32, epochs=5, base_lr=0.016
     )
     seed_step(0)
     network = DVAE(config)

@@ -16,8 +16,9 @@ from ssl_core.data.scenes import Scenes
 from ssl_core.errors import InputError
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config, mass_mask, pca_colours
 from ssl_dino.attention import correspondences, draw_matches, fit, overlay
-from ssl_dino.config import DINOV2, RECIPE, VERBS
+from ssl_dino.config import DINOV2, RECIPE
 from ssl_dino.show import show
+from ssl_dino.verbs import VERBS
 
 TINY = DINOConfig(
     image_size=16, patch_size=4, dim=24, depth=2, heads=3, local_crops=0, prototypes=10, head_hidden=12, bottleneck=6,

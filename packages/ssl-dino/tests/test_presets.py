@@ -11,7 +11,8 @@ import torch
 from ssl_core.cli import main
 from ssl_core.config import from_dict, to_dict
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config
-from ssl_dino.config import DINOV2, DINOV2_PRESETS, PRESETS, RECIPE, VERBS, vit_small
+from ssl_dino.config import DINOV2, DINOV2_PRESETS, PRESETS, RECIPE, vit_small
+from ssl_dino.verbs import VERBS
 
 
 @pytest.mark.parametrize(

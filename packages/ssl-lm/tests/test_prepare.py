@@ -17,6 +17,7 @@ from ssl_core.errors import InputError
 from ssl_core.testing import children
 from ssl_lm import GPTConfig, load_tokenizer, prepare_text, train_tokenizer
 from ssl_lm import prepare as prepare_module
+from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.corpus import open_text, settle
 from ssl_lm.shards import META, ShardError, Shards
 from ssl_lm.texts import SEPARATOR, cut, read_piece
@@ -113,7 +114,7 @@ def test_other_text_or_another_tokenizer_needs_another_folder(folder, tmp_path):
 
 def test_one_large_text_is_cut_into_shards_and_comes_back_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "SMALLEST", 500)
-    monkeypatch.setattr(prepare_module, "STRETCH", 300)
+    monkeypatch.setattr(prepare_module, "SHORT_STRETCH", 300)
     text = "é — 雪\n\n\n    " + write_text(600).replace("value", "värde\n\n") + "end"
     (tmp_path / "one.txt").write_text(text)
     meta = prepare_text(tmp_path / "one.txt", tmp_path / "out", tokenizer="train:500", workers=0)
@@ -123,17 +124,41 @@ def test_one_large_text_is_cut_into_shards_and_comes_back_whole(tmp_path, monkey
     assert 0.03 < len(end) / len(text) < 0.08
     source = open_text(tmp_path / "out", config=SMALL)
     stream = source.shards.read(0, len(source.shards))
-    assert 3 not in stream, "no document ends in the training part"
+    assert stream.tolist().index(3) == len(stream) - 1, "the only end is where the held-out part begins"
     for a, b in [(0, 5), (3, 900), (len(stream) - 2, len(stream))]:
         assert np.array_equal(source.shards.read(a, b), stream[a:b])
 
 
 def test_stretches_of_a_long_document_have_the_tokens_of_the_whole(monkeypatch):
-    monkeypatch.setattr(prepare_module, "STRETCH", 200)
+    for name in ("STRETCH", "SHORT_STRETCH"):
+        monkeypatch.setattr(prepare_module, name, 200)
     text = write_text(400, seed=3).replace("value", "  value\n\n   ") + "  \n\n  "
     [tokens] = prepare_module.tokenise(tiny_tokenizer(), [text])
-    assert len(list(prepare_module._stretches(text))) > 20
+    assert len(list(prepare_module._stretches(text, 200))) > 20
     assert tokens.tolist() == tiny_tokenizer().encode(text, add_special_tokens=False).ids
+
+
+def test_a_table_of_words_gives_the_tokens_of_the_library(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    assert applies(tokenizer) and not applies(train_tokenizer([write_text()], 420, "wordpiece"))
+    rng, characters = np.random.default_rng(0), [chr(i) for i in range(1, 128)]
+    spaces = [*" \n\t\r\x0b\x0c\x1c", "'", "'s", "'ll", "'re", "ab", "12", "  ", "\n\n", "_", "--"]
+    texts = ["".join(rng.choice(characters + 8 * spaces, 300)) for _ in range(300)]
+    texts += [write_text(50), "", " ", "naïve \n\n x", *(text + "\n雪 \n" + text for text in texts[:50])]
+    monkeypatch.setattr(prepare_module, "SHORT_STRETCH", 100)
+    table = WordTable(tokenizer)
+    expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [ids.tolist() for ids in prepare_module.tokenise(tokenizer, texts, table)] == expected
+    monkeypatch.setattr("ssl_lm.bytebpe.MOST", 10)
+    assert WordTable(tokenizer).tokens(texts[0]).tolist() == expected[0], "a table that is full begins anew"
+
+
+def test_text_that_names_special_tokens_has_none(tmp_path):
+    (tmp_path / "x.txt").write_text("one [SEP] two <extra_id_0> [PAD] naïve [SEP]")
+    prepare_text(tmp_path / "x.txt", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    source = open_text(tmp_path / "out", config=SMALL)
+    stream = source.shards.read(0, len(source.shards))
+    assert (stream[:-1] >= 5).all() and (stream < 500 - 100).all() and stream[-1] == 3
 
 
 def test_documents_inside_a_file_and_lines_of_json_are_documents(tmp_path):

@@ -18,9 +18,7 @@ SHARE_OF_PEAK = 0.6
 """Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
 
 
-def describe(
-    recipe: Recipe, config: Any, *, data: str | None, device: str | None, built_in: bool | None = None
-) -> str:
+def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | None, built_in: bool | None = None) -> str:
     """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data.
 
     Without `data` the built-in data is meant where `built_in` says so, by default with the demo's config.

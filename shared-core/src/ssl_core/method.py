@@ -16,6 +16,7 @@ and, where its paper needs them,
     accumulates = True      the loss is a mean over samples, so micro-batches add up to the large batch
     accumulates = "jointly" forward takes a step's micro-batches at once, {"micro_batches": [batch, …]}
     can_collapse = True     constant features minimise a part of the loss, so the loop watches for them
+    project(features)       (b, d) of `encode`'s features: what the loss compares, whose spread the loop logs
     architecture()          names of the config's fields that its weights fix, for --init; all but the optimiser's else
     collapse(scores, progress)   the cause, where its own logged scalars say so, else None
 

@@ -153,7 +153,8 @@ class Encoder(nn.Module):
         self.rel_pos_bias = RelativeBias(config.grid, config.heads) if config.shared_bias else None
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(RelativeBlock(config, drop_path=rate) for rate in rates)
-        self.norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.norm, self.fc_norm = (None, norm) if config.final_norm == "pooled" else (norm, None)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -309,9 +310,8 @@ class BEiT(Pretrained, nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d) of whole images: CLS or the mean of the patches, as `config.pool` says."""
         x = self._features(images)
-        if self.config.final_norm == "pooled":
-            return self.encoder.norm(x[:, 1:].mean(1) if self.config.pool == "mean" else x[:, 0])
-        return x[:, 1:].mean(1) if self.config.pool == "mean" else x[:, 0]
+        x = x[:, 1:].mean(1) if self.config.pool == "mean" else x[:, 0]
+        return x if self.encoder.fc_norm is None else self.encoder.fc_norm(x)
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Features of the patches, (b, h, w, d)."""
@@ -329,10 +329,10 @@ class BEiT(Pretrained, nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         x = self.encoder(self._normalized(images))
-        return self.encoder.norm(x) if self.config.final_norm == "tokens" else x
+        return x if self.encoder.norm is None else self.encoder.norm(x)
 
     def _head(self, x: Tensor) -> Tensor:
-        if self.lm_head is None:
+        if self.lm_head is None or self.encoder.norm is None:
             raise ConfigError("vocab = 0: this is an encoder alone, it has no head")
         return self.lm_head(self.encoder.norm(x))
 

@@ -167,6 +167,7 @@ class BEiTConfig(ImageConfig, TrainConfig):
         check(self.jitter >= 0, "jitter", self.jitter, "must not be negative")
         check_scale(self.crop_scale)
         if self.vocab:
+            check(self.final_norm == "tokens", "final_norm", self.final_norm, "is for an encoder alone, vocab = 0")
             check(1 < self.vocab < 2**20, "vocab", self.vocab, "must be 0 or lie in 2 … 2^20")
             check(0 < self.mask_patches <= self.patches, "mask_patches", self.mask_patches,
                   f"must lie in 1 … {self.patches}, the number of patches")  # fmt: skip
@@ -217,11 +218,11 @@ def small() -> DVAEConfig:
 
 
 def demo_dvae() -> DVAEConfig:
-    """The built-in scenes at 32 pixels in minutes on a CPU; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes at 32 pixels in minutes on a CPU; what was measured stands in docs/benchmarks.md."""
     return DVAEConfig(
         image_size=32, hidden=16, blocks=1, decoder_init=64, vocab=256, crop_scale=(0.5, 1.0),
-        epochs=12, batch_size=64, base_lr=0.012, min_lr=1e-5, warmup_epochs=0.5, clip_grad=1.0, kl_weight=4.0,
-        kl_warmup=0.05, temperature_decay=0.9, ema=0.98, precision="fp32",
+        epochs=12, batch_size=64, base_lr=8e-3, min_lr=1e-5, kl_warmup=0.1, temperature_decay=0.9, ema=0.98,
+        precision="fp32",
     )  # fmt: skip
 
 
@@ -253,7 +254,7 @@ def vit_small() -> BEiTConfig:
 
 
 def demo() -> BEiTConfig:
-    """The built-in scenes at 32 pixels in minutes on a CPU; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes at 32 pixels in minutes on a CPU; what was measured stands in docs/benchmarks.md."""
     return BEiTConfig(
         image_size=32, patch_size=8, dim=128, depth=4, heads=4, drop_path=0.0, vocab=256, mask_patches=7, mask_block=2,
         tokenizer="demo", tokenizer_hidden=16, tokenizer_blocks=1, tokenizer_init=64,

@@ -237,32 +237,27 @@ BEIT_IN_MEMORY: tuple[Row, ...] = (
     (f"rel_pos_bias.{_TABLE}", f"shared_position_bias.{_TABLE}"),
     *prefixed(BEIT_BLOCK_IN_MEMORY, ours="blocks.{i}.", theirs="layers.{i}."),
 )
-_HEAD: Row = ("lm_head.{w}", "lm_head.{w}")
 
 BEIT_KEYMAP = KeyMap(
     rows=(
         *prefixed(BEIT_MODEL, ours="encoder.", theirs="beit."),
         ("encoder.norm.{w}", "layernorm.{w}"),
-        _HEAD,
+        ("encoder.fc_norm.{w}", "beit.pooler.layernorm.{w}"),
+        ("lm_head.{w}", "lm_head.{w}"),
     ),
     also=(
         *prefixed(BEIT_IN_MEMORY, ours="encoder.", theirs="beit."),
         *prefixed((*BEIT_MODEL, *BEIT_IN_MEMORY), ours="encoder."),
-        ("encoder.norm.{w}", "beit.pooler.layernorm.{w}"),
-        ("encoder.norm.{w}", "pooler.layernorm.{w}"),
+        ("encoder.norm.{w}", "beit.layernorm.{w}"),
+        ("encoder.fc_norm.{w}", "pooler.layernorm.{w}"),
         # the authors and timm
         *((f"encoder.{name}", name) for name in ("cls_token", "mask_token", "patch_embed.proj.{w}", "norm.{w}")),
-        ("encoder.norm.{w}", "fc_norm.{w}"),
+        ("encoder.fc_norm.{w}", "fc_norm.{w}"),
         (f"encoder.rel_pos_bias.{_TABLE}", f"rel_pos_bias.{_TABLE}"),
         *prefixed(BEIT_BLOCK_TIMM, ours="encoder.blocks.{i}.", theirs="blocks.{i}."),
     ),
     drop=(r".*relative_position_index", r"(classifier|head)\.(weight|bias)"),
 )
-
-BEIT_POOLED_KEYMAP = KeyMap(
-    rows=(*prefixed(BEIT_MODEL, ours="encoder.", theirs="beit."), ("encoder.norm.{w}", "beit.pooler.layernorm.{w}"))
-)
-"""What a fine-tuned model's last norm is called; reading knows both."""
 
 NAMES = {
     "dim": "hidden_size",
@@ -315,7 +310,8 @@ def beit_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> BE
     vocab = values.get("vocab_size", 8192) if pretrained else 0
     config = from_dict(BEiTConfig, {
         **_DEFAULTS, **known, **pixels, **_encoder_alone(vocab), "image_size": values.get("image_size", 224),
-        "final_norm": "pooled" if pooled else "tokens", "mask_patches": 1, "mask_block": 1,
+        "final_norm": "pooled" if pooled else "tokens", "pool": "mean" if pooled or pretrained else "cls",
+        "mask_patches": 1, "mask_block": 1,
     })  # fmt: skip
     expected = {"hidden_act": "gelu", "use_absolute_position_embeddings": False,
                 "use_relative_position_bias": not config.shared_bias}  # fmt: skip
@@ -365,7 +361,7 @@ def beit_infer(state: Mapping[str, Tensor]) -> BEiTConfig:
     return with_masks(BEiTConfig(
         dim=dim, depth=1 + max(depths), heads=heads, patch_size=patch, in_channels=channels, image_size=side * patch,
         mlp_ratio=state[mlp].shape[0] / dim, shared_bias=table == tables[0], mask_patches=1, mask_block=1,
-        final_norm="tokens" if vocab else "pooled", mean=(0.5,) * channels, std=(0.5,) * channels,
+        final_norm="pooled" if "encoder.fc_norm.weight" in state else "tokens", mean=(0.5,) * channels, std=(0.5,) * channels,
         **_encoder_alone(vocab),
     ))  # fmt: skip
 
@@ -408,7 +404,7 @@ def to_transformers(method: DVAE | BEiT) -> tuple[dict[str, Tensor], dict[str, A
     config = method.config
     if isinstance(config, DVAEConfig):
         return DVAE_KEYMAP.to_theirs(method.state_dict())[0], dvae_to_theirs(config)
-    rows = [*BEIT_MODEL, ("norm.{w}", "pooler.layernorm.{w}" if config.final_norm == "pooled" else "layernorm.{w}")]
+    rows = [*BEIT_MODEL, ("norm.{w}", "layernorm.{w}"), ("fc_norm.{w}", "pooler.layernorm.{w}")]
     state = {name: tensor for name, tensor in method.encoder.state_dict().items() if name != "mask_token"}
     alone = dataclasses.replace(config, **_encoder_alone(0))
     return KeyMap(rows=tuple(rows)).to_theirs(state)[0], beit_to_theirs(alone)

@@ -166,7 +166,7 @@ def demo() -> CLIPConfig:
     return CLIPConfig(
         image_size=64, tower="resnet", dim=16, heads=8, stages=(1, 1, 1, 1), text_dim=64, text_depth=2, text_heads=2,
         embed_dim=128, vocab_size=640, eos_token_id=639, context_length=16, activation="gelu",
-        epochs=20, batch_size=64, base_lr=6e-3, warmup_epochs=1, weight_decay=0.05, precision="fp32",
+        epochs=6, batch_size=64, base_lr=6e-3, warmup_epochs=1, weight_decay=0.05, precision="fp32",
     )  # fmt: skip
 
 

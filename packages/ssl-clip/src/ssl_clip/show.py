@@ -23,7 +23,8 @@ def show(method: CLIP, source: Any, folder: Path) -> dict[str, str]:
     part = _First(source, POOL)
     features = extract(method.encode_image, part, view, device=device)
     image = features.features
-    kept = [i for i in range(len(part)) if source.name(i) in set(features.names)]
+    readable = set(features.names)
+    kept = [i for i in range(len(part)) if source.name(i) in readable]
     if hasattr(source, "captions"):
         texts = list(dict.fromkeys(source.texts(i)[0] for i in kept))[:QUERIES]
         query = encode_texts(method, texts).cpu()

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_contrastive.config import BYOLConfig
-from ssl_contrastive.heads import collapse, mlp, spread
+from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
 from ssl_core.backbone import build_backbone
 from ssl_core.data.views import normalize
@@ -73,11 +73,10 @@ class BYOL(nn.Module, Pretrained):
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """The loss of both directions between the two `batch["views"]`."""
         views = [self._normalized(view) for view in batch["views"]]
-        online = [self.projector(self.encoder(view)) for view in views]
-        p1, p2 = (self.predictor(z) for z in online)
+        p1, p2 = (self.predictor(self.projector(self.encoder(view))) for view in views)
         with torch.no_grad():
             z1, z2 = (self.target_projector(self.target_encoder(view)) for view in views)
-        return {"loss": byol_loss(p1, z2) + byol_loss(p2, z1), "projection_std": spread(online[0])}
+        return {"loss": byol_loss(p1, z2) + byol_loss(p2, z1)}
 
     def momentum(self, progress: float) -> float:
         """τ after the share `progress` of all steps: `config.ema` at 0, 1 at 1."""
@@ -88,6 +87,10 @@ class BYOL(nn.Module, Pretrained):
         momentum = self.momentum(progress)
         ema_update(self.target_encoder, self.encoder, momentum)
         ema_update(self.target_projector, self.projector, momentum)
+
+    def project(self, features: Tensor) -> Tensor:
+        """What the loss compares, (b, d), of the encoder's features."""
+        return self.projector(features)
 
     def collapse(self, scores: dict[str, float], progress: float) -> str | None:
         """The cause, where the spread of the projections says so, else None; the loop asks."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
-
-from ssl_contrastive.similarity import unit
+from torch import nn
 
 COLLAPSED = 0.1
-"""Spread of projections below which a run that is under way has collapsed (docs/decisions.md)."""
+"""Spread of projections (`ssl_core.evaluate.health.feature_std`) below which they have collapsed: docs/decisions.md."""
 
 
 def mlp(
@@ -27,16 +24,10 @@ def mlp(
     return nn.Sequential(*layers)
 
 
-@torch.no_grad()
-def spread(z: Tensor) -> Tensor:
-    """Mean over dimensions of the standard deviation of unit vectors (n, d), times √d: 1 when they point everywhere, 0
-    when all are the same (arXiv 2011.10566, section 4.1). Read it before a batch norm, behind which it is always 1."""
-    return unit(z).std(0, correction=0).mean() * z.shape[1] ** 0.5
-
-
 def collapse(scores: dict[str, float], progress: float) -> str | None:
-    """The cause where the logged `projection_std` says so. Judged after a tenth of the run: at first all images look
+    """The cause where the spread of the projections says so. Judged after a tenth of the run: at first all images look
     alike to a random network."""
-    if progress < 0.1 or scores["projection_std"] >= COLLAPSED:
+    spread = scores["health/projection_std"]
+    if progress < 0.1 or spread >= COLLAPSED:
         return None
-    return f"the projections are collapsing: their spread is {scores['projection_std']:.3f}, 1 is healthy"
+    return f"the projections are collapsing: their spread is {spread:.3f}, healthy ones are near 1"

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_contrastive.config import SimSiamConfig
-from ssl_contrastive.heads import collapse, mlp, spread
+from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
 from ssl_core.backbone import build_backbone
 from ssl_core.data.views import normalize
@@ -55,8 +55,7 @@ class SimSiam(nn.Module, Pretrained):
         projector = mlp([d] * config.head_layers + [out])
         projector.append(nn.BatchNorm1d(out, affine=False))
         self.encoder = distributed.sync_batch_norm(encoder)
-        self.projector = projector
-        distributed.sync_batch_norm(self.projector)
+        self.projector = distributed.sync_batch_norm(projector)
         self.predictor = distributed.sync_batch_norm(mlp([out, config.predictor_hidden, out], last_bias=True))
 
     @classmethod
@@ -67,10 +66,13 @@ class SimSiam(nn.Module, Pretrained):
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """The symmetric loss of the two `batch["views"]`."""
-        before = [self.projector[:-1](self.encoder(self._normalized(view))) for view in batch["views"]]
-        z1, z2 = (self.projector[-1](z) for z in before)
-        loss = simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)
-        return {"loss": loss, "projection_std": spread(before[0])}
+        z1, z2 = (self.projector(self.encoder(self._normalized(view))) for view in batch["views"])
+        return {"loss": simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)}
+
+    def project(self, features: Tensor) -> Tensor:
+        """What the loss compares, (b, d), of the encoder's features, before the last batch norm: behind it collapse does
+        not show."""
+        return self.projector[:-1](features)  # type: ignore[index]
 
     def collapse(self, scores: dict[str, float], progress: float) -> str | None:
         """The cause, where the spread of the projections says so, else None; the loop asks."""

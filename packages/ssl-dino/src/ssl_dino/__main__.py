@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from ssl_core.cli import main as run
-from ssl_dino.config import DINOV2, RECIPE, VERBS
+from ssl_dino.config import DINOV2, RECIPE
+from ssl_dino.verbs import VERBS
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ The masks are those of DINO (arXiv 2104.14294, section 4.2.2), the colours those
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from ssl_core.data.images import BadSample, read_image
@@ -20,7 +20,9 @@ from ssl_core.device import pick_device
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
 from ssl_core.pictures import save_grid
-from ssl_dino.config import Attention
+
+if TYPE_CHECKING:
+    from ssl_dino.verbs import Attention
 
 
 def mass_mask(maps: Tensor, mass: float) -> Tensor:
@@ -149,6 +151,8 @@ def as_rgb(image: Tensor) -> Tensor:
 def draw_matches(first: Tensor, second: Tensor, a: Tensor, b: Tensor, most: int = 24) -> Image.Image:
     """Two images beside each other, lines between the centres of patches that choose each other, at most `most` spread
     evenly."""
+    from PIL import ImageDraw
+
     places, mutual = correspondences(a.cpu(), b.cpu())
     sheets = [
         F.pad(as_rgb(x)[0], (0, 0, 0, max(first.shape[1], second.shape[1]) - x.shape[1])) for x in (first, second)

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import tyro
-
 from ssl_core.config import BackboneConfig, ImageConfig, TrainConfig, check
-from ssl_core.method import Recipe, Verb
+from ssl_core.method import Recipe
 
 RECIPE = Recipe(
     name="dino",
@@ -176,36 +174,6 @@ class DINOv2Config(ImageConfig):
         check(0 < self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "must lie in (0, 1000]")
         check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
         check(self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Draw what a ViT attends to in pictures: maps per head, masks, patch features as colours, correspondences."""
-
-    images: tyro.conf.Positional[tuple[str, ...]]
-    """picture files"""
-    weights: str
-    """run folder, Hub id or checkpoint file"""
-    match: str | None = None
-    """another picture: draw which patches of the first correspond to which of it"""
-    mass: float = 0.6
-    """share of the attention that a mask holds"""
-    block: int = -1
-    """which block, counted from 0 or from the end"""
-    size: int | None = None
-    """pixels of the shorter side; the picture's own by default"""
-    out: str = "attention"
-    """folder of the pictures"""
-    device: str | None = None
-    """cpu, cuda, cuda:1, mps; the best one here by default"""
-
-    def __post_init__(self) -> None:
-        check(len(self.images) > 0, "images", self.images, "give at least one picture")
-        check(0 < self.mass <= 1, "mass", self.mass, "must lie in (0, 1]")
-        check(self.size is None or self.size > 0, "size", self.size, "must be positive")
-
-
-VERBS = {"attention": Verb("ssl_dino.config:Attention", "ssl_dino.attention:attention")}
 
 
 def vit_small() -> DINOConfig:

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssl_core.errors import InputError
+from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
 from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 PLAN, DONE = "plan.json", "done.jsonl"
 SMALLEST, LARGEST, PARTS = 2**16, 2**26, 64
 """A shard is a 64th of the text, but between 64 kB and 64 MB of it."""
-STRETCH = 2**20
-"""Characters of a document that are tokenised at once."""
+STRETCH, SHORT_STRETCH = 2**20, 2**14
+"""Characters of a document that are tokenised at once; of byte-level BPE, where a cut between lines changes nothing."""
 ROW = 1000
 """What a row of a `datasets` split counts as in bytes, for the size of shards."""
 TRAINED_ON = 2**27
@@ -259,17 +260,20 @@ def _shards(todo: list[tuple], workers: int | None, out: Path) -> Iterator[dict[
 
 
 _words: Any = None
+_table: WordTable | None = None
 
 
 def _begin(folder: str) -> None:
     """Give this process the folder's tokenizer, which uses one thread: the processes are what is parallel."""
-    global _words
+    global _words, _table
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
 
     _words = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
     _words.no_padding()
     _words.no_truncation()
+    _words.encode_special_tokens = True  # a text that says [SEP] does not end there
+    _table = WordTable(_words) if applies(_words) else None
 
 
 def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
@@ -282,7 +286,7 @@ def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
         except BadText as error:
             left_out.append((Path(piece.path).name, str(error)))
             continue
-        for (text, ended), tokens in zip(texts, tokenise(_words, [text for text, _ in texts]), strict=True):
+        for (text, ended), tokens in zip(texts, tokenise(_words, [text for text, _ in texts], _table), strict=True):
             size += len(text.encode())
             tokens = np.append(tokens, eos) if ended else tokens
             arrays.append(tokens.astype(dtype))
@@ -294,18 +298,25 @@ def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
     return {**record, "left_out": left_out}
 
 
-def tokenise(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
-    """Tokens of texts, none of them special. A long one is taken in stretches that begin at a line which follows a word:
-    there byte-level BPE cuts anyway."""
-    stretches = [list(_stretches(text)) for text in texts]
-    encoded = iter(tokenizer.encode_batch_fast([s for parts in stretches for s in parts], add_special_tokens=False))
-    return [np.concatenate([np.array(next(encoded).ids, np.int64) for _ in parts]) for parts in stretches]
+def tokenise(tokenizer: Any, texts: list[str], table: WordTable | None = None) -> list[np.ndarray]:
+    """Tokens int64 (n,) of each text. A long one is taken in stretches that begin at a line which follows a word: there
+    byte-level BPE cuts anyway. `table` looks words up where a stretch is ASCII."""
+    stretches = [list(_stretches(text, SHORT_STRETCH if table is not None else STRETCH)) for text in texts]
+    slow = [s for parts in stretches for s in parts if table is None or not s.isascii()]
+    encoded = iter(tokenizer.encode_batch_fast(slow, add_special_tokens=False))
+
+    def tokens(stretch: str) -> np.ndarray:
+        if table is not None and stretch.isascii():
+            return table.tokens(stretch)
+        return np.array(next(encoded).ids, np.int64)
+
+    return [np.concatenate([tokens(stretch) for stretch in parts]) for parts in stretches]
 
 
-def _stretches(text: str) -> Iterator[str]:
+def _stretches(text: str, length: int) -> Iterator[str]:
     start = 0
-    while len(text) - start > STRETCH:
-        end = text.find("\n", start + STRETCH // 2)
+    while len(text) - start > length:
+        end = text.find("\n", start + length // 2)
         while end > 0 and text[end - 1].isspace():
             end = text.find("\n", end + 1)
         if end <= start:

@@ -90,7 +90,7 @@ def read_piece(piece: Piece) -> Iterator[tuple[str, bool]]:
         return
     *whole, rest = text.split(SEPARATOR)
     yield from ((part.strip("\n"), True) for part in whole if part.strip())
-    if rest.strip() or (rest and not whole):
+    if rest.strip() or (rest and not whole and piece.start):  # blanks between two pieces of a document
         yield rest if not whole else rest.lstrip("\n"), piece.ends
 
 

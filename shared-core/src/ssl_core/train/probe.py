@@ -41,7 +41,11 @@ class Probe:
         return step % EVERY == 0 and self.spent <= BUDGET * (time.perf_counter() - self.began)
 
     def __call__(self, method: nn.Module) -> dict[str, float]:
-        """{"health/feature_std", "health/rankme", "health/knn"} of the method as it is now."""
+        """{"health/feature_std", "health/rankme", "health/knn"} of the method as it is now.
+
+        And "health/projection_std" of a method that can `project`: the variety of a random network stays in its features
+        for long when the projections have already collapsed.
+        """
         start = time.perf_counter()
         if not self.batches:
             self._load()
@@ -50,11 +54,14 @@ class Probe:
         try:
             with torch.inference_mode():
                 parts = [method.encode(b["views"][0].to(self.device)).float().cpu() for b in self.batches]  # type: ignore[operator]
+                x = torch.cat(parts)  # b d
+                scores = {"health/feature_std": feature_std(x), "health/rankme": rankme(x)}
+                if hasattr(method, "project"):
+                    z = method.project(x.to(self.device))  # type: ignore[operator]
+                    scores["health/projection_std"] = feature_std(z.float().cpu())
         finally:
             for part, training in modes:
                 part.training = training
-        x = torch.cat(parts)  # b d
-        scores = {"health/feature_std": feature_std(x), "health/rankme": rankme(x)}
         if self.labels is not None:
             scores["health/knn"] = leave_one_out(x, self.labels)
         self.first = self.first or scores

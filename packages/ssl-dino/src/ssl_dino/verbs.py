@@ -1,0 +1,40 @@
+"""The flags of the commands that only this package has. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from ssl_core.config import check
+from ssl_core.method import Verb
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Draw what a ViT attends to in pictures: maps per head, masks, patch features as colours, correspondences."""
+
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """picture files"""
+    weights: str
+    """run folder, Hub id or checkpoint file"""
+    match: str | None = None
+    """another picture: draw which patches of the first correspond to which of it"""
+    mass: float = 0.6
+    """share of the attention that a mask holds"""
+    block: int = -1
+    """which block, counted from 0 or from the end"""
+    size: int | None = None
+    """pixels of the shorter side; the picture's own by default"""
+    out: str = "attention"
+    """folder of the pictures"""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the best one here by default"""
+
+    def __post_init__(self) -> None:
+        check(len(self.images) > 0, "images", self.images, "give at least one picture")
+        check(0 < self.mass <= 1, "mass", self.mass, "must lie in (0, 1]")
+        check(self.size is None or self.size > 0, "size", self.size, "must be positive")
+
+
+VERBS = {"attention": Verb("ssl_dino.verbs:Attention", "ssl_dino.attention:attention")}

@@ -1,0 +1,53 @@
+"""Byte-level BPE by a table of words. Imports no torch.
+
+GPT-2's BPE cuts a text into words by a pattern and merges inside a word alone, so a word always has the same tokens, and
+of a text most words were seen before. Looking them up is several times faster than merging them again
+(docs/benchmarks.md). In ASCII the pattern is exact as it stands here; other text is left to the library.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+PATTERN = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+"""GPT-2's, with the letters and digits of ASCII."""
+MOST = 2**20
+"""Words in the table before it is begun anew."""
+
+
+def applies(tokenizer: Any) -> bool:
+    """Whether `tokenizer` is GPT-2's kind: byte-level BPE by that pattern, no normalizer, no added words but specials."""
+    parts = json.loads(tokenizer.to_str())
+    cut = parts["pre_tokenizer"] or {}
+    return (
+        parts["normalizer"] is None
+        and parts["model"]["type"] == "BPE"
+        and not parts["model"].get("dropout")
+        and cut.get("type") == "ByteLevel"
+        and cut.get("use_regex", True)
+        and not cut["add_prefix_space"]
+        and all(token["special"] for token in parts["added_tokens"])
+    )
+
+
+class WordTable(dict[str, list[int]]):
+    """Tokens of the words that were met."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def __missing__(self, word: str) -> list[int]:
+        if len(self) >= MOST:
+            self.clear()
+        self[word] = ids = self.tokenizer.encode(word, add_special_tokens=False).ids
+        return ids
+
+    def tokens(self, text: str) -> np.ndarray:
+        """int64 (n,) of an ASCII text, the same as the tokenizer's."""
+        return np.fromiter(chain.from_iterable(map(self.__getitem__, PATTERN.findall(text))), np.int64)
