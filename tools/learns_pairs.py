@@ -29,7 +29,7 @@ from ssl_core.data.views import eval_view
 from ssl_core.evaluate.features import extract, pixels
 from ssl_core.train.run import train
 
-ROWS = (
+ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("zero-shot top-1, 16 classes", ("zero_shot", "top1")),
     *((f"{way.replace('_', ' ')} {top}", ("retrieval", way, top))
       for way in ("image_to_text", "text_to_image") for top in ("R@1", "R@5", "R@10")),

@@ -74,6 +74,7 @@ def one_seed(name: str, config: Any, seed: int, out: Path) -> dict[str, Any]:
     start = time.process_time()
     method = train(recipe, config, data=None, out=out, options=RunOptions(workers=0, device="cpu"))
     seconds = time.process_time() - start
+    assert recipe.measure is not None
     figures = load(recipe.measure)(method, open_text(None, config=config, split="test"))
     return {**figures, "cpu_seconds": seconds}
 

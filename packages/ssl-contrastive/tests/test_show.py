@@ -27,7 +27,10 @@ def test_a_map_fills_its_sheet_and_says_how_it_was_made(sklearn, monkeypatch):
     features = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
     places, how = figures.flat(features)
     assert places.shape == (20, 2) and places.min() == 0 and places.max() == pytest.approx(1)
-    assert ("t-SNE" == how) if sklearn else how.startswith("the first two principal components")
+    components = "the first two principal components"
+    hint = ' (t-SNE with `pip install "ssl-contrastive[viz]"`)'
+    assert how == ("t-SNE" if sklearn else components + hint)
+    assert figures.flat(features[:10])[1] == (components if sklearn else components + hint)
 
 
 def test_thumbnails_stand_where_they_belong():

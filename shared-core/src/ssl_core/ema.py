@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
 Buffers = Literal["own", "copy", "ema"]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @torch.no_grad()
@@ -36,6 +37,6 @@ def ema_update(target: nn.Module, online: nn.Module, momentum: float, *, buffers
             buffer.copy_(theirs_buffers[name])
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
+def frozen_copy(module: Module) -> Module:
     """A deep copy without gradient: the start of a teacher. Make it before DDP wraps the method."""
     return copy.deepcopy(module).requires_grad_(False)

@@ -91,6 +91,8 @@ def interpolate_table(table: Tensor, old: tuple[int, int], new: tuple[int, int])
 class RelativeBias(nn.Module):
     """Learned bias of the attention logits by relative position, 0 at first."""
 
+    index: Tensor
+
     def __init__(self, grid: tuple[int, int], heads: int) -> None:
         super().__init__()
         self.grid = grid
@@ -168,8 +170,8 @@ class Encoder(nn.Module):
             truncated_normal(self.mask_token)
         with torch.no_grad():
             for number, block in enumerate(self.blocks, start=1):
-                for end in (block.attn.proj, block.mlp.fc2):
-                    end.weight /= (2 * number) ** 0.5
+                for end in ("attn.proj", "mlp.fc2"):
+                    block.get_parameter(f"{end}.weight").div_((2 * number) ** 0.5)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens after the last block, not normalised, (b, 1 + n, d), CLS first; patches of `mask` (b, n) are hidden."""

@@ -401,8 +401,10 @@ def to_transformers(method: DVAE | BEiT) -> tuple[dict[str, Tensor], dict[str, A
 
     BeitModel's last_hidden_state is then normalised as ours is, which it is not where the head has the norm.
     """
+    from ssl_beit.dvae import DVAE
+
     config = method.config
-    if isinstance(config, DVAEConfig):
+    if isinstance(method, DVAE):
         return DVAE_KEYMAP.to_theirs(method.state_dict())[0], dvae_to_theirs(config)
     rows = [*BEIT_MODEL, ("norm.{w}", "layernorm.{w}"), ("fc_norm.{w}", "pooler.layernorm.{w}")]
     state = {name: tensor for name, tensor in method.encoder.state_dict().items() if name != "mask_token"}

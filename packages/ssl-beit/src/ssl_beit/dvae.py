@@ -120,6 +120,7 @@ def convolution(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:
     """Size-preserving, weights from N(0, 1 / (n_in · kernel²)), no bias at first."""
     layer = nn.Conv2d(n_in, n_out, kernel, padding=(kernel - 1) // 2)
     nn.init.normal_(layer.weight, std=1 / math.sqrt(n_in * kernel**2))
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -144,7 +145,7 @@ class Encoder(nn.Module):
     def __init__(self, *, channels: int, hidden: int, blocks: int, vocab: int) -> None:
         super().__init__()
         widths = [hidden, *(hidden * w for w in WIDTHS)]
-        output = OrderedDict(relu=nn.ReLU(), conv=convolution(widths[-1], vocab, 1))
+        output: OrderedDict[str, nn.Module] = OrderedDict(relu=nn.ReLU(), conv=convolution(widths[-1], vocab, 1))
         self.blocks = nn.Sequential(
             OrderedDict(
                 input=convolution(channels, hidden, 7),
@@ -158,7 +159,7 @@ class Encoder(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the logits are computed from, (b, 8 · hidden, h/8, w/8)."""
-        return self.blocks[-1].relu(self.blocks[:-1](x))
+        return F.relu(self.blocks[:-1](x))
 
 
 class Decoder(nn.Module):
@@ -167,7 +168,7 @@ class Decoder(nn.Module):
     def __init__(self, *, channels: int, hidden: int, blocks: int, vocab: int, init: int) -> None:
         super().__init__()
         widths = [init, *(hidden * w for w in reversed(WIDTHS))]
-        output = OrderedDict(relu=nn.ReLU(), conv=convolution(hidden, 2 * channels, 1))
+        output: OrderedDict[str, nn.Module] = OrderedDict(relu=nn.ReLU(), conv=convolution(hidden, 2 * channels, 1))
         self.blocks = nn.Sequential(
             OrderedDict(
                 input=convolution(vocab, init, 1),
@@ -181,9 +182,9 @@ class Decoder(nn.Module):
 
     def from_ids(self, ids: Tensor) -> Tensor:
         """The same for token ids (b, h, w): a row of the first convolution each, without the one-hot codes."""
-        layer = self.blocks[0]
-        table = rearrange(layer.weight, "d k 1 1 -> k d")
-        return self.blocks[1:](rearrange(F.embedding(ids, table) + layer.bias, "b h w d -> b d h w").contiguous())
+        weight, bias = (self.blocks.get_parameter(f"input.{name}") for name in ("weight", "bias"))
+        table = rearrange(weight, "d k 1 1 -> k d")
+        return self.blocks[1:](rearrange(F.embedding(ids, table) + bias, "b h w d -> b d h w").contiguous())
 
 
 class Tokenizer(nn.Module):
@@ -191,7 +192,7 @@ class Tokenizer(nn.Module):
 
     def __init__(self, *, channels: int, hidden: int, blocks: int, vocab: int, init: int) -> None:
         super().__init__()
-        self.vocab = vocab
+        self.channels, self.vocab = channels, vocab
         self.encoder = Encoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab)
         self.decoder = Decoder(channels=channels, hidden=hidden, blocks=blocks, vocab=vocab, init=init)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -211,7 +212,7 @@ class Tokenizer(nn.Module):
 
     def mapped(self, pixels: Tensor) -> Tensor:
         """φ of pixels, uint8 or in [0, 1]. Raises ValueError for another shape."""
-        channels = self.encoder.blocks[0].in_channels
+        channels = self.channels
         if pixels.ndim != 4 or pixels.shape[1] != channels:
             raise ValueError(f"images must be (b, {channels}, h, w), got {tuple(pixels.shape)}")
         grid_of(pixels, 8)

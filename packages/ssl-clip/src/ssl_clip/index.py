@@ -212,6 +212,7 @@ class ImageIndex:
             loader = tqdm(loader, desc="index", unit="batch", leave=False)
         device = self.clip.logit_scale.device
         precision = pick_precision("auto", device)
+        items: list[tuple[int, Tensor | str]]
         for items in loader:
             good = [image for _, image in items if isinstance(image, Tensor)]
             vectors: Iterator[np.ndarray] = iter(())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ssl_core.config import BackboneConfig, TrainConfig, check
 from ssl_core.method import Recipe
@@ -171,20 +171,20 @@ class SimSiamConfig(ContrastiveConfig):
             check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
 
 
-CIFAR = {
+CIFAR: dict[str, Any] = {
     "backbone": "resnet18", "small_stem": True, "image_size": 32, "crop_pct": 1.0, "mean": CIFAR_MEAN, "std": CIFAR_STD,
     "batch_size": 512, "blur_p": (0.0, 0.0),
 }  # fmt: skip
 """What every recipe for CIFAR-10 has: ResNet-18 with the small stem, no blur at 32 pixels."""
 
-SCENES = {
+SCENES: dict[str, Any] = {
     "backbone": "resnet18", "width": 12, "small_stem": True, "image_size": 32, "crop_pct": 1.0, "precision": "fp32",
     "crop_scale": (0.5, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "batch_size": 128,
     "blur_p": (0.3, 0.3), "solarize_p": (0.0, 0.0),
 }  # fmt: skip
 """A small ResNet-18 for the built-in scenes in minutes on a CPU; the figures stand in docs/benchmarks.md."""
 
-VIT_SMALL = {
+VIT_SMALL: dict[str, Any] = {
     "backbone": "vit", "dim": 384, "depth": 12, "heads": 6, "optimizer": "adamw", "batch_size": 1024,
     "base_lr": 1.5e-4, "warmup_epochs": 40.0, "epochs": 300.0, "weight_decay": 0.1, "drop_path": 0.0,
 }  # fmt: skip
@@ -269,7 +269,7 @@ def byol_cifar_resnet18() -> BYOLConfig:
 
     solo-learn's table has 92.58 % (linear, 1000 epochs) with a LARS of another kind. Not run here.
     """
-    fields = CIFAR | {"batch_size": 256}
+    fields: dict[str, Any] = CIFAR | {"batch_size": 256}
     return BYOLConfig(**fields, base_lr=2.0, weight_decay=1e-6)
 
 
@@ -306,7 +306,7 @@ def simsiam_vit_small() -> SimSiamConfig:
 
 def simsiam_demo() -> SimSiamConfig:
     """The built-in scenes in minutes on a CPU."""
-    fields = SCENES | {"crop_scale": (0.2, 1.0)}
+    fields: dict[str, Any] = SCENES | {"crop_scale": (0.2, 1.0)}
     return SimSiamConfig(
         **fields, head_layers=2, projection=512, predictor_hidden=128, epochs=14, base_lr=0.12, weight_decay=5e-4
     )

@@ -69,7 +69,8 @@ def neighbours(features: Tensor, queries: int, count: int) -> Tensor:
 def flat(features: Tensor) -> tuple[np.ndarray, str]:
     """Places (b, 2) in [0, 1], and how they were found: t-SNE where scikit-learn is installed, else two components."""
     z = unit(features)
-    if find_spec("sklearn") and len(z) > 10:
+    installed = find_spec("sklearn") is not None
+    if installed and len(z) > 10:
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(z) - 1) / 3)
@@ -78,7 +79,8 @@ def flat(features: Tensor) -> tuple[np.ndarray, str]:
     else:
         centred = z - z.mean(0)
         places = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).numpy()
-        how = "the first two principal components (t-SNE with `pip install ssl-core[viz]`)"
+        how = "the first two principal components"
+        how += "" if installed else ' (t-SNE with `pip install "ssl-contrastive[viz]"`)'
     low, high = places.min(0), places.max(0)
     return (places - low) / np.maximum(high - low, 1e-12), how
 

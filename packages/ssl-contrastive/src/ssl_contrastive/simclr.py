@@ -75,7 +75,8 @@ class SimCLR(nn.Module, Pretrained):
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """NT-Xent of the two `batch["views"]`, which go through the network together."""
         z = self.projector(self.encoder(self._normalized(torch.cat(batch["views"]))))
-        return {"loss": nt_xent_loss(*z.chunk(2), self.config.temperature)}
+        z1, z2 = z.chunk(2)
+        return {"loss": nt_xent_loss(z1, z2, self.config.temperature)}
 
     def encode(self, images: Tensor) -> Tensor:
         """The encoder's features (b, d), before the projector."""

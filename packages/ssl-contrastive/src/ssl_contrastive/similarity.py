@@ -54,7 +54,8 @@ def _summed(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The sum, and its gradients to `anchors`, `keys` and `extra`; what is not wanted is empty."""
     total, anchor_grad, key_grad, extra_grad = _like(anchors, keys, scale, own, extra, to_anchors, to_keys)
-    total.zero_(), key_grad.zero_()
+    total.zero_()
+    key_grad.zero_()
     size = max(1, BLOCK.get(anchors.device.type, LARGE_BLOCK) // max(1, len(keys)))
     for start in range(0, len(anchors), size):
         rows = slice(start, start + size)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from ssl_pretext.jigsaw import Jigsaw, jigsaw_loss
     from ssl_pretext.lab import lab_to_rgb, rgb_to_lab
     from ssl_pretext.permutations import permutation_set
-    from ssl_pretext.training import train
     from ssl_pretext.relative_patch import RelativePatch, relative_patch_loss
     from ssl_pretext.rotation import Rotation, four_rotations, rotation_loss
+    from ssl_pretext.training import train
 
 __version__ = version("ssl-pretext")
 _NAMES = {

@@ -254,7 +254,8 @@ class Scenes:
     def __init__(
         self, number: int, seed: int, size: int, channels: int = 3, light: Literal["above", "anywhere"] = "above"
     ) -> None:
-        self.number, self.seed, self.size, self.channels, self.light = number, seed, size, channels, light
+        self.number, self.seed, self.size, self.channels = number, seed, size, channels
+        self.light: Literal["above", "anywhere"] = light
         self.classes = list(CLASSES)
         self._labels: np.ndarray | None = None
 
