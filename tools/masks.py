@@ -2,8 +2,8 @@
 
     python tools/masks.py runs/dino            a run folder of ssl-dino with a ViT
 
-The mask of each head, and of their mean, beside the same network at random initialisation and a box in the middle. The head
-and the box's side are chosen on scenes other than those that are measured.
+The mask of each head, and of their mean, beside the same network at random initialisation, of which there are five because
+they differ much, and a box in the middle. The head and the box's side are chosen on scenes other than those that are measured.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ def main() -> None:
     parser.add_argument("--mass", type=float, default=0.6)
     args = parser.parse_args()
     method = DINO.from_pretrained(args.weights)
-    seed_step(0)
-    fresh = DINO(method.config).eval()
+    networks = {"pretrained": method}
+    for seed in range(5):
+        seed_step(seed)
+        networks[f"random init, seed {seed}"] = DINO(method.config).eval()
     choice, test = (scenes(seed, args.scenes, method.config.size[0]) for seed in (CHOICE, TEST))
     print("| masks | mean of the heads | best head |\n| --- | --- | --- |")
-    for name, network in (("pretrained", method), ("random init", fresh)):
+    for name, network in networks.items():
         chosen, measured = (ious(network, images, objects, args.mass) for images, objects in (choice, test))
         best = int(chosen[:, :-1].mean(0).argmax())
         print(f"| {name} | {measured[:, -1].mean():.3f} | {measured[:, best].mean():.3f} |")

@@ -1,4 +1,4 @@
-"""k-nearest neighbours of 10,000 queries in a bank of 50,000 features of width 384, k = 20: ours, faiss and lightly.
+"""k-nearest neighbours of 10,000 queries (--queries) in a bank of 50,000 features of width 384, k = 20: ours, faiss, lightly.
 
 faiss searches alone, its vote is not counted; lightly is asked in batches of 256. Features are random around the means
 of a hundred classes. The predictions of ours and of lightly are compared, the run fails where more than 1 in 1,000 differ.
@@ -18,38 +18,39 @@ from torch import Tensor
 from ssl_core.evaluate import knn as module
 from ssl_core.evaluate.knn import TEMPERATURE, knn
 
-BANK, QUERIES, WIDTH, CLASSES, K = 50_000, 10_000, 384, 100, 20
+BANK, WIDTH, CLASSES, K = 50_000, 384, 100, 20
 
 
 def main() -> None:
     flags = measure.parser(__doc__)
+    flags.add_argument("--queries", type=int, default=10_000)
     flags.set_defaults(rounds=5)
-    chosen = measure.settings(flags.parse_args())
+    args = flags.parse_args()
+    chosen, queries = measure.settings(args), args.queries
     check()
     results = measure.race(
         [
-            Case("ours", ours, (True,)),
-            Case("ours, fp32 alone", ours, (False,)),
-            Case("faiss IndexFlatIP", faiss, (), ("faiss",)),
-            Case("lightly knn_predict", lightly, (), ("lightly",)),
+            Case("ours", ours, (queries, True)),
+            Case("ours, fp32 alone", ours, (queries, False)),
+            Case("faiss IndexFlatIP", faiss, (queries,), ("faiss",)),
+            Case("lightly knn_predict", lightly, (queries,), ("lightly",)),
         ],
         chosen,
     )
-    measure.report(f"k-NN, {BANK:,} x {QUERIES:,} x {WIDTH}, k = {K}", results, chosen)
+    measure.report(f"k-NN, {BANK:,} x {queries:,} x {WIDTH}, k = {K}", results, chosen)
 
 
-def features() -> tuple[Tensor, Tensor, Tensor]:
+def features(queries: int) -> tuple[Tensor, Tensor, Tensor]:
     """Bank (n, d), its labels (n,), queries (q, d)."""
     g = torch.Generator().manual_seed(0)
     means = 0.3 * torch.randn(CLASSES, WIDTH, generator=g)
-    labels = torch.randint(CLASSES, (BANK + QUERIES,), generator=g)
-    x = F.normalize(means[labels] + torch.randn(BANK + QUERIES, WIDTH, generator=g), dim=1)
+    labels = torch.randint(CLASSES, (BANK + queries,), generator=g)
+    x = F.normalize(means[labels] + torch.randn(BANK + queries, WIDTH, generator=g), dim=1)
     return x[:BANK], labels[:BANK], x[BANK:]
 
 
 def check() -> None:
-    bank, labels, queries = features()
-    some = queries[:512]
+    bank, labels, some = features(512)
     try:
         theirs = _lightly_labels(bank.T.contiguous(), labels, some)
     except ModuleNotFoundError:
@@ -59,30 +60,29 @@ def check() -> None:
         raise SystemExit(f"{differing} of {len(some)} predictions differ from lightly's")
 
 
-def ours(rounded: bool) -> Work:
+def ours(queries: int, rounded: bool) -> Work:
     if not rounded:
         module.cpu_has_bf16 = lambda: False
-    return _work(partial(knn, *features(), ks=(K,)))
+    return _work(partial(knn, *features(queries), ks=(K,)))
 
 
-def faiss() -> Work:
+def faiss(queries: int) -> Work:
     import faiss as library
 
     library.omp_set_num_threads(torch.get_num_threads())
-    bank, _, queries = features()
-    rows, asked = bank.numpy(), queries.numpy()
+    bank, _, asked = features(queries)
 
     def search() -> None:
         index = library.IndexFlatIP(WIDTH)
-        index.add(rows)
-        index.search(asked, K)
+        index.add(bank.numpy())
+        index.search(asked.numpy(), K)
 
     return _work(search)
 
 
-def lightly() -> Work:
-    bank, labels, queries = features()
-    return _work(partial(_lightly_labels, bank.T.contiguous(), labels, queries))
+def lightly(queries: int) -> Work:
+    bank, labels, asked = features(queries)
+    return _work(partial(_lightly_labels, bank.T.contiguous(), labels, asked))
 
 
 def _lightly_labels(bank: Tensor, labels: Tensor, queries: Tensor) -> Tensor:

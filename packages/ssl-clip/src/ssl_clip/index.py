@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 EXACT = 200_000
 """Images up to which a query is compared with every one of them."""
-CHUNK = 65_536
+CHUNK = 8192
 """Rows of an exact search that are held in fp32 at a time."""
 STALE = 0.25
 """Share of rows left behind at which the files are written anew."""
