@@ -47,13 +47,13 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def write_prepared(folder: Path, window: int, stride: int, windows: int = 64) -> Path:
-    """A folder as `prepare` makes it, whose training part is exactly `windows` windows; a document every 12 lines."""
+def write_prepared(folder: Path, window: int, stride: int, windows: int = 64, held_out: int = 8) -> Path:
+    """A folder as `prepare` makes it, of exactly so many windows for training and for test; a document every 12 lines."""
     folder.mkdir(parents=True)
     tokenizer = tiny_tokenizer()
     save_tokenizer(tokenizer, folder)
     splits = {}
-    for seed, (split, number) in enumerate({"train": windows, "test": 8}.items()):
+    for seed, (split, number) in enumerate({"train": windows, "test": held_out}.items()):
         wanted, parts, ends, count, size = (number - 1) * stride + window, [], [], 0, 0
         while count < wanted:
             text = write_text(12, seed=1000 * seed + len(parts))

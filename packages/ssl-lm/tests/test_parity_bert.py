@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,8 +17,10 @@ from torch import Tensor
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.train.optim import build_optimizer
 from ssl_lm.bert import BERT
 from ssl_lm.config import BERTConfig
+from ssl_lm.views import masked
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -95,6 +99,49 @@ def test_the_gradient_is_theirs(folder):
         if name.endswith("word_embeddings.weight"):
             expected[0] = parameter.grad[0]  # theirs stops the gradient of the pad token's row
         assert torch.allclose(parameter.grad, expected, atol=1e-5), name
+
+
+def test_training_on_our_batches_goes_as_theirs_does(folder):
+    ours = BERT.from_pretrained(folder).train()
+    settings = dataclasses.replace(ours.config, vocab_size=120, unk_token_id=1, cls_token_id=2, sep_token_id=3,
+                                   mask_token_id=4, dropout=0.0, base_lr=0.1)  # fmt: skip
+    ours.config, model = settings, theirs(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    for block in ours.modules():
+        if hasattr(block, "dropout"):
+            block.dropout = 0.0
+    view, rng = masked(settings), np.random.default_rng(0)
+    optimizers = [build_optimizer(m, settings) for m in (ours, model)]
+    losses = []
+    for _ in range(8):
+        windows = torch.randint(5, 120, (4, settings.window))
+        documents = torch.arange(settings.window).expand(4, -1) // 9
+        made = [view({"input_ids": w, "documents": d}, rng) for w, d in zip(windows, documents, strict=True)]
+        sample = {key: torch.stack([one[key] for one in made]) for key in made[0]}
+        tokens, packed = sample["input_ids"], sample["documents"]
+        labels = torch.full_like(tokens, -100).scatter_(1, sample["positions"], sample["labels"])
+        steps = torch.stack([torch.cat([torch.arange(int(n)) for n in row.bincount()]) for row in packed])
+        unseen = (packed[:, None, :, None] != packed[:, None, None, :]) * torch.finfo(torch.float32).min
+        pair = [ours(sample, 0.0)["loss"]]
+        pair.append(model(tokens, attention_mask=unseen, position_ids=steps, labels=labels).loss)
+        for loss, optimizer in zip(pair, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append([loss.item() for loss in pair])
+    mine, expected = torch.tensor(losses).T
+    assert torch.allclose(mine, expected, atol=1e-3)
+    assert expected.std() > 0.05, "nothing was trained"
+
+
+def test_the_spread_of_initial_weights_is_a_setting_that_both_sides_know(tmp_path):
+    wide = BERT(config(dim=64, hidden=256, init_std=0.125))
+    for name, parameter in wide.named_parameters():
+        if parameter.ndim > 1 and parameter.numel() > 1000:
+            assert parameter.std().item() == pytest.approx(0.125, rel=0.1), name
+    wide.save_pretrained(tmp_path / "ours")
+    assert transformers.BertConfig.from_pretrained(tmp_path / "ours").initializer_range == 0.125
+    theirs(initializer_range=0.25).save_pretrained(tmp_path / "theirs")
+    assert BERT.from_pretrained(tmp_path / "theirs").config.init_std == 0.25
 
 
 def test_transformers_opens_our_folder(tmp_path):

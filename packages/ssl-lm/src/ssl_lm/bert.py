@@ -18,6 +18,7 @@ Expected (the paper, table 1): BERT-base 79.6, BERT-large 82.1 mean GLUE score a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ class BERT(TextModel):
         embeddings = Embeddings(config, vocabulary)
         self.bert = nn.ModuleDict({"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": layers})})
         self.cls = nn.ModuleDict({"predictions": Head(config, vocabulary)})
-        self.apply(init_weights)
+        self.apply(partial(init_weights, std=config.init_std))
 
     @classmethod
     def layout(cls) -> Layout:
@@ -376,10 +377,10 @@ class BERT(TextModel):
         return text[:, None, None, :]
 
 
-def init_weights(module: nn.Module) -> None:
-    """N(0, 0.02²) for every Linear and Embedding, zero biases (the paper's code)."""
+def init_weights(module: nn.Module, std: float = 0.02) -> None:
+    """N(0, std²) for every Linear and Embedding, zero biases; 0.02 in the paper's code."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
 

@@ -199,6 +199,9 @@ class BERTConfig(LMConfig):
     token_types: int = 2
     """kinds of segments: the sentences of a pair"""
     layer_norm_eps: float = 1e-12
+    init_std: float = 0.02
+    """spread of every matrix before training, embeddings too; narrow models leave the loss of the token frequencies
+    sooner with 1/√dim, about 0.1"""
     dropout: float = 0.1
     """of embeddings, attention and residuals"""
     mask_rate: float = 0.15
@@ -220,6 +223,7 @@ class BERTConfig(LMConfig):
         check(self.context > 4, "context", self.context, "must be at least 5: two tokens frame the text")
         check(self.heads > 0 and self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
         check(0 < self.token_types <= 2**16, "token_types", self.token_types, "must lie in 1 … 65536")
+        check(0 < self.init_std <= 1, "init_std", self.init_std, "must lie in (0, 1]")
         check(0 < self.mask_rate < 1, "mask_rate", self.mask_rate, "must lie between 0 and 1")
 
     @property
@@ -266,8 +270,8 @@ def bert_small() -> BERTConfig:
 def bert_demo() -> BERTConfig:
     """The source of Python's standard library in minutes on two CPU cores; figures stand in docs/benchmarks.md."""
     return BERTConfig(
-        vocab_size=None, context=128, dim=128, depth=3, heads=4, dropout=0.0, layer_norm_eps=1e-12, **_TOKENIZERS,
-        epochs=1, batch_size=32, base_lr=0.008, warmup_epochs=0.1, precision="fp32",
+        vocab_size=None, context=128, dim=128, depth=3, heads=4, init_std=0.09, dropout=0.0, **_TOKENIZERS,
+        epochs=1, batch_size=32, base_lr=0.016, warmup_epochs=0.1, precision="fp32",
     )  # fmt: skip
 
 

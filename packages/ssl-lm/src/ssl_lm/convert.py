@@ -162,6 +162,7 @@ BERT_NAMES = {
     "hidden": "intermediate_size",
     "token_types": "type_vocab_size",
     "layer_norm_eps": "layer_norm_eps",
+    "init_std": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
 
