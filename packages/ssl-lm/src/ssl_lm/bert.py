@@ -4,8 +4,8 @@
     input      of those 80 % [MASK], 10 % another ordinary token, 10 % unchanged
     loss       cross-entropy of the selected tokens under  softmax(LN(gelu(W h)) · Eᵀ + b),  E the word embeddings
 
-Post-norm blocks, learned positions, LayerNorm eps 1e-12, exact GELU; every matrix starts from N(0, 0.02²), every bias
-at 0. The head sees the selected positions only: logits of the others are never made.
+Post-norm blocks, learned positions, LayerNorm eps 1e-12, exact GELU; every matrix starts from N(0, 0.02²)
+(`init_std`), every bias at 0. The head sees the selected positions only: logits of the others are never made.
 
 Deviations. Masks are dynamic and there is no next-sentence task (RoBERTa, arXiv 1907.11692, found both better); a
 random replacement is never a special token, where the authors' code draws from the whole vocabulary. Documents packed

@@ -268,10 +268,11 @@ def bert_small() -> BERTConfig:
 
 
 def bert_demo() -> BERTConfig:
-    """The source of Python's standard library in minutes on two CPU cores; figures stand in docs/benchmarks.md."""
+    """The source of Python's standard library, 4.4 minutes on a CPU core: 12.0 % of held-out targets are guessed, the most
+    frequent token is 3.7 % (docs/benchmarks.md)."""
     return BERTConfig(
-        vocab_size=None, context=128, dim=128, depth=3, heads=4, init_std=0.09, dropout=0.0, **_TOKENIZERS,
-        epochs=1, batch_size=32, base_lr=0.016, warmup_epochs=0.1, precision="fp32",
+        vocab_size=None, context=64, dim=128, depth=3, heads=4, init_std=0.09, dropout=0.0, **_TOKENIZERS,
+        epochs=1, batch_size=32, base_lr=0.012, warmup_epochs=0.1, precision="fp32",
     )  # fmt: skip
 
 
@@ -435,7 +436,8 @@ def t5_v1_1_base() -> T5Config:
 
 
 def t5_demo() -> T5Config:
-    """The source of Python's standard library in minutes on two CPU cores; figures stand in docs/benchmarks.md."""
+    """The source of Python's standard library, 4.6 minutes on a CPU core: sentinels are learned, of the text little more than
+    its frequencies (docs/benchmarks.md)."""
     return T5Config(
         vocab_size=None, pad_token_id=None, eos_token_id=None, first_sentinel=None,
         context=128, dim=128, depth=2, decoder_depth=2, heads=4, head_dim=32, hidden=512, dropout=0.0,
