@@ -30,6 +30,7 @@ MOST = (19, 30.0)
 """Packages and MB that a package may bring over torch and torchvision."""
 MOST_OF = {"ssl-lm": (20, 40.0)}  # tokenizers
 SHORT = ("--epochs", "0.05", "--warmup-epochs", "0")  # a few steps on the built-in data
+METHOD = {"ssl-beit": ("--method", "dvae")}  # BEiT itself would train a whole tokenizer first
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -138,7 +139,7 @@ def check(name: str, wheels: dict[str, Path], torch: set[str], folder: Path) -> 
     run(python, "-I", script, module, cwd=folder)
     for command in read_project(projects()[name]).get("scripts", {}):
         run(venv / "bin" / command, "--help", cwd=folder)
-        run(venv / "bin" / command, "train", *SHORT, "--out", folder / "run", cwd=folder)
+        run(venv / "bin" / command, "train", *METHOD.get(name, ()), *SHORT, "--out", folder / "run", cwd=folder)
     shutil.rmtree(folder)
     return line
 
