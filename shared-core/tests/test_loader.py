@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -240,15 +241,15 @@ def test_a_worker_that_is_still_starting_is_ended_with_the_others(monkeypatch):
     assert f"was reading picture {index}" in message and orphans == []
 
 
-def test_a_worker_whose_parent_died_before_it_began_ends():
-    def read():
-        batches = Batches(Pictures(64), draw, Plan(64, 8, 1, 0), workers=2, timeout=20)
-        batches._samples.parent = 1
-        with batches.watched():
-            list(batches)
+def test_a_worker_whose_parent_died_before_it_began_ends(monkeypatch):
+    def begin():
+        samples = types.SimpleNamespace(parent=-1, reading=torch.zeros(1, 2, dtype=torch.int64))
+        monkeypatch.setattr(loader, "get_worker_info", lambda: types.SimpleNamespace(dataset=samples))
+        loader._init_worker(0)
+        return "it went on"
 
-    ended = children.run(read)
-    assert ended.error.startswith("LoaderError: step 0: DataLoader worker"), ended
+    ended = children.run(begin)
+    assert (ended.code, ended.value) == (1, None), ended
 
 
 def test_a_loop_that_fails_takes_its_workers_along():
@@ -261,6 +262,38 @@ def test_a_loop_that_fails_takes_its_workers_along():
 
     ended = children.run(loop)
     assert ended.value == [], ended
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_killed_run_leaves_no_worker_behind(tmp_path):
+    def heavy(sample, rng):
+        return {"draw": torch.zeros(25_000)}  # a batch by value, larger than a pipe
+
+    def loop():
+        batches = Batches(Pictures(64), heavy, Plan(64, 8, 9, 0), workers=2)
+        with batches.watched():
+            for _ in batches:
+                (tmp_path / "pids").write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
+                time.sleep(0.5)  # until both wait for their results to be taken
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def alive(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+        except OSError:
+            return False
+
+    ended = children.run(loop)
+    assert ended.code == -signal.SIGKILL, ended
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 2
+    last = time.monotonic() + 30  # torch looks for the parent every 5 seconds
+    while any(alive(pid) for pid in pids) and time.monotonic() < last:
+        time.sleep(0.1)
+    left = [pid for pid in pids if alive(pid)]
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert left == []
 
 
 def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_main_process():

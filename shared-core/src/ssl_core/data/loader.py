@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,13 @@ def _init_worker(worker: int) -> None:
         info.dataset.reading[worker, 0] = os.getpid()  # type: ignore[attr-defined]
         if os.getppid() != info.dataset.parent:  # type: ignore[attr-defined]
             os._exit(1)  # killed since the fork: torch's watch over the parent begins later and would never end
+        Finalize(None, _leave_orphaned, args=(info.dataset.parent,), exitpriority=0)  # type: ignore[attr-defined]
+
+
+def _leave_orphaned(parent: int) -> None:
+    """End at once where the main process was killed: what this worker still has to hand over waits for a reader."""
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class Batches:
