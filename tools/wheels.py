@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 MOST = (19, 30.0)
 """Packages and MB that a package may bring over torch and torchvision."""
-MOST_OF = dict.fromkeys(("ssl-clip", "ssl-lm"), (20, 40.0))  # tokenizers
+MOST_OF = {"ssl-clip": (20, 40.0), "ssl-lm": (20, 40.0)}  # tokenizers
 SHORT = ("--epochs", "0.05", "--warmup-epochs", "0")  # a few steps on the built-in data
 METHOD = {"ssl-beit": ("--method", "dvae")}  # BEiT itself would train a whole tokenizer first
 
