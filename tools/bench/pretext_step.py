@@ -108,7 +108,7 @@ def build_orders(how: str, batch: int, number: int) -> Work:
             return jigsaw_loss(method.logits(shown), asked.T.flatten())
         from ssl_pretext.tiles import embed_tiles
 
-        features = [embed_tiles(method.encoder, method.project, shown[:, k : k + 1])[:, 0] for k in range(9)]
+        features = [embed_tiles(method.encoder, method.embed, shown[:, k : k + 1])[:, 0] for k in range(9)]
         return jigsaw_loss(method.head(torch.cat(features, 1)), asked.T.flatten())
 
     with torch.no_grad():

@@ -182,7 +182,7 @@ def test_timm_opens_the_export_with_the_same_features(fields, tmp_path):
 @pytest.mark.parametrize(
     ("to", "fields", "message"),
     [
-        ("transformers", {"small_stem": True}, "no small stem"),
+        ("transformers", {"small_stem": True}, "small_stem"),
         ("timm", {"small_stem": True, "width": 64}, "ImageNet stem"),
         ("timm", {}, "64 channels wide"),
         ("timm", VIT | {"layer_norm_eps": 1e-12}, "timm has 1e-6"),

@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ssl_contrastive.config import BYOLConfig, ContrastiveConfig, MoCoConfig, SimCLRConfig, SimSiamConfig
-from ssl_core.config import ConfigError, from_dict, to_dict
+from ssl_core.config import from_dict, to_dict
 from ssl_core.hub import backbone
-from ssl_core.hub.backbone import RESNET, RESNET_TRANSFORMERS, backbone_keymap
-from ssl_core.hub.keymap import VIT, VIT_TIMM, KeyMap, Row, prefixed
+from ssl_core.hub.backbone import RESNET, backbone_keymap
+from ssl_core.hub.keymap import VIT_TIMM, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
-from ssl_core.resnet import LAYERS
 
 C = TypeVar("C", bound=ContrastiveConfig)
 
@@ -108,83 +107,5 @@ BYOL = _layout(
 )  # fmt: skip
 SIMSIAM = _layout(SimSiamConfig, heads=("projector.", "predictor."), copies={}, authors=SIMSIAM_AUTHORS)
 
-
-def to_transformers(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config.json) of transformers' ViTModel or ResNetModel, which has the ImageNet stem alone."""
-    config = method.config
-    if config.is_vit:
-        return _encoder(method, VIT), backbone.to_theirs(config)
-    if config.small_stem:
-        raise ConfigError(
-            "transformers' ResNetModel has no small stem: model.safetensors of the folder itself has torchvision's "
-            "names, and from_pretrained here reads it"
-        )
-    bottleneck = config.backbone == "resnet50"
-    widths = [config.width * 2**stage * (4 if bottleneck else 1) for stage in range(4)]
-    return _encoder(method, RESNET_TRANSFORMERS), {
-        "model_type": "resnet",
-        "architectures": ["ResNetModel"],
-        "dtype": "float32",
-        "num_channels": config.in_channels,
-        "embedding_size": config.width,
-        "hidden_sizes": widths,
-        "depths": [*LAYERS[config.backbone]],
-        "layer_type": "bottleneck" if bottleneck else "basic",
-        "hidden_act": "relu",
-        "downsample_in_first_stage": False,
-        "downsample_in_bottleneck": False,
-    }
-
-
-def to_timm(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config.json) of a timm model whose features are those of `encode`, for `create_model("local-dir:…")`.
-
-    Raises ConfigError for what timm's networks do not have: another epsilon, width or stem.
-    """
-    config = method.config
-    if not config.is_vit:
-        if config.small_stem or config.width != 64:
-            raise ConfigError("timm's ResNets are 64 channels wide and have the ImageNet stem: this one has not")
-        theirs = backbone.to_theirs(config)
-        kept = ("architecture", "num_classes", "model_args", "pretrained_cfg")
-        return _encoder(method, RESNET), {key: theirs[key] for key in kept}
-    if config.layer_norm_eps != 1e-6:
-        raise ConfigError(f"layer_norm_eps = {config.layer_norm_eps}: timm has 1e-6, export to transformers instead")
-    pool = "token" if config.pool == "cls" else "avg"
-    return _encoder(method, VIT_TIMM), {
-        "architecture": "vit_small_patch16_224",
-        "num_classes": 0,
-        "num_features": config.dim,
-        "global_pool": pool,
-        "model_args": {
-            "img_size": list(config.size),
-            "patch_size": config.patch_size,
-            "in_chans": config.in_channels,
-            "embed_dim": config.dim,
-            "depth": config.depth,
-            "num_heads": config.heads,
-            "mlp_ratio": config.mlp_ratio,
-            "num_classes": 0,
-            "global_pool": pool,
-            "fc_norm": False,  # timm would move the last norm behind the mean
-        },
-        "pretrained_cfg": {
-            "input_size": [config.in_channels, *config.size],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": config.crop_pct,
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "num_classes": 0,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
-
-
-def _encoder(method: Any, rows: tuple[Row, ...]) -> dict[str, Tensor]:
-    return KeyMap(rows=rows).to_theirs(method.encoder.state_dict())[0]
-
-
-EXPORTS = {"transformers": to_transformers, "timm": to_timm}
+EXPORTS = backbone.EXPORTS
 """What `ssl-contrastive export --to` writes; a ResNet's own folder has torchvision's names already."""

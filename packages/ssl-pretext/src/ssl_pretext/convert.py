@@ -35,8 +35,8 @@ def _layout(cls: type[PretextConfig], *heads: str) -> Layout:
 
 
 ROTATION_LAYOUT = _layout(RotationConfig, "head.")
-JIGSAW_LAYOUT = _layout(JigsawConfig, "head.", "project.", "permutations")
-RELATIVE_PATCH_LAYOUT = _layout(RelativePatchConfig, "head.", "project.")
+JIGSAW_LAYOUT = _layout(JigsawConfig, "head.", "embed.", "permutations")
+RELATIVE_PATCH_LAYOUT = _layout(RelativePatchConfig, "head.", "embed.")
 
 
 def lightness_config(encoder: BackboneConfig) -> ColorizationConfig:

@@ -65,7 +65,7 @@ class Jigsaw(nn.Module, Pretrained):
         self.config = config
         self.encoder = build_backbone(config)
         d, hidden = config.embedding, config.hidden
-        self.project = nn.Sequential(
+        self.embed = nn.Sequential(
             nn.Linear(self.encoder.features, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(inplace=True)
         )
         self.head = nn.Sequential(
@@ -85,7 +85,7 @@ class Jigsaw(nn.Module, Pretrained):
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss and accuracy of the tiles `batch["views"][0]` in their true places, asked in `batch["orders"]` (b, m)."""
         tiles, orders = batch["views"][0], batch["orders"]
-        features = embed_tiles(self.encoder, self.project, tiles)  # b t d
+        features = embed_tiles(self.encoder, self.embed, tiles)  # b t d
         asked = rearrange(self.permutations[orders], "b m t -> b (m t)")
         shown = rearrange(shuffle(features, asked), "b (m t) d -> (b m) (t d)", t=TILES)
         logits, answers = self.head(shown), orders.flatten()
@@ -97,7 +97,7 @@ class Jigsaw(nn.Module, Pretrained):
     def logits(self, tiles: Tensor) -> Tensor:
         """Scores (b, permutations) of the orders in which `tiles` (b, 9, c, h, w) may be shown."""
         check_tiles(tiles, TILES, self.config.in_channels)
-        return self.head(rearrange(embed_tiles(self.encoder, self.project, tiles), "b t d -> b (t d)"))
+        return self.head(rearrange(embed_tiles(self.encoder, self.embed, tiles), "b t d -> b (t d)"))
 
     @torch.no_grad()
     def solve(self, tiles: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class RelativePatch(nn.Module, Pretrained):
         self.config = config
         self.encoder = build_backbone(config)
         d, hidden = config.embedding, config.hidden
-        self.project = nn.Sequential(
+        self.embed = nn.Sequential(
             nn.Linear(self.encoder.features, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(inplace=True)
         )
         self.head = nn.Sequential(
@@ -82,7 +82,7 @@ class RelativePatch(nn.Module, Pretrained):
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss and accuracy of every pair of the tiles `batch["views"][0]`, (b, 9, c, h, w) in their true places."""
-        features = embed_tiles(self.encoder, self.project, batch["views"][0])  # b t d
+        features = embed_tiles(self.encoder, self.embed, batch["views"][0])  # b t d
         first, second, direction = self.pairs.unbind(1)
         both = torch.stack([features[:, first], features[:, second]], 2)  # b p 2 d
         logits = self.head(rearrange(both, "b p two d -> (b p) (two d)"))
@@ -96,7 +96,7 @@ class RelativePatch(nn.Module, Pretrained):
         """Scores (b, 8) of DIRECTIONS from tiles `first` to tiles `second`, both (b, c, h, w)."""
         for tiles in (first, second):
             check_tiles(tiles, self.config.in_channels)
-        features = embed_tiles(self.encoder, self.project, torch.stack([first, second], 1))
+        features = embed_tiles(self.encoder, self.embed, torch.stack([first, second], 1))
         return self.head(rearrange(features, "b two d -> b (two d)"))
 
     def encode(self, images: Tensor) -> Tensor:

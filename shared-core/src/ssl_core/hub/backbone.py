@@ -254,7 +254,10 @@ def to_transformers(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if config.is_vit:
         return _encoder(method, VIT), to_theirs(config)
     if config.small_stem:
-        raise ConfigError("small_stem: transformers' ResNetModel has the ImageNet stem only")
+        raise ConfigError(
+            "small_stem: transformers' ResNetModel has the ImageNet stem only; model.safetensors of the folder itself "
+            "has torchvision's names"
+        )
     expansion = 4 if config.backbone == "resnet50" else 1
     return _encoder(method, RESNET_TRANSFORMERS), {
         "model_type": "resnet",
@@ -272,11 +275,15 @@ def to_transformers(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def to_timm(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, config.json) of a timm model with the features of `method.encode`, for `create_model("local-dir:…")`.
 
-    Raises ConfigError for an epsilon other than timm's.
+    Raises ConfigError for what timm's networks do not have: another epsilon, width or stem.
     """
     config = method.config
     if not config.is_vit:
-        return _encoder(method, RESNET), to_theirs(config)
+        if config.small_stem or config.width != 64:
+            raise ConfigError("timm's ResNets are 64 channels wide and have the ImageNet stem: this one has not")
+        theirs = to_theirs(config)
+        kept = ("architecture", "num_classes", "model_args", "pretrained_cfg")
+        return _encoder(method, RESNET), {key: theirs[key] for key in kept}
     return _encoder(method, VIT_TIMM), timm_vit(config)
 
 
