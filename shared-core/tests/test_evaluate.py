@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.data.images import BadSample
+from ssl_core.errors import BadSample
 from ssl_core.evaluate.evaluate import evaluate, table
 from ssl_core.evaluate.features import BASELINES, Features, extract
 from ssl_core.evaluate.fewshot import fewshot

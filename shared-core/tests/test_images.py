@@ -17,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_core.data.images import BadSample, DataError, read_image, to_tensor, write_folder
+from ssl_core.data.images import read_image, to_tensor, write_folder
+from ssl_core.errors import BadSample, DataError
 
 
 def encoded(image: Image.Image, format: str, **options) -> io.BytesIO:

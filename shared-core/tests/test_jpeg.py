@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from ssl_core.data import images, sources
-from ssl_core.data.images import BadSample, faster_jpeg, read_image
+from ssl_core.data.images import faster_jpeg, read_image
+from ssl_core.errors import BadSample
 
 pytest.importorskip("torchvision.io")
 

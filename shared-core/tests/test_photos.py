@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ssl_core.data import photos
-from ssl_core.data.images import DataError
 from ssl_core.data.photos import CLASSES, Photos, write_folder
 from ssl_core.data.sources import open_source
+from ssl_core.errors import DataError
 
 if not all(importlib.util.find_spec(name) for name in ("skimage", "sklearn")):
     pytest.skip("needs the extra 'photos'", allow_module_level=True)

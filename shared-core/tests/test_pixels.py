@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ssl_core.data import pixels
-from ssl_core.data.images import DataError
+from ssl_core.errors import DataError
 
 BLENDS = [(name, f) for name in ("brightness", "contrast", "saturation") for f in (0.0, 0.2, 0.6, 1.0, 1.4, 1.8)]
 HUES = (-0.5, -0.31, -0.1, -0.02, 0.0, 0.05, 0.2, 0.5)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_core.data.images import DataError
 from ssl_core.data.scenes import (
     CLASSES,
     SHAPES,
@@ -25,6 +24,7 @@ from ssl_core.data.scenes import (
     write_folder,
 )
 from ssl_core.data.sources import open_source
+from ssl_core.errors import DataError
 
 
 def whole_objects(shape: str, number: int, size: int = 128):

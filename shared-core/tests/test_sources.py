@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_core.data.images import BadSample, DataError
 from ssl_core.data.scenes import Scenes
 from ssl_core.data.sources import ImageFiles, PathTable, digest, open_source
+from ssl_core.errors import BadSample, DataError
 
 
 def save(file: Path, value: int = 0, size: tuple[int, int] = (6, 5), **options) -> Path:

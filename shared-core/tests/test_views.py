@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from ssl_core.data import pixels
-from ssl_core.data.images import DataError
 from ssl_core.data.views import (
     PRESETS,
     Augment,
@@ -28,6 +27,7 @@ from ssl_core.data.views import (
     random_solarize,
     resize,
 )
+from ssl_core.errors import DataError
 from ssl_core.testing.tiny import TinyConfig
 
 

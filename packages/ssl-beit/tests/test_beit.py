@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_beit import DVAE, BEiT, BEiTConfig, DVAEConfig, beit_loss, train_beit
+from ssl_beit import DVAE, BEiT, BEiTConfig, DVAEConfig, beit_loss, train
 from ssl_beit.beit import interpolate_table, masked_first, relative_positions
 from ssl_beit.config import BEIT_PRESETS, DVAE_PRESETS, demo, vit_base
 from ssl_core.config import ConfigError, RunOptions, from_dict, to_dict
@@ -324,7 +324,7 @@ def tokenizer(tmp_path):
 
 
 def test_a_given_tokenizer_is_taken_over_and_published(tokenizer, data, tmp_path):
-    trained = train_beit(dataclasses.replace(RUN, tokenizer=str(tokenizer)), data, tmp_path / "run", options=QUICK)
+    trained = train(dataclasses.replace(RUN, tokenizer=str(tokenizer)), data, tmp_path / "run", options=QUICK)
     dvae = DVAE.from_pretrained(tokenizer)
     assert torch.equal(trained.tokenize(pixels()), dvae.tokenize(pixels()))
     loaded = BEiT.from_pretrained(tmp_path / "run")
@@ -334,10 +334,10 @@ def test_a_given_tokenizer_is_taken_over_and_published(tokenizer, data, tmp_path
 
 
 def test_pretraining_goes_on_from_what_is_published(tokenizer, data, tmp_path):
-    train_beit(dataclasses.replace(RUN, tokenizer=str(tokenizer)), data, tmp_path / "run", options=QUICK)
+    train(dataclasses.replace(RUN, tokenizer=str(tokenizer)), data, tmp_path / "run", options=QUICK)
     first = BEiT.from_pretrained(tmp_path / "run")
     again = dataclasses.replace(first.config, seed=1)
-    second = train_beit(again, data, tmp_path / "again", init=tmp_path / "run", options=QUICK)
+    second = train(again, data, tmp_path / "again", init=tmp_path / "run", options=QUICK)
     assert torch.equal(second.tokenize(pixels()), first.tokenize(pixels()))
     assert not torch.equal(second.encode(pixels()), first.encode(pixels()))
 
@@ -347,7 +347,7 @@ def test_without_a_tokenizer_one_is_trained_first_and_that_is_said(data, tmp_pat
         image_size=32, hidden=8, blocks=1, decoder_init=4, vocab=12, epochs=0.5, batch_size=8, precision="fp32"
     )
     monkeypatch.setitem(DVAE_PRESETS, "demo", lambda: quick)
-    trained = train_beit(dataclasses.replace(RUN, tokenizer="demo"), data, tmp_path / "run", options=QUICK)
+    trained = train(dataclasses.replace(RUN, tokenizer="demo"), data, tmp_path / "run", options=QUICK)
     assert "no tokenizer given: training one first, preset 'demo', into" in capsys.readouterr().out
     dvae = DVAE.from_pretrained(tmp_path / "run" / "tokenizer")
     assert dvae.config.size == trained.config.tokenizer_size
@@ -357,7 +357,7 @@ def test_without_a_tokenizer_one_is_trained_first_and_that_is_said(data, tmp_pat
 def test_a_tokenizer_of_another_vocabulary_is_refused(tokenizer, data, tmp_path):
     config = dataclasses.replace(RUN, tokenizer=str(tokenizer), vocab=16)
     with pytest.raises(ConfigError, match="vocab = 16: the tokenizer's is 12: give --vocab 12"):
-        train_beit(config, data, tmp_path / "run", options=QUICK)
+        train(config, data, tmp_path / "run", options=QUICK)
 
 
 @pytest.mark.parametrize(
@@ -369,12 +369,12 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tokenizer, data, tmp_path)
 )
 def test_a_run_that_would_have_no_tokens_is_refused(fields, message, data, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        train_beit(dataclasses.replace(RUN, **fields), data, tmp_path / "run", options=QUICK)
+        train(dataclasses.replace(RUN, **fields), data, tmp_path / "run", options=QUICK)
 
 
 def test_a_tokenizer_that_does_not_exist_is_named(data, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        train_beit(dataclasses.replace(RUN, tokenizer="./nowhere"), data, tmp_path / "run", options=QUICK)
+        train(dataclasses.replace(RUN, tokenizer="./nowhere"), data, tmp_path / "run", options=QUICK)
 
 
 def test_the_demo_has_the_built_in_pictures_size():

@@ -22,8 +22,7 @@ from ssl_clip.map import centred
 from ssl_clip.tokenizer import TextError
 from ssl_clip.verbs import VERBS
 from ssl_core.cli import main
-from ssl_core.data.images import DataError
-from ssl_core.errors import InputError
+from ssl_core.errors import DataError, InputError
 
 CONFIG = CLIPConfig(
     image_size=16, patch_size=8, dim=16, depth=1, heads=2, text_dim=16, text_depth=1, text_heads=2, embed_dim=8,

@@ -12,9 +12,8 @@ import pytest
 import torch
 from tiny_text import IDS, VOCABULARY, tiny_tokenizer, write_prepared, write_text
 
-from ssl_core.data.images import BadSample, DataError
 from ssl_core.data.loader import Batches, Plan
-from ssl_core.errors import InputError
+from ssl_core.errors import BadSample, DataError, InputError
 from ssl_lm import GPT, GPTConfig
 from ssl_lm.config import gpt_demo
 from ssl_lm.corpus import Windows, open_text, settle, stdlib

@@ -12,8 +12,7 @@ import pytest
 from tiny_text import tiny_tokenizer, write_prepared, write_text
 
 from ssl_core.config import ConfigError
-from ssl_core.data.images import DataError
-from ssl_core.errors import InputError
+from ssl_core.errors import DataError, InputError
 from ssl_core.testing import children
 from ssl_lm import GPTConfig, load_tokenizer, prepare_text, train_tokenizer
 from ssl_lm import prepare as prepare_module

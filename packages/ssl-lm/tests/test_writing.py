@@ -15,7 +15,7 @@ from tiny_text import IDS, VOCABULARY, open_windows, tiny_tokenizer, write_prepa
 
 from ssl_core.cli import main
 from ssl_core.config import ConfigError, RunOptions
-from ssl_core.data.images import DataError
+from ssl_core.errors import DataError
 from ssl_core.train.run import train
 from ssl_lm import GPT, GPTConfig, complete
 from ssl_lm.config import GPT_RECIPE, RECIPES

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_core.data.images import BadSample, DataError
+from ssl_core.errors import BadSample, DataError
 from ssl_core.patches import patchify
 from ssl_mae import MAE
 from ssl_mae.config import demo

@@ -13,9 +13,8 @@ import torch
 
 from ssl_core import cli
 from ssl_core.config import RunOptions, TrainConfig, to_dict
-from ssl_core.data.images import DataError
 from ssl_core.device import pick_device, seed_step
-from ssl_core.errors import InputError
+from ssl_core.errors import DataError, InputError
 from ssl_core.method import Recipe, attach, load
 
 

@@ -11,8 +11,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ssl_core.data.images import BadSample, DataError
 from ssl_core.data.views import eval_view
+from ssl_core.errors import BadSample, DataError
 
 
 def sample_images(source: Any, config: Any, count: int) -> Tensor:

@@ -10,22 +10,24 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_beit.beit import BEiT, beit_loss, train_beit
+    from ssl_beit.beit import BEiT, beit_loss
     from ssl_beit.config import BEiTConfig, DVAEConfig
-    from ssl_beit.dvae import DVAE, gumbel_noise, kl_to_uniform, logit_laplace_loss, train_dvae
+    from ssl_beit.dvae import DVAE, gumbel_noise, kl_to_uniform, logit_laplace_loss
+    from ssl_beit.training import train
     from ssl_beit.views import block_mask
 
 __version__ = version("ssl-beit")
 __all__ = [
     "DVAE", "BEiT", "BEiTConfig", "DVAEConfig", "beit_loss", "block_mask", "gumbel_noise", "kl_to_uniform",
-    "logit_laplace_loss", "train_beit", "train_dvae",
+    "logit_laplace_loss", "train",
 ]  # fmt: skip
 
 _HOME = {
-    **dict.fromkeys(("BEiT", "beit_loss", "train_beit"), "ssl_beit.beit"),
+    **dict.fromkeys(("BEiT", "beit_loss"), "ssl_beit.beit"),
     **dict.fromkeys(("BEiTConfig", "DVAEConfig"), "ssl_beit.config"),
-    **dict.fromkeys(("DVAE", "gumbel_noise", "kl_to_uniform", "logit_laplace_loss", "train_dvae"), "ssl_beit.dvae"),
+    **dict.fromkeys(("DVAE", "gumbel_noise", "kl_to_uniform", "logit_laplace_loss"), "ssl_beit.dvae"),
     "block_mask": "ssl_beit.views",
+    "train": "ssl_beit.training",
 }
 
 

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_beit.config import BEIT_RECIPE, DVAE_PRESETS, BEiTConfig
-from ssl_beit.dvae import DVAE, Tokenizer, train_dvae
+from ssl_beit.config import DVAE_PRESETS, BEiTConfig
+from ssl_beit.dvae import DVAE, Tokenizer
 from ssl_core import distributed
 from ssl_core.config import ConfigError, RunOptions
 from ssl_core.data.views import normalize
@@ -241,6 +241,8 @@ class BEiT(Pretrained, nn.Module):
         if config.tokenizer not in DVAE_PRESETS:
             self.adopt(DVAE.from_pretrained(config.tokenizer))
             return
+        from ssl_beit.training import train
+
         sizes = dataclasses.replace(
             DVAE_PRESETS[config.tokenizer](), image_size=config.tokenizer_size, vocab=config.vocab, seed=config.seed,
             in_channels=config.in_channels, mean=(0.0,) * config.in_channels, std=(1.0,) * config.in_channels,
@@ -249,7 +251,7 @@ class BEiT(Pretrained, nn.Module):
         out = folder / "tokenizer"
         if distributed.is_main():
             print(f"no tokenizer given: training one first, preset {config.tokenizer!r}, into {out}", flush=True)
-        self.adopt(train_dvae(sizes, data=data, out=out, options=options))
+        self.adopt(train(sizes, data=data, out=out, options=options))
 
     def adopt(self, dvae: DVAE) -> None:
         """Take over a trained tokenizer, whatever its size. Raises ConfigError for another vocabulary or channels."""
@@ -348,17 +350,3 @@ class BEiT(Pretrained, nn.Module):
         if images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(f"images must be (b, {channels}, h, w), got {tuple(images.shape)}")
         return normalize(images, self.config.mean, self.config.std)
-
-
-def train_beit(
-    config: BEiTConfig,
-    data: str | Path | None = None,
-    out: str | Path = "runs/beit",
-    *,
-    init: str | Path | None = None,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> BEiT:
-    """Pretrain from a notebook, the same as `ssl-beit train --method beit`."""
-    from ssl_core.train.run import train as run
-
-    return run(BEIT_RECIPE, config, data=data, out=out, init=init, options=options)

@@ -31,8 +31,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_beit.config import DVAE_RECIPE, DVAEConfig
-from ssl_core.config import RunOptions
+from ssl_beit.config import DVAEConfig
 from ssl_core.data.views import normalize
 from ssl_core.ema import ema_update, frozen_copy
 from ssl_core.hub.pretrained import Layout, Pretrained
@@ -313,17 +312,3 @@ def usage(ids: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
     counts = torch.zeros(vocab, device=ids.device).scatter_add_(0, ids, torch.ones(len(ids), device=ids.device))
     share = counts / counts.sum()
     return (counts > 0).float().mean(), (-torch.xlogy(share, share).sum()).exp()
-
-
-def train_dvae(
-    config: DVAEConfig,
-    data: str | Path | None = None,
-    out: str | Path = "runs/dvae",
-    *,
-    init: str | Path | None = None,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> DVAE:
-    """Train a tokenizer from a notebook, the same as `ssl-beit train --method dvae`."""
-    from ssl_core.train.run import train as run
-
-    return run(DVAE_RECIPE, config, data=data, out=out, init=init, options=options)

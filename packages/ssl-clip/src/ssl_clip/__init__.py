@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_clip.classify import ZeroShotClassifier
-    from ssl_clip.clip import CLIP, clip_loss, train
+    from ssl_clip.clip import CLIP, clip_loss
     from ssl_clip.config import CLIPConfig
     from ssl_clip.index import ImageIndex
     from ssl_clip.map import embedding_map, modality_gap
     from ssl_clip.measure import retrieval
     from ssl_clip.siglip import siglip_loss
     from ssl_clip.tokenizer import Tokenizer
+    from ssl_clip.training import train
 
 __version__ = version("ssl-clip")
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 _HOME = {
     "CLIP": "clip", "CLIPConfig": "config", "ImageIndex": "index", "Tokenizer": "tokenizer",
     "ZeroShotClassifier": "classify", "clip_loss": "clip", "embedding_map": "map", "modality_gap": "map",
-    "retrieval": "measure", "siglip_loss": "siglip", "train": "clip",
+    "retrieval": "measure", "siglip_loss": "siglip", "train": "training",
 }  # fmt: skip
 
 

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_clip.map import need_viz
-from ssl_core.data.images import DataError
 from ssl_core.data.views import eval_view
 from ssl_core.device import pick_device
-from ssl_core.errors import InputError
+from ssl_core.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssl_clip.config import RECIPE, CLIPConfig
+from ssl_clip.config import CLIPConfig
 from ssl_clip.convert import LAYOUT, OPEN_CLIP_CONFIG, is_open_clip, read_open_clip
 from ssl_clip.lit import PlainTower, load_image_tower
 from ssl_clip.pairwise import all_rows, check_pairs, exact, full_precision, own_rows, row_blocks
@@ -39,7 +39,7 @@ from ssl_clip.siglip import siglip_statistics
 from ssl_clip.tokenizer import TokenizedPairs, Tokenizer
 from ssl_clip.towers import ImageTower, TextTower
 from ssl_core import distributed
-from ssl_core.config import ConfigError, RunOptions
+from ssl_core.config import ConfigError
 from ssl_core.data.views import normalize
 from ssl_core.hub.pretrained import WEIGHTS, Layout, Pretrained, read_state
 
@@ -295,17 +295,3 @@ class CLIP(nn.Module, Pretrained):
 
     def load_preprocessor(self, folder: Path) -> None:
         self.tokenizer = Tokenizer.find(folder)
-
-
-def train(
-    config: CLIPConfig,
-    data: str | Path | None = None,
-    out: str | Path = "runs/clip",
-    *,
-    init: str | Path | None = None,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> CLIP:
-    """Pretrain from a notebook, the same as the command `ssl-clip train`; see `ssl_core.train.run.train`."""
-    from ssl_core.train.run import train as run
-
-    return run(RECIPE, config, data=data, out=out, init=init, options=options)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ssl_core.data.images import BadSample, DataError, read_image, to_tensor
+from ssl_core.data.images import read_image, to_tensor
 from ssl_core.data.scenes import CLASSES, SLOTS, draw, held_out, render
 from ssl_core.data.sources import EXTENSIONS, PathTable, Source, digest, open_source
+from ssl_core.errors import BadSample, DataError
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "title", "sentences")

@@ -23,9 +23,7 @@ from torch import Tensor
 
 from ssl_clip.config import CLIPConfig
 from ssl_core.config import ConfigError
-from ssl_core.data.images import BadSample
-from ssl_core.data.sources import digest
-from ssl_core.errors import InputError
+from ssl_core.errors import BadSample, InputError
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -196,6 +194,8 @@ class TokenizedPairs:
         return {"image": self.source.load(index)["image"], "input_ids": ids}
 
     def fingerprint(self) -> str:
+        from ssl_core.data.sources import digest
+
         return digest(self.source.fingerprint().encode(), self.tokenizer.fingerprint().encode())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_contrastive.similarity import unit
 from ssl_contrastive.views import build
-from ssl_core.data.images import BadSample
+from ssl_core.errors import BadSample
 from ssl_core.pictures import sample_images, save_grid
 
 PAIRS, QUERIES, NEIGHBOURS = 16, 8, 6

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssl_dino.attention import mass_mask, pca_colours
     from ssl_dino.config import DINOConfig, DINOv2Config
-    from ssl_dino.dino import DINO, train
+    from ssl_dino.dino import DINO
     from ssl_dino.dinov2 import DINOv2
     from ssl_dino.loss import dino_loss
+    from ssl_dino.training import train
 
 __version__ = version("ssl-dino")
 __all__ = ["DINO", "DINOConfig", "DINOv2", "DINOv2Config", "dino_loss", "mass_mask", "pca_colours", "train"]
@@ -27,7 +28,7 @@ _HOME = {
     "dino_loss": "ssl_dino.loss",
     "mass_mask": "ssl_dino.attention",
     "pca_colours": "ssl_dino.attention",
-    "train": "ssl_dino.dino",
+    "train": "ssl_dino.training",
 }
 
 

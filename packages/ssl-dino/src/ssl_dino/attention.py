@@ -14,10 +14,10 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from ssl_core.data.images import BadSample, read_image
+from ssl_core.data.images import read_image
 from ssl_core.data.views import resize
 from ssl_core.device import pick_device
-from ssl_core.errors import InputError
+from ssl_core.errors import BadSample, InputError
 from ssl_core.method import Recipe, load
 from ssl_core.pictures import save_grid
 

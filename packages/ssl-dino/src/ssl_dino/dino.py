@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,13 +30,13 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.backbone import PooledViT, build_backbone
-from ssl_core.config import BackboneConfig, RunOptions
+from ssl_core.config import BackboneConfig
 from ssl_core.data.views import normalize
 from ssl_core.ema import ema_update
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.resnet import ResNet
-from ssl_dino.config import RECIPE, DINOConfig
+from ssl_dino.config import DINOConfig
 from ssl_dino.heads import DINOHead
 from ssl_dino.loss import center_and_sharpen, cross_view_entropy
 
@@ -228,17 +227,3 @@ def clip_each(gradients: list[Tensor], limit: float) -> None:
     if gradients:
         factors = [(limit / (norm + 1e-6)).clamp(max=1) for norm in torch._foreach_norm(gradients)]
         torch._foreach_mul_(gradients, factors)
-
-
-def train(
-    config: DINOConfig,
-    data: str | Path | None = None,
-    out: str | Path = "runs/dino",
-    *,
-    init: str | Path | None = None,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> DINO:
-    """Pretrain from a notebook, the same as the command `ssl-dino train`; see `ssl_core.train.run.train`."""
-    from ssl_core.train.run import train as run
-
-    return run(RECIPE, config, data=data, out=out, init=init, options=options)

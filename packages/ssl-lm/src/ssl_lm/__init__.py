@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from ssl_lm.bert import BERT, mask_tokens
     from ssl_lm.config import BERTConfig, GPTConfig, T5Config
     from ssl_lm.generate import complete
-    from ssl_lm.gpt import GPT, train
+    from ssl_lm.gpt import GPT
     from ssl_lm.loss import linear_cross_entropy
     from ssl_lm.prepare import prepare_text
     from ssl_lm.t5 import T5, corrupt_spans, noise_spans
     from ssl_lm.tokenizer import load_tokenizer, train_tokenizer
+    from ssl_lm.training import train
 
 __version__ = version("ssl-lm")
 __all__ = [
@@ -52,7 +53,7 @@ _HOME = {
     "mask_tokens": "ssl_lm.bert",
     "noise_spans": "ssl_lm.t5",
     "prepare_text": "ssl_lm.prepare",
-    "train": "ssl_lm.gpt",
+    "train": "ssl_lm.training",
     "train_tokenizer": "ssl_lm.tokenizer",
 }
 

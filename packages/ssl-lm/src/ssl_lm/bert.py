@@ -27,11 +27,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_core.config import RunOptions
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout
 from ssl_lm.attention import attend, attention_weights
-from ssl_lm.config import BERT_RECIPE, BERTConfig
+from ssl_lm.config import BERTConfig
 from ssl_lm.loss import IGNORED, linear_cross_entropy
 from ssl_lm.tokenizer import TextModel, settle, settled
 
@@ -383,17 +382,3 @@ def init_weights(module: nn.Module, std: float = 0.02) -> None:
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-
-
-def train(
-    config: BERTConfig,
-    data: str | Path | None = None,
-    out: str | Path = "runs/bert",
-    *,
-    init: str | Path | None = None,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> BERT:
-    """Pretrain from a notebook, the same as `ssl-lm train --method bert`; see `ssl_core.train.run.train`."""
-    from ssl_core.train.run import train as run
-
-    return run(BERT_RECIPE, config, data=data, out=out, init=init, options=options)

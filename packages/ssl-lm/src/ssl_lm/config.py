@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ssl_core.config import TrainConfig, check
@@ -25,6 +25,18 @@ class LMConfig(TrainConfig):
     """fills up the shorter rows of a batch; None: the tokenizer's"""
     eos_token_id: int | None = None
     """stands between documents and ends a text; None: the tokenizer's"""
+    dim: int = 768
+    """width"""
+    depth: int = 12
+    """blocks, of the encoder where there is a decoder too"""
+    heads: int = 12
+    """attention heads"""
+    hidden: int | None = None
+    """hidden width of an MLP; four times the width by default"""
+    layer_norm_eps: float = 1e-5
+    """epsilon of the norms"""
+    dropout: float = 0.0
+    """of embeddings, attention and residuals"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,6 +47,12 @@ class LMConfig(TrainConfig):
             token = getattr(self, name, None)
             below = token is None or (token >= 0 and (size is None or token < size))
             check(below, name, token, f"must lie in 0 … {'vocab_size' if size is None else size} - 1")
+        check(0 < self.dim <= 2**16, "dim", self.dim, "must lie in 1 … 65536")
+        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
+        check(0 < self.heads <= 2**16, "heads", self.heads, "must lie in 1 … 65536")
+        check(self.hidden is None or 0 < self.hidden <= 2**20, "hidden", self.hidden, "must lie in 1 … 2^20")
+        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "must lie in [0, 1)")
 
     @property
     def window(self) -> int:
@@ -46,6 +64,14 @@ class LMConfig(TrainConfig):
         """Tokens from the beginning of one sample to that of the next."""
         return self.window
 
+    @property
+    def mlp_width(self) -> int:
+        return self.hidden or 4 * self.dim
+
+    def check_heads(self) -> None:
+        """ConfigError unless the heads share the width."""
+        check(self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
+
 
 # ---------------------------------------------------------------- GPT
 
@@ -56,17 +82,8 @@ class GPTConfig(LMConfig):
 
     vocab_size: int | None = 50257
     eos_token_id: int | None = None
-    dim: int = 768
-    """width"""
-    depth: int = 12
-    """blocks"""
-    heads: int = 12
-    """attention heads"""
-    hidden: int | None = None
-    """hidden width of an MLP; four times the width by default"""
     activation: Literal["gelu_new", "gelu"] = "gelu_new"
     """gelu_new is GPT-2's tanh approximation, gelu the exact one"""
-    layer_norm_eps: float = 1e-5
     dropout: float = 0.0
     """of embeddings, attention and residuals; 0.1 in the paper, 0 where every token is seen once"""
 
@@ -83,12 +100,7 @@ class GPTConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.dim <= 2**16, "dim", self.dim, "must lie in 1 … 65536")
-        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
-        check(self.heads > 0 and self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
-        check(self.hidden is None or 0 < self.hidden <= 2**20, "hidden", self.hidden, "must lie in 1 … 2^20")
-        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "must lie in [0, 1)")
+        self.check_heads()
 
     @property
     def window(self) -> int:
@@ -97,10 +109,6 @@ class GPTConfig(LMConfig):
     @property
     def stride(self) -> int:
         return self.context
-
-    @property
-    def mlp_width(self) -> int:
-        return self.hidden or 4 * self.dim
 
 
 def gpt2() -> GPTConfig:
@@ -188,14 +196,6 @@ class BERTConfig(LMConfig):
     """T5's <extra_id_0> where the vocabulary has it: never a random replacement, nor the `sentinels` below it"""
     sentinels: int = 100
     """sentinels of such a vocabulary"""
-    dim: int = 768
-    """width"""
-    depth: int = 12
-    """blocks"""
-    heads: int = 12
-    """attention heads"""
-    hidden: int | None = None
-    """hidden width of an MLP; four times the width by default"""
     token_types: int = 2
     """kinds of segments: the sentences of a pair"""
     layer_norm_eps: float = 1e-12
@@ -203,7 +203,6 @@ class BERTConfig(LMConfig):
     """spread of every matrix before training, embeddings too; narrow models leave the loss of the token frequencies
     sooner with 1/√dim, about 0.1"""
     dropout: float = 0.1
-    """of embeddings, attention and residuals"""
     mask_rate: float = 0.15
     """share of the tokens that are predicted"""
     whole_words: bool = False
@@ -219,9 +218,8 @@ class BERTConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_network(self)
+        self.check_heads()
         check(self.context > 4, "context", self.context, "must be at least 5: two tokens frame the text")
-        check(self.heads > 0 and self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
         check(0 < self.token_types <= 2**16, "token_types", self.token_types, "must lie in 1 … 65536")
         check(0 < self.init_std <= 1, "init_std", self.init_std, "must lie in (0, 1]")
         check(0 < self.mask_rate < 1, "mask_rate", self.mask_rate, "must lie between 0 and 1")
@@ -235,10 +233,6 @@ class BERTConfig(LMConfig):
     def masked(self) -> int:
         """Tokens of a training sample that are predicted."""
         return max(1, round(self.mask_rate * self.window))
-
-    @property
-    def mlp_width(self) -> int:
-        return self.hidden or 4 * self.dim
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -286,20 +280,14 @@ BERT_PRESETS: dict[str, Callable[[], BERTConfig]] = {
     "large": bert_large,
 }
 
-BERT_RECIPE = Recipe(
+BERT_RECIPE = replace(
+    GPT_RECIPE,
     name="bert",
-    package="ssl_lm",
     config="ssl_lm.config:BERTConfig",
     presets="ssl_lm.config:BERT_PRESETS",
     method="ssl_lm.bert:BERT",
     views="ssl_lm.views:masked",
-    show="ssl_lm.show:show",
     eval_view="ssl_lm.views:framed_text",
-    source="ssl_lm.corpus:open_text",
-    built_in="stdlib",
-    blank="ssl_lm.views:blank",
-    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
-    settle="ssl_lm.corpus:settle",
     measure="ssl_lm.evaluate:measure_masked",
 )
 
@@ -320,14 +308,8 @@ class T5Config(LMConfig):
     """<extra_id_0>; the others count down from it; None: the tokenizer's"""
     sentinels: int = 100
     """how many there are"""
-    dim: int = 768
-    """width"""
-    depth: int = 12
-    """blocks of the encoder"""
     decoder_depth: int = 12
     """blocks of the decoder"""
-    heads: int = 12
-    """attention heads"""
     head_dim: int = 64
     """width of a head"""
     hidden: int = 3072
@@ -358,9 +340,7 @@ class T5Config(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_network(self)
         check(0 < self.decoder_depth <= 1000, "decoder_depth", self.decoder_depth, "must lie in 1 … 1000")
-        check(0 < self.heads <= 2**16, "heads", self.heads, "must lie in 1 … 65536")
         check(0 < self.head_dim <= 2**16, "head_dim", self.head_dim, "must lie in 1 … 65536")
         check(self.buckets >= 4 and self.buckets % 4 == 0, "buckets", self.buckets, "must be a multiple of 4")
         check(self.max_distance > self.buckets // 2, "max_distance", self.max_distance,
@@ -454,30 +434,15 @@ T5_PRESETS: dict[str, Callable[[], T5Config]] = {
     "v1_1_base": t5_v1_1_base,
 }
 
-T5_RECIPE = Recipe(
+T5_RECIPE = replace(
+    GPT_RECIPE,
     name="t5",
-    package="ssl_lm",
     config="ssl_lm.config:T5Config",
     presets="ssl_lm.config:T5_PRESETS",
     method="ssl_lm.t5:T5",
     views="ssl_lm.views:spans",
-    show="ssl_lm.show:show",
-    eval_view="ssl_lm.views:whole_text",
-    source="ssl_lm.corpus:open_text",
-    built_in="stdlib",
-    blank="ssl_lm.views:blank",
-    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
-    settle="ssl_lm.corpus:settle",
     measure="ssl_lm.evaluate:measure_spans",
 )
-
-
-def _check_network(config: BERTConfig | T5Config) -> None:
-    check(0 < config.dim <= 2**16, "dim", config.dim, "must lie in 1 … 65536")
-    check(0 < config.depth <= 1000, "depth", config.depth, "must lie in 1 … 1000")
-    check(config.hidden is None or 0 < config.hidden <= 2**20, "hidden", config.hidden, "must lie in 1 … 2^20")
-    check(config.layer_norm_eps > 0, "layer_norm_eps", config.layer_norm_eps, "must be positive")
-    check(0 <= config.dropout < 1, "dropout", config.dropout, "must lie in [0, 1)")
 
 
 # ---------------------------------------------------------------- what the command line lists

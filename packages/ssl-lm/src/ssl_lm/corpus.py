@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from ssl_core.data.images import BadSample, DataError
 from ssl_core.data.sources import digest, number_labels
+from ssl_core.errors import BadSample, DataError
 from ssl_lm import tokenizer as tokens
 from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits

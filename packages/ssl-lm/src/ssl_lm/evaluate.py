@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_core.data.images import DataError
 from ssl_core.data.loader import collate
+from ssl_core.errors import DataError
 from ssl_core.method import load
 from ssl_lm.corpus import Windows
 from ssl_lm.ngram import NGram

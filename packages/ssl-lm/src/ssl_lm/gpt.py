@@ -20,7 +20,6 @@ Expected (the paper's table 3): WikiText-103 perplexity 37.50 / 26.37 / 22.05 / 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,10 +27,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_core.config import ConfigError, RunOptions
+from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import Layout
 from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
-from ssl_lm.config import GPT_RECIPE, GPTConfig
+from ssl_lm.config import GPTConfig
 from ssl_lm.loss import linear_cross_entropy, linear_nll
 from ssl_lm.sampling import check_sampling, choose
 from ssl_lm.tokenizer import TextModel, settled
@@ -266,17 +265,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-
-
-def train(
-    config: GPTConfig,
-    data: str | Path | None = None,
-    out: str | Path = "runs/gpt",
-    *,
-    init: str | Path | None = None,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> GPT:
-    """Pretrain from a notebook, the same as the command `ssl-lm train`."""
-    from ssl_core.train.run import train as run
-
-    return run(GPT_RECIPE, config, data=data, out=out, init=init, options=options)

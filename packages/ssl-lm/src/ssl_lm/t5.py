@@ -30,13 +30,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_core.config import RunOptions
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout
 from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.beam import beam_search, trimmed
 from ssl_lm.bert import accuracy, same_document
-from ssl_lm.config import T5_RECIPE, T5Config, removed, span_count
+from ssl_lm.config import T5Config, removed, span_count
 from ssl_lm.loss import linear_cross_entropy
 from ssl_lm.tokenizer import TextModel, settle, settled
 
@@ -475,17 +474,3 @@ def _greedy(step: Any, rows: int, length: int, start: int, eos: int, device: tor
         if over.all():
             break
     return trimmed(torch.stack(said, 1), eos, start)
-
-
-def train(
-    config: T5Config,
-    data: str | Path | None = None,
-    out: str | Path = "runs/t5",
-    *,
-    init: str | Path | None = None,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> T5:
-    """Pretrain from a notebook, the same as `ssl-lm train --method t5`; see `ssl_core.train.run.train`."""
-    from ssl_core.train.run import train as run
-
-    return run(T5_RECIPE, config, data=data, out=out, init=init, options=options)

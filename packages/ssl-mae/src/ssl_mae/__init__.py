@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_mae.config import MAEConfig
-    from ssl_mae.mae import MAE, Reconstruction, mae_loss, random_masking, train
+    from ssl_mae.mae import MAE, Reconstruction, mae_loss, random_masking
+    from ssl_mae.training import train
 
 __version__ = version("ssl-mae")
 __all__ = ["MAE", "MAEConfig", "Reconstruction", "mae_loss", "random_masking", "train"]
 
-_HOME = {"MAEConfig": "ssl_mae.config"} | dict.fromkeys(
-    ("MAE", "Reconstruction", "mae_loss", "random_masking", "train"), "ssl_mae.mae"
+_HOME = {"MAEConfig": "ssl_mae.config", "train": "ssl_mae.training"} | dict.fromkeys(
+    ("MAE", "Reconstruction", "mae_loss", "random_masking"), "ssl_mae.mae"
 )
 
 

@@ -16,13 +16,11 @@ Expected (the authors' README): ViT-B/L/H fine-tuned 83.66/85.95/86.93 % on Imag
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ssl_core.config import RunOptions
 from ssl_core.data.views import normalize
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.patches import (
@@ -35,7 +33,7 @@ from ssl_core.patches import (
     unpatchify,
 )
 from ssl_core.vit import Block, ViT
-from ssl_mae.config import RECIPE, MAEConfig
+from ssl_mae.config import MAEConfig
 
 
 def random_masking(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,17 +208,3 @@ def init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-def train(
-    config: MAEConfig,
-    data: str | Path | None = None,
-    out: str | Path = "runs/mae",
-    *,
-    init: str | Path | None = None,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> MAE:
-    """Pretrain from a notebook, the same as the command `ssl-mae train`; see `ssl_core.train.run.train`."""
-    from ssl_core.train.run import train as run
-
-    return run(RECIPE, config, data=data, out=out, init=init, options=options)

@@ -18,21 +18,13 @@ import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ssl_core.errors import InputError
+from ssl_core.errors import BadSample, DataError
 
 # Pillow knows fifty formats, some of which start other programs (EPS); pictures come in these.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
 
 _MUTE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-
-
-class BadSample(Exception):
-    """One sample cannot be used. The message is the reason, without the sample's name."""
-
-
-class DataError(InputError, ValueError):
-    """The data as a whole cannot be used. The message says what to do."""
 
 
 def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_pixels: int = MAX_PIXELS) -> Tensor:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ssl_core.data.images import BadSample, DataError, pillow_to_tensor, read_image
+from ssl_core.data.images import pillow_to_tensor, read_image
 from ssl_core.data.sources import digest, near, number_labels
+from ssl_core.errors import BadSample, DataError
 
 # What a data set may call the split that `split` asks for, in the order of trying.
 _SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}

@@ -25,8 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ssl_core import distributed
 from ssl_core.config import ConfigError
-from ssl_core.data.images import BadSample
-from ssl_core.errors import InputError, TrainingError
+from ssl_core.errors import BadSample, InputError, TrainingError
 
 TRIES = 100
 """Substitutes that are tried for one unreadable sample."""

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from ssl_core.data import images
-from ssl_core.data.images import DataError
+from ssl_core.errors import DataError
 
 # Name -> (package, file in it). Alphabetical, so that a written folder gets the same labels.
 PHOTOGRAPHS = {

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.data.images import DataError
+from ssl_core.errors import DataError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 

@@ -17,8 +17,8 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
-from ssl_core.data.images import DataError as DataError
 from ssl_core.data.images import faster_jpeg, read_image, to_tensor
+from ssl_core.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 MANY = 10_000  # files from which on importing a faster decoder pays

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_core.data.sources import DataError, Source, digest, open_source
+from ssl_core.data.sources import Source, digest, open_source
+from ssl_core.errors import DataError
 
 
 def open_images(data: str | Path | None, *, config: Any, split: str = "train") -> Source:

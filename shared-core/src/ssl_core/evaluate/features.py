@@ -16,8 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_core.data.images import BadSample
-from ssl_core.errors import EvaluationError
+from ssl_core.errors import BadSample, EvaluationError
 
 Encode = Callable[[Tensor], Tensor]  # uint8 (b, c, h, w) -> (b, d)
 

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core.config import RunOptions, TrainConfig, to_dict
-from ssl_core.data.images import DataError
 from ssl_core.data.views import eval_view, normalize, random_flip, random_resized_crop
 from ssl_core.device import pick_device, pick_precision, seed_step
-from ssl_core.errors import InputError
+from ssl_core.errors import DataError, InputError
 from ssl_core.evaluate.accuracy import mean_per_class, top1
 from ssl_core.evaluate.features import extract
 from ssl_core.method import Recipe, load

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.config import ConfigError, ImageConfig, TrainConfig
-from ssl_core.data.images import BadSample
 from ssl_core.data.sources import digest
 from ssl_core.data.split import open_images
 from ssl_core.data.views import normalize, random_flip, random_resized_crop
 from ssl_core.ema import ema_update, frozen_copy
+from ssl_core.errors import BadSample
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.method import Recipe

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssl_core.data.images import BadSample
 from ssl_core.data.loader import collate
-from ssl_core.errors import TrainingError
+from ssl_core.errors import BadSample, TrainingError
 from ssl_core.evaluate.health import feature_std, rankme
 from ssl_core.evaluate.knn import leave_one_out
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_template.config import RotNetConfig
-    from ssl_template.rotation import RotNet, four_rotations, rotation_loss, train
+    from ssl_template.rotation import RotNet, four_rotations, rotation_loss
+    from ssl_template.training import train
 
 __version__ = version("ssl-template")
 __all__ = ["RotNet", "RotNetConfig", "four_rotations", "rotation_loss", "train"]
 
-_HOME = {"RotNetConfig": "ssl_template.config"} | dict.fromkeys(
-    ("RotNet", "four_rotations", "rotation_loss", "train"), "ssl_template.rotation"
+_HOME = {"RotNetConfig": "ssl_template.config", "train": "ssl_template.training"} | dict.fromkeys(
+    ("RotNet", "four_rotations", "rotation_loss"), "ssl_template.rotation"
 )
 
 

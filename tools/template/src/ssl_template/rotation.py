@@ -10,18 +10,16 @@ Deviation: a ViT in place of the paper's convolutional networks, so its figures 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.config import RunOptions
 from ssl_core.data.views import normalize
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.vit import ViT
-from ssl_template.config import RECIPE, RotNetConfig
+from ssl_template.config import RotNetConfig
 
 
 def four_rotations(images: Tensor) -> Tensor:
@@ -76,17 +74,3 @@ class RotNet(nn.Module, Pretrained):
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d): the mean of the patch tokens."""
         return self.encoder(normalize(images, self.config.mean, self.config.std))[:, 1:].mean(1)
-
-
-def train(
-    config: RotNetConfig,
-    data: str | Path | None = None,
-    out: str | Path = "runs/rotation",
-    *,
-    init: str | Path | None = None,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> RotNet:
-    """Pretrain from a notebook, the same as the command `ssl-template train`."""
-    from ssl_core.train.run import train as run
-
-    return run(RECIPE, config, data=data, out=out, init=init, options=options)

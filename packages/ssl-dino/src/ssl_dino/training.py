@@ -1,0 +1,8 @@
+"""Pretraining from a notebook, the same as the command."""
+
+from __future__ import annotations
+
+from ssl_core.method import trainer
+from ssl_dino.config import RECIPE
+
+train = trainer([RECIPE])
