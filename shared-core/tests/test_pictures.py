@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ssl_core.data.readable import readable
 from ssl_core.errors import DataError
-from ssl_core.pictures import readable, rgb, sample_images, save_grid
+from ssl_core.pictures import rgb, sample_images, save_grid
 from ssl_core.testing.tiny import Pictures, TinyConfig
 
 
@@ -50,9 +51,9 @@ def test_unreadable_samples_are_passed_over_and_their_places_go_to_the_next():
 def test_a_source_without_a_readable_sample_is_an_error():
     source = Pictures(5)
     source.bad = set(range(5))
-    with pytest.raises(DataError, match="no readable image"):
+    with pytest.raises(DataError, match="none of the .* is readable"):
         list(readable(source, 3))
-    with pytest.raises(DataError, match="no readable image"):
+    with pytest.raises(DataError, match="none of the .* is readable"):
         sample_images(source, TinyConfig(), 3)
 
 

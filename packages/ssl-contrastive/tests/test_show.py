@@ -61,5 +61,5 @@ def test_views_of_a_source_without_a_readable_image_are_an_error():
     source = Pictures(4)
     source.bad = set(range(4))
     network = SimCLR(SimCLRConfig(backbone="resnet18", width=2, small_stem=True, image_size=8))
-    with pytest.raises(DataError, match="no readable image"):
+    with pytest.raises(DataError, match="none of the .* is readable"):
         figures.view_pairs(network, source)

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
+from ssl_core.data.readable import readable
 from ssl_core.data.views import eval_view
-from ssl_core.errors import BadSample, DataError
-
-
-def readable(source: Any, count: int) -> Iterator[tuple[int, Any]]:
-    """(index, sample) of the first `count` readable samples of a fixed shuffle of a source, of fewer where it has fewer.
-
-    Raises DataError when none is readable.
-    """
-    found = 0
-    for index in np.random.default_rng(0).permutation(len(source)).tolist():
-        try:
-            sample = source.load(index)
-        except BadSample:
-            continue
-        yield index, sample
-        found += 1
-        if found == count:
-            return
-    if not found:
-        raise DataError("there is no readable image to show")
 
 
 def sample_images(source: Any, config: Any, count: int) -> Tensor:
@@ -57,6 +36,8 @@ def save_grid(pictures: Tensor, path: Path, *, columns: int = 2, scale_to: int =
     Small pictures are enlarged by a whole factor to about `scale_to` pixels. Other channels than RGB are shown as `rgb`
     says.
     """
+    from PIL import Image
+
     b, _, _, h, w = pictures.shape
     zoom = max(1, round(scale_to / h))
     pictures = pictures[: b - b % columns] if b >= columns else pictures

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ssl_contrastive.similarity import unit
 from ssl_contrastive.views import build
-from ssl_core.pictures import readable, rgb, sample_images, save_grid
+from ssl_core.data.readable import readable
+from ssl_core.pictures import rgb, sample_images, save_grid
 
 PAIRS, QUERIES, NEIGHBOURS = 16, 8, 6
 MAPPED = 400
