@@ -106,7 +106,7 @@ class ResNet(nn.Module):
         """The last stage's map, (b, d, h / 32, w / 32), h / 8 with the small stem, rounded up."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}")
-        x = images.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
+        x = images.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)  # faster to convolve
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if not self.small_stem:
             x = F.max_pool2d(x, 3, 2, 1)
