@@ -101,7 +101,7 @@ def _classify_images(clip: CLIP, args: Classify) -> None:
 
 
 def _classify_folder(clip: CLIP, args: Classify) -> None:
-    need_viz()
+    need_viz("matplotlib")
     from ssl_core.data.sources import open_source
     from ssl_core.evaluate.features import extract
 

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from ssl_core.data.views import eval_view
 from ssl_core.device import pick_device
-from ssl_core.errors import InputError
+from ssl_core.errors import BadSample, DataError, InputError
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
     from ssl_clip.verbs import Map
 
 
-def need_viz() -> None:
-    """InputError where the extra `viz` is missing, before anything is computed."""
+def need_viz(*modules: str) -> None:
+    """InputError where one of `modules`, of the extra `viz`, is missing, before anything is computed."""
     from importlib.util import find_spec
 
-    if missing := [name for name in ("matplotlib", "sklearn") if find_spec(name) is None]:
+    if missing := [name for name in modules if find_spec(name) is None]:
         raise InputError(f'pictures need {missing[0]}: pip install "ssl-clip[viz]"')
 
 
@@ -94,6 +94,23 @@ def _figure(images: Tensor, texts: Sequence[str], places: np.ndarray, title: str
     return figure
 
 
+def _sample_pairs(source: Any, config: Any, count: int) -> tuple[Tensor, list[str]]:
+    """(uint8 images (b, c, h, w), their captions, each once) of the first readable pairs of a fixed shuffle."""
+    view, images, texts = eval_view(config), [], []
+    for index in np.random.default_rng(0).permutation(len(source)).tolist():
+        try:
+            image, text = view(source.load(index))["views"][0], source.texts(index)[0]
+        except BadSample:
+            continue
+        images.append(image)
+        texts.append(text)
+        if len(images) == count:
+            break
+    if not images:
+        raise DataError("there is no readable image to draw")
+    return torch.stack(images), list(dict.fromkeys(texts))
+
+
 def run(recipe: Any, args: Map) -> None:
     """The command `map`."""
     from pathlib import Path
@@ -102,17 +119,14 @@ def run(recipe: Any, args: Map) -> None:
     from ssl_core.commands import test_data
     from ssl_core.pictures import sample_images
 
-    need_viz()
+    need_viz("matplotlib", *(["sklearn"] if args.method == "tsne" else []))
     clip = CLIP.from_pretrained(args.weights, device=pick_device(args.device))
     source = test_data(recipe, clip, args.data)
     texts = list(args.texts)
     if texts:
         images = sample_images(source, clip.config, args.number)
     elif hasattr(source, "captions"):
-        chosen = np.random.default_rng(0).permutation(len(source))[: args.number].tolist()
-        view = eval_view(clip.config)
-        images = torch.stack([view(source.load(i))["views"][0] for i in chosen])
-        texts = list(dict.fromkeys(source.texts(i)[0] for i in chosen))
+        images, texts = _sample_pairs(source, clip.config, args.number)
     else:
         raise InputError(f"{args.data} has no captions: name the texts to draw, --texts dog cat")
     figure = embedding_map(clip, images, texts, args.method, centre=args.centre)
