@@ -9,6 +9,7 @@ import torch
 
 from ssl_core.testing.conformance import Conformance
 from ssl_core.testing.contract import Contract
+from ssl_pretext.ab_bins import ab_bins
 from ssl_pretext.config import (
     COLORIZATION,
     JIGSAW,
@@ -26,9 +27,10 @@ TILES: dict[str, Any] = {"puzzle_size": 15, "tile_size": 4, "embedding": 6, "hid
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiler() -> None:
-    """Imported before the children are forked, of which each would import it anew."""
+def warm() -> None:
+    """Loads the compiler and finds the bins once, before the children are forked, of which each would do it anew."""
     torch.compile(torch.sin, backend="aot_eager")(torch.zeros(1))
+    ab_bins(TestColorization.config.bin_size)
 
 
 class TestRotation(Conformance):
