@@ -19,11 +19,11 @@ from ssl_clip import index as index_module
 from ssl_clip.classify import top_accuracies
 from ssl_clip.config import RECIPE
 from ssl_clip.index import IndexMismatch, build_lists, exact_search, fingerprint
-from ssl_clip.map import centred
+from ssl_clip.map import centred, sample_pairs
 from ssl_clip.tokenizer import TextError
 from ssl_clip.verbs import VERBS
 from ssl_core.cli import main
-from ssl_core.errors import DataError, InputError
+from ssl_core.errors import BadSample, DataError, InputError
 
 CONFIG = CLIPConfig(
     image_size=16, patch_size=8, dim=16, depth=1, heads=2, text_dim=16, text_depth=1, text_heads=2, embed_dim=8,
@@ -450,6 +450,32 @@ def test_map_leaves_out_what_is_unreadable_and_needs_scikit_learn_for_tsne_alone
     assert "8 images and 3 texts" in capsys.readouterr().out
     assert typed("map", "--data", "pairs.csv", "--device", "cpu") == 2
     assert 'pictures need sklearn: pip install "ssl-clip[viz]"' in capsys.readouterr().err
+
+
+class Captioned:
+    """Grey pictures, of which `captions` says what each has."""
+
+    def __init__(self, captions: dict[int, str]) -> None:
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return 9
+
+    def load(self, index: int) -> dict[str, torch.Tensor]:
+        return {"image": torch.full((3, 16, 16), index, dtype=torch.uint8)}
+
+    def texts(self, index: int) -> list[str]:
+        if index not in self.captions:
+            raise BadSample("its caption is missing")
+        return [self.captions[index]]
+
+
+def test_a_map_draws_images_that_have_a_caption_and_each_text_once():
+    images, texts = sample_pairs(Captioned({1: "grey", 4: "dark", 7: "grey"}), CONFIG, 20)
+    assert sorted(images[:, 0, 0, 0].tolist()) == [1, 4, 7] and sorted(texts) == ["dark", "grey"]
+    assert len(sample_pairs(Captioned({1: "grey", 4: "dark", 7: "grey"}), CONFIG, 2)[0]) == 2
+    with pytest.raises(DataError, match="no readable image has a caption"):
+        sample_pairs(Captioned({}), CONFIG, 20)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from torch import Tensor
 from ssl_core.data.views import eval_view
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError, InputError
+from ssl_core.pictures import readable, rgb, sample_images
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
@@ -83,8 +84,7 @@ def _figure(images: Tensor, texts: Sequence[str], places: np.ndarray, title: str
     figure = Figure(figsize=(12, 9), layout="constrained")
     axes = figure.subplots()
     axes.scatter(*places.T, s=0)
-    pixels = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-    for picture, place in zip(pixels.permute(0, 2, 3, 1).numpy(), places, strict=False):
+    for picture, place in zip(rgb(images).permute(0, 2, 3, 1).numpy(), places, strict=False):
         shown = OffsetImage(picture, zoom=36 / max(picture.shape[:2]))
         axes.add_artist(AnnotationBbox(shown, place, frameon=False))
     for text, (x, y) in zip(texts, places[len(images) :], strict=True):
@@ -94,20 +94,19 @@ def _figure(images: Tensor, texts: Sequence[str], places: np.ndarray, title: str
     return figure
 
 
-def _sample_pairs(source: Any, config: Any, count: int) -> tuple[Tensor, list[str]]:
-    """(uint8 images (b, c, h, w), their captions, each once) of the first readable pairs of a fixed shuffle."""
+def sample_pairs(source: Any, config: Any, count: int) -> tuple[Tensor, list[str]]:
+    """(uint8 images (b, c, h, w), their captions, each once) of the first pairs of which both can be read."""
     view, images, texts = eval_view(config), [], []
-    for index in np.random.default_rng(0).permutation(len(source)).tolist():
+    for index, sample in readable(source, len(source)):
         try:
-            image, text = view(source.load(index))["views"][0], source.texts(index)[0]
+            texts.append(source.texts(index)[0])
         except BadSample:
             continue
-        images.append(image)
-        texts.append(text)
+        images.append(view(sample)["views"][0])
         if len(images) == count:
             break
     if not images:
-        raise DataError("there is no readable image to draw")
+        raise DataError("no readable image has a caption")
     return torch.stack(images), list(dict.fromkeys(texts))
 
 
@@ -117,7 +116,6 @@ def run(recipe: Any, args: Map) -> None:
 
     from ssl_clip.clip import CLIP
     from ssl_core.commands import test_data
-    from ssl_core.pictures import sample_images
 
     need_viz("matplotlib", *(["sklearn"] if args.method == "tsne" else []))
     clip = CLIP.from_pretrained(args.weights, device=pick_device(args.device))
@@ -126,7 +124,7 @@ def run(recipe: Any, args: Map) -> None:
     if texts:
         images = sample_images(source, clip.config, args.number)
     elif hasattr(source, "captions"):
-        images, texts = _sample_pairs(source, clip.config, args.number)
+        images, texts = sample_pairs(source, clip.config, args.number)
     else:
         raise InputError(f"{args.data} has no captions: name the texts to draw, --texts dog cat")
     figure = embedding_map(clip, images, texts, args.method, centre=args.centre)
