@@ -172,7 +172,8 @@ def main(
         own = verbs.get(verb)
         recipe, rest = _choose_method(recipes, rest, None if own is None else own.method)
         if own is not None:
-            return load(own.run)(recipe, tyro.cli(load(own.arguments), args=rest, prog=f"{program} {verb}")) or 0
+            typed = tyro.cli(load(own.arguments), args=rest, prog=f"{program} {verb}")
+            return load(own.run)(recipe, typed) or 0  # loads torch, which --help does without
         parsed = _parse(f"{program} {verb}", verb, recipe, rest)
         from ssl_core import commands
 

@@ -319,7 +319,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if parse is None:
         raise ConfigError(f"{path}: a configuration file ends in .toml or .json")
     try:
-        values = parse(path.read_text())
+        values = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(values, dict):
