@@ -29,7 +29,7 @@ TILES: dict[str, Any] = {"puzzle_size": 15, "tile_size": 4, "embedding": 6, "hid
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
     """Loads the compiler and finds the bins once, before the children are forked, of which each would do it anew."""
-    torch.compile(torch.sin, backend="aot_eager")(torch.zeros(1))
+    torch.compile(torch.sin, backend="aot_eager_default_partitioner")(torch.zeros(1))
     ab_bins(TestColorization.config.bin_size)
 
 
