@@ -66,6 +66,8 @@ class Windows:
     token at the end of each."""
 
     labels = classes = None
+    prepared = True
+    """tokens that `ssl-lm prepare` wrote, with a tokenizer and splits, unlike raw text"""
 
     def __init__(self, folder: Path, split: str, config: LMConfig) -> None:
         """Raises DataError where there is no such text, or less to train on than a window; ShardError for damaged data."""
@@ -116,6 +118,7 @@ class Texts:
     """Raw texts, which have no tokens before a model comes."""
 
     tokenizer = None
+    prepared = False
 
     def __init__(
         self, texts: Sequence[str], names: Sequence[str], labels: np.ndarray | None, classes: list[str] | None
