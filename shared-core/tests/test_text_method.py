@@ -8,17 +8,21 @@ import json
 import math
 import signal
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssl_core import commands
 from ssl_core.cli import main
 from ssl_core.config import TrainConfig, check
 from ssl_core.data.sources import digest
+from ssl_core.errors import DataError, NoTestSplit
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.method import Recipe
@@ -222,7 +226,44 @@ def test_data_settles_fields_and_figures_without_labels_end_a_run(tmp_path, monk
     assert [source.vocabulary for source in seen] == [20, 20], "the source is opened for training and for measuring"
     assert json.loads(Path("run/evaluation.json").read_text()) == {
         "data": "counts", "protocol": {}, "rows": [],
-        "measured": {"tokens": 64, "summary": ["20 tokens are known"]},
+        "measured": {
+            "tokens": 64, "of": "the data's own test split",
+            "summary": ["measured on the data's own test split", "20 tokens are known"],
+        },
     }  # fmt: skip
     assert main([recipe], ["evaluate", "run", "--device", "cpu"]) == 0, "there are no labels, and none are needed"
     assert capsys.readouterr().out.endswith("20 tokens are known\n")
+
+
+def open_named(data, *, config, split):
+    if split == "test" and data == "whole":
+        raise NoTestSplit("there is one part")
+    if data == "torn":
+        raise DataError("it cannot be read")
+    return types.SimpleNamespace(data=data, split=split)
+
+
+def report_source(method, source):
+    return {"data": source.data, "split": source.split, "summary": []}
+
+
+@pytest.mark.parametrize(
+    ("data", "test", "expected"),
+    [
+        ("parted", None, ("parted", "test", "the data's own test split")),
+        ("whole", None, ("whole", "train", "TRAINING data, for there is no other")),
+        ("whole", "held", ("held", "train", "test data: held")),
+        ("parted", "held", ("held", "train", "test data: held")),
+    ],
+)
+def test_figures_say_which_data_they_are_of(data, test, expected):
+    recipe = dataclasses.replace(RECIPE, source=f"{__name__}:open_named", measure=f"{__name__}:report_source")
+    figures = commands.measured(recipe, types.SimpleNamespace(config=None), data, test)["measured"]
+    assert (figures["data"], figures["split"], figures["of"]) == expected
+    assert figures["summary"] == [f"measured on {figures['of']}"]
+
+
+def test_test_data_that_cannot_be_read_are_not_replaced_by_training_data():
+    recipe = dataclasses.replace(RECIPE, source=f"{__name__}:open_named", measure=f"{__name__}:report_source")
+    with pytest.raises(DataError, match="cannot be read"):
+        commands.measured(recipe, types.SimpleNamespace(config=None), "torn")

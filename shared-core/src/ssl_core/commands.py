@@ -14,7 +14,7 @@ import torch
 from ssl_core import cli
 from ssl_core.config import RunOptions, TrainConfig, to_dict
 from ssl_core.device import pick_device, seed_step
-from ssl_core.errors import DataError, InputError
+from ssl_core.errors import InputError, NoTestSplit
 from ssl_core.method import Recipe, attach, load
 
 
@@ -64,10 +64,11 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
     device = pick_device(args.device)
     method = load(recipe.method).from_pretrained(args.weights, device=device)
     out = Path(args.out or args.weights)
-    result = measured(recipe, method, args.data)
-    if recipe.measure is not None and open_data(recipe, method, args.data, "train").labels is None:
+    result = measured(recipe, method, args.data, args.test)
+    lines = result.get("measured", {}).get("summary", [])
+    if lines and open_data(recipe, method, args.data, "train").labels is None:
         _write_evaluation(args, out, result)
-        print(*result["measured"]["summary"], sep="\n")
+        print(*lines, sep="\n")
         return
     train_data, test_data, how = train_and_test(
         args.data, args.test, config=method.config,
@@ -95,14 +96,16 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
     _write_evaluation(args, out, result)
     print(table(result))
     print(f"split: {how}")
-    print(*result.get("measured", {}).get("summary", []), sep="\n")
+    print(*lines, sep="\n")
 
 
-def measured(recipe: Recipe, method: Any, data: str | None) -> dict[str, Any]:
-    """evaluation.json without protocols: the figures of the recipe's `measure`, of test data where there is some."""
+def measured(recipe: Recipe, method: Any, data: str | None, test: str | None = None) -> dict[str, Any]:
+    """evaluation.json without protocols: the figures of the recipe's `measure`, and which data they are of."""
     own: dict[str, Any] = {}
     if recipe.measure is not None:
-        own = {"measured": load(recipe.measure)(method, test_data(recipe, method, data))}
+        source, which = test_data(recipe, method, data, test)
+        figures = load(recipe.measure)(method, source)
+        own = {"measured": {**figures, "of": which, "summary": [f"measured on {which}", *figures["summary"]]}}
     return {"data": Path(data).name if data else recipe.built_in, "protocol": {}, "rows": [], **own}
 
 
@@ -117,12 +120,14 @@ def open_data(recipe: Recipe, method: Any, data: str | None, split: str) -> Any:
     return attach(method, load(recipe.source)(data, config=method.config, split=split))
 
 
-def test_data(recipe: Recipe, method: Any, data: str | None) -> Any:
-    """The test part of `data`, or all of it where it has none."""
+def test_data(recipe: Recipe, method: Any, data: str | None, test: str | None = None) -> tuple[Any, str]:
+    """(`test`, or the test part of `data`, or all of it where it has none; which of them that is)."""
+    if test is not None:
+        return open_data(recipe, method, test, "train"), f"test data: {test}"
     try:
-        return open_data(recipe, method, data, "test")
-    except DataError:
-        return open_data(recipe, method, data, "train")
+        return open_data(recipe, method, data, "test"), "the data's own test split"
+    except NoTestSplit:
+        return open_data(recipe, method, data, "train"), "TRAINING data, for there is no other"
 
 
 def embed(recipe: Recipe, args: cli.Embed) -> None:
@@ -199,7 +204,7 @@ def architecture(recipe: Recipe, init: str) -> dict[str, Any]:
 
 def figures(recipe: Recipe, method: Any, data: str | None, folder: Path) -> list[Path]:
     """Draw the package's figures and their captions into `folder`, of test data where there is some."""
-    source = test_data(recipe, method, data)
+    source, _ = test_data(recipe, method, data)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         captions = load(recipe.show)(method, source, folder)

@@ -11,6 +11,10 @@ class DataError(InputError, ValueError):
     """The data as a whole cannot be used. The message says what to do."""
 
 
+class NoTestSplit(DataError):
+    """The data is all there is: no part of it is set apart for tests."""
+
+
 class EvaluationError(InputError, ValueError):
     """Data that cannot be evaluated as asked: too few samples or classes, the same data to train and to test on."""
 

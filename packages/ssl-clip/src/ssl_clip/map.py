@@ -104,7 +104,7 @@ def run(recipe: Any, args: Map) -> None:
 
     need_viz()
     clip = CLIP.from_pretrained(args.weights, device=pick_device(args.device))
-    source = test_data(recipe, clip, args.data)
+    source, _ = test_data(recipe, clip, args.data)
     texts = list(args.texts)
     if texts:
         images = sample_images(source, clip.config, args.number)

@@ -14,7 +14,7 @@ import numpy as np
 from ssl_core.data.images import read_image, to_tensor
 from ssl_core.data.scenes import CLASSES, SLOTS, draw, held_out, render
 from ssl_core.data.sources import EXTENSIONS, PathTable, Source, digest, open_source
-from ssl_core.errors import BadSample, DataError
+from ssl_core.errors import BadSample, DataError, NoTestSplit
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "title", "sentences")
@@ -47,7 +47,7 @@ def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str =
         if columns is None:
             return open_source(data, channels=config.in_channels, split=split, size=size)
         if split == "test":
-            raise DataError(f"{path} has no test split: name the test data's own file")
+            raise NoTestSplit(f"{path} has no test split: name the test data's own file")
         return PairFiles.of_rows(path.parent, _rows(path, *columns), config.in_channels, path)
     if path.is_dir():
         return _open_folder(path, config.in_channels, split, size)
@@ -190,7 +190,7 @@ def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
     if not stems:
         return open_source(folder, channels=channels, split=split, size=size)
     if split == "test" and not parted:
-        raise DataError(f"{folder} has no test split: make {folder}/train and {folder}/test")
+        raise NoTestSplit(f"{folder} has no test split: make {folder}/train and {folder}/test")
     pictures = {file.with_suffix(""): file for file in sorted(part.rglob("*")) if file.suffix.lower() in EXTENSIONS}
     lonely = sorted(path for stem, path in pictures.items() if not stem.with_suffix(".txt").is_file())
     if lonely:

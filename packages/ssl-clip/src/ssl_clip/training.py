@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ssl_clip.config import RECIPE
-from ssl_core.method import trainer
+from ssl_core.train.trainer import trainer
 
 train = trainer([RECIPE])

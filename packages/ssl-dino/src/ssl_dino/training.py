@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_core.method import trainer
+from ssl_core.train.trainer import trainer
 from ssl_dino.config import RECIPE
 
 train = trainer([RECIPE])

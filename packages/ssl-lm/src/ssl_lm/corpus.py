@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 
 from ssl_core.data.sources import digest, number_labels
-from ssl_core.errors import BadSample, DataError
+from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_lm import tokenizer as tokens
 from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits
@@ -168,7 +168,7 @@ def _raw(path: Path, split: str) -> Texts:
     if path.is_dir():
         return _folder(path, split)
     if split == "test":
-        raise DataError(f"{path} has no test split: name the test data's own file")
+        raise NoTestSplit(f"{path} has no test split: name the test data's own file")
     try:
         text = decode(path.read_bytes(), str(path))
     except BadText as error:
@@ -204,7 +204,7 @@ def _folder(folder: Path, split: str) -> Texts:
     if test is not None and (folder / "train").is_dir():
         folder = folder / ("train" if split == "train" else test)
     elif split == "test":
-        raise DataError(f"{folder} has no test split: make {folder}/train and {folder}/test")
+        raise NoTestSplit(f"{folder} has no test split: make {folder}/train and {folder}/test")
     texts, names, tops = [], [], []
     for file in list_files(folder):
         try:

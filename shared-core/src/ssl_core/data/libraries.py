@@ -14,7 +14,7 @@ from PIL import Image
 
 from ssl_core.data.images import pillow_to_tensor, read_image
 from ssl_core.data.sources import digest, near, number_labels
-from ssl_core.errors import BadSample, DataError
+from ssl_core.errors import BadSample, DataError, NoTestSplit
 
 # What a data set may call the split that `split` asks for, in the order of trying.
 _SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
@@ -105,7 +105,7 @@ def _torchvision_split(factory: Callable[..., Any], root: str, names: tuple[str,
         return _torchvision_open(factory, root, train=names[0] == "train")
     if "split" not in parameters:
         if names != _SPLITS["train"]:
-            raise DataError(f"torchvision's {factory.__name__} has no split but the whole")
+            raise NoTestSplit(f"torchvision's {factory.__name__} has no split but the whole")
         return _torchvision_open(factory, root)
     refusals: list[ValueError] = []
     for name in names:
@@ -115,7 +115,8 @@ def _torchvision_split(factory: Callable[..., Any], root: str, names: tuple[str,
             raise
         except ValueError as error:  # how torchvision says which splits there are
             refusals.append(error)
-    raise DataError(f"torchvision's {factory.__name__}: {refusals[0]}") from refusals[0]
+    missing = NoTestSplit if names == _SPLITS["test"] else DataError
+    raise missing(f"torchvision's {factory.__name__}: {refusals[0]}") from refusals[0]
 
 
 def _torchvision_open(factory: Callable[..., Any], root: str, **options: Any) -> Any:
@@ -167,7 +168,8 @@ def open_hf(name: str, channels: int, split: str) -> HuggingFaceImages:
     for candidate in (chosen,) if chosen else _SPLITS[split]:
         if candidate in loaded:
             return HuggingFaceImages(loaded[candidate], title, channels)
-    raise DataError(f"{name} has the splits {list(loaded)}: choose one with hf:{name}:<split>")
+    missing = NoTestSplit if split == "test" and not chosen else DataError
+    raise missing(f"{name} has the splits {list(loaded)}: choose one with hf:{name}:<split>")
 
 
 def _hf_labels(dataset: Any) -> tuple[np.ndarray | None, list[str] | None]:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 from ssl_core.data.images import faster_jpeg, read_image, to_tensor
-from ssl_core.errors import DataError
+from ssl_core.errors import DataError, NoTestSplit
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 MANY = 10_000  # files from which on importing a faster decoder pays
@@ -94,7 +94,7 @@ def open_source(
     if not path.exists():
         raise DataError(f"there is no {text!r}.{_near_path(path)} Give {_KINDS}")
     if split == "test":
-        raise DataError(f"{path} has no test split: name the test data's own file")
+        raise NoTestSplit(f"{path} has no test split: name the test data's own file")
     if path.suffix.lower() in (".csv", ".tsv"):
         return _open_csv(path, channels)
     if path.suffix.lower() == ".npz":
@@ -208,7 +208,7 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
     test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
     if test is None or not (folder / "train").is_dir():
         if split == "test":
-            raise DataError(
+            raise NoTestSplit(
                 f"{folder} has no test split: make {folder}/train and {folder}/test, "
                 "or name the test images' own folder"
             )

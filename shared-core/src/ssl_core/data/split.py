@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ssl_core.data.sources import Source, digest, open_source
-from ssl_core.errors import DataError
+from ssl_core.errors import DataError, NoTestSplit
 
 
 def open_images(data: str | Path | None, *, config: Any, split: str = "train") -> Source:
@@ -60,7 +60,7 @@ def train_and_test(
         return train, source(test, config=config, split="train"), f"test data: {test}"
     try:
         return train, source(data, config=config, split="test"), "the data's own split"
-    except DataError:
+    except NoTestSplit:
         held = held_out(train.labels, 0.2, seed)
         kept = np.setdiff1d(np.arange(len(train)), held)
         return Subset(train, kept), Subset(train, held), "a fifth of every class held out"
