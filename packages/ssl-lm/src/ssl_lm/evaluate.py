@@ -47,7 +47,7 @@ def measure(method: GPT, source: Any) -> dict[str, Any]:
         figures["baselines"] = baselines(source, documents)
         rows += list(figures["baselines"].items())
     summary = [
-        f"{_where(source)}: {figures['tokens']:,} tokens, {figures['bytes']:,} bytes; perplexity {figures['perplexity']:.2f}",
+        f"{figures['tokens']:,} tokens, {figures['bytes']:,} bytes; perplexity {figures['perplexity']:.2f}",
         "bits per byte: " + ", ".join(f"{name} {value:.3f}" for name, value in rows),
     ]
     if method.tokenizer is not None:
@@ -61,13 +61,6 @@ def measure(method: GPT, source: Any) -> dict[str, Any]:
             summary.append(f"lines that ast.parse reads: {shares}")
         summary += ["generated:", *(f"  | {line}" for line in texts[0].strip("\n").splitlines()[:24])]
     return {**figures, "summary": summary}
-
-
-def _where(source: Any) -> str:
-    """What the summary calls the text."""
-    if not source.prepared:
-        return "the text"
-    return "held-out text" if source.split == "test" else "TRAINING text, for there is no other"
 
 
 def at_most(documents: Iterable[tuple[np.ndarray, int]], tokens: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -178,7 +171,7 @@ def measure_masked(method: BERT, source: Any) -> dict[str, Any]:
     accuracy at masked tokens beside the most frequent token."""
     view, device = masked(method.config), next(method.parameters()).device
     figures = objective(method, view, source) if source.prepared else {}
-    summary = [_line(source, figures)] if figures else []
+    summary = [_line(figures)] if figures else []
     total, count = 0.0, 0
     for ids, _ in at_most(source.texts(), PSEUDO):
         for start in range(0, len(ids), method.config.window):
@@ -201,7 +194,7 @@ def measure_spans(method: T5, source: Any) -> dict[str, Any]:
     if not source.prepared:
         return {"summary": []}
     figures = objective(method, _SpanTokens(method), source)
-    return {**figures, "summary": [_line(source, figures)]}
+    return {**figures, "summary": [_line(figures)]}
 
 
 class _SpanTokens:
@@ -243,5 +236,5 @@ def objective(method: Any, view: Any, source: Any, windows: int = 256) -> dict[s
     }
 
 
-def _line(source: Any, figures: dict[str, float]) -> str:
-    return f"{_where(source)}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in figures.items())
+def _line(figures: dict[str, float]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in figures.items())
