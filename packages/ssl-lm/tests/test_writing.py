@@ -259,6 +259,21 @@ def untrained():
     return models
 
 
+@pytest.mark.parametrize(
+    ("verb", "name", "message"),
+    [
+        ("generate", "bert", "generate is for gpt, not for bert"),
+        ("generate", "t5", "generate is for gpt, not for t5"),
+        ("fill", "t5", "fill is for bert, not for t5"),
+        ("text2text", "bert", "text2text is for t5, not for bert"),
+    ],
+)
+def test_a_command_for_another_model_says_so(verb, name, message, untrained, tmp_path, capsys):
+    folder = untrained[name].save_pretrained(tmp_path / "run")
+    assert main(RECIPES, [verb, str(folder), "x"], VERBS) == 2
+    assert capsys.readouterr().err == f"ssl-lm: {message}\n"
+
+
 @pytest.mark.parametrize("name", ["bert", "whole words", "t5"])
 def test_what_is_measured_of_the_other_models(name, untrained, tmp_path):
     method = untrained[name]
