@@ -342,3 +342,20 @@ def test_pieces_of_a_file_cover_it_and_end_with_lines(tmp_path):
     assert all(data[p.end - 1 : p.end] == b"\n" for p in pieces)
     assert "".join(text for p in pieces for text, _ in read_piece(p)) == file.read_text()
     assert [ends for p in pieces for _, ends in read_piece(p)] == [False] * (len(pieces) - 1) + [True]
+
+
+@pytest.mark.parametrize("gap", ["", "\n", "\r\n \n"])
+def test_no_cut_takes_the_end_of_a_document_away(gap, tmp_path):
+    documents = [write_text(2, seed=i).strip("\n") for i in range(12)]
+    file = tmp_path / "x.txt"
+    file.write_bytes(f"\n{gap}{SEPARATOR}\n".join(documents).encode())
+    counts = set()
+    for size in range(20, 160):
+        found = [""]
+        pieces = cut(file, size)
+        for text, ended in (pair for piece in pieces for pair in read_piece(piece)):
+            found[-1] += text
+            found += [""] if ended else []
+        assert [document.rstrip() for document in found] == [*documents, ""]
+        counts.add(len(pieces))
+    assert min(counts) < 8 < 20 < max(counts)

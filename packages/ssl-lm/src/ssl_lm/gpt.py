@@ -33,7 +33,8 @@ from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.config import GPTConfig
 from ssl_lm.loss import linear_cross_entropy, linear_nll
 from ssl_lm.sampling import check_sampling, choose
-from ssl_lm.tokenizer import TextModel, settled
+from ssl_lm.text_model import TextModel, init_weights, text_mean
+from ssl_lm.tokenizer import settled
 
 
 class Attention(nn.Module):
@@ -112,7 +113,7 @@ class GPT(TextModel):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config, settled(config))
-        self.apply(_initialise)
+        self.apply(init_weights)
         for name, weight in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(weight, std=0.02 * (2 * config.depth) ** -0.5)
@@ -143,7 +144,8 @@ class GPT(TextModel):
         else:
             there = attention_mask.bool()
             positions = (there.cumsum(1) - 1).clamp(min=0)[:, past:]
-            own = torch.eye(past + t, dtype=torch.bool, device=there.device)[past:]  # padding looks at itself alone
+            keys = torch.arange(past + t, device=there.device)
+            own = keys[past:, None] == keys  # padding looks at itself alone
             mask = (causal_mask(t, past + t, there.device) & there[:, None] | own)[:, None]  # b 1 t m
         return self.transformer(input_ids, positions, mask, cache)
 
@@ -168,8 +170,7 @@ class GPT(TextModel):
         """
         there = self.is_text(input_ids) if attention_mask is None else attention_mask.bool()
         x = self.hidden(input_ids.clamp(min=0), attention_mask)  # to the right of a text, no mask is needed
-        weights = there[..., None].to(x.dtype)
-        return (x * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return text_mean(x, there)
 
     def generate(
         self, input_ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
@@ -258,10 +259,3 @@ class GPT(TextModel):
                 f"{t} tokens of prompt and {new} new ones exceed the context of {context}: "
                 "ask for fewer, or give overflow='slide'"
             )
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

@@ -50,12 +50,13 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def cut(path: Path, size: int, start: int = 0, end: int | None = None) -> list[Piece]:
-    """Pieces of about `size` bytes of a file, cut at ends of lines."""
+    """Pieces of about `size` bytes of a file, cut at ends of lines, and not before the separator that ends a document."""
     end = path.stat().st_size if end is None else end
     pieces = []
     with path.open("rb") as stream:
         while start < end:
-            stop = end if end - start <= size * 3 // 2 else min(end, line_end(stream, start + size))
+            far = end - start > size * 3 // 2
+            stop = min(end, _past_separator(stream, line_end(stream, start + size))) if far else end
             pieces.append(Piece(str(path), start, stop, ends=stop == end))
             start = stop
     return pieces
@@ -66,6 +67,14 @@ def line_end(stream: Iterable, offset: int) -> int:
     stream.seek(offset)  # type: ignore[attr-defined]
     stream.readline()  # type: ignore[attr-defined]
     return int(stream.tell())  # type: ignore[attr-defined]
+
+
+def _past_separator(stream: Iterable, start: int) -> int:
+    """The end of the line behind `start` and blank ones that begins with a separator, else `start`."""
+    line = b"\n"
+    while line and not line.strip():
+        line = stream.readline()  # type: ignore[attr-defined]
+    return int(stream.tell()) if line.startswith(SEPARATOR.encode()) else start  # type: ignore[attr-defined]
 
 
 def decode(data: bytes, path: str) -> str:
