@@ -10,7 +10,7 @@ Token i looks at tokens 1 … i and no further: without that mask the task is to
 and embeddings start from N(0, 0.02²), those that write into the residual stream (attn.c_proj, mlp.c_proj) from
 N(0, 0.02²/2L), biases at 0 (section 2.3). GELU is the tanh approximation, as in the released weights.
 
-Deviations from the released code: weights are kept as Linear's (out, in), files have them (in, out) (`convert.py`); no
+Deviations from the released code: weights have Linear's shape (out, in), files have (in, out) (`convert.py`); no
 logits are built in training (`loss.py`). Texts are packed one behind the other, an eos token at the end of each, and
 attention crosses it, as in the paper.
 
@@ -37,12 +37,21 @@ from ssl_lm.text_model import TextModel, init_weights, text_mean
 from ssl_lm.tokenizer import settled
 
 
+class Linear(nn.Linear):
+    """A linear layer whose weight (out, in) lies in memory as (in, out), as in GPT-2's files: on a CPU the product of one
+    row, which writing consists of, takes 10 to 30 % less then, and training the same (docs/benchmarks.md)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.weight = nn.Parameter(self.weight.detach().T.contiguous().T)
+
+
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
-        self.c_attn = nn.Linear(config.dim, 3 * config.dim)
-        self.c_proj = nn.Linear(config.dim, config.dim)
+        self.c_attn = Linear(config.dim, 3 * config.dim)
+        self.c_proj = Linear(config.dim, config.dim)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = rearrange(self.c_attn(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
@@ -61,8 +70,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.approximate = "tanh" if config.activation == "gelu_new" else "none"
-        self.c_fc = nn.Linear(config.dim, config.mlp_width)
-        self.c_proj = nn.Linear(config.mlp_width, config.dim)
+        self.c_fc = Linear(config.dim, config.mlp_width)
+        self.c_proj = Linear(config.mlp_width, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
@@ -157,6 +166,14 @@ class GPT(TextModel):
         """Features (…, d) to logits (…, v); the embedding is the head."""
         return F.linear(x, self.transformer.wte.weight)
 
+    def next_logits(self, x: Tensor) -> Tensor:
+        """`head` of a few features (b, d). On a CPU the embedding times two to four columns, one of them twice if need be,
+        takes less time than one to four rows times its transpose (docs/benchmarks.md)."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > 4:
+            return self.head(x)
+        columns = x.expand(max(2, len(x)), -1).clone(memory_format=torch.contiguous_format).T
+        return (self.transformer.wte.weight @ columns).T[: len(x)]
+
     @torch.inference_mode()
     def nll(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """-log p, in nats, of labels (b, t) as the tokens that follow input_ids (b, t); 0 where a label is -100."""
@@ -216,7 +233,7 @@ class GPT(TextModel):
                     cache, fresh = self._cache(len(tokens), self.config.context), tokens
                 x = self.hidden(fresh, mask, cache)[:, -1]
                 fresh = choose(
-                    self.head(x), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+                    self.next_logits(x), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
                 )[:, None]  # fmt: skip
                 if eos is not None:
                     fresh = fresh.masked_fill(done[:, None], eos)
