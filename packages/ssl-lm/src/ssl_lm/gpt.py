@@ -39,7 +39,7 @@ from ssl_lm.tokenizer import settled
 
 class Linear(nn.Linear):
     """A linear layer whose weight (out, in) lies in memory as (in, out), as in GPT-2's files: on a CPU the product of one
-    row, which writing consists of, takes 10 to 30 % less then, and training the same (docs/benchmarks.md)."""
+    row, which writing consists of, takes up to 30 % less then, and training the same (docs/benchmarks.md)."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
