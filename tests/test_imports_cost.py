@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ HEAVY = {
     "torchvision",
     "transformers",
 }
+OWN = [
+    pytest.param(module, verb, id=f"{module}-{verb}")
+    for module in MODULES
+    if (ROOT / "packages" / module.replace("_", "-") / "src" / module / "verbs.py").is_file()
+    for verb in import_module(f"{module}.verbs").VERBS
+]
 TRIES = 5  # noise only ever adds CPU time, so the cheapest of a few tries is the cost
 
 IMPORT = """
@@ -72,5 +79,13 @@ def test_import_costs_little_over_torch_and_brings_nothing_heavy(module):
 def test_help_is_instant_and_imports_no_torch(module, verb):
     seconds, page, loaded = cheapest(0.5, HELP, module, *verb, "--help")
     assert ("--out" if verb else "train") in page
+    assert "torch" not in loaded
+    assert seconds <= 0.5
+
+
+@pytest.mark.parametrize(("module", "verb"), OWN)
+def test_help_of_a_packages_own_command_is_instant_and_imports_no_torch(module, verb):
+    seconds, page, loaded = cheapest(0.5, HELP, module, verb, "--help")
+    assert f"usage: {module.replace('_', '-')} {verb}" in page
     assert "torch" not in loaded
     assert seconds <= 0.5

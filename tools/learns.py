@@ -3,24 +3,23 @@
     tox -e learns                                          every method on the built-in scenes
     tox -e learns -- mae --data torchvision:CIFAR10 --preset vit_tiny --set image_size=32 patch_size=4
 
-Gate: the linear probe of the pretrained encoder stands above every baseline by more than three times the spread of the
-seeds. Runs are kept below --out and resumed; the table that is printed belongs into docs/benchmarks.md.
+Gate: the linear probe of the pretrained encoder, by the rule of `gate.py`. Runs are kept below --out and resumed;
+the table that is printed belongs into docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+from gate import cell, changed, flags, verdict
+
 from ssl_beit.config import BEIT_RECIPE as BEIT
 from ssl_contrastive.config import RECIPES as CONTRASTIVE
 from ssl_core.cli import preset
-from ssl_core.config import from_dict, to_dict
 from ssl_core.data.split import train_and_test
 from ssl_core.device import pick_device, seed_step
 from ssl_core.evaluate.evaluate import evaluate
@@ -36,18 +35,13 @@ BASELINES = ("random init", "raw pixels", "colour histogram")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags(__doc__, "runs/learns")
     parser.add_argument("method", nargs="?", choices=[*RECIPES, "all"], default="all")
     parser.add_argument("--data", help="as for train; the built-in scenes by default")
     parser.add_argument("--preset", default="demo")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=JSON", help="settings other than the preset's")
-    parser.add_argument("--out", type=Path, default=Path("runs/learns"))
     args = parser.parse_args()
-    settings = dict(pair.split("=", 1) for pair in args.set)
     for name in RECIPES if args.method == "all" else [args.method]:
-        config = preset(RECIPES[name], args.preset)
-        config = from_dict(type(config), to_dict(config) | {k: json.loads(v) for k, v in settings.items()})
+        config = changed(preset(RECIPES[name], args.preset), args.set)
         runs = [one_seed(RECIPES[name], config, seed, args.data, args.out / name / str(seed)) for seed in args.seeds]
         print("\n" + table(name, runs))
 
@@ -75,21 +69,12 @@ def table(name: str, runs: list[dict[str, Any]]) -> str:
     """Markdown: mean ± standard deviation over the seeds in percent, and whether the gate holds."""
     lines = [f"| {name} | linear | k-NN | 5-shot |", "| --- | --- | --- | --- |"]
     for features in ("pretrained", *BASELINES):
-        cells = [_cell([run["rows"][features][key] for run in runs]) for key in ("linear", "knn", "fewshot")]
+        cells = [cell([run["rows"][features][key] for run in runs]) for key in ("linear", "knn", "fewshot")]
         lines.append(f"| {features} | {' | '.join(cells)} |")
     linear = {features: [run["rows"][features]["linear"] for run in runs] for features in ("pretrained", *BASELINES)}
-    margin = statistics.mean(linear["pretrained"]) - max(statistics.mean(linear[b]) for b in BASELINES)
-    spread = max(statistics.pstdev(values) for values in linear.values())
-    verdict = "holds" if margin > 3 * spread else "DOES NOT HOLD"
     minutes = ", ".join(f"{run['minutes']:.1f}" for run in runs)
-    lines.append(
-        f"\nmargin {100 * margin:.1f} points, spread {100 * spread:.1f}: the gate {verdict}; {minutes} minutes a run"
-    )
+    lines.append(f"\n{verdict(linear.pop('pretrained'), [*linear.values()])}; {minutes} minutes a run")
     return "\n".join(lines)
-
-
-def _cell(values: list[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.pstdev(values):.1f}"
 
 
 if __name__ == "__main__":

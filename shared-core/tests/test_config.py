@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,9 @@ from ssl_core.config import (
     ImageConfig,
     RunOptions,
     TrainConfig,
+    check_jitter,
+    check_scale,
+    check_shares,
     differences,
     from_dict,
     read_file,
@@ -90,6 +94,20 @@ def test_a_value_out_of_range_is_an_error(field, value):
 def test_numbers_that_are_not_finite_are_refused_however_they_come(field, value):
     with pytest.raises(ConfigError, match=f"^{field} = "):
         Everything(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("check", "value", "good"),
+    [
+        (check_scale, (0.0, 1.0), (1e-9, 1.0)), (check_scale, (0.5, 0.4), (0.5, 0.5)), (check_scale, (0.5, 1.1), (1, 1)),
+        (check_shares, -0.1, 0.0), (check_shares, 1.1, 1.0), (check_shares, (0.5, 1.1), (0.0, 0.5, 1.0)),
+        (check_jitter, (0.4, -0.1, 0.4, 0.1), (0.0, 0.0, 0.0, 0.0)), (check_jitter, (0.4, 0.4, 0.4, 0.6), (2, 2, 2, 0.5)),
+    ],
+)  # fmt: skip
+def test_ranges_that_views_share_are_checked_at_both_ends(check, value, good):
+    check("field", good)
+    with pytest.raises(ConfigError, match=re.escape(f"field = {value!r}: must ")):
+        check("field", value)
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,11 @@ from ssl_core.data.views import (
     crop_box,
     draw_jitter,
     eval_view,
-    gaussian_blur,
     natural,
     normalize,
     random_flip,
     random_grayscale,
     random_resized_crop,
-    random_solarize,
     resize,
 )
 from ssl_core.errors import DataError
@@ -213,17 +211,26 @@ def test_strength_zero_is_left_out_without_changing_the_other_draws():
     assert part == tuple(step for step in full if step[0] in ("brightness", "contrast"))
 
 
-@pytest.mark.parametrize(
-    ("function", "name"), [(random_grayscale, "grayscale"), (gaussian_blur, "blur"), (random_solarize, "solarize")]
-)
-def test_random_operations_happen_as_often_as_they_should(function, name):
-    image, rng = picture(12, 12), np.random.default_rng(0)
-    assert torch.equal(function(image, rng, 0.0), image)
-    changed = sum(not torch.equal(function(image, rng, 0.2), image) for _ in range(2000))
+@pytest.mark.parametrize("name", ["grayscale", "blur", "solarize"])
+def test_random_operations_happen_as_often_as_they_should(name):
+    image, rng, whole = picture(12, 12), np.random.default_rng(0), {"size": (12, 12), "scale": (1.0, 1.0)}
+
+    def changed(p):
+        augment = Augment(**whole, ratio=(1.0, 1.0), flip=False, **{f"{name}_p": p})
+        return not torch.equal(augment(image, rng), image)
+
+    assert not changed(0.0) and changed(1.0)
     # a blur of less than 1/6 pixel is none
-    p = 0.2 * (1 - (1 / 6 - 0.1) / 1.9) if name == "blur" else 0.2
-    assert within(changed, 2000, p)
-    assert not torch.equal(function(image, rng, 1.0), image)
+    assert within(
+        sum(changed(0.2) for _ in range(2000)), 2000, 0.2 * (1 - (1 / 6 - 0.1) / 1.9 if name == "blur" else 1)
+    )
+
+
+def test_grey_comes_as_often_as_it_should():
+    image, rng = picture(12, 12), np.random.default_rng(0)
+    assert torch.equal(random_grayscale(image, rng, 0.0), image)
+    assert not torch.equal(random_grayscale(image, rng, 1.0), image)
+    assert within(sum(not torch.equal(random_grayscale(image, rng, 0.2), image) for _ in range(2000)), 2000, 0.2)
 
 
 def test_jitter_of_an_image_is_its_operations_in_their_order():

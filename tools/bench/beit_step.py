@@ -9,30 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import measure
 import numpy as np
 import torch
 from measure import Case, Settings, Work
-from torch import Tensor, nn
+from step import Contender, as_fit, as_trainer, work
+from torch import Tensor
 
 from ssl_beit.beit import BEiT
 from ssl_beit.config import BEIT_PRESETS
 from ssl_beit.views import block_mask
-from ssl_core.device import autocast, keep_freed_memory
-from ssl_core.train.fit import gradient_norm
-from ssl_core.train.optim import build_optimizer, decay_groups
 
 CPU = torch.device("cpu")
-
-
-class Contender(NamedTuple):
-    """One project's model: its loss on the batch, and what follows the backward pass."""
-
-    loss: Callable[[], Tensor]
-    update: Callable[[], None]
 
 
 def main() -> None:
@@ -58,14 +49,11 @@ def compare(preset: str, precision: str, batch: int, chosen: Settings) -> None:
         chosen,
     )
     measure.report(f"BEiT step, {preset}, {precision}, batch {batch}", results, chosen)
-    losses = {result.case: result.facts["loss"] for result in results if not result.missing}
-    if max(losses.values()) - min(losses.values()) > 1e-5:
-        raise SystemExit(f"the contenders do not compute the same loss from the same weights: {losses}")
+    measure.same(results, within=1e-5)
 
 
 def build(make: Callable[..., Contender], preset: str, precision: str, batch: int) -> Work:
     """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
-    keep_freed_memory()
     config = dataclasses.replace(BEIT_PRESETS[preset](), tokenizer=None, tokenizer_hidden=0, drop_path=0.0)
     torch.manual_seed(0)
     method = BEiT(config)
@@ -73,33 +61,14 @@ def build(make: Callable[..., Contender], preset: str, precision: str, batch: in
     rng = np.random.default_rng(0)
     drawn = [block_mask(*config.grid, config.mask_patches, rng, smallest=config.mask_block) for _ in range(batch)]
     mask = torch.from_numpy(np.stack(drawn)).flatten(1)
-    contender = make(method, images, mask, torch.randint(config.vocab, (batch, *config.grid)))
-    with torch.no_grad():
-        loss = round(float(contender.loss()), 6)
-
-    def run() -> Iterator[str]:
-        with autocast(precision, CPU):
-            loss = contender.loss()
-        loss.backward()
-        yield "forward + backward"
-        contender.update()
-        yield "optimiser"
-
-    return Work(run, {"loss": loss})
+    return work(make(method, images, mask, torch.randint(config.vocab, (batch, *config.grid))), precision)
 
 
 def ours(method: BEiT, images: Tensor, mask: Tensor, tokens: Tensor) -> Contender:
     method.train()
     method.tokenize = lambda pixels: pixels  # type: ignore[method-assign]
     batch = {"views": [images, tokens], "mask": mask}
-    optimizer = build_optimizer(method, method.config)
-
-    def update() -> None:
-        gradient_norm(method, method.config.clip_grad)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return Contender(lambda: method(batch, 0.0)["loss"], update)
+    return Contender(lambda: method(batch, 0.0)["loss"], as_fit(method))
 
 
 def transformers(method: BEiT, images: Tensor, mask: Tensor, tokens: Tensor) -> Contender:
@@ -109,14 +78,7 @@ def transformers(method: BEiT, images: Tensor, mask: Tensor, tokens: Tensor) -> 
         method.save_pretrained(folder)
         model: Any = BeitForMaskedImageModeling.from_pretrained(folder).train()
     labels = tokens.flatten(1)[mask]
-    optimizer = torch.optim.AdamW(decay_groups(model, 0.05), lr=1e-4, fused=True)
-
-    def update() -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return Contender(lambda: model(images, bool_masked_pos=mask, labels=labels).loss, update)
+    return Contender(lambda: model(images, bool_masked_pos=mask, labels=labels).loss, as_trainer(model, 0.05))
 
 
 if __name__ == "__main__":

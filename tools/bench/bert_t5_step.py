@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import measure
 import numpy as np
 import torch
 from measure import Case, Settings, Work
-from torch import Tensor, nn
+from step import Contender, as_fit, as_trainer, work
+from torch import Tensor
 
 from ssl_core.data.loader import collate
-from ssl_core.device import autocast, keep_freed_memory
 from ssl_core.method import Recipe, load
-from ssl_core.train.fit import gradient_norm
-from ssl_core.train.optim import build_optimizer, decay_groups
 from ssl_lm.config import BERT_RECIPE, T5_RECIPE
 
 MODELS = {"bert": (BERT_RECIPE, "base", 128), "t5": (T5_RECIPE, "small", 256)}
@@ -51,30 +49,16 @@ def compare(model: str, precision: str, batch: int, chosen: Settings) -> None:
     results = measure.race(cases, chosen)
     _, preset, context = MODELS[model]
     measure.report(f"{model} {preset}, {precision}, {batch} x {context} tokens", results, chosen)
-    losses = {result.case: result.facts["loss"] for result in results if not result.missing}
-    if max(losses.values()) - min(losses.values()) > 1e-4:
-        raise SystemExit(f"the contenders do not compute the same loss from the same weights: {losses}")
+    measure.same(results, within=1e-4)
 
 
-def build(make: Callable[..., Any], model: str, precision: str, batch: int) -> Work:
+def build(make: Callable[..., Contender], model: str, precision: str, batch: int) -> Work:
     """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
     recipe, preset, context = MODELS[model]
     config = dataclasses.replace(load(recipe.presets)[preset](), context=context, dropout=0.0)
     torch.manual_seed(0)
     method = load(recipe.method)(config).train()
-    loss_of, update = make(method, samples(recipe, config, batch))
-    with torch.no_grad():
-        loss = round(float(loss_of()), 5)
-
-    def run() -> Iterator[str]:
-        with autocast(precision, CPU):
-            loss = loss_of()
-        loss.backward()
-        yield "forward + backward"
-        update()
-        yield "optimiser"
-
-    return Work(run, {"loss": loss})
+    return work(make(method, samples(recipe, config, batch)), precision)
 
 
 def samples(recipe: Recipe, config: Any, batch: int) -> dict[str, Tensor]:
@@ -87,21 +71,11 @@ def samples(recipe: Recipe, config: Any, batch: int) -> dict[str, Tensor]:
     return {key: value for key, value in made.items() if "documents" not in key}
 
 
-def ours(method: Any, batch: dict[str, Tensor]) -> tuple[Callable[[], Tensor], Callable[[], None]]:
-    """What `fit` does with a batch."""
-    keep_freed_memory()
-    optimizer = build_optimizer(method, method.config)
-
-    def update() -> None:
-        if not torch.isfinite(gradient_norm(method, method.config.clip_grad)):
-            raise RuntimeError("the gradient is not finite")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return lambda: method(batch, 0.0)["loss"], update
+def ours(method: Any, batch: dict[str, Tensor]) -> Contender:
+    return Contender(lambda: method(batch, 0.0)["loss"], as_fit(method))
 
 
-def transformers(method: Any, batch: dict[str, Tensor]) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+def transformers(method: Any, batch: dict[str, Tensor]) -> Contender:
     import transformers as peer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -112,14 +86,7 @@ def transformers(method: Any, batch: dict[str, Tensor]) -> tuple[Callable[[], Te
     if "positions" in batch:
         everywhere = torch.full_like(batch["input_ids"], IGNORED)
         inputs["labels"] = everywhere.scatter(1, batch["positions"], batch["labels"])
-    optimizer = torch.optim.AdamW(decay_groups(model, 0.01), lr=1e-4, fused=True)
-
-    def update() -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return lambda: model(**inputs).loss, update
+    return Contender(lambda: model(**inputs).loss, as_trainer(model, 0.01))
 
 
 if __name__ == "__main__":

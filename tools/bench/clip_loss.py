@@ -32,6 +32,7 @@ def main() -> None:
     }.items():  # fmt: skip
         results = measure.race([Case(name, loss_step, (loss, *size), needs) for name, loss, needs in cases], chosen)
         measure.report(f"{title}, {size[0]} x {size[1]}, fp32", results, chosen)
+        measure.same(results, "loss of 256", within=1e-4)
 
 
 def loss_step(loss: Loss, pairs: int, width: int) -> Work:
@@ -47,7 +48,7 @@ def loss_step(loss: Loss, pairs: int, width: int) -> Work:
             leaf.grad = None
         yield "loss"
 
-    return Work(run, {"loss of 256": f"{value:.6f}"})
+    return Work(run, {"loss of 256": round(value, 6)})
 
 
 def ours(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""Forward and backward of CLIP ViT-B/32 on the same weights and pairs: ours, open_clip, transformers.
-
-All keep freed memory, as our training loop does for itself.
-"""
+"""Forward and backward of CLIP ViT-B/32 on the same weights and pairs: ours, open_clip, transformers."""
 
 from __future__ import annotations
 
@@ -20,28 +17,25 @@ from torch import Tensor
 from ssl_clip.clip import CLIP
 from ssl_clip.config import vit_b32
 from ssl_clip.convert import to_open_clip
-from ssl_core.device import autocast, keep_freed_memory
+from ssl_core.device import autocast
 
 
 def main() -> None:
     flags = measure.parser(__doc__)
     flags.add_argument("--batch", type=int, default=8)
-    flags.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    flags.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     args = flags.parse_args()
     chosen = measure.settings(args)
-    for precision in args.precision:
+    for precision in args.precisions:
         cases = [Case(name, step, (build, args.batch, precision), needs) for name, build, needs in (
             ("ours", ours, ()), ("open_clip", of_open_clip, ("open_clip",)), ("transformers", of_transformers, ("transformers",)),
         )]  # fmt: skip
         results = measure.race(cases, chosen)
         measure.report(f"CLIP ViT-B/32, {precision}, batch {args.batch}", results, chosen)
-        losses = {result.case: result.facts["loss"] for result in results if not result.missing}
-        if max(losses.values()) - min(losses.values()) > 1e-4:
-            raise SystemExit(f"the contenders do not compute the same loss from the same weights: {losses}")
+        measure.same(results, within=1e-4)
 
 
 def step(build: Callable[[], tuple[Any, Callable[..., Tensor]]], batch: int, precision: str) -> Work:
-    keep_freed_memory()
     torch.manual_seed(0)
     model, loss = build()
     generator = torch.Generator().manual_seed(1)

@@ -11,7 +11,6 @@ from measure import Case, Work
 from torch import Tensor
 
 from ssl_contrastive import info_nce_loss, nt_xent_loss
-from ssl_core.device import keep_freed_memory
 
 D, TEMPERATURE = 128, 0.5
 
@@ -29,14 +28,10 @@ def main() -> None:
         cases = [Case(name, build, (loss, name, sizes), needs) for name, (_, needs) in makers.items()]
         results = measure.race(cases, chosen)
         measure.report(title, results, chosen)
-        losses = [result.facts["loss"] for result in results if not result.missing]
-        if max(losses) - min(losses) > 1e-4:
-            raise SystemExit(f"the contenders do not compute the same loss: {losses}")
+        measure.same(results, within=1e-4)
 
 
 def build(loss: str, name: str, sizes: tuple[int, ...]) -> Work:
-    if name == "ours":  # as `fit` does
-        keep_freed_memory()
     torch.manual_seed(0)
     inputs = [F.normalize(torch.randn(n, D), dim=1) for n in sizes]
     compute = (NT_XENT if loss == "nt_xent" else INFO_NCE)[name][0]()

@@ -6,17 +6,15 @@ the paper does. The optimiser is the same SGD on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import measure
 import torch
 from measure import Case, Settings, Work
+from step import Contender, as_fit, follow, work
 from torch import Tensor, nn
 
 from ssl_contrastive import SimCLR, SimCLRConfig
-from ssl_core.device import autocast, keep_freed_memory
-from ssl_core.train.fit import gradient_norm
-from ssl_core.train.optim import build_optimizer
 
 NETWORKS = {"resnet18": (32, 256), "resnet50": (224, 16)}
 """Pixels of a side and images of a batch."""
@@ -50,40 +48,19 @@ def config(network: str, batch: int) -> SimCLRConfig:
     )  # type: ignore[arg-type]
 
 
-def build(make: Callable[..., tuple[Callable[[], Tensor], Callable[[], None]]], network: str, precision: str,
-          batch: int) -> Work:  # fmt: skip
+def build(make: Callable[..., Contender], network: str, precision: str, batch: int) -> Work:
     torch.manual_seed(0)
     side = NETWORKS[network][0]
     views = [torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8) for _ in range(2)]
-    loss, update = make(config(network, batch), views)
-
-    def run() -> Iterator[str]:
-        with autocast(precision, CPU):
-            value = loss()
-        value.backward()
-        yield "forward + backward"
-        update()
-        yield "optimiser"
-
-    return Work(run)
+    return work(make(config(network, batch), views), precision)
 
 
-def ours(chosen: SimCLRConfig, views: list[Tensor]) -> tuple[Callable[[], Tensor], Callable[[], None]]:
-    """What `fit` does with a batch."""
-    keep_freed_memory()
+def ours(chosen: SimCLRConfig, views: list[Tensor]) -> Contender:
     method = SimCLR(chosen).train()
-    optimizer = build_optimizer(method, chosen)
-
-    def update() -> None:
-        if not torch.isfinite(gradient_norm(method, None)):
-            raise RuntimeError("the gradient is not finite")
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return lambda: method({"views": views}, 0.0)["loss"], update
+    return Contender(lambda: method({"views": views}, 0.0)["loss"], as_fit(method))
 
 
-def lightly(chosen: SimCLRConfig, views: list[Tensor]) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+def lightly(chosen: SimCLRConfig, views: list[Tensor]) -> Contender:
     """lightly's SimCLR example (examples/pytorch/simclr.py) on the same network."""
     import torchvision
     from lightly.loss import NTXentLoss
@@ -98,12 +75,7 @@ def lightly(chosen: SimCLRConfig, views: list[Tensor]) -> tuple[Callable[[], Ten
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-6)
     criterion = NTXentLoss(temperature=chosen.temperature)
     first, second = (view / 255 for view in views)  # the loader's work
-
-    def update() -> None:
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return lambda: criterion(model(first), model(second)), update
+    return Contender(lambda: criterion(model(first), model(second)), lambda: follow(optimizer))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import torch
 from measure import Case, Work
 from torch import Tensor
 
-from ssl_core.device import keep_freed_memory
 from ssl_dino.loss import dino_loss
 
 V, G = 10, 2
@@ -29,13 +28,10 @@ def main() -> None:
     ]
     results = measure.race(cases, chosen)
     measure.report(f"DINO loss, {V} crops, batch {args.batch}, {args.prototypes:,} prototypes, fp32", results, chosen)
-    facts = [result.facts for result in results if not result.missing]
-    if max(f["loss"] for f in facts) - min(f["loss"] for f in facts) > 1e-3:
-        raise SystemExit(f"the contenders do not compute the same loss: {facts}")
+    measure.same(results, within=1e-3)
 
 
 def build(make: Callable[[int], Callable[..., Tensor]], batch: int, prototypes: int) -> Work:
-    keep_freed_memory()
     torch.manual_seed(0)
     student = torch.randn(V, batch, prototypes, requires_grad=True)
     teacher, center = torch.randn(G, batch, prototypes), torch.zeros(1, prototypes)

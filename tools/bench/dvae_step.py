@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssl_beit.config import DVAE_PRESETS
 from ssl_beit.dvae import DVAE, Decoder, anneal, gumbel_noise
-from ssl_core.device import autocast, keep_freed_memory
+from ssl_core.device import autocast
 
 CPU = torch.device("cpu")
 PROGRESS = 0.02
@@ -38,14 +38,11 @@ def main() -> None:
         cases = [Case("ours", build, (ours, *shared)), Case("plain", build, (plain, *shared), ("transformers",))]
         results = measure.race(cases, chosen)
         measure.report(f"dVAE step, {preset}, 112 px, {args.precision}, batch {args.batch}", results, chosen)
-        losses = [result.facts["loss"] for result in results if not result.missing]
-        if max(losses) - min(losses) > 1e-4:
-            raise SystemExit(f"the contenders do not compute the same loss from the same weights: {losses}")
+        measure.same(results, within=1e-4)
 
 
 def build(make: Callable[..., Callable[[], Tensor]], preset: str, precision: str, batch: int) -> Work:
     """One contender with the weights of seed 0."""
-    keep_freed_memory()
     torch.manual_seed(0)
     method = DVAE(dataclasses.replace(DVAE_PRESETS[preset](), image_size=112)).train()
     pixels = torch.randint(0, 256, (batch, 3, 112, 112), dtype=torch.uint8)

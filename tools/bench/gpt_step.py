@@ -7,27 +7,19 @@ makes it. Small batches overstate the optimiser: `forward + backward` is what a 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import measure
 import torch
-from measure import Case, Result, Settings, Work
+from measure import Case, Settings, Work
 from plain_gpt import PlainGPT
-from torch import Tensor, nn
+from step import Contender, as_fit, as_trainer, follow, work
+from torch import Tensor
 
-from ssl_core.device import autocast
 from ssl_core.train.optim import decay_groups
 from ssl_lm.config import GPT_PRESETS
 from ssl_lm.gpt import GPT
-
-
-class Contender(NamedTuple):
-    """One project's model: its loss on the batch, its network, its optimiser."""
-
-    loss: Callable[[], Tensor]
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
 
 
 def main() -> None:
@@ -53,13 +45,7 @@ def compare(preset: str, precision: str, batch: int, tokens: int, chosen: Settin
         chosen,
     )
     measure.report(f"GPT step, {preset}, {precision}, batch {batch} of {tokens} tokens", results, chosen)
-    check(results)
-
-
-def check(results: list[Result]) -> None:
-    losses = {result.case: result.facts["loss"] for result in results if not result.missing}
-    if max(losses.values()) - min(losses.values()) > 1e-5:
-        raise SystemExit(f"the contenders do not compute the same loss from the same weights: {losses}")
+    measure.same(results, within=1e-5)
 
 
 def build(make: Callable[..., Contender], preset: str, precision: str, batch: int, tokens: int) -> Work:
@@ -67,27 +53,11 @@ def build(make: Callable[..., Contender], preset: str, precision: str, batch: in
     torch.manual_seed(0)
     method = GPT(GPT_PRESETS[preset]())
     ids = torch.randint(50257, (batch, tokens + 1))
-    contender = make(method, ids)
-    del method
-    with torch.no_grad():
-        loss = round(contender.loss().item(), 6)
-
-    def run() -> Iterator[str]:
-        with autocast(precision, torch.device("cpu")):
-            loss = contender.loss()
-        loss.backward()
-        yield "forward + backward"
-        nn.utils.clip_grad_norm_(contender.network.parameters(), 1.0)
-        contender.optimizer.step()
-        contender.optimizer.zero_grad(set_to_none=True)
-        yield "optimiser"
-
-    return Work(run, {"loss": loss})
+    return work(make(method, ids), precision)
 
 
 def ours(method: GPT, ids: Tensor) -> Contender:
-    optimizer = torch.optim.AdamW(decay_groups(method, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    return Contender(lambda: method({"input_ids": ids}, 0.0)["loss"], method, optimizer)
+    return Contender(lambda: method({"input_ids": ids}, 0.0)["loss"], as_fit(method))
 
 
 def transformers(method: GPT, ids: Tensor) -> Contender:
@@ -96,16 +66,15 @@ def transformers(method: GPT, ids: Tensor) -> Contender:
     with tempfile.TemporaryDirectory() as folder:
         method.save_pretrained(folder)
         model: Any = GPT2LMHeadModel.from_pretrained(folder).train()
-    optimizer = torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
     targets = ids[:, 1:].contiguous()
-    return Contender(lambda: model(ids[:, :-1], labels=targets, shift_labels=targets).loss, model, optimizer)
+    return Contender(lambda: model(ids[:, :-1], labels=targets, shift_labels=targets).loss, as_trainer(model, 0.1))
 
 
 def plain(method: GPT, ids: Tensor) -> Contender:
     model = PlainGPT(method.config)
     model.load_state_dict(method.state_dict())
     optimizer = torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95))
-    return Contender(lambda: model(ids), model, optimizer)
+    return Contender(lambda: model(ids), lambda: follow(optimizer, model))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import measure
@@ -32,16 +33,18 @@ def main() -> None:
         Case("transformers, one image a call", transformers_loop, (args.images,), ("transformers",)),
     ], chosen)  # fmt: skip
     measure.report(f"Index {args.images} JPEG files of 500 x 375", results, chosen)
+    if find_spec("faiss") is None:
+        raise SystemExit("the search over many vectors needs faiss-cpu")
     print(queries(args.vectors, args.width))
 
 
 def ours(images: int) -> Work:
-    folder = _files(images)
+    kept = _files(images)
     torch.manual_seed(0)
     clip, number = CLIP(vit_b32()).eval(), iter(range(10**6))
 
     def run() -> Iterator[str]:
-        ImageIndex.build(clip, folder / "photos", folder / f"{next(number)}.index", batch_size=16)
+        ImageIndex.build(clip, Path(kept.name) / "photos", Path(kept.name) / f"{next(number)}.index", batch_size=16)
         yield "index"
 
     return Work(run)
@@ -50,16 +53,16 @@ def ours(images: int) -> Work:
 def transformers_loop(images: int) -> Work:
     import transformers
 
-    folder = _files(images)
+    kept = _files(images)
     torch.manual_seed(0)
-    CLIP(vit_b32()).save_pretrained(folder / "model")
-    model = transformers.CLIPModel.from_pretrained(folder / "model").eval()
+    CLIP(vit_b32()).save_pretrained(Path(kept.name) / "model")
+    model = transformers.CLIPModel.from_pretrained(Path(kept.name) / "model").eval()
     processor = transformers.CLIPImageProcessor()
 
     @torch.inference_mode()
     def run() -> Iterator[str]:
         found = []
-        for path in sorted((folder / "photos").iterdir()):
+        for path in sorted((Path(kept.name) / "photos").iterdir()):
             inputs = processor(images=Image.open(path).convert("RGB"), return_tensors="pt")
             feature = model.get_image_features(**inputs).pooler_output
             found.append(feature / feature.norm(dim=-1, keepdim=True))
@@ -106,8 +109,10 @@ def _timed(search, asked: np.ndarray) -> float:
     return statistics.median(times)
 
 
-def _files(images: int) -> Path:
-    folder = Path(tempfile.mkdtemp())
+def _files(images: int) -> tempfile.TemporaryDirectory[str]:
+    """A folder `photos` of JPEG files, which is there as long as what is returned."""
+    kept = tempfile.TemporaryDirectory()
+    folder = Path(kept.name)
     (folder / "photos").mkdir()
     rng = np.random.default_rng(0)
     for i in range(images):
@@ -115,7 +120,7 @@ def _files(images: int) -> Path:
         picture = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
         noisy = np.clip(np.asarray(picture) + rng.normal(0, 12, (375, 500, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / "photos" / f"{i:04d}.jpg", quality=90)
-    return folder
+    return kept
 
 
 if __name__ == "__main__":

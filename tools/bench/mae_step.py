@@ -13,31 +13,23 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import measure
 import torch
-from measure import Case, Result, Settings, Work
+from measure import Case, Settings, Work
 from plain_mae import PlainMAE
-from torch import Tensor, nn
+from step import Contender, as_fit, as_trainer, follow, work
+from torch import Tensor
 
-from ssl_core.device import autocast, keep_freed_memory
 from ssl_core.estimate import step_cost
-from ssl_core.train.fit import gradient_norm
-from ssl_core.train.optim import build_optimizer, decay_groups
+from ssl_core.train.optim import decay_groups
 from ssl_mae.config import PRESETS, MAEConfig
 from ssl_mae.mae import MAE
 
 BATCH = {"fp32": 8, "bf16": 16}
 CPU = torch.device("cpu")
-
-
-class Contender(NamedTuple):
-    """One project's model: its loss on the batch, and what follows the backward pass."""
-
-    loss: Callable[[], Tensor]
-    update: Callable[[], None]
 
 
 def main() -> None:
@@ -72,13 +64,7 @@ def compare(preset: str, precision: str, batch: int, chosen: Settings) -> None:
             result.facts["MFU"] = f"{needed / seconds / rate:.0%}"
     title = f"MAE step, {preset}, {precision}, batch {batch}: {needed / 1e9:,.0f} GFLOP, {rate / 1e9:,.0f} GFLOP/s"
     measure.report(title, results, chosen)
-    check(results)
-
-
-def check(results: list[Result]) -> None:
-    losses = {result.case: result.facts["loss"] for result in results if not result.missing}
-    if max(losses.values()) - min(losses.values()) > 1e-5:
-        raise SystemExit(f"the contenders do not compute the same loss from the same weights: {losses}")
+    measure.same(results, within=1e-5)
 
 
 def multiply_adds(config: MAEConfig) -> float:
@@ -96,35 +82,13 @@ def build(make: Callable[..., Contender], preset: str, precision: str, batch: in
     method = MAE(config)
     h, w = config.size
     images = torch.randint(0, 256, (batch, config.in_channels, h, w), dtype=torch.uint8)
-    contender = make(method, images, torch.rand(batch, config.patches))
-    del method
-    with torch.no_grad():
-        loss = round(float(contender.loss()), 6)
-
-    def run() -> Iterator[str]:
-        with autocast(precision, CPU):
-            loss = contender.loss()
-        loss.backward()
-        yield "forward + backward"
-        contender.update()
-        yield "optimiser"
-
-    return Work(run, {"loss": loss})
+    return work(make(method, images, torch.rand(batch, config.patches)), precision)
 
 
 def ours(method: MAE, images: Tensor, noise: Tensor) -> Contender:
     """What `fit` does with a batch; the pixels are normalised inside, which the peers leave to their loaders."""
-    keep_freed_memory()
-    optimizer = build_optimizer(method, method.config)
     batch = {"views": [images], "noise": noise}
-
-    def update() -> None:
-        if not torch.isfinite(gradient_norm(method, method.config.clip_grad)):
-            raise RuntimeError("the gradient is not finite")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return Contender(lambda: method(batch, 0.0)["loss"], update)
+    return Contender(lambda: method(batch, 0.0)["loss"], as_fit(method))
 
 
 def transformers(method: MAE, images: Tensor, noise: Tensor) -> Contender:
@@ -134,14 +98,7 @@ def transformers(method: MAE, images: Tensor, noise: Tensor) -> Contender:
         method.save_pretrained(folder)
         model: Any = ViTMAEForPreTraining.from_pretrained(folder).train()
     pixels = normalized(method, images)
-    optimizer = torch.optim.AdamW(decay_groups(model, 0.05), lr=1e-4, fused=True)
-
-    def update() -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return Contender(lambda: model(pixels, noise=noise).loss, update)
+    return Contender(lambda: model(pixels, noise=noise).loss, as_trainer(model, 0.05))
 
 
 def lightly(method: MAE, images: Tensor, noise: Tensor) -> Contender:
@@ -160,11 +117,6 @@ def plain(method: MAE, images: Tensor, noise: Tensor) -> Contender:
     pixels = normalized(method, images)
     optimizer = torch.optim.AdamW(decay_groups(model, 0.05), lr=1e-4, betas=(0.9, 0.95))
     return Contender(lambda: model(pixels, noise), lambda: follow(optimizer))
-
-
-def follow(optimizer: torch.optim.Optimizer) -> None:
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def normalized(method: MAE, images: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Cases side by side: in alternating order, each in a process of its own, timed in CPU seconds or on the wall.
 
 A round runs every case once, A B C in even rounds and C B A in odd ones, so that whatever else the machine does falls
-on all of them. A ratio compares two times of the same round.
+on all of them. A ratio compares two times of the same round. Every case keeps freed memory, as our training loop does
+for itself: what is given back and fetched again costs large matrices more than their arithmetic.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-PROJECTS = ("torch", "torchvision", "timm", "lightly", "transformers", "open_clip_torch", "pillow")
+from ssl_core.device import keep_freed_memory
+
+PROJECTS = (
+    "torch", "torchvision", "timm", "lightly", "transformers", "open_clip_torch", "faiss-cpu", "datasets", "tokenizers",
+    "scikit-image", "pillow",
+)  # fmt: skip
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -101,6 +107,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def settings(args: argparse.Namespace) -> Settings:
     """The shared flags, applied to this process too."""
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     return Settings(args.threads, args.clock, args.rounds, args.warmup, args.json)
 
 
@@ -124,6 +131,13 @@ def race(cases: Sequence[Case], chosen: Settings, *, isolate: bool = True) -> li
                 if i >= chosen.warmup:
                     result.rounds.append(times)
     return results
+
+
+def same(results: Sequence[Result], fact: str = "loss", *, within: float) -> None:
+    """Raises SystemExit when the contenders' `fact` differs by more than `within`: then they do not do the same work."""
+    values = {result.case: result.facts[fact] for result in results if not result.missing}
+    if max(values.values()) - min(values.values()) > within:
+        raise SystemExit(f"the contenders do not compute the same {fact}: {values}")
 
 
 @contextmanager
@@ -164,6 +178,7 @@ def _process(case: Case, chosen: Settings) -> Iterator[tuple[dict[str, Any], Cal
 def _serve(pipe: Any, case: Case, threads: int) -> None:
     """The other process: build, then one round for each message, until the pipe is closed."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     try:
         work = case.build(*case.args)
         gc.collect()

@@ -6,7 +6,6 @@ The peer of `gpt_step` and of `tools/learns_text.py`. Parameter names are ours, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +78,8 @@ class PlainGPT(nn.Module):
         return F.linear(parts["ln_f"](x), parts["wte"].weight)  # type: ignore[arg-type]
 
 
-def train(config: GPTConfig, stream: Tensor, steps: int, seed: int, spent: Callable[[], bool]) -> PlainGPT:
-    """`steps` of AdamW on random windows of the stream (n,), the same schedule as ours; ends early where `spent()`."""
+def train(config: GPTConfig, stream: Tensor, steps: int, seed: int) -> PlainGPT:
+    """`steps` of AdamW on random windows of the stream (n,), the same schedule as ours."""
     torch.manual_seed(seed)
     model = PlainGPT(config)
     decayed, plain = ([p for p in model.parameters() if (p.ndim >= 2) == matrix] for matrix in (True, False))
@@ -88,8 +87,6 @@ def train(config: GPTConfig, stream: Tensor, steps: int, seed: int, spent: Calla
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
     warmup = round(config.warmup_epochs / config.epochs * steps)
     for step in range(steps):
-        if spent():
-            break
         share = (step - warmup) / max(1, steps - warmup)
         cosine = config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
         for group in optimizer.param_groups:

@@ -50,9 +50,7 @@ def orders(batch: int, number: int, chosen: Settings) -> None:
     ]
     results = measure.race(cases, chosen)
     measure.report(f"Jigsaw, {BACKBONE}, batch {batch}", results, chosen)
-    losses = {result.case: result.facts["loss"] for result in results[1:]}
-    if max(losses.values()) - min(losses.values()) > 1e-4:
-        raise SystemExit(f"the three do not compute the same loss: {losses}")
+    measure.same(results[1:], within=1e-4)
 
 
 def colours(batch: int, chosen: Settings) -> None:

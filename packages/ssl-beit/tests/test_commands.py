@@ -67,6 +67,13 @@ def test_images_become_grids_of_ids_and_a_picture(folders, tmp_path, capsys):
         assert sheet.width > 2 * 3 * 96
 
 
+def test_tokens_are_written_to_the_file_that_was_named(folders, tmp_path):
+    assert command("tokenize", folders / "dvae", "--data", folders / "images", "--out", tmp_path / "grids.tokens") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grids.png", "grids.tokens"]
+    with np.load(tmp_path / "grids.tokens") as tokens:
+        assert tokens["ids"].shape == (10, 4, 4)
+
+
 def test_beits_own_tokenizer_is_used_and_the_size_may_be_chosen(folders, tmp_path, capsys):
     assert command("tokenize", folders / "beit", "--out", tmp_path / "t.npz", "--data", folders / "images") == 0
     assert "10 grids of 4 x 4 tokens" in capsys.readouterr().out

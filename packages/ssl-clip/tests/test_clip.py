@@ -19,6 +19,7 @@ from ssl_core.cli import main
 from ssl_core.config import ConfigError, RunOptions
 from ssl_core.data.loader import TooManyBadSamples
 from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.weights_file import WeightsError, write_sums
 
 CONFIG = CLIPConfig(
     image_size=16, patch_size=8, dim=32, depth=2, heads=2, text_dim=32, text_depth=1, text_heads=2, embed_dim=16,
@@ -170,6 +171,17 @@ def test_a_folder_that_is_no_vit_is_refused(encoder, tmp_path):
     (tmp_path / "vit" / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 3}))
     with pytest.raises(WeightsMismatch, match="is no plain ViT"):
         train(dataclasses.replace(CONFIG, init_image=str(tmp_path / "vit")), data, tmp_path / "no2", options=OPTIONS)
+
+
+def test_an_image_tower_that_is_not_what_its_checksum_says_is_refused(encoder, tmp_path):
+    data = write_pairs(tmp_path / "data", each=3, colours=1)
+    write_sums(tmp_path / "vit", ["model.safetensors"])
+    file = tmp_path / "vit" / "model.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(WeightsError, match="has changed since it was published"):
+        train(dataclasses.replace(CONFIG, init_image=str(tmp_path / "vit")), data, tmp_path / "no", options=OPTIONS)
 
 
 def test_the_command_trains_on_ones_own_pairs_and_shows_what_it_found(tmp_path, monkeypatch, capsys):

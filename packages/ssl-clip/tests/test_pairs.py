@@ -97,6 +97,18 @@ def test_an_image_without_a_caption_beside_it_is_named(tmp_path):
         open_pairs(tmp_path, config=CONFIG)
 
 
+def test_a_readme_and_what_is_hidden_are_no_captions_and_no_pictures(tmp_path):
+    pictures(tmp_path, "a.png", ".b.png", "c.png")
+    pictures(tmp_path / ".trash", "d.png")
+    written(tmp_path / "README.txt", "where these are from\n")
+    assert not hasattr(open_pairs(tmp_path, config=CONFIG), "captions"), "pictures alone, and a readme"
+    written(tmp_path / "a.txt", "one\n")
+    written(tmp_path / "c.txt", "two\n")
+    source = open_pairs(tmp_path, config=CONFIG)
+    assert [source.name(i) for i in range(len(source))] == ["a.png", "c.png"]
+    assert list(source.captions()) == ["one", "two"]
+
+
 def test_images_alone_can_be_opened_but_not_trained_on(tmp_path):
     for name in ("cat", "dog"):
         pictures(tmp_path / name, "1.png")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssl_clip import CLIP, CLIPConfig
+from ssl_clip.convert import from_open_clip
 from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import WeightsMismatch
 
@@ -191,6 +192,14 @@ def test_a_model_of_open_clip_that_is_not_ours_is_named(section, key, value, tmp
     (tmp_path / "theirs" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     with pytest.raises(ConfigError, match=f"{key if section != 'multimodal_cfg' else section}.*use open_clip"):
         CLIP.from_pretrained(tmp_path / "theirs")
+
+
+def test_epsilons_of_the_towers_that_differ_are_refused_and_a_resnet_has_that_of_the_text(tmp_path):
+    text = {"norm_kwargs": {"eps": 1e-6}}
+    with pytest.raises(ConfigError, match=r"norm_kwargs\.eps is 1e-05 in the image and 1e-06 in the text tower"):
+        from_open_clip(of_open_clip(VIT, text=text))
+    assert from_open_clip(of_open_clip(VIT | text, text=text)).layer_norm_eps == 1e-6
+    assert from_open_clip(of_open_clip(RESNET, text=text)).layer_norm_eps == 1e-6
 
 
 def test_another_image_size_resamples_positions_and_channels_are_adapted(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from ssl_clip import CLIP, CLIPConfig, ImageIndex, Tokenizer, ZeroShotClassifier
 from ssl_clip import index as index_module
 from ssl_clip.classify import top_accuracies
 from ssl_clip.config import RECIPE
-from ssl_clip.index import IndexMismatch, build_lists, exact_search
-from ssl_clip.map import centred
+from ssl_clip.index import IndexMismatch, build_lists, exact_search, fingerprint
+from ssl_clip.map import centred, sample_pairs
 from ssl_clip.tokenizer import TextError
 from ssl_clip.verbs import VERBS
 from ssl_core.cli import main
-from ssl_core.errors import DataError, InputError
+from ssl_core.errors import BadSample, DataError, InputError
 
 CONFIG = CLIPConfig(
     image_size=16, patch_size=8, dim=16, depth=1, heads=2, text_dim=16, text_depth=1, text_heads=2, embed_dim=8,
@@ -283,6 +284,30 @@ def test_an_index_of_another_model_another_folder_or_none_is_refused(tmp_path):
         ImageIndex.open(clip, tmp_path / "my.index")
 
 
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [({"heads": 4}, False), ({"layer_norm_eps": 1e-6}, False), ({"text_pool": "argmax"}, False),
+     ({"eos_token_id": 598}, False), ({"pos_interp": "antialias"}, False), ({"crop_pct": 0.9}, False),
+     ({"epochs": 7, "crop_scale": (0.5, 1.0)}, True)],
+)  # fmt: skip
+def test_an_index_belongs_to_its_weights_and_to_how_they_are_used(changes, same, tmp_path):
+    assert (fingerprint(model(**changes)) == fingerprint(model())) == same
+
+
+def test_lists_that_faiss_wrote_are_passed_over_where_it_is_missing(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(index_module, "EXACT", 3)
+    clip = model()
+    with_lists = ImageIndex.build(clip, photos(tmp_path / "photos", 40), tmp_path / "my.index")
+    exact = with_lists.search("red", 5, exact=True)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert ImageIndex.open(clip, tmp_path / "my.index").search("red", 5) == exact
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "photos" / "new.png")
+    again = ImageIndex.build(clip, tmp_path / "photos", tmp_path / "my.index")
+    assert not (tmp_path / "my.index" / "lists-1.faiss").exists()
+    assert len(again.search("red", 99)) == 41
+
+
 def test_beyond_the_limit_lists_answer_nearly_as_the_exact_search(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     monkeypatch.setattr(index_module, "EXACT", 3)
@@ -413,6 +438,44 @@ def test_map_prints_the_gap(run, capsys):
     )
     assert typed(*command, "--centre") == 0
     assert "modality gap" in capsys.readouterr().out and Path("map.png").is_file()
+
+
+def test_map_leaves_out_what_is_unreadable_and_needs_scikit_learn_for_tsne_alone(run, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    rows = [f"colours/{name}/{i}.png,a {name} picture" for name in COLOURS for i in range(3)]
+    Path("pairs.csv").write_text("\n".join(["path,caption", *rows]))
+    Path("colours/red/0.png").write_text("no picture")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert typed("map", "--data", "pairs.csv", "--method", "pca", "--device", "cpu") == 0
+    assert "8 images and 3 texts" in capsys.readouterr().out
+    assert typed("map", "--data", "pairs.csv", "--device", "cpu") == 2
+    assert 'pictures need sklearn: pip install "ssl-clip[viz]"' in capsys.readouterr().err
+
+
+class Captioned:
+    """Grey pictures, of which `captions` says what each has."""
+
+    def __init__(self, captions: dict[int, str]) -> None:
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return 9
+
+    def load(self, index: int) -> dict[str, torch.Tensor]:
+        return {"image": torch.full((3, 16, 16), index, dtype=torch.uint8)}
+
+    def texts(self, index: int) -> list[str]:
+        if index not in self.captions:
+            raise BadSample("its caption is missing")
+        return [self.captions[index]]
+
+
+def test_a_map_draws_images_that_have_a_caption_and_each_text_once():
+    images, texts = sample_pairs(Captioned({1: "grey", 4: "dark", 7: "grey"}), CONFIG, 20)
+    assert sorted(images[:, 0, 0, 0].tolist()) == [1, 4, 7] and sorted(texts) == ["dark", "grey"]
+    assert len(sample_pairs(Captioned({1: "grey", 4: "dark", 7: "grey"}), CONFIG, 2)[0]) == 2
+    with pytest.raises(DataError, match="no readable image has a caption"):
+        sample_pairs(Captioned({}), CONFIG, 20)
 
 
 @pytest.mark.parametrize(

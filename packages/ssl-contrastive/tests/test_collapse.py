@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ SMALL: dict[str, Any] = {
 SHORT = SMALL | {"optimizer": "sgd", "base_lr": 0.4, "weight_decay": 5e-4, "batch_size": 64, "epochs": 12.5}
 
 
+@cache
 def scenes(seed: int, number: int) -> ImageArray:
     """Built-in pictures of 16 pixels, rendered once."""
     pictures = [render(seed, index, 16) for index in range(number)]
@@ -58,9 +61,9 @@ def small_simsiam(**fields: Any) -> SimSiam:
     return SimSiam(SimSiamConfig(**{**SHORT, **fields}, head_layers=2, projection=64, predictor_hidden=16))
 
 
-def small_byol() -> BYOL:
+def small_byol(**fields: Any) -> BYOL:
     seed_step(0)
-    return BYOL(BYOLConfig(**SHORT, hidden=64, projection=32, ema=0.9))
+    return BYOL(BYOLConfig(**{**SHORT, **fields}, hidden=64, projection=32, ema=0.9))
 
 
 def test_simsiam_without_the_stopped_gradient_is_seen_to_collapse(tmp_path, monkeypatch):
@@ -80,7 +83,9 @@ def test_byol_without_its_predictor_is_seen_to_collapse(tmp_path):
 def test_a_healthy_run_raises_no_alarm(build_method, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(build_method(), tmp_path)
+        train(build_method(epochs=51 / 8), tmp_path)
+    looks = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "projection_std" in line]
+    assert [json.loads(line)["step"] for line in looks] == [50, 51], "both late enough to be judged"
 
 
 def test_s1_the_stopped_gradient_changes_the_encoders_gradient(monkeypatch):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ssl_contrastive.config import RECIPES, BYOLConfig, MoCoConfig, SimCLRConfig, SimSiamConfig
 from ssl_core.testing.conformance import Conformance
+
+with suppress(ImportError):
+    import sklearn.manifold  # noqa: F401 - of the figures; here once, not in every child
 
 RESNET = {
     "backbone": "resnet18", "width": 4, "image_size": 8, "crop_pct": 1.0, "crop_scale": (0.4, 1.0), "batch_size": 8,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,20 +81,36 @@ def one_step(name: str, sizes: tuple[int, ...]) -> dict[str, Tensor]:
     return {"loss": joined, **gradients, **{k: v.clone() for k, v in method.state_dict().items()}}
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [(name, sizes) for name in METHODS for sizes in ((4, 4), (5, 3)) if name != "moco" or sizes == (4, 4)],
-)
-def test_a_step_of_two_ranks_is_that_of_the_joined_batch(name, sizes, tmp_path):
-    def write(what: str) -> None:
-        save_file(one_step(name, sizes), tmp_path / f"{what}{distributed.rank()}.safetensors")
+STEPS = {(4, 4): [*METHODS], (5, 3): [name for name in METHODS if name != "moco"]}  # parts of 2 do not fit into 5 and 3
 
-    on_ranks(lambda: write("rank"))
-    assert children.run(lambda: write("one")).code == 0
-    one = load_file(tmp_path / "one0.safetensors")
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[int, ...]], Path]:
+    """The folder with the steps of all methods on ranks of these sizes, which are started once, and on one process."""
+
+    @cache
+    def step_all(sizes: tuple[int, ...]) -> Path:
+        folder = tmp_path_factory.mktemp("steps")
+
+        def write(what: str) -> None:
+            for name in STEPS[sizes]:
+                save_file(one_step(name, sizes), folder / f"{name}-{what}{distributed.rank()}.safetensors")
+
+        on_ranks(lambda: write("rank"))
+        ended = children.run(lambda: write("one"))
+        assert ended.code == 0, ended
+        return folder
+
+    return step_all
+
+
+@pytest.mark.parametrize(("name", "sizes"), [(name, sizes) for sizes, names in STEPS.items() for name in names])
+def test_a_step_of_two_ranks_is_that_of_the_joined_batch(name, sizes, stepped):
+    folder = stepped(sizes)
+    one = load_file(folder / f"{name}-one0.safetensors")
     assert any(key.startswith("gradient of encoder.") for key in one)
     for rank in (0, 1):
-        lines = apart(load_file(tmp_path / f"rank{rank}.safetensors"), one, 1e-10)
+        lines = apart(load_file(folder / f"{name}-rank{rank}.safetensors"), one, 1e-10)
         assert not lines, "\n".join(lines[:8])
 
 
@@ -103,26 +122,37 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("sizes", [(5, 5), (7, 3), (0, 4), (2, 3, 1)], ids=str)
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_of_ranks_has_value_and_gradient_of_the_joined_batch(name, sizes, tmp_path):
-    number, loss = LOSSES[name]
-    torch.manual_seed(0)
-    inputs = [torch.randn(sum(sizes), 6, dtype=torch.float64) for _ in range(number)]
-    joined = [x.clone().requires_grad_() for x in inputs]
-    expected = loss(*joined)
-    expected.backward()
+def loss_inputs(name: str, n: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, 6, dtype=torch.float64, generator=generator) for _ in range(LOSSES[name][0])]
+
+
+@pytest.fixture(scope="module", params=[(5, 5), (7, 3), (0, 4), (2, 3, 1)], ids=str)
+def losses(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[int, ...], Path]:
+    """The rows of each rank, and the folder with value and gradients of all losses on them; the ranks start once."""
+    sizes, folder = request.param, tmp_path_factory.mktemp("losses")
 
     def on_a_rank() -> None:
         rank = distributed.rank()
-        own = [x.split(list(sizes))[rank].clone().requires_grad_() for x in inputs]
-        value = loss(*own)
-        value.backward()
-        found = {str(i): x.grad for i, x in enumerate(own) if x.grad is not None}
-        save_file({"value": value.detach(), **found}, tmp_path / f"{rank}.safetensors")
+        for name, (_, loss) in LOSSES.items():
+            inputs = loss_inputs(name, sum(sizes))
+            own = [x.split(list(sizes))[rank].clone().requires_grad_() for x in inputs]
+            value = loss(*own)
+            value.backward()
+            found = {str(i): x.grad for i, x in enumerate(own) if x.grad is not None}
+            save_file({"value": value.detach(), **found}, folder / f"{name}-{rank}.safetensors")
 
     on_ranks(on_a_rank, len(sizes))
-    found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(len(sizes))]
+    return sizes, folder
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_of_ranks_has_value_and_gradient_of_the_joined_batch(name, losses):
+    sizes, folder = losses
+    joined = [x.requires_grad_() for x in loss_inputs(name, sum(sizes))]
+    expected = LOSSES[name][1](*joined)
+    expected.backward()
+    found = [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(len(sizes))]
     assert sum(f["value"] for f in found) / len(sizes) == pytest.approx(expected.item(), abs=1e-12)
     for i, x in enumerate(joined):
         if x.grad is not None:

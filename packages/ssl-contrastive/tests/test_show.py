@@ -9,6 +9,7 @@ from PIL import Image
 
 from ssl_contrastive import SimCLR, SimCLRConfig
 from ssl_contrastive import show as figures
+from ssl_core.errors import DataError
 from ssl_core.testing.tiny import Pictures
 
 
@@ -54,3 +55,11 @@ def test_all_three_figures_are_drawn_for_any_number_of_channels(channels, tmp_pa
     for name in captions:
         with Image.open(tmp_path / name) as picture:
             assert picture.size[0] > 50
+
+
+def test_views_of_a_source_without_a_readable_image_are_an_error():
+    source = Pictures(4)
+    source.bad = set(range(4))
+    network = SimCLR(SimCLRConfig(backbone="resnet18", width=2, small_stem=True, image_size=8))
+    with pytest.raises(DataError, match="none of the .* is readable"):
+        figures.view_pairs(network, source)

@@ -35,10 +35,8 @@ HEADS = {
 
 
 def config(method: type, **fields: Any) -> Any:
-    small = {MoCo: {"queue": 12, "projection": 8, "bn_splits": 2}, SimCLR: {"projection": 8}}.get(
-        method, {"projection": 8}
-    )
-    return method.config_class(**{**SMALL, **small, **fields})  # type: ignore[attr-defined]
+    own = {"queue": 12, "bn_splits": 2} if method is MoCo else {}
+    return method.config_class(**{**SMALL, "projection": 8, **own, **fields})  # type: ignore[attr-defined]
 
 
 def stirred(method: type, **fields: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from ssl_core.cli import main
 from ssl_core.data.scenes import Scenes
 from ssl_core.errors import InputError
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config, mass_mask, pca_colours
-from ssl_dino.attention import correspondences, draw_matches, fit, overlay
+from ssl_dino.attention import correspondences, draw_matches, drawn, fit, overlay
 from ssl_dino.config import DINOV2, RECIPE
 from ssl_dino.show import show
-from ssl_dino.verbs import VERBS
+from ssl_dino.verbs import VERBS, Attention
 
 TINY = DINOConfig(
     image_size=16, patch_size=4, dim=24, depth=2, heads=3, local_crops=0, prototypes=10, head_hidden=12, bottleneck=6,
@@ -115,9 +116,43 @@ def test_the_command_draws_every_head_masks_colours_and_matches(kind, tmp_path, 
         assert match.size == (80, 28)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_pictures_of_any_bands_are_drawn_as_three(channels):
+    size = dict(mean=(0.5,) * channels, std=(0.2,) * channels, in_channels=channels)
+    method = DINO(replace(TINY, **size)).eval()
+    image = torch.randint(256, (channels, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        patches = method.patch_features(image[None])[0]
+        rows = drawn(method, image, patches, Attention(("a.png",), "weights"))
+    assert {name: tuple(row.shape) for name, row in rows.items()} == {
+        "attention": (5, 3, 8, 12), "mask": (5, 3, 8, 12), "pca": (2, 3, 8, 12),
+    }  # fmt: skip
+    bands = [0, 0, 0] if channels < 3 else [0, 1, 2]
+    assert all(torch.equal(row[0], image[bands] / 255) for row in rows.values())
+    assert rows["attention"][1:].amax((1, 2, 3)).tolist() == [1.0] * 4
+    sheet = np.asarray(draw_matches(image, image[:, :4], patches, patches[:1]))
+    assert sheet.shape == (8, 24, 3) and not sheet[-1, -1].any(), "below the lower picture is black"
+
+
+def test_a_matched_picture_is_read_and_run_once(tmp_path, monkeypatch):
+    import ssl_core.data.images as images
+
+    torch.manual_seed(0)
+    DINO(TINY).save_pretrained(tmp_path / "weights")
+    paths = [str(picture(tmp_path / name, seed)) for seed, name in enumerate(["a.png", "b.png", "c.png"])]
+    read, ran, read_image, patch_features = [], [], images.read_image, DINO.patch_features
+    monkeypatch.setattr(images, "read_image", lambda path, *rest: (read.append(path), read_image(path, *rest))[1])
+    monkeypatch.setattr(DINO, "patch_features", lambda self, x: (ran.append(len(x)), patch_features(self, x))[1])
+    line = ["attention", *paths[:2], "--weights", str(tmp_path / "weights"), "--match", paths[2], "--device", "cpu"]
+    assert main([RECIPE, DINOV2], [*line, "--out", str(tmp_path / "out")], verbs=VERBS) == 0
+    assert read == paths and ran == [1, 1, 1]
+    assert (tmp_path / "out" / "a-c-match.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (["a.png", "b.png", "sub/a.jpg", "--weights", "weights"], "two pictures are called 'a'"),
         (["missing.png", "--weights", "weights"], "missing.png"),
         (["a.png", "--weights", "weights", "--mass", "2"], "mass = 2.0: must lie in"),
         (["a.png", "--weights", "weights", "--block", "7"], "block 7"),

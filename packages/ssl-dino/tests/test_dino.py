@@ -157,6 +157,8 @@ def test_schedules_begin_and_end_as_published():
     assert temps[:30] == pytest.approx([0.04 + 0.03 * i / 29 for i in range(30)])
     assert teacher_temperature(config, 124 / steps) == 0.04, "it changes by epoch, not by step"
     assert teacher_temperature(replace(config, warmup_teacher_temp_epochs=0), 0.0) == 0.07
+    short = [replace(config, warmup_teacher_temp_epochs=ramp) for ramp in (1, 2)]
+    assert [[teacher_temperature(x, i / 100) for i in range(3)] for x in short] == [[0.04, 0.07, 0.07]] * 2
     assert teacher_momentum(config, 0) == pytest.approx(0.996)
     assert teacher_momentum(config, 0.5) == pytest.approx(0.998)
     assert 0.99999 < teacher_momentum(config, (steps - 1) / steps) < 1

@@ -77,7 +77,7 @@ def test_float32_and_bfloat16_logits_agree_with_float64():
     single = [x.float() for x in (student, teacher, center)]
     assert dino_loss(*single, 0.1, 0.04).item() == pytest.approx(exact, rel=1e-5)
     half = dino_loss(student.bfloat16().requires_grad_(), teacher.bfloat16(), center.float(), 0.1, 0.04)
-    assert half.dtype == torch.float32 and half.item() == pytest.approx(exact, rel=0.02)
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(exact, rel=2e-3)
 
 
 def test_logits_far_from_zero_overflow_nothing():

@@ -81,7 +81,7 @@ def test_few_pictures_are_shown_too(tmp_path, count):
 def test_unreadable_pictures_are_passed_over(tmp_path):
     show(method(), Pictures(6, bad=(0, 2, 5)), tmp_path)
     assert (tmp_path / "reconstructions.png").exists()
-    with pytest.raises(DataError, match="no readable image"):
+    with pytest.raises(DataError, match="none of the .* is readable"):
         show(method(), Pictures(3, bad=(0, 1, 2)), tmp_path)
 
 

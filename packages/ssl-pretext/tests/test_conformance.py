@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import torch
+
 from ssl_core.testing.conformance import Conformance
+from ssl_core.testing.contract import Contract
+from ssl_pretext.ab_bins import ab_bins
 from ssl_pretext.config import (
     COLORIZATION,
     JIGSAW,
@@ -17,8 +22,15 @@ from ssl_pretext.config import (
 )
 
 VIT: dict[str, Any] = {"backbone": "vit", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "pool": "mean"}
-RESNET: dict[str, Any] = {"backbone": "resnet18", "width": 2}
+RESNET: dict[str, Any] = {"backbone": "resnet18", "width": 2, "small_stem": True}
 TILES: dict[str, Any] = {"puzzle_size": 15, "tile_size": 4, "embedding": 6, "hidden": 8, "grayscale": 0.5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> None:
+    """Loads the compiler and finds the bins once, before the children are forked, of which each would do it anew."""
+    torch.compile(torch.sin, backend="aot_eager")(torch.zeros(1))
+    ab_bins(TestColorization.config.bin_size)
 
 
 class TestRotation(Conformance):
@@ -34,9 +46,16 @@ class TestJigsaw(Conformance):
 
 class TestColorization(Conformance):
     recipe = COLORIZATION
-    config = ColorizationConfig(**RESNET, image_size=32, hidden=4, bin_size=20.0)
+    config = ColorizationConfig(**{**VIT, "patch_size": 8}, image_size=16, hidden=4, bin_size=20.0)
 
 
 class TestRelativePatch(Conformance):
     recipe = RELATIVE_PATCH
     config = RelativePatchConfig(**VIT, **TILES, image_size=8, pairs="all", color_drop=True)
+
+
+class TestRotationOfAResNet(Contract):
+    """What a ResNet could break: its statistics are buffers, span the processes, and do not accumulate."""
+
+    recipe = ROTATION
+    config = RotationConfig(**RESNET, image_size=8)

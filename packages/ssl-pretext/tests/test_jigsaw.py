@@ -13,7 +13,7 @@ from ssl_core.config import ConfigError
 from ssl_pretext import Jigsaw, JigsawConfig, jigsaw_loss, permutation_set
 from ssl_pretext.jigsaw import shuffle, unshuffle
 from ssl_pretext.tiles import standardize_tiles
-from ssl_pretext.views import JigsawView, cut_tiles, to_grey
+from ssl_pretext.views import JigsawView, TilesView, cut_tiles
 
 TINY = JigsawConfig(
     backbone="resnet18", width=2, small_stem=True, image_size=16, puzzle_size=27, tile_size=7, permutations=72,
@@ -141,9 +141,10 @@ def test_as_many_images_are_grey_as_the_config_says():
 
 
 def test_grey_is_the_luma():
-    red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1)
-    assert to_grey(red).flatten().tolist() == [76, 76, 76]
-    assert to_grey(torch.tensor([10, 30], dtype=torch.uint8).view(2, 1, 1)).flatten().tolist() == [20, 20]
+    view = TilesView(replace(TINY, grayscale=1.0))
+    for levels, grey in (([255, 0, 0], 76), ([10, 30], 20)):
+        image = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 30, 30)
+        assert (view({"image": image}, np.random.default_rng(0))["views"][0] == grey).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 7, 7), (2, 8, 3, 7, 7), (2, 9, 1, 7, 7)])

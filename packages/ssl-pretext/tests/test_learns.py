@@ -71,9 +71,9 @@ def probe(encode: Any, train: ImageArray, test: ImageArray) -> float:
 def test_a_short_run_knows_the_rotation_of_new_pictures_and_its_features_beat_untrained_ones(data, tmp_path):
     """Most scenes look alike from two or four sides, so that .53 is the most there is; chance is .25 ± .01.
 
-    Measured: .365 of the turns; linear probe of 16 classes .245, of three untrained networks .088, .118 and .130.
+    Measured: .349 of the turns; linear probe of 16 classes .245, of three untrained networks .088, .118 and .130.
     """
-    network = trained(ROTATION, data[0], tmp_path, epochs=3, base_lr=0.8)
+    network = trained(ROTATION, data[0], tmp_path, epochs=2, base_lr=0.8)
     assert asked(ROTATION, network, data[1]) > 0.3
     untrained = []
     for seed in range(3):
@@ -83,20 +83,20 @@ def test_a_short_run_knows_the_rotation_of_new_pictures_and_its_features_beat_un
 
 
 def test_a_short_run_solves_puzzles_of_new_pictures(data, tmp_path):
-    """Nine orders, chance .11; measured .88."""
-    network = trained(JIGSAW, data[0], tmp_path, epochs=3, permutations=9, orders_per_image=4, hidden=64)
+    """Nine orders, chance .11; measured .93."""
+    network = trained(JIGSAW, data[0], tmp_path, epochs=1, permutations=9, orders_per_image=4, hidden=64)
     assert asked(JIGSAW, network, data[1]) > 0.5
 
 
 def test_a_short_run_places_tiles_of_new_pictures(data, tmp_path):
-    """Eight directions, chance .125; measured .34."""
-    network = trained(RELATIVE_PATCH, data[0], tmp_path, epochs=4, hidden=64)
+    """Eight directions, chance .125; measured .38."""
+    network = trained(RELATIVE_PATCH, data[0], tmp_path, epochs=2, hidden=64)
     assert asked(RELATIVE_PATCH, network, data[1]) > 0.2
 
 
 def test_a_short_run_knows_the_colours_of_new_pictures(data, tmp_path):
-    """Mean distance in the ab plane to the true colours, against the best single colour for all pixels."""
-    network = trained(COLORIZATION, data[0], tmp_path, epochs=3, base_lr=0.4)
+    """Mean distance in the ab plane to the true colours, against the best single colour for all pixels: measured .59 of it."""
+    network = trained(COLORIZATION, data[0], tmp_path, epochs=1, base_lr=0.4)
     images = torch.stack([data[1].load(i)["image"] for i in range(500)])
     true, found = rgb_to_lab(images)[:, 1:], rgb_to_lab(network.colorize(images))[:, 1:]
     single = (true.mean((0, 2, 3), keepdim=True) - true).norm(dim=1).mean()

@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from ssl_pretext import permutation_set
-from ssl_pretext.permutations import hamming
+
+
+def hamming(orders: torch.Tensor) -> torch.Tensor:
+    """Number of places in which two orders differ, for all pairs of (p, t): int64 (p, p)."""
+    return torch.stack([(orders != order).sum(1) for order in orders])
 
 
 def closest(orders: torch.Tensor) -> int:

@@ -175,7 +175,8 @@ def main(
         if allowed and recipe.name not in allowed:
             raise InputError(f"{verb} is for {' and '.join(allowed)}, not for {recipe.name}")
         if own is not None:
-            return load(own.run)(recipe, tyro.cli(load(own.arguments), args=rest, prog=f"{program} {verb}")) or 0
+            typed = tyro.cli(load(own.arguments), args=rest, prog=f"{program} {verb}")
+            return load(own.run)(recipe, typed) or 0  # loads torch, which --help does without
         parsed = _parse(f"{program} {verb}", verb, recipe, rest)
         from ssl_core import commands
 

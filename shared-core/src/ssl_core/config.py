@@ -234,6 +234,24 @@ def check(ok: bool, field: str, value: object, reason: str) -> None:
         raise ConfigError(f"{field} = {value!r}: {reason}")
 
 
+def check_scale(field: str, value: tuple[float, float]) -> None:
+    """ConfigError for a range of a crop's share of the image that is none."""
+    low, high = value
+    check(0 < low <= high <= 1, field, value, "must be two rising shares in (0, 1]")
+
+
+def check_shares(field: str, value: float | tuple[float, ...]) -> None:
+    """ConfigError for a probability, or several, outside [0, 1]."""
+    shares = value if isinstance(value, tuple) else (value,)
+    check(all(0 <= p <= 1 for p in shares), field, value, "must lie in [0, 1]")
+
+
+def check_jitter(field: str, value: tuple[float, float, float, float]) -> None:
+    """ConfigError for strengths of brightness, contrast, saturation and hue that colour jitter cannot have."""
+    check(all(x >= 0 for x in value) and value[3] <= 0.5, field, value,
+          "must not be negative, and hue at most 0.5, half a circle")  # fmt: skip
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """JSON-able dict of a config dataclass."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -301,7 +319,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if parse is None:
         raise ConfigError(f"{path}: a configuration file ends in .toml or .json")
     try:
-        values = parse(path.read_text())
+        values = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(values, dict):

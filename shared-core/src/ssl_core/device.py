@@ -68,8 +68,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next step, in this process and from now on.
 
-    A step on a CPU frees and asks again for the same gigabyte; handed back to the kernel and faulted in anew, this is
-    5 to 20 % of its time (docs/benchmarks.md). Does nothing where the C library is not glibc.
+    A step on a CPU frees and asks again for the same gigabyte, which would be handed back to the kernel and faulted in
+    anew. Does nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
+from ssl_core.data.readable import readable
 from ssl_core.data.views import eval_view
-from ssl_core.errors import BadSample, DataError
 
 
 def sample_images(source: Any, config: Any, count: int) -> Tensor:
@@ -20,30 +19,29 @@ def sample_images(source: Any, config: Any, count: int) -> Tensor:
 
     Raises DataError when none is readable.
     """
-    view, images = eval_view(config), []
-    for index in np.random.default_rng(0).permutation(len(source)):
-        try:
-            images.append(view(source.load(int(index)))["views"][0])
-        except BadSample:
-            continue
-        if len(images) == count:
-            break
-    if not images:
-        raise DataError("there is no readable image to show")
-    return torch.stack(images)
+    view = eval_view(config)
+    return torch.stack([view(sample)["views"][0] for _, sample in readable(source, count)])
+
+
+def rgb(pictures: Tensor) -> Tensor:
+    """Pictures (…, c, h, w) of any channels as (…, 3, h, w): one or two are shown as the first in grey, more than three as
+    the first three."""
+    c = pictures.shape[-3]
+    return pictures[..., :3, :, :] if c >= 3 else pictures[..., :1, :, :].expand(*pictures.shape[:-3], 3, -1, -1)
 
 
 def save_grid(pictures: Tensor, path: Path, *, columns: int = 2, scale_to: int = 96, gap: int = 6) -> None:
     """Write (b, k, c, h, w) pictures in [0, 1] as a white-framed grid, k beside each other, `columns` groups a row.
 
-    Small pictures are enlarged by a whole factor to about `scale_to` pixels. One or two channels are shown as the first
-    in grey, more than three as the first three.
+    Small pictures are enlarged by a whole factor to about `scale_to` pixels. Other channels than RGB are shown as `rgb`
+    says.
     """
-    b, _, c, h, w = pictures.shape
+    from PIL import Image
+
+    b, _, _, h, w = pictures.shape
     zoom = max(1, round(scale_to / h))
     pictures = pictures[: b - b % columns] if b >= columns else pictures
-    pixels = (pictures.cpu() * 255).round().to(torch.uint8)
-    pixels = pixels[:, :, :3] if c >= 3 else pixels[:, :, :1].expand(-1, -1, 3, -1, -1)
+    pixels = rgb((pictures.cpu() * 255).round().to(torch.uint8))
     pixels = pixels.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     framed = torch.full((*pixels.shape[:3], h * zoom + gap, w * zoom + gap), 255, dtype=torch.uint8)
     framed[..., : h * zoom, : w * zoom] = pixels

@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-LAYERS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-
 
 class BasicBlock(nn.Module):
     expansion = 1
@@ -57,6 +55,13 @@ def _downsample(channels: int, out: int, stride: int) -> nn.Sequential | None:
     return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
 
+LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
 def _stage(
     block: type[BasicBlock | Bottleneck], channels: int, width: int, depth: int, *, stride: int
 ) -> nn.Sequential:
@@ -80,7 +85,7 @@ class ResNet(nn.Module):
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
-        block = Bottleneck if name == "resnet50" else BasicBlock
+        block, depths = LAYERS[name]
         self.in_channels, self.small_stem = in_channels, small_stem
         self.features = 8 * width * block.expansion
         stem = (3, 1, 1) if small_stem else (7, 2, 3)
@@ -89,7 +94,7 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             _stage(block, width * 2 ** max(stage - 1, 0) * (block.expansion if stage else 1), width * 2**stage, depth,
                    stride=2 if stage else 1)
-            for stage, depth in enumerate(LAYERS[name])
+            for stage, depth in enumerate(depths)
         )  # fmt: skip
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -101,7 +106,7 @@ class ResNet(nn.Module):
         """The last stage's map, (b, d, h / 32, w / 32), h / 8 with the small stem, rounded up."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}")
-        x = images.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
+        x = images.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)  # faster to convolve
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if not self.small_stem:
             x = F.max_pool2d(x, 3, 2, 1)

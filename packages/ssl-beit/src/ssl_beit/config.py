@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ssl_core.config import ImageConfig, TrainConfig, check
+from ssl_core.config import ImageConfig, TrainConfig, check, check_scale
 from ssl_core.method import Recipe
 
 DVAE_RECIPE = Recipe(
@@ -94,7 +94,7 @@ class DVAEConfig(ImageConfig, TrainConfig):
         for share in ("kl_warmup", "temperature_decay"):
             check(0 <= getattr(self, share) <= 1, share, getattr(self, share), "must be a share of the run in [0, 1]")
         check(0 <= self.ema < 1, "ema", self.ema, "must lie in [0, 1)")
-        check_scale(self.crop_scale)
+        check_scale("crop_scale", self.crop_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class BEiTConfig(ImageConfig, TrainConfig):
         check(self.layer_scale > 0, "layer_scale", self.layer_scale, "must be positive")
         check(0 <= self.drop_path < 1, "drop_path", self.drop_path, "must lie in [0, 1)")
         check(self.jitter >= 0, "jitter", self.jitter, "must not be negative")
-        check_scale(self.crop_scale)
+        check_scale("crop_scale", self.crop_scale)
         if self.vocab:
             check(self.final_norm == "tokens", "final_norm", self.final_norm, "is for an encoder alone, vocab = 0")
             check(1 < self.vocab < 2**20, "vocab", self.vocab, "must be 0 or lie in 2 … 2^20")
@@ -197,10 +197,6 @@ def check_tokenizer(hidden: int, blocks: int, init: int, vocab: int, *, prefix: 
     check(1 < vocab < 2**20, "vocab", vocab, "must lie in 2 … 2^20")
 
 
-def check_scale(scale: tuple[float, float]) -> None:
-    check(0 < scale[0] <= scale[1] <= 1, "crop_scale", scale, "must be two rising shares in (0, 1]")
-
-
 def dalle() -> DVAEConfig:
     """DALL-E's tokenizer, 98 M parameters: 3 M updates of 512 pictures on 64 V100 (arXiv 2102.12092, appendix A.2).
 
@@ -218,7 +214,7 @@ def small() -> DVAEConfig:
 
 
 def demo_dvae() -> DVAEConfig:
-    """The built-in scenes at 32 pixels in minutes on a CPU; what was measured stands in docs/benchmarks.md."""
+    """The built-in scenes at 32 pixels in minutes on a CPU. Half of its epochs were measured (docs/benchmarks.md)."""
     return DVAEConfig(
         image_size=32, hidden=16, blocks=1, decoder_init=64, vocab=256, crop_scale=(0.5, 1.0),
         epochs=12, batch_size=64, base_lr=8e-3, min_lr=1e-5, kl_warmup=0.1, temperature_decay=0.9, ema=0.98,
@@ -254,7 +250,7 @@ def vit_small() -> BEiTConfig:
 
 
 def demo() -> BEiTConfig:
-    """The built-in scenes at 32 pixels in minutes on a CPU; what was measured stands in docs/benchmarks.md."""
+    """The built-in scenes at 32 pixels in minutes on a CPU. Its three-seed table was not run here (docs/benchmarks.md)."""
     return BEiTConfig(
         image_size=32, patch_size=8, dim=128, depth=4, heads=4, drop_path=0.0, vocab=256, mask_patches=7, mask_block=2,
         tokenizer="demo", tokenizer_hidden=16, tokenizer_blocks=1, tokenizer_init=64,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +12,11 @@ from torch import Tensor
 
 from ssl_beit.config import BEiTConfig, DVAEConfig
 from ssl_core.config import ConfigError, from_dict
+from ssl_core.hub.backbone import positive
 from ssl_core.hub.keymap import BLOCK, BLOCK_IN_MEMORY, KeyMap, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
 from ssl_core.hub.stem import adapt_head, adapt_stem
-from ssl_core.hub.weights_file import WeightsError, load_pickle, save_weights
+from ssl_core.hub.weights_file import WeightsError, load_pickle
 
 if TYPE_CHECKING:
     from ssl_beit.beit import BEiT
@@ -70,7 +69,7 @@ def dvae_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DV
     if values.get("model_type") != "flava_image_codebook":
         raise ConfigError(f"model_type is {values.get('model_type')!r}: DVAE reads 'flava_image_codebook'")
     names = {"hidden": "hidden_size", "blocks": "num_blocks_per_group", "vocab": "vocab_size"}
-    channels = _positive(values, "input_channels", 3)
+    channels = positive(values, "input_channels", 3)
     if values.get("num_groups", 4) != 4:
         raise ConfigError(f"num_groups = {values['num_groups']!r} is not supported, only 4")
     known = {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
@@ -143,9 +142,9 @@ SHELLS = (
 """The classes in DALL-E's `encoder.pkl` and `decoder.pkl`, which are pickles of whole modules."""
 
 
-def is_dalle(name: str | Path) -> bool:
+def is_dalle(folder: Path) -> bool:
     """Whether a folder holds DALL-E's `encoder.pkl`."""
-    return (Path(name) / "encoder.pkl").is_file()
+    return (folder / "encoder.pkl").is_file()
 
 
 def read_dalle(folder: Path) -> dict[str, Tensor]:
@@ -179,15 +178,6 @@ def _tensors(shell: Shell, path: Path) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(child, Shell):
             raise WeightsError(f"{path}: {name} is {type(child).__name__}, not a module")
         yield from ((f"{name}.{below}", tensor) for below, tensor in _tensors(child, path))
-
-
-@contextmanager
-def dalle_as_safetensors(folder: Path) -> Iterator[Path]:
-    """A file of the tensors of DALL-E's pickles, for as long as it is needed."""
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "dalle.safetensors"
-        save_weights(file, read_dalle(folder))
-        yield file
 
 
 # BEiT
@@ -302,7 +292,7 @@ def beit_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> BE
     """
     if values.get("model_type") != "beit":
         raise ConfigError(f"model_type is {values.get('model_type')!r}: BEiT reads 'beit'")
-    channels = _positive(values, "num_channels", 3)
+    channels = positive(values, "num_channels", 3)
     known = {ours: values[theirs] for ours, theirs in NAMES.items() if theirs in values}
     pretrained = values.get("use_mask_token", False) is True
     pooled = values.get("use_mean_pooling", True) is True and not pretrained
@@ -319,7 +309,7 @@ def beit_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> BE
     for key, value in expected.items():
         if values.get(key, defaults.get(key, False)) != value:
             raise ConfigError(f"{key} = {values.get(key, False)!r} is not supported: use transformers for this model")
-    ratio = _positive(values, "intermediate_size", 3072) / config.dim
+    ratio = positive(values, "intermediate_size", 3072) / config.dim
     return with_masks(dataclasses.replace(config, mlp_ratio=ratio))
 
 
@@ -331,13 +321,6 @@ def with_masks(config: BEiTConfig) -> BEiTConfig:
 
 def _encoder_alone(vocab: int) -> dict[str, Any]:
     return {"vocab": vocab, "tokenizer": None, "tokenizer_hidden": 0}
-
-
-def _positive(values: dict[str, Any], key: str, default: int) -> int:
-    value = values.get(key, default)
-    if type(value) is not int or not 0 < value < 2**20:
-        raise ConfigError(f"{key} = {value!r}: expected a positive number")
-    return value
 
 
 def beit_infer(state: Mapping[str, Tensor]) -> BEiTConfig:

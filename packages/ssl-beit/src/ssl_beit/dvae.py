@@ -24,7 +24,7 @@ import math
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ from ssl_core.data.views import normalize
 from ssl_core.ema import ema_update, frozen_copy
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.patches import grid_of
+from ssl_core.train.schedule import cosine
 
 SHRINK, SHIFT = 0.8, 0.1
 WIDTHS = (1, 2, 4, 8)
@@ -71,8 +72,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 def anneal(progress: float, start: float, end: float, share: float) -> float:
     """From `start` to `end` by half a cosine in the first `share` of the run, then `end` (appendix A.2)."""
-    t = 1.0 if progress >= share else progress / share
-    return start + (end - start) * (1 - math.cos(math.pi * t)) / 2
+    return cosine(1.0 if progress >= share else progress / share, start, end)
 
 
 def gumbel_noise(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -244,17 +244,18 @@ class DVAE(Pretrained, nn.Module):
         return DVAE_LAYOUT
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
-        """As `Pretrained.from_pretrained`; a folder with DALL-E's `encoder.pkl` and `decoder.pkl` is read too.
+    def read(cls, path: Path) -> tuple[dict[str, Tensor], list[str], DVAEConfig]:
+        """As `Pretrained.read`; of a folder with DALL-E's `encoder.pkl` and `decoder.pkl` too.
 
         Their tensors are read and nothing in them is executed. Raises WeightsError for a pickle of something else.
         """
-        from ssl_beit.convert import dalle_as_safetensors, is_dalle
+        from ssl_beit.convert import is_dalle, read_dalle
 
-        if not is_dalle(name):
-            return super().from_pretrained(name, **options)
-        with dalle_as_safetensors(Path(name)) as file:
-            return super().from_pretrained(file, **options)
+        if not is_dalle(path):
+            return super().read(path)
+        layout = cls.layout()
+        state, unused = layout.keymap.to_ours(read_dalle(path))
+        return state, unused, layout.infer(state)
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of `batch["views"][0]`; the noise is that of `batch["seed"]` (b,) int64.

@@ -100,9 +100,9 @@ def measure_beit(method: BEiT, source: Any) -> dict[str, Any]:
     }
 
 
-def masks(method: BEiT, count: int, seed: int = 0) -> Tensor:
-    """Block masks (count, n) bool of the method's law, fixed by the seed."""
-    config, rng = method.config, np.random.default_rng(seed)
+def masks(method: BEiT, count: int) -> Tensor:
+    """Block masks (count, n) bool of the method's law, always the same."""
+    config, rng = method.config, np.random.default_rng(0)
     h, w = config.grid
     drawn = [block_mask(h, w, config.mask_patches, rng, smallest=config.mask_block) for _ in range(count)]
     return torch.from_numpy(np.stack(drawn)).flatten(1)

@@ -39,7 +39,8 @@ def tokenize(recipe: Recipe, args: Tokenize) -> None:
     ids, paths, originals = read(tokenizer, source, EvalTransform(size, 1.0), device)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, ids=ids, paths=np.array(paths))
+    with out.open("wb") as stream:  # by a name numpy would add .npz to it
+        np.savez(stream, ids=ids, paths=np.array(paths))
     save_grid(picture(tokenizer, originals.to(device)), out.with_suffix(".png"))
     print(
         f"{len(ids)} grids of {ids.shape[1]} x {ids.shape[2]} tokens in {out}, a picture of some in {out.with_suffix('.png')}"

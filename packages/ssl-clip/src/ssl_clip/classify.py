@@ -14,6 +14,7 @@ from ssl_clip.map import need_viz
 from ssl_core.data.views import eval_view
 from ssl_core.device import pick_device
 from ssl_core.errors import DataError, InputError
+from ssl_core.evaluate.accuracy import mean_per_class, top1
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
@@ -57,11 +58,8 @@ class ZeroShotClassifier:
 def top_accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """{"top1", "top5", "mean_per_class"} of scores (n, classes) for labels (n,); top5 where there are more classes."""
     order = scores.topk(min(5, scores.shape[1]), 1).indices
-    right = order == labels[:, None]
-    first = right[:, 0].float()
-    per_class = [first[labels == label].mean() for label in labels.unique()]
-    top5 = {"top5": right.any(1).float().mean().item()} if scores.shape[1] > 5 else {}
-    return {"top1": first.mean().item(), **top5, "mean_per_class": torch.stack(per_class).mean().item()}
+    top5 = {"top5": (order == labels[:, None]).any(1).float().mean().item()} if scores.shape[1] > 5 else {}
+    return {"top1": top1(order[:, 0], labels), **top5, "mean_per_class": mean_per_class(order[:, 0], labels)}
 
 
 def read_templates(given: Sequence[str]) -> tuple[str, ...] | None:
@@ -101,7 +99,7 @@ def _classify_images(clip: CLIP, args: Classify) -> None:
 
 
 def _classify_folder(clip: CLIP, args: Classify) -> None:
-    need_viz()
+    need_viz("matplotlib")
     from ssl_core.data.sources import open_source
     from ssl_core.evaluate.features import extract
 

@@ -89,7 +89,7 @@ class _CLIPLoss(torch.autograd.Function):
                 mass += logits.sum(0)
             if any(ctx.needs_input_grad) and stop * total <= KEPT:
                 kept.append(logits)
-        columns = distributed.gather((peak + mass.log())[None]).logsumexp(0)
+        columns = distributed.gather((peak + mass.log())[None], [1] * distributed.world_size()).logsumexp(0)
         positives = (scaled * texts[first : first + n]).sum(1)
         parts = torch.stack([(rows + columns[first : first + n] - 2 * positives).sum() / 2, hits.sum()])
         loss, share = distributed.all_reduce_sum(parts) / total
@@ -229,7 +229,7 @@ class CLIP(nn.Module, Pretrained):
     def train(self, mode: bool = True) -> CLIP:
         super().train(mode)
         if self.config.lock_image:
-            self.vision_model.eval()  # no batch statistics, no drop path
+            self.vision_model.eval()  # its batch norms keep their statistics
         return self
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ssl_core.config import ImageConfig, TrainConfig, check
+from ssl_core.config import ImageConfig, TrainConfig, check, check_scale
 from ssl_core.method import Recipe
 
 RECIPE = Recipe(
@@ -118,8 +118,7 @@ class CLIPConfig(ImageConfig, TrainConfig):
         if self.tower == "resnet":
             check(self.patch_size == RESNET_STRIDE, "patch_size", self.patch_size, f"of a ResNet is {RESNET_STRIDE}")
             check(self.dim % 2 == 0, "dim", self.dim, "of a ResNet must be even")
-        low, high = self.crop_scale
-        check(0 < low <= high <= 1, "crop_scale", self.crop_scale, "must be two rising shares in (0, 1]")
+        check_scale("crop_scale", self.crop_scale)
 
     @property
     def image_width(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ssl_clip.config import RESNET_STRIDE, CLIPConfig
-from ssl_core.config import ConfigError, from_dict
+from ssl_core.config import ConfigError, from_dict, read_file
 from ssl_core.hub.backbone import RESNET, positive
 from ssl_core.hub.keymap import VIT_TIMM, KeyMap, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
@@ -20,9 +19,8 @@ from ssl_core.patches import interpolate_positions, square_grid
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
 
-QKV = "self_attn.qkv.{w}"
 LAYER: tuple[Row, ...] = (
-    (QKV, tuple(f"self_attn.{name}_proj.{{w}}" for name in "qkv")),
+    ("self_attn.qkv.{w}", tuple(f"self_attn.{name}_proj.{{w}}" for name in "qkv")),
     *((name, name) for name in ("self_attn.out_proj.{w}", "mlp.fc1.{w}", "mlp.fc2.{w}", "layer_norm1.{w}", "layer_norm2.{w}")),
 )  # fmt: skip
 """A block in transformers' files, and in its memory."""
@@ -283,7 +281,10 @@ def from_open_clip(values: dict[str, Any]) -> CLIPConfig:
         raise ConfigError("mlp_ratio differs between the towers: use open_clip for this model")
     tower: dict[str, Any] = {"tower": "resnet", "stages": tuple(layers), "patch_size": RESNET_STRIDE} if resnet else {
         "depth": layers, "patch_size": positive(vision, "patch_size", 16)}  # fmt: skip
-    norms = {float((section.get("norm_kwargs") or {}).get("eps", 1e-5)) for section in (vision, text)}
+    vision_eps, text_eps = (_section(section, "norm_kwargs").get("eps", 1e-5) for section in (vision, text))
+    if not resnet and vision_eps != text_eps:  # a ResNet has no LayerNorm
+        raise ConfigError(f"norm_kwargs.eps is {vision_eps} in the image and {text_eps} in the text tower: "
+                          "use open_clip for this model")  # fmt: skip
     pixels = _section(values, "preprocess_cfg")
     fields = {
         **tower, "dim": width, "heads": (32 * width if resnet else width) // head, "mlp_ratio": ratio,
@@ -292,7 +293,7 @@ def from_open_clip(values: dict[str, Any]) -> CLIPConfig:
         "vocab_size": vocab, "context_length": text.get("context_length", 77), "text_pool": pool,
         "eos_token_id": text.get("eos_id", 2) if pool == "eos" else vocab - 1,
         "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
-        "loss": "siglip" if model.get("init_logit_bias") is not None else "clip", "layer_norm_eps": max(norms),
+        "loss": "siglip" if model.get("init_logit_bias") is not None else "clip", "layer_norm_eps": text_eps,
         **{key: pixels[key] for key in ("mean", "std") if key in pixels},
     }  # fmt: skip
     return from_dict(CLIPConfig, fields)
@@ -354,10 +355,4 @@ def read_open_clip(folder: Path) -> tuple[Path, CLIPConfig]:
     file = next((folder / name for name in OPEN_CLIP_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"{folder} holds none of {', '.join(OPEN_CLIP_WEIGHTS)}")
-    try:
-        values = json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / OPEN_CLIP_CONFIG} is not readable JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{folder / OPEN_CLIP_CONFIG} holds {type(values).__name__}, not an object")
-    return file, from_open_clip(values)
+    return file, from_open_clip(read_file(folder / OPEN_CLIP_CONFIG))

@@ -11,11 +11,13 @@ number, and index.json is replaced.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ssl_core.config import TrainConfig, to_dict
 from ssl_core.data.views import eval_view
 from ssl_core.device import autocast, pick_device, pick_precision
 from ssl_core.errors import BadSample, DataError, InputError
@@ -40,6 +43,8 @@ CHUNK = 8192
 """Rows of an exact search that are held in fp32 at a time."""
 STALE = 0.25
 """Share of rows left behind at which the files are written anew."""
+RECIPE_FIELDS = ("loss", "tokenizer", "truncate", "crop_scale", "init_image", "lock_image")
+"""Fields of a `CLIPConfig` that say how it is trained, beside those of `TrainConfig`."""
 
 
 class IndexMismatch(InputError, ValueError):
@@ -316,10 +321,10 @@ class ImageIndex:
         self._opened = None
         if len(self) <= EXACT:
             return
-        try:
-            import faiss
-        except ImportError:
+        if find_spec("faiss") is None:
             return
+        import faiss
+
         _, live = self._searchable()
         if lists is None or lists.ntotal + len(added) - len(dead) != len(live) or len(added) > STALE * len(live):
             lists = build_lists(self._matrix(), live)
@@ -329,8 +334,8 @@ class ImageIndex:
         write_whole(self._ivf, lambda path: faiss.write_index(lists, str(path)))
 
     def _lists(self) -> Any:
-        """faiss's lists, where they were written; they are read once."""
-        if not self._ivf.is_file():
+        """faiss's lists, where they were written and faiss is there; they are read once."""
+        if not self._ivf.is_file() or find_spec("faiss") is None:
             return None
         if self._opened is None or self._opened[0] != self._ivf:
             import faiss
@@ -382,13 +387,15 @@ def exact_search(
 
 
 def fingerprint(clip: CLIP) -> str:
-    """Sixteen hex digits of what decides an embedding: weights, picture size and pixels, tokenizer."""
+    """Sixteen hex digits of what decides an embedding: weights, every field of the config that is not of the training
+    recipe, tokenizer."""
     total = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
         total.update(name.encode())
         total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    config = clip.config
-    total.update(repr((config.size, config.crop_pct, config.mean, config.std, config.activation)).encode())
+    trained = {*(field.name for field in dataclasses.fields(TrainConfig)), *RECIPE_FIELDS}
+    network = {name: value for name, value in to_dict(clip.config).items() if name not in trained}
+    total.update(json.dumps(network, sort_keys=True).encode())
     total.update((clip.tokenizer.fingerprint() if clip.tokenizer is not None else "").encode())
     return total.hexdigest()[:16]
 

@@ -7,20 +7,18 @@ weights (the paper's "Lu"); unlocked, it starts from them ("Uu").
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ssl_clip.config import CLIPConfig
 from ssl_core.backbone import init_linear
-from ssl_core.config import ConfigError, from_dict, to_dict
+from ssl_core.config import ConfigError, from_dict, read_file, to_dict
 from ssl_core.hub.backbone import positive
 from ssl_core.hub.keymap import VIT, VIT_IN_MEMORY, VIT_TIMM, KeyMap, prefixed
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.pretrained import CONFIG, PREPROCESSOR, WEIGHTS, WeightsMismatch, verify_config
 from ssl_core.hub.repo import resolve
-from ssl_core.hub.weights_file import load_weights
+from ssl_core.hub.weights_file import load_weights, verify_sums
 from ssl_core.vit import ViT
 
 KEYMAP = KeyMap(
@@ -61,36 +59,33 @@ def settle(config: CLIPConfig, data: Any) -> CLIPConfig:
     if config.init_image is None:
         return config
     folder = resolve(config.init_image)
-    values = _json(folder / "config.json")
+    values = read_file(folder / CONFIG)
+    verify_config(folder)
     if missing := [name for name in ("hidden_size", "num_hidden_layers", "patch_size") if name not in values]:
         raise ConfigError(f"init_image = {config.init_image!r} is no ViT's folder: config.json has no {missing[0]!r}")
     known = {ours: values[theirs] for ours, theirs in NAMES.items() if theirs in values}
     hidden, width = positive(values, "intermediate_size", 3072), positive(values, "hidden_size", 768)
     own = values.get("ssl", {}).get("config", {})
-    preprocessor = folder / "preprocessor_config.json"
-    pixels = _json(preprocessor) if preprocessor.is_file() else {}
+    preprocessor = folder / PREPROCESSOR
+    pixels = read_file(preprocessor) if preprocessor.is_file() else {}
     known |= {ours: pixels[f"image_{ours}"] for ours in ("mean", "std") if f"image_{ours}" in pixels}
     known |= {"crop_pct": own.get("crop_pct", config.crop_pct), "vit_pool": own.get("pool", "cls")}
     return from_dict(CLIPConfig, {**to_dict(config), **known, "tower": "vit", "vit_mlp_ratio": hidden / width})
 
 
 def load_image_tower(tower: nn.Module, config: CLIPConfig) -> None:
-    """The weights of `config.init_image` into `tower`. Raises WeightsMismatch when one is missing or misshapen."""
+    """The weights of `config.init_image` into `tower`.
+
+    Raises WeightsMismatch when one is missing or misshapen, WeightsError for a file that is damaged or not what its
+    checksum says.
+    """
     assert config.init_image is not None
-    file = resolve(config.init_image) / "model.safetensors"
+    folder = resolve(config.init_image)
+    file = folder / WEIGHTS
+    verify_sums(folder, [WEIGHTS])
     state, _ = KEYMAP.to_ours(load_weights(file))
     own = tower.state_dict()
     wrong = [key for key, tensor in own.items() if key not in state or state[key].shape != tensor.shape]
     if wrong:
         raise WeightsMismatch(f"{file} is no plain ViT: {', '.join(wrong[:5])} missing or of another shape")
     tower.load_state_dict({key: state[key] for key in own})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not an object")
-    return values

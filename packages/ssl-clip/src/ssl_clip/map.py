@@ -17,18 +17,19 @@ from torch import Tensor
 
 from ssl_core.data.views import eval_view
 from ssl_core.device import pick_device
-from ssl_core.errors import InputError
+from ssl_core.errors import BadSample, DataError, InputError
+from ssl_core.pictures import readable, rgb, sample_images
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
     from ssl_clip.verbs import Map
 
 
-def need_viz() -> None:
-    """InputError where the extra `viz` is missing, before anything is computed."""
+def need_viz(*modules: str) -> None:
+    """InputError where one of `modules`, of the extra `viz`, is missing, before anything is computed."""
     from importlib.util import find_spec
 
-    if missing := [name for name in ("matplotlib", "sklearn") if find_spec(name) is None]:
+    if missing := [name for name in modules if find_spec(name) is None]:
         raise InputError(f'pictures need {missing[0]}: pip install "ssl-clip[viz]"')
 
 
@@ -83,8 +84,7 @@ def _figure(images: Tensor, texts: Sequence[str], places: np.ndarray, title: str
     figure = Figure(figsize=(12, 9), layout="constrained")
     axes = figure.subplots()
     axes.scatter(*places.T, s=0)
-    pixels = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-    for picture, place in zip(pixels.permute(0, 2, 3, 1).numpy(), places, strict=False):
+    for picture, place in zip(rgb(images).permute(0, 2, 3, 1).numpy(), places, strict=False):
         shown = OffsetImage(picture, zoom=36 / max(picture.shape[:2]))
         axes.add_artist(AnnotationBbox(shown, place, frameon=False))
     for text, (x, y) in zip(texts, places[len(images) :], strict=True):
@@ -94,25 +94,37 @@ def _figure(images: Tensor, texts: Sequence[str], places: np.ndarray, title: str
     return figure
 
 
+def sample_pairs(source: Any, config: Any, count: int) -> tuple[Tensor, list[str]]:
+    """(uint8 images (b, c, h, w), their captions, each once) of the first pairs of which both can be read."""
+    view, images, texts = eval_view(config), [], []
+    for index, sample in readable(source, len(source)):
+        try:
+            texts.append(source.texts(index)[0])
+        except BadSample:
+            continue
+        images.append(view(sample)["views"][0])
+        if len(images) == count:
+            break
+    if not images:
+        raise DataError("no readable image has a caption")
+    return torch.stack(images), list(dict.fromkeys(texts))
+
+
 def run(recipe: Any, args: Map) -> None:
     """The command `map`."""
     from pathlib import Path
 
     from ssl_clip.clip import CLIP
     from ssl_core.commands import test_data
-    from ssl_core.pictures import sample_images
 
-    need_viz()
+    need_viz("matplotlib", *(["sklearn"] if args.method == "tsne" else []))
     clip = CLIP.from_pretrained(args.weights, device=pick_device(args.device))
     source, _ = test_data(recipe, clip, args.data)
     texts = list(args.texts)
     if texts:
         images = sample_images(source, clip.config, args.number)
     elif hasattr(source, "captions"):
-        chosen = np.random.default_rng(0).permutation(len(source))[: args.number].tolist()
-        view = eval_view(clip.config)
-        images = torch.stack([view(source.load(i))["views"][0] for i in chosen])
-        texts = list(dict.fromkeys(source.texts(i)[0] for i in chosen))
+        images, texts = sample_pairs(source, clip.config, args.number)
     else:
         raise InputError(f"{args.data} has no captions: name the texts to draw, --texts dog cat")
     figure = embedding_map(clip, images, texts, args.method, centre=args.centre)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ssl_core.data.images import read_image, to_tensor
+from ssl_core.data.images import to_tensor
 from ssl_core.data.scenes import CLASSES, SLOTS, draw, held_out, render
-from ssl_core.data.sources import EXTENSIONS, PathTable, Source, digest, open_source
+from ssl_core.data.sources import ImageFiles, PathTable, Source, contained, digest, open_source, scan
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
@@ -57,14 +57,11 @@ def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str =
     return source
 
 
-class PairFiles:
+class PairFiles(ImageFiles):
     """Image files under `root`, each with one caption or more."""
 
-    labels: np.ndarray | None = None
-    classes: list[str] | None = None
-
     def __init__(self, root: Path, paths: list[str], texts: list[list[str]], channels: int) -> None:
-        self.root, self.channels, self.paths = str(root), channels, PathTable(paths)
+        super().__init__(root, paths, channels)
         self._first = np.cumsum([0, *map(len, texts)])
         self._texts = PathTable(caption for captions in texts for caption in captions)
 
@@ -76,19 +73,10 @@ class PairFiles:
             captions = [" ".join(caption.split()) for caption in captions]
             if not captions or not all(captions):
                 raise DataError(f"{row}: the caption of {path!r} is missing or empty: write one, or remove the row")
-            found.setdefault(_contained(path, row), []).extend(captions)
+            found.setdefault(contained(path, row), []).extend(captions)
         if not found:
             raise DataError(f"{where} holds no pair")
         return cls(root, list(found), list(found.values()), channels)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def load(self, index: int) -> dict[str, Any]:
-        return {"image": read_image(os.path.join(self.root, self.paths[index]), self.channels)}
-
-    def name(self, index: int) -> str:
-        return self.paths[index]
 
     def texts(self, index: int) -> list[str]:
         return [self._texts[i] for i in range(self._first[index], self._first[index + 1])]
@@ -184,21 +172,16 @@ def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
     test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
     parted = test is not None and (folder / "train").is_dir()
     part = folder / (("train" if split == "train" else str(test)) if parted else "")
-    stems = [
-        file for file in part.rglob("*.txt") if not any(name.startswith(".") for name in file.parts[len(part.parts) :])
-    ]
-    if not stems:
+    pictures = [part / path for path in scan(part)]
+    lonely = [path for path in pictures if not path.with_suffix(".txt").is_file()]
+    if len(lonely) == len(pictures):  # other texts, a readme, do not count
         return open_source(folder, channels=channels, split=split, size=size)
     if split == "test" and not parted:
         raise NoTestSplit(f"{folder} has no test split: make {folder}/train and {folder}/test")
-    pictures = {file.with_suffix(""): file for file in sorted(part.rglob("*")) if file.suffix.lower() in EXTENSIONS}
-    lonely = sorted(path for stem, path in pictures.items() if not stem.with_suffix(".txt").is_file())
     if lonely:
         raise DataError(f"{len(lonely)} of {len(pictures)} images have no caption, the first {lonely[0]}: "
                         f"write {lonely[0].with_suffix('.txt').name} beside it, one caption a line, or move it away")  # fmt: skip
-    rows = (
-        (str(path), str(path.relative_to(folder)), _lines(stem.with_suffix(".txt"))) for stem, path in pictures.items()
-    )
+    rows = ((str(path), str(path.relative_to(folder)), _lines(path.with_suffix(".txt"))) for path in pictures)
     return PairFiles.of_rows(folder, rows, channels, folder)
 
 
@@ -273,13 +256,3 @@ def _table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             return header, [(rows.line_num, cells) for cells in rows if cells]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {file}: {error}") from error
-
-
-def _contained(path: str, where: str) -> str:
-    """A path as the user wrote it if absolute, else one that cannot leave the folder."""
-    if not path.strip() or "\0" in path:
-        raise DataError(f"{where}: {path!r} is not a path")
-    clean = path if os.path.isabs(path) else os.path.normpath(path)
-    if clean == ".." or clean.startswith(".." + os.sep):
-        raise DataError(f"{where}: {path!r} leaves the file's folder: write an absolute path")
-    return clean

@@ -41,7 +41,7 @@ def row_blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 def all_rows(x: Tensor) -> tuple[Tensor, int]:
     """(rows of every process in the order of the ranks, place of this one's first row). Without gradient."""
     counts = distributed.row_counts(x)
-    return distributed.gather(x), sum(counts[: distributed.rank()])
+    return distributed.gather(x, counts), sum(counts[: distributed.rank()])
 
 
 def own_rows(gradient: Tensor, rows: int, first: int) -> Tensor:

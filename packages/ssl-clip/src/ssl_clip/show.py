@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ssl_clip.clip import CLIP
 from ssl_clip.measure import encode_texts
+from ssl_core.data.split import Subset
 from ssl_core.data.views import eval_view
 from ssl_core.evaluate.features import extract
 from ssl_core.pictures import save_grid
@@ -20,7 +22,7 @@ def show(method: CLIP, source: Any, folder: Path) -> dict[str, str]:
     """Write search.png, for some captions the images that fit best (of images without captions, those most like an image),
     and return {file name: caption}."""
     view, device = eval_view(method.config), method.logit_scale.device
-    part = _First(source, POOL)
+    part = Subset(source, np.arange(min(POOL, len(source))))
     features = extract(method.encode_image, part, view, device=device)
     image = features.features
     readable = set(features.names)
@@ -36,20 +38,3 @@ def show(method: CLIP, source: Any, folder: Path) -> dict[str, str]:
     rows = [torch.stack([view(source.load(kept[i]))["views"][0] for i in row]) for row in found]
     save_grid(torch.stack(rows).float() / 255, folder / "search.png", columns=1)
     return {"search.png": caption}
-
-
-class _First:
-    """The first samples of a source."""
-
-    def __init__(self, source: Any, number: int) -> None:
-        self.source, self.number = source, min(number, len(source))
-        self.labels, self.classes = None, None
-
-    def __len__(self) -> int:
-        return self.number
-
-    def load(self, index: int) -> dict[str, Any]:
-        return self.source.load(index)
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_clip.config import CLIPConfig
 from ssl_core.patches import PosInterp, grid_of, interpolate_positions
-from ssl_core.vit import attention, attention_weights
+from ssl_core.vit import attention
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -51,11 +51,6 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = (causal_attention if self.causal else attention)(*self.split(x))
         return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
-
-    def weights(self, x: Tensor) -> Tensor:
-        """Softmax matrix of an image tower, (b, h, n, n)."""
-        q, k, _ = self.split(x)
-        return attention_weights(q, k)
 
 
 class MLP(nn.Module):
@@ -182,7 +177,6 @@ class TextTower(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.pool, self.eos, self.context_length = config.text_pool, config.eos_token_id, config.context_length
-        self.vocab_size = config.vocab_size
         self.embeddings = TextEmbeddings(config)
         self.encoder = Encoder(config.text_dim, config.text_depth, config.text_heads, config, causal=True)
         self.final_layer_norm = nn.LayerNorm(config.text_dim, eps=config.layer_norm_eps)

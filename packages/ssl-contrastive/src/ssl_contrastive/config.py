@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ssl_core.config import BackboneConfig, TrainConfig, check
+from ssl_core.config import BackboneConfig, TrainConfig, check, check_jitter, check_scale, check_shares
 from ssl_core.method import Recipe
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -37,16 +37,12 @@ class ContrastiveConfig(BackboneConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.crop_scale
-        check(0 < low <= high <= 1, "crop_scale", self.crop_scale, "must be two rising shares in (0, 1]")
-        check(all(x >= 0 for x in self.jitter), "jitter", self.jitter, "must not be negative")
-        check(self.jitter[3] <= 0.5, "jitter", self.jitter, "a hue is turned by at most half a circle, 0.5")
+        check_scale("crop_scale", self.crop_scale)
+        check_jitter("jitter", self.jitter)
         low, high = self.blur_sigma
         check(0 < low <= high, "blur_sigma", self.blur_sigma, "must be two rising positive numbers")
         for name in ("jitter_p", "grayscale_p", "blur_p", "solarize_p"):
-            value = getattr(self, name)
-            shares = value if isinstance(value, tuple) else (value,)
-            check(all(0 <= p <= 1 for p in shares), name, value, "must lie in [0, 1]")
+            check_shares(name, getattr(self, name))
         check(self.in_channels == 3 or not any(self.jitter[2:]) or not self.jitter_p, "jitter", self.jitter,
               f"saturation and hue need RGB images, these have {self.in_channels} channels: set both to 0")  # fmt: skip
         check(self.batch_size > 1, "batch_size", self.batch_size, "batch norm needs at least two samples")
@@ -111,7 +107,7 @@ class MoCoConfig(ContrastiveConfig):
         super().__post_init__()
         check(self.temperature > 0, "temperature", self.temperature, "must be positive")
         check(0 < self.queue < 2**31, "queue", self.queue, "must hold at least one key")
-        check(0 <= self.ema <= 1, "ema", self.ema, "must lie in [0, 1]")
+        check_shares("ema", self.ema)
         check(self.projection > 0, "projection", self.projection, "must be positive")
         most = self.batch_size if self.is_vit else self.batch_size // 2
         check(1 <= self.bn_splits <= most, "bn_splits", self.bn_splits,
@@ -141,7 +137,7 @@ class BYOLConfig(ContrastiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 <= self.ema <= 1, "ema", self.ema, "must lie in [0, 1]")
+        check_shares("ema", self.ema)
         for name in ("hidden", "projection"):
             check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
 

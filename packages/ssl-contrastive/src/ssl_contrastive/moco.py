@@ -38,11 +38,14 @@ from ssl_core.ema import ema_update, frozen_copy
 from ssl_core.hub.pretrained import Layout, Pretrained
 
 
-def info_nce_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def info_nce_loss(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float, *, counts: list[int] | None = None
+) -> Tensor:
     """InfoNCE of queries and their keys (n, d) against the negatives of `queue` (k, d); equation 1, a mean.
 
     Nothing has to be normalised. Gradient flows to all three where they ask for it. Under several processes, DDP's mean
-    of losses and gradients is that of the joined batch. Raises ValueError for shapes that do not fit.
+    of losses and gradients is that of the joined batch; `counts` are their rows where these are known, which saves asking.
+    Raises ValueError for shapes that do not fit.
     """
     if query.shape != key.shape or query.ndim != 2 or queue.ndim != 2 or queue.shape[1] != query.shape[1]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (query, key, queue))
@@ -51,7 +54,7 @@ def info_nce_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float)
     query, key, queue = unit(query), unit(key), unit(queue)
     near = scale * (query * key).sum(1)  # n
     total = sum_log_sum_exp(query, queue, scale, extra=near) - near.sum()
-    return total * (distributed.world_size() / sum(distributed.row_counts(query)))
+    return total * (distributed.world_size() / sum(counts or distributed.row_counts(query)))
 
 
 class MoCo(nn.Module, Pretrained):
@@ -90,17 +93,19 @@ class MoCo(nn.Module, Pretrained):
         """InfoNCE of the first `batch["views"]` as query and the second as key, and the other way if `symmetric`."""
         first, second = batch["views"]
         pairs = [(first, second), (second, first)] if self.config.symmetric else [(first, second)]
-        losses = []
+        counts, losses = distributed.row_counts(first), []
         for query_images, key_images in pairs:
             query = self.projector(self.encoder(self._normalized(query_images)))
-            key = self._keys(key_images)
-            losses.append(info_nce_loss(query, key, self.queue, self.config.temperature))
+            key = self._keys(key_images, counts)
+            losses.append(info_nce_loss(query, key, self.queue, self.config.temperature, counts=counts))
         return {"loss": torch.stack(losses).sum()}
 
     @torch.no_grad()
-    def _keys(self, images: Tensor) -> Tensor:
-        """Keys (n, d) of length one, their batch norm computed in the company of other images than their queries'."""
-        counts = distributed.row_counts(images)
+    def _keys(self, images: Tensor, counts: list[int]) -> Tensor:
+        """Keys (n, d) of length one, their batch norm computed in the company of other images than their queries'.
+
+        `counts` are the rows of each process.
+        """
         start = sum(counts[: distributed.rank()])
         mine = slice(start, start + len(images))
         order = distributed.broadcast(torch.randperm(sum(counts), device=images.device))

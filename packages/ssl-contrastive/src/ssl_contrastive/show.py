@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ssl_contrastive.similarity import unit
 from ssl_contrastive.views import build
-from ssl_core.errors import BadSample
-from ssl_core.pictures import sample_images, save_grid
+from ssl_core.data.readable import readable
+from ssl_core.pictures import rgb, sample_images, save_grid
 
 PAIRS, QUERIES, NEIGHBOURS = 16, 8, 6
 MAPPED = 400
@@ -39,16 +39,12 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
 
 
 def view_pairs(method: Any, source: Any, seed: int = 0) -> Tensor:
-    """(b, 2, c, h, w) in [0, 1]: two random views each of a few images."""
-    view, pairs = build(method.config), []
-    for index in np.random.default_rng(seed).permutation(len(source)):
-        try:
-            sample = source.load(int(index))
-        except BadSample:
-            continue
-        pairs.append(torch.stack(view(sample, np.random.default_rng((seed, int(index))))["views"]))
-        if len(pairs) == PAIRS:
-            break
+    """(b, 2, c, h, w) in [0, 1]: two random views each of a few images. Raises DataError when none is readable."""
+    view = build(method.config)
+    pairs = [
+        torch.stack(view(sample, np.random.default_rng((seed, index)))["views"])
+        for index, sample in readable(source, PAIRS)
+    ]
     return torch.stack(pairs).float() / 255
 
 
@@ -88,8 +84,7 @@ def flat(features: Tensor) -> tuple[np.ndarray, str]:
 def draw_map(images: Tensor, places: np.ndarray, side: int = 1000, thumbnail: int = 36) -> Image.Image:
     """Thumbnails of (b, c, h, w) in [0, 1] on white at `places` (b, 2)."""
     sheet = Image.new("RGB", (side, side), "white")
-    pixels = (images * 255).round().to(torch.uint8)
-    pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+    pixels = rgb((images * 255).round().to(torch.uint8))
     for picture, (x, y) in zip(pixels.permute(0, 2, 3, 1).contiguous().numpy(), places, strict=True):
         small = Image.fromarray(picture).resize((thumbnail, thumbnail))
         sheet.paste(small, (round(x * (side - thumbnail)), round(y * (side - thumbnail))))

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from PIL import Image
 from torch import Tensor
 
-from ssl_core.data.images import read_image
 from ssl_core.data.views import resize
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, InputError
 from ssl_core.method import Recipe, load
-from ssl_core.pictures import save_grid
+from ssl_core.pictures import rgb, save_grid
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ssl_dino.verbs import Attention
 
 
@@ -39,6 +39,11 @@ def overlay(images: Tensor, mask: Tensor, dim: float = 0.25) -> Tensor:
     """Images (b, c, h, w) with what a mask (b, 1, h', w') of patches leaves out dimmed to `dim`."""
     kept = F.interpolate(mask.to(images.dtype), images.shape[-2:])
     return images * (dim + (1 - dim) * kept)
+
+
+def heat(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Attention maps (b, 1, h', w') as grey pictures (b, 3, *size), each brought to a largest value of 1."""
+    return repeat(F.interpolate(maps / maps.amax((2, 3), keepdim=True), size), "b 1 h w -> b c h w", c=3)
 
 
 def pca_colours(features: Tensor) -> Tensor:
@@ -77,30 +82,41 @@ def correspondences(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 def attention(recipe: Recipe, flags: Attention) -> None:
     """Write the pictures that `ssl-dino attention` promises and print their names.
 
-    Raises InputError for a picture that cannot be read, a block that is not there and a network without attention.
+    Raises InputError for a picture that cannot be read, two of one name, a block that is not there and a network without
+    attention.
     """
+    stems = [Path(path).stem for path in flags.images]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"two pictures are called {twice!r}, and so would their drawings be: draw each into its own --out"
+        )
     method = load(recipe.method).from_pretrained(flags.weights, device=pick_device(flags.device))
     depth, out = getattr(method.config, "depth", 0), Path(flags.out)
     if not -depth <= flags.block < depth:
         raise InputError(f"block {flags.block}: the network has {depth}, counted from 0")
     out.mkdir(parents=True, exist_ok=True)
+    first: list[Tensor] = []
     with torch.inference_mode():
         for path in flags.images:
             image = opened(path, method, flags)
-            for name, pictures in drawn(method, image, flags).items():
+            patches = method.patch_features(_one(image, method))[0]  # h w d
+            first = first or [image, patches]
+            for name, pictures in drawn(method, image, patches, flags).items():
                 target = out / f"{Path(path).stem}-{name}.png"
                 save_grid(pictures[None], target, columns=1, gap=4)
                 print(target)
         if flags.match is not None:
-            first, second = opened(flags.images[0], method, flags), opened(flags.match, method, flags)
-            a, b = (method.patch_features(_one(x, method))[0] for x in (first, second))
+            second = opened(flags.match, method, flags)
             target = out / f"{Path(flags.images[0]).stem}-{Path(flags.match).stem}-match.png"
-            draw_matches(first, second, a, b).save(target)
+            draw_matches(first[0], second, first[1], method.patch_features(_one(second, method))[0]).save(target)
             print(target)
 
 
 def opened(path: str, method: Any, flags: Attention) -> Tensor:
     """The picture uint8 (c, h, w) as the network sees it."""
+    from ssl_core.data.images import read_image
+
     try:
         image = read_image(path, method.config.in_channels)
     except BadSample as error:
@@ -112,18 +128,17 @@ def _one(image: Tensor, method: Any) -> Tensor:
     return image[None].to(next(method.parameters()).device)
 
 
-def drawn(method: Any, image: Tensor, flags: Attention) -> dict[str, Tensor]:
-    """Rows of pictures (k, 3, h, w) in [0, 1] of one image: heads and their mean, masks over the image, PCA colours."""
-    x = _one(image, method)
-    maps = method.attention_maps(x, flags.block)[0].float().cpu()  # heads h w
+def drawn(method: Any, image: Tensor, patches: Tensor, flags: Attention) -> dict[str, Tensor]:
+    """Rows of pictures (k, 3, h, w) in [0, 1] of one image, of its features (h', w', d) of patches: heads and their mean,
+    masks over the image, PCA colours."""
+    maps = method.attention_maps(_one(image, method), flags.block)[0].float().cpu()  # heads h w
     maps = torch.cat([maps, maps.mean(0, keepdim=True)])[:, None]  # heads + 1, 1 h w
-    size, rgb = image.shape[-2:], as_rgb(image)
-    heat = F.interpolate(maps / maps.amax((2, 3), keepdim=True), size)
-    masked = overlay(rgb.expand(len(maps), -1, -1, -1), mass_mask(maps, flags.mass))
+    size, picture = image.shape[-2:], rgb(image[None] / 255)
+    masked = overlay(picture.expand(len(maps), -1, -1, -1), mass_mask(maps, flags.mass))
     return {
-        "attention": torch.cat([rgb, repeat(heat, "k 1 h w -> k c h w", c=3)]),
-        "mask": torch.cat([rgb, masked]),
-        "pca": torch.cat([rgb, F.interpolate(pca_colours(method.patch_features(x)).cpu(), size)]),
+        "attention": torch.cat([picture, heat(maps, size)]),
+        "mask": torch.cat([picture, masked]),
+        "pca": torch.cat([picture, F.interpolate(pca_colours(patches[None]).cpu(), size)]),
     }
 
 
@@ -142,22 +157,14 @@ def fit(image: Tensor, stride: int, size: int | None) -> Tensor:
     return image[:, : h // stride * stride, : w // stride * stride]
 
 
-def as_rgb(image: Tensor) -> Tensor:
-    """uint8 (c, h, w) as (1, 3, h, w) in [0, 1]; one or two channels are shown as the first in grey."""
-    pixels = image[None].float() / 255
-    return pixels[:, :3] if len(image) >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
-
-
 def draw_matches(first: Tensor, second: Tensor, a: Tensor, b: Tensor, most: int = 24) -> Image.Image:
     """Two images beside each other, lines between the centres of patches that choose each other, at most `most` spread
     evenly."""
-    from PIL import ImageDraw
+    from PIL import Image, ImageDraw
 
     places, mutual = correspondences(a.cpu(), b.cpu())
-    sheets = [
-        F.pad(as_rgb(x)[0], (0, 0, 0, max(first.shape[1], second.shape[1]) - x.shape[1])) for x in (first, second)
-    ]
-    sheet = (torch.cat(sheets, 2) * 255).round().to(torch.uint8)
+    height = max(first.shape[1], second.shape[1])
+    sheet = torch.cat([F.pad(rgb(x), (0, 0, 0, height - x.shape[1])) for x in (first, second)], 2)
     picture = Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy())
     pen, chosen = ImageDraw.Draw(picture), mutual.nonzero()
     chosen = chosen[torch.linspace(0, len(chosen) - 1, min(most, len(chosen))).long()]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ssl_core.config import BackboneConfig, ImageConfig, TrainConfig, check
+from ssl_core.config import BackboneConfig, ImageConfig, TrainConfig, check, check_jitter, check_scale, check_shares
 from ssl_core.method import Recipe
 
 RECIPE = Recipe(
@@ -117,21 +116,17 @@ class DINOConfig(BackboneConfig, TrainConfig):
             check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
         for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
             check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        for name in ("center_momentum", "teacher_momentum"):
-            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must lie in [0, 1]")
         check(0 <= self.local_crops <= 1000, "local_crops", self.local_crops, "must lie in 0 … 1000")
         check(self.global_crops + self.local_crops > 1, "global_crops", self.global_crops,
               "a teacher's crop needs another one of the student: two global crops, or a local one")  # fmt: skip
         check(self.local_size % self.stride == 0, "local_size", self.local_size,
               f"must be divisible by the patch size {self.patch_size}")  # fmt: skip
         for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            check(0 < low <= high <= 1, name, getattr(self, name), "must be two rising shares in (0, 1]")
-        for name in ("jitter_p", "grayscale_p", "solarize_p"):
-            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must lie in [0, 1]")
-        check(all(0 <= p <= 1 for p in self.blurs), "blur_p", self.blur_p, "must lie in [0, 1]")
-        check(all(0 <= x < math.inf for x in self.jitter) and self.jitter[3] <= 0.5, "jitter", self.jitter,
-              "must not be negative, and hue at most 0.5")  # fmt: skip
+            check_scale(name, getattr(self, name))
+        for name in ("center_momentum", "teacher_momentum", "jitter_p", "grayscale_p", "solarize_p"):
+            check_shares(name, getattr(self, name))
+        check_shares("blur_p", self.blurs)
+        check_jitter("jitter", self.jitter)
         check(self.clip_each is None or self.clip_each > 0, "clip_each", self.clip_each, "must be positive")
 
     @property

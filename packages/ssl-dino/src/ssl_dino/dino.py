@@ -36,6 +36,7 @@ from ssl_core.ema import ema_update
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.resnet import ResNet
+from ssl_core.train.schedule import cosine
 from ssl_dino.config import DINOConfig
 from ssl_dino.heads import DINOHead
 from ssl_dino.loss import center_and_sharpen, cross_view_entropy
@@ -47,14 +48,15 @@ HEAD = ("prototypes", "head_hidden", "bottleneck", "head_layers", "head_bn", "no
 def teacher_temperature(config: DINOConfig, progress: float) -> float:
     """τ_t of the epoch: linear from `warmup_teacher_temp` to `teacher_temp` over the first epochs, then constant."""
     epoch, ramp = epoch_of(config, progress), config.warmup_teacher_temp_epochs
-    if epoch >= ramp - 1:
+    if epoch >= ramp:
         return config.teacher_temp
-    return config.warmup_teacher_temp + (config.teacher_temp - config.warmup_teacher_temp) * epoch / (ramp - 1)
+    share = epoch / max(1, ramp - 1)
+    return config.warmup_teacher_temp + (config.teacher_temp - config.warmup_teacher_temp) * share
 
 
 def teacher_momentum(config: DINOConfig, progress: float) -> float:
     """λ of the step: half a cosine from `teacher_momentum` to 1, which it does not reach."""
-    return 1 - (1 - config.teacher_momentum) * (1 + math.cos(math.pi * progress)) / 2
+    return cosine(progress, config.teacher_momentum, 1.0)
 
 
 def epoch_of(config: DINOConfig, progress: float) -> int:

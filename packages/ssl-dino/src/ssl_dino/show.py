@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.pictures import sample_images, save_grid
-from ssl_dino.attention import mass_mask, overlay, pca_colours
+from ssl_core.pictures import rgb, sample_images, save_grid
+from ssl_dino.attention import heat, mass_mask, overlay, pca_colours
 
 ROWS, COLUMNS, MASS = 8, 2, 0.6
 
@@ -26,7 +26,7 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
             f"image | attention of the last block, mean of its heads | the patches with {MASS:.0%} of it"
         )
     colours = pca_colours(method.patch_features(images))
-    pictures = torch.stack([_rgb(images), F.interpolate(colours, images.shape[-2:])], 1)
+    pictures = torch.stack([rgb(images / 255), F.interpolate(colours, images.shape[-2:])], 1)
     save_grid(pictures, folder / "patches.png", columns=COLUMNS)
     captions["patches.png"] = "image | first three principal components of the patch features of all images as colours"
     return captions
@@ -35,12 +35,5 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
 def attended(method: Any, images: Tensor) -> Tensor:
     """(b, 3, 3, h, w) in [0, 1]: image, mean attention map, and the image with all but the attended patches dimmed."""
     maps = method.attention_maps(images).float().mean(1, keepdim=True)  # b 1 h w
-    size = images.shape[-2:]
-    heat = F.interpolate(maps / maps.amax((2, 3), keepdim=True), size).expand(-1, 3, -1, -1)
-    return torch.stack([_rgb(images), heat, overlay(_rgb(images), mass_mask(maps, MASS))], 1)
-
-
-def _rgb(images: Tensor) -> Tensor:
-    """uint8 (b, c, h, w) as three channels in [0, 1]."""
-    images = images.float() / 255
-    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    shown = rgb(images / 255)
+    return torch.stack([shown, heat(maps, images.shape[-2:]), overlay(shown, mass_mask(maps, MASS))], 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ssl_core.config import ImageConfig, TrainConfig, check
+from ssl_core.config import ImageConfig, TrainConfig, check, check_scale
 from ssl_core.method import Recipe
 
 RECIPE = Recipe(
@@ -85,13 +85,7 @@ class MAEConfig(ImageConfig, TrainConfig):
             self.mask_ratio,
             f"of {self.patches} patches {self.kept} would be seen: at least one must be, and one removed",
         )
-        low, high = self.crop_scale
-        check(
-            0 < low <= high <= 1,
-            "crop_scale",
-            self.crop_scale,
-            "must be two rising shares in (0, 1]",
-        )
+        check_scale("crop_scale", self.crop_scale)
 
     @property
     def kept(self) -> int:

@@ -10,6 +10,8 @@ Q is 313 in the authors' file, which no stated rule makes. The cells that hold a
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -17,10 +19,13 @@ from ssl_pretext.lab import rgb_to_lab
 
 
 def ab_bins(step: float = 10.0) -> Tensor:
-    """Centres (Q, 2) of the cells of `step` that some colour of sRGB lies in, by rising a, then b; fp32.
+    """Centres (Q, 2) of the cells of `step` that some colour of sRGB lies in, by rising a, then b; fp32."""
+    return torch.tensor(_centres(step), dtype=torch.float32)
 
-    The cube's surface is enough: from a colour inside, lighter and lighter at the same a and b, one comes to it.
-    """
+
+@cache
+def _centres(step: float) -> list[list[float]]:
+    """The cube's surface is enough: from a colour inside, lighter and lighter at the same a and b, one comes to it."""
     levels = torch.arange(256, dtype=torch.float64, device="cpu") / 255
     square = torch.cartesian_prod(levels, levels)
     faces = [
@@ -30,7 +35,7 @@ def ab_bins(step: float = 10.0) -> Tensor:
     ]
     lab = rgb_to_lab(torch.cat(faces, 1)[None, :, :, None])  # 1 3 n 1
     cells = (lab[0, 1:, :, 0].T / step).round() + 0.0  # no -0
-    return (cells.unique(dim=0) * step).float().to(torch.get_default_device())
+    return (cells.unique(dim=0) * step).tolist()
 
 
 def soft_encode(ab: Tensor, bins: Tensor, neighbours: int = 10, sigma: float = 5.0) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ssl_core.config import BackboneConfig, TrainConfig, check
+from ssl_core.config import BackboneConfig, TrainConfig, check, check_scale, check_shares
 from ssl_core.method import Recipe
 
 Backbone = Literal["vit", "resnet18", "resnet34", "resnet50"]
@@ -55,8 +55,7 @@ class PretextConfig(BackboneConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.crop_scale
-        check(0 < low <= high <= 1, "crop_scale", self.crop_scale, "must be two rising shares in (0, 1]")
+        check_scale("crop_scale", self.crop_scale)
         square = self.size[0] == self.size[1]
         check(square, "image_size", self.image_size, "must be a square, of which the tasks are made")
 
@@ -90,7 +89,7 @@ class TilesConfig(PretextConfig):
         check(0 < self.tile_size <= self.cell, "tile_size", self.tile_size, f"must lie in 1 … {self.cell}, a cell")
         check(self.tile_size % self.stride == 0, "tile_size", self.tile_size,
               f"must be divisible by the patch size {self.patch_size}")  # fmt: skip
-        check(0 <= self.grayscale <= 1, "grayscale", self.grayscale, "must lie in [0, 1]")
+        check_shares("grayscale", self.grayscale)
         for width in ("embedding", "hidden"):
             check(0 < getattr(self, width) <= 2**20, width, getattr(self, width), "must lie in 1 … 1048576")
 
@@ -213,7 +212,8 @@ def rotation_vit_small() -> RotationConfig:
 
 
 def demo_jigsaw() -> JigsawConfig:
-    """The built-in scenes in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes in minutes on two CPU cores: the puzzles are solved, the features stay those of an untrained
+    network (docs/benchmarks.md)."""
     return JigsawConfig(
         **SMALL, puzzle_size=36, tile_size=10, permutations=72, orders_per_image=8,
         embedding=64, hidden=256, dropout=0.0, epochs=4, warmup_epochs=0.5,
@@ -239,7 +239,8 @@ def jigsaw_vit_small() -> JigsawConfig:
 
 
 def demo_relative_patch() -> RelativePatchConfig:
-    """The built-in scenes in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes in minutes on two CPU cores: the tiles are placed, the features stay those of an untrained
+    network (docs/benchmarks.md)."""
     return RelativePatchConfig(
         **SMALL, puzzle_size=36, tile_size=10, pairs="all", embedding=64, hidden=256,
         epochs=4, warmup_epochs=0.5,

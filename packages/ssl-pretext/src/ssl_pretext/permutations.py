@@ -45,11 +45,6 @@ def permutation_set(count: int, tiles: int = 9, seed: int = 0) -> Tensor:
     return torch.from_numpy(_farthest(count, tiles, rng).astype(np.int64))
 
 
-def hamming(orders: Tensor) -> Tensor:
-    """Number of places in which two orders differ, for all pairs of (p, t): int64 (p, p)."""
-    return torch.stack([(orders != order).sum(1) for order in orders])
-
-
 def _farthest(count: int, tiles: int, rng: np.random.Generator) -> np.ndarray:
     """Greedily the order whose nearest chosen one is farthest, the mean distance deciding between equals."""
     every = np.array(list(permutations(range(tiles))), dtype=np.int8)

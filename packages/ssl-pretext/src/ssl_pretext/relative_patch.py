@@ -82,22 +82,26 @@ class RelativePatch(nn.Module, Pretrained):
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss and accuracy of every pair of the tiles `batch["views"][0]`, (b, 9, c, h, w) in their true places."""
-        features = embed_tiles(self.encoder, self.embed, batch["views"][0])  # b t d
-        first, second, direction = self.pairs.unbind(1)
-        both = torch.stack([features[:, first], features[:, second]], 2)  # b p 2 d
-        logits = self.head(rearrange(both, "b p two d -> (b p) (two d)"))
-        answers = direction.repeat(len(features))
+        logits = self.pair_logits(batch["views"][0], self.pairs).flatten(0, 1)
+        answers = self.pairs[:, 2].repeat(len(batch["views"][0]))
         return {
             "loss": relative_patch_loss(logits, answers),
             "accuracy": (logits.argmax(1) == answers).float().mean(),
         }
 
+    def pair_logits(self, tiles: Tensor, pairs: Tensor) -> Tensor:
+        """Scores (b, p, 8) of DIRECTIONS for `pairs` (p, 3), as `neighbours` gives them, of tiles (b, t, c, h, w)."""
+        features = embed_tiles(self.encoder, self.embed, tiles)  # b t d
+        both = features[:, pairs[:, :2]]  # b p 2 d
+        logits = self.head(rearrange(both, "b p two d -> (b p) (two d)"))
+        return rearrange(logits, "(b p) k -> b p k", b=len(tiles))
+
     def logits(self, first: Tensor, second: Tensor) -> Tensor:
         """Scores (b, 8) of DIRECTIONS from tiles `first` to tiles `second`, both (b, c, h, w)."""
         for tiles in (first, second):
             check_tiles(tiles, self.config.in_channels)
-        features = embed_tiles(self.encoder, self.embed, torch.stack([first, second], 1))
-        return self.head(rearrange(features, "b two d -> b (two d)"))
+        one_pair = torch.tensor([[0, 1, 0]], device=first.device)
+        return self.pair_logits(torch.stack([first, second], 1), one_pair)[:, 0]
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d) of whole images, of any size."""

@@ -15,7 +15,7 @@ from ssl_pretext.colorization import Colorization
 from ssl_pretext.jigsaw import Jigsaw, shuffle, unshuffle
 from ssl_pretext.lab import lab_to_rgb, rgb_to_lab
 from ssl_pretext.relative_patch import DIRECTIONS, RelativePatch, neighbours
-from ssl_pretext.rotation import Rotation, four_rotations, rotate
+from ssl_pretext.rotation import Rotation, four_rotations, rotate, turns_of
 from ssl_pretext.views import TilesView
 
 COUNT = 16
@@ -28,8 +28,7 @@ def show_rotation(method: Rotation, source: Any, folder: Path) -> dict[str, str]
     images = _to(method, sample_images(source, method.config, TESTED))
     asked = four_rotations(images)
     answers = torch.cat([method.logits(part).argmax(1) for part in asked.split(256)])
-    truth = torch.arange(4, device=asked.device).repeat_interleave(len(images))
-    accuracy = (answers == truth).float().mean().item()
+    accuracy = (answers == turns_of(answers)).float().mean().item()
     turns = torch.arange(min(COUNT, len(images))) % 4
     rows = []
     for i, turn in enumerate(turns.tolist()):
@@ -71,8 +70,7 @@ def show_relative_patch(method: RelativePatch, source: Any, folder: Path) -> dic
     """Write relative-patch.png (the centre and one neighbour where it is thought to be | where it is)."""
     tiles = tiles_of(method, source)
     pairs = neighbours("centre").to(tiles.device)
-    logits = torch.stack([method.logits(tiles[:, first], tiles[:, second]) for first, second, _ in pairs.tolist()], 1)
-    answers = logits.argmax(2)  # b 8
+    answers = torch.cat([method.pair_logits(part, pairs).argmax(2) for part in tiles.split(256)])  # b 8
     accuracy = (answers == pairs[:, 2]).float().mean().item()
     rows = []
     for i in range(min(COUNT, len(tiles))):

@@ -14,10 +14,8 @@ from torch import Tensor
 from ssl_core.data.scenes import Scenes
 from ssl_core.data.sources import Source
 from ssl_core.data.split import open_images
-from ssl_core.data.views import random_flip, resize
+from ssl_core.data.views import random_flip, random_grayscale, resize
 from ssl_pretext.config import JigsawConfig, PretextConfig, RelativePatchConfig, TilesConfig
-
-GREY = (0.299, 0.587, 0.114)
 
 
 def square_crop(image: Tensor, rng: np.random.Generator, size: int, scale: tuple[float, float]) -> Tensor:
@@ -40,15 +38,6 @@ def cut_tiles(square: Tensor, rng: np.random.Generator, size: int) -> Tensor:
     offsets = rng.integers(cell - size + 1, size=(9, 2))
     corners = [(k // 3 * cell + int(y), k % 3 * cell + int(x)) for k, (y, x) in enumerate(offsets)]
     return torch.stack([square[:, y : y + size, x : x + size] for y, x in corners])
-
-
-def to_grey(image: Tensor) -> Tensor:
-    """Every channel the image's luma, uint8 (c, h, w); the mean where there are not three channels."""
-    weights = (
-        image.new_tensor(GREY, dtype=torch.float32) if len(image) == 3 else torch.full((len(image),), 1 / len(image))
-    )
-    grey = torch.einsum("c h w, c -> h w", image.float(), weights).round()
-    return grey.to(torch.uint8).expand_as(image)
 
 
 def drop_colours(tiles: Tensor, rng: np.random.Generator) -> Tensor:
@@ -83,9 +72,7 @@ class TilesView:
         square = square_crop(sample["image"], rng, config.puzzle_size, config.crop_scale)
         if config.flip:
             square = random_flip(square, rng)
-        if rng.random() < config.grayscale:
-            square = to_grey(square)
-        tiles = cut_tiles(square, rng, config.tile_size)
+        tiles = cut_tiles(random_grayscale(square, rng, config.grayscale), rng, config.tile_size)
         if isinstance(config, RelativePatchConfig) and config.color_drop:
             tiles = drop_colours(tiles, rng)
         return {"views": [tiles]}

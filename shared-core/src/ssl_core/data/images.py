@@ -60,7 +60,8 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_
 
 
 def faster_jpeg() -> None:
-    """Let `read_image` decode plain JPEG files by torchvision, where it is installed: a quarter faster, the same bits.
+    """Let `read_image` decode plain JPEG files by torchvision, where it is installed: the same bits, sooner
+    (docs/benchmarks.md).
 
     The import takes a second or two, so it is for the main process before it forks, and for many files.
     """

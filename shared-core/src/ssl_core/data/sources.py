@@ -216,8 +216,8 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
     else:
         # both are listed, so that a class that one of them lacks does not shift the other's labels
         part, other = ("train", test) if split == "train" else (test, "train")
-        others = {path.partition("/")[0] for path in _scan(folder / other) if "/" in path}
-    paths = _scan(folder / part)
+        others = {path.partition("/")[0] for path in scan(folder / other) if "/" in path}
+    paths = scan(folder / part)
     if not paths:
         raise DataError(
             f"no images in {folder / part}: looked for {' '.join(EXTENSIONS)} "
@@ -233,7 +233,7 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
     return ImageFiles(folder, full, channels, labels, classes)
 
 
-def _scan(root: Path) -> list[str]:
+def scan(root: Path) -> list[str]:
     """Image files below `root`, relative and sorted.
 
     Each real folder is entered once, so links that lead in circles end.
@@ -279,7 +279,7 @@ def _open_csv(file: Path, channels: int) -> ImageFiles:
         # a path may hold any bytes, as file names do
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             for row, path, word in _csv_rows(file, lines):
-                paths.append(_contained(path, f"{file}, row {row}"))
+                paths.append(contained(path, f"{file}, row {row}"))
                 words.append(word)
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
@@ -315,7 +315,7 @@ def _csv_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, str, str]]:
         raise DataError(f"{file}, row {rows.line_num}: {error}") from error
 
 
-def _contained(path: str, where: str) -> str:
+def contained(path: str, where: str) -> str:
     """A path as the user wrote it if absolute, else one that cannot leave the folder."""
     if not path.strip() or "\0" in path:
         raise DataError(f"{where}: {path!r} is not a path")

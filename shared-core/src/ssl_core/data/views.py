@@ -121,19 +121,6 @@ def random_grayscale(image: Tensor, rng: np.random.Generator, p: float = 0.2) ->
     return chain(image, [("grayscale", 1.0)]) if rng.random() < p else image
 
 
-def gaussian_blur(
-    image: Tensor, rng: np.random.Generator, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)
-) -> Tensor:
-    """Blurred with probability `p`, with a standard deviation uniform in `sigma` pixels."""
-    drawn, s = rng.random(), rng.uniform(*sigma)
-    return chain(image, [("blur", s)]) if drawn < p else image
-
-
-def random_solarize(image: Tensor, rng: np.random.Generator, p: float = 0.2, threshold: float = 0.5) -> Tensor:
-    """Pixels of `threshold` of the range or more inverted, with probability `p`."""
-    return chain(image, [("solarize", threshold)]) if rng.random() < p else image
-
-
 @dataclass(frozen=True)
 class Drawn:
     """What `Augment.draw` chose for one view."""

@@ -17,7 +17,7 @@ from ssl_core.hub.keymap import VIT, VIT_IN_MEMORY, VIT_TIMM, KeyMap, Row, prefi
 from ssl_core.hub.pretrained import check_shapes
 from ssl_core.hub.stem import adapt_stem
 from ssl_core.patches import interpolate_positions, square_grid
-from ssl_core.resnet import LAYERS
+from ssl_core.resnet import LAYERS, BasicBlock, Bottleneck
 
 C = TypeVar("C", bound=BackboneConfig)
 
@@ -114,11 +114,7 @@ def from_theirs(cls: type[C], values: dict[str, Any], preprocessor: dict[str, An
         return _vit(cls, values, preprocessor)
     if kind != "resnet":
         raise ConfigError(f"model_type is {kind!r}: an encoder of this package is 'vit' or 'resnet'")
-    names = {
-        (block, tuple(depths)): name
-        for name, depths in LAYERS.items()
-        for block in ("bottleneck" if name == "resnet50" else "basic",)
-    }
+    names = {(_BLOCKS[block], depths): name for name, (block, depths) in LAYERS.items()}
     depths = values.get("depths", [3, 4, 6, 3])
     key = (values.get("layer_type", "bottleneck"), tuple(depths) if isinstance(depths, list) else ())
     if key not in names or values.get("downsample_in_bottleneck", False):
@@ -127,6 +123,7 @@ def from_theirs(cls: type[C], values: dict[str, Any], preprocessor: dict[str, An
     return from_dict(cls, {"backbone": names[key], "width": width, **pixels(cls, values, preprocessor)})
 
 
+_BLOCKS = {BasicBlock: "basic", Bottleneck: "bottleneck"}
 _VIT_NAMES = {
     "dim": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads", "patch_size": "patch_size",
     "layer_norm_eps": "layer_norm_eps",
@@ -140,11 +137,8 @@ def _vit(cls: type[C], values: dict[str, Any], preprocessor: dict[str, Any]) -> 
         if values.get(key, expected) != expected:
             raise ConfigError(f"{key} = {values[key]!r} is not supported: use transformers for this model")
     known = {ours: values.get(theirs, _VIT_DEFAULTS[ours]) for ours, theirs in _VIT_NAMES.items()}
-    config = from_dict(cls, {"backbone": "vit", **known, **pixels(cls, values, preprocessor)})
-    return from_dict(cls, {
-        "backbone": "vit", **known, **pixels(cls, values, preprocessor),
-        "mlp_ratio": positive(values, "intermediate_size", 3072) / config.dim,
-    })  # fmt: skip
+    ratio = positive(values, "intermediate_size", 3072) / positive(values, "hidden_size", 768)
+    return from_dict(cls, {"backbone": "vit", **known, "mlp_ratio": ratio, **pixels(cls, values, preprocessor)})
 
 
 def pixels(cls: type, values: dict[str, Any], preprocessor: dict[str, Any]) -> dict[str, Any]:
@@ -189,9 +183,9 @@ def infer(cls: type[C], state: Mapping[str, Tensor], ours: str = "encoder.") -> 
         1 + max((int(k[len(p) :].split(".")[0]) for k in state if k.startswith(p)), default=-1)
         for p in (f"{ours}layer{s}." for s in range(1, 5))
     )
-    bottleneck = f"{ours}layer1.0.conv3.weight" in state
+    block = Bottleneck if f"{ours}layer1.0.conv3.weight" in state else BasicBlock
     for name, known in LAYERS.items():
-        if known == depths and bottleneck == (name == "resnet50"):
+        if known == (block, depths):
             width, channels, side, _ = resnet.shape
             return from_dict(cls, {
                 "backbone": name, "width": width, "small_stem": side == 3, **statistics(cls, channels),
@@ -258,16 +252,16 @@ def to_transformers(method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "small_stem: transformers' ResNetModel has the ImageNet stem only; model.safetensors of the folder itself "
             "has torchvision's names"
         )
-    expansion = 4 if config.backbone == "resnet50" else 1
+    block, depths = LAYERS[config.backbone]
     return _encoder(method, RESNET_TRANSFORMERS), {
         "model_type": "resnet",
         "architectures": ["ResNetModel"],
         "dtype": "float32",
         "num_channels": config.in_channels,
         "embedding_size": config.width,
-        "hidden_sizes": [config.width * expansion * 2**s for s in range(4)],
-        "depths": list(LAYERS[config.backbone]),
-        "layer_type": "bottleneck" if expansion == 4 else "basic",
+        "hidden_sizes": [config.width * block.expansion * 2**s for s in range(4)],
+        "depths": list(depths),
+        "layer_type": _BLOCKS[block],
         "hidden_act": "relu",
     }
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ssl_core.data.loader import collate
-from ssl_core.errors import BadSample, TrainingError
+from ssl_core.data.readable import readable
+from ssl_core.errors import TrainingError
 from ssl_core.evaluate.health import feature_std, rankme
 from ssl_core.evaluate.knn import leave_one_out
 
@@ -83,16 +84,10 @@ class Probe:
         )
 
     def _load(self) -> None:
-        order = np.random.default_rng(0).permutation(len(self.source))
         samples, labels = [], []
-        for index in order:
-            try:
-                samples.append(self.transform(self.source.load(int(index)), np.random.default_rng(0)))
-            except BadSample:  # counted and named by the training loader
-                continue
+        for index, sample in readable(self.source, self.size):  # the training loader counts and names the others
+            samples.append(self.transform(sample, np.random.default_rng(0)))
             labels.append(-1 if self.source.labels is None else int(self.source.labels[index]))
-            if len(samples) == self.size:
-                break
         self.batches = [collate(samples[i : i + 64]) for i in range(0, len(samples), 64)]
-        if labels and min(labels) >= 0 and len(set(labels)) > 1:
+        if min(labels) >= 0 and len(set(labels)) > 1:
             self.labels = torch.tensor(labels)

@@ -8,7 +8,6 @@ from typing import Any
 
 from ssl_core.config import ConfigError, RunOptions, TrainConfig
 from ssl_core.method import Recipe, load
-from ssl_core.train.run import train
 
 
 def trainer(recipes: Sequence[Recipe]) -> Callable[..., Any]:
@@ -24,6 +23,8 @@ def trainer(recipes: Sequence[Recipe]) -> Callable[..., Any]:
     ) -> Any:
         """Pretrain the method of `config`'s class on `data`, the built-in by default, into `out`, by default
         `runs/<method>`, and return it in eval mode; see `ssl_core.train.run.train`."""
+        from ssl_core.train.run import train  # here, so that importing a package stays cheap
+
         for recipe in recipes:
             if load(recipe.config) is type(config):
                 return train(recipe, config, data=data, out=out or f"runs/{recipe.name}", init=init, options=options)
