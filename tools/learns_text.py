@@ -5,7 +5,8 @@
 
 Each seed is one line of JSON in --out, and is not run again; the tables that are printed belong into docs/benchmarks.md.
 Gates, by the rule of `gate.py`: GPT's bits per byte on held-out modules lie below those of counted unigrams and 3-grams,
-the accuracy of BERT and T5 above the most frequent token's.
+the accuracy of BERT at masked tokens and of T5 at the tokens of removed spans, sentinels not counted, above the most
+frequent token's.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_a_package_adds_commands_of_its_own(capsys):
 
 
 def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
-    verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", method="tiny")}
+    verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", methods=("tiny", "other"))}
     elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
     for stored, name in ((RECIPE.method, "tiny"), ("ssl_other:Other", "other"), ("ssl_third:Third", "tiny")):
         (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": stored}}))
@@ -92,6 +92,18 @@ def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
     assert parsed("--init", str(tmp_path), recipes=[elsewhere, RECIPE])[0] is RECIPE
     assert cli.main([RECIPE, elsewhere], ["count", "nowhere", "--method", "other"], verbs=verbs) == 0
     assert capsys.readouterr().out == "other\n"
+
+
+def test_a_command_refuses_the_weights_of_a_method_that_it_is_not_for(capsys, tmp_path):
+    verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", methods=("tiny",))}
+    elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
+    (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": "ssl_other:Other"}}))
+    for arguments in ([str(tmp_path)], ["nowhere", "--method", "other"]):
+        assert cli.main([elsewhere, RECIPE], ["count", *arguments], verbs=verbs) == 2
+        said = capsys.readouterr()
+        assert said.err.endswith("count is for tiny, not for other\n") and not said.out
+    assert cli.main([elsewhere, RECIPE], ["count", "nowhere"], verbs=verbs) == 0
+    assert capsys.readouterr().out == "tiny\n"
 
 
 @dataclasses.dataclass(frozen=True)

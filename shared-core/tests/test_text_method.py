@@ -221,7 +221,8 @@ def test_data_settles_fields_and_figures_without_labels_end_a_run(tmp_path, monk
     out = ("--out", "run", "--device", "cpu", "--workers", "0", "--epochs", "0.25", "--precision", "fp32")
     monkeypatch.setattr(f"{__name__}.PRESETS", {"demo": BigramConfig}, raising=False)
     assert main([recipe], ["train", *out]) == 0
-    assert "20 tokens are known" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "20 tokens are known" in said and said.endswith("Bigram.from_pretrained('run').encode(tokens)\n")
     assert Bigram.from_pretrained("run").config.vocabulary == 20
     assert [source.vocabulary for source in seen] == [20, 20], "the source is opened for training and for measuring"
     assert json.loads(Path("run/evaluation.json").read_text()) == {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
+import torch
 from tiny_text import IDS, VOCABULARY, TextConformance, open_windows, tiny_tokenizer
 
 from ssl_lm.bert import BERT, word_starts
@@ -20,15 +22,32 @@ class TestBERT(TextConformance):
     )  # fmt: skip
 
 
+WHOLE_WORDS = dataclasses.replace(TestBERT.config, whole_words=True, context=62, mask_rate=0.3)
+
+
 def test_whole_words_are_masked_where_they_are_asked_for():
-    config = dataclasses.replace(TestBERT.config, whole_words=True, context=62, mask_rate=0.3)
+    config = WHOLE_WORDS
     source = BERT(config).attach(open_windows(None, config=config))
     view, starts = masked(config), word_starts(tiny_tokenizer())
     for index in range(20):
         sample = view(source.load(index), np.random.default_rng(index))
         tokens, positions = source.load(index)["input_ids"], sample["positions"][sample["labels"] >= 0] - 1
-        words = starts[tokens].cumsum(0)
+        words = starts[tokens]
+        words[1:] |= tokens[:-1] == config.eos_token_id
+        words = words.cumsum(0)
         chosen = {int(words[p]) for p in positions}
         ordinary = [i for i, token in enumerate(tokens.tolist()) if token not in config.special_ids]
         assert sorted(positions.tolist()) == [i for i in ordinary if int(words[i]) in chosen]
         assert 0 < len(positions) <= config.masked == 18
+
+
+def test_a_document_begins_with_a_word_and_the_words_go_to_another_process():
+    source = BERT(WHOLE_WORDS).attach(open_windows(None, config=WHOLE_WORDS))
+    copy, borders = pickle.loads(pickle.dumps(source)), 0
+    for index in range(len(source)):
+        sample = source.load(index)
+        assert all(torch.equal(sample[key], value) for key, value in copy.load(index).items())
+        changes = sample["documents"].diff().nonzero()[:, 0]
+        assert all(sample["words"][i] < sample["words"][i + 1] for i in changes)
+        borders += len(changes)
+    assert borders > 5 and copy.fingerprint() == source.fingerprint() and copy.prepared

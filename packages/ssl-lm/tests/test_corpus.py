@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import csv
+import json
 import pickle
 import sysconfig
 from pathlib import Path
@@ -109,6 +111,15 @@ class TestRawText:
         (tmp_path / name).write_text(content)
         source = open_text(tmp_path / name, config=CONFIG)
         assert source.raw == ["a, b", "c"] and source.classes == ["no", "yes"] and source.labels.tolist() == [1, 0]
+
+    def test_other_separators_than_line_feeds_are_text(self, tmp_path):
+        texts = ["a\u2028b\x85c\x0b\x0c\x1c", 'd\r\n"e"\nf\r']
+        with (tmp_path / "x.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["text"], *([text] for text in texts)])
+        rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+        (tmp_path / "x.jsonl").write_text("\n".join(rows), encoding="utf-8")
+        for name in ("x.csv", "x.jsonl"):
+            assert open_text(tmp_path / name, config=CONFIG).raw == texts
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -220,6 +221,28 @@ def test_weights_begin_as_the_paper_says():
         else:
             expected = 0.02 / 4 if name.endswith("c_proj.weight") else 0.02
             assert abs(p.std().item() / expected - 1) < 0.05, name
+
+
+def test_matrices_and_their_gradients_lie_as_in_the_files(tmp_path):
+    gpt = make()
+    gpt({"input_ids": tokens()}, 0.0)["loss"].backward()
+    loaded = GPT.from_pretrained(gpt.save_pretrained(tmp_path))
+    matrices = [name for name, p in gpt.named_parameters() if ".h." in name and p.ndim == 2]
+    assert len(matrices) == 4 * 3
+    for name in matrices:
+        ours, theirs = gpt.get_parameter(name), loaded.get_parameter(name)
+        assert ours.T.is_contiguous() and theirs.T.is_contiguous() and torch.equal(ours, theirs)
+        assert ours.grad.stride() == ours.stride(), "the fused optimisers take it for granted"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("b", [1, 2, 4, 5])
+def test_the_logits_of_a_few_rows_are_the_heads(gpt, b, dtype):
+    model = copy.deepcopy(gpt).to(dtype)
+    x = torch.randn(b, 3, 24, generator=torch.Generator().manual_seed(0)).to(dtype)[:, -1]
+    with torch.no_grad():
+        assert model.next_logits(x).shape == (b, 64)
+        torch.testing.assert_close(model.next_logits(x), model.head(x), rtol=1e-5, atol=1e-5)
 
 
 def test_gpt2_small_has_the_published_number_of_parameters():

@@ -251,6 +251,9 @@ def test_generation_leaves_the_mode_and_refuses_nothing_to_say():
     tokens, _ = texts()
     model.train().generate(tokens, max_new_tokens=2)
     assert model.training
+    with pytest.raises(IndexError):
+        model.generate(tokens + 1000, max_new_tokens=2)
+    assert model.training
     for changes in ({"max_new_tokens": 0}, {"num_beams": 0}):
         with pytest.raises(InputError, match="at least 1"):
             model.generate(tokens, **changes)

@@ -19,7 +19,7 @@ from ssl_lm import prepare as prepare_module
 from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.corpus import open_text, settle
 from ssl_lm.shards import META, ShardError, Shards
-from ssl_lm.texts import SEPARATOR, cut, read_piece
+from ssl_lm.texts import ROW, SEPARATOR, cut, read_piece
 from ssl_lm.tokenizer import special_ids
 
 SMALL = GPTConfig(vocab_size=400, context=8, dim=8, depth=1, heads=1, eos_token_id=3)
@@ -170,6 +170,14 @@ def test_documents_inside_a_file_and_lines_of_json_are_documents(tmp_path):
     assert decoded == ["one", "two", "three\n", "four", "five\nfive"]
 
 
+def test_only_line_feeds_end_lines_of_json(tmp_path):
+    documents = ["a\u2028b\u2029c", "d\x85e", "f\x0bg\x0ch\x1ci", "j"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents]
+    (tmp_path / "rows.jsonl").write_bytes("\r\n".join(lines).encode())
+    prepare_text(tmp_path / "rows.jsonl", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    assert texts(tmp_path / "out", "train") == documents
+
+
 def test_folders_named_train_and_test_are_the_splits(tmp_path):
     for split in ("train", "test"):
         (tmp_path / "d" / split).mkdir(parents=True)
@@ -239,6 +247,25 @@ def test_a_data_set_of_the_datasets_library_is_prepared(tmp_path):
     meta = prepare_text(f"hf:{tmp_path / 'rows'}", tmp_path / "out", tokenizer="train:500", held_out=0.1, workers=0)
     assert [sum(r["documents"] for r in records) for records in meta["splits"].values()] == [36, 4]
     assert texts(tmp_path / "out", "train") + texts(tmp_path / "out", "test") == rows
+
+
+def test_a_data_set_is_opened_once_and_its_rows_count_as_bytes(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "rows").mkdir()
+    rows = [write_text(5, seed=i) for i in range(40)]
+    (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    opened, load = [], datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: opened.append(name) or load(name))
+    monkeypatch.setattr(prepare_module, "ROWS", 4)
+    monkeypatch.setattr(prepare_module, "SMALLEST", 8 * ROW)
+    monkeypatch.setattr(prepare_module, "TRAINED_ON", 20 * ROW)
+    seen = []
+    monkeypatch.setattr(prepare_module, "read_piece", lambda piece: seen.append(piece.start) or read_piece(piece))
+    meta = prepare_text(f"hf:{tmp_path / 'rows'}", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    assert len(opened) == 1
+    assert [record["documents"] for record in meta["splits"]["train"]] == [8] * 5
+    assert seen[:5] == [0, 8, 16, 24, 32], "the tokenizer is trained on every other piece"
+    assert texts(tmp_path / "out", "train") == rows
 
 
 @pytest.mark.parametrize("algorithm", ["wordpiece", "unigram"])
@@ -315,3 +342,20 @@ def test_pieces_of_a_file_cover_it_and_end_with_lines(tmp_path):
     assert all(data[p.end - 1 : p.end] == b"\n" for p in pieces)
     assert "".join(text for p in pieces for text, _ in read_piece(p)) == file.read_text()
     assert [ends for p in pieces for _, ends in read_piece(p)] == [False] * (len(pieces) - 1) + [True]
+
+
+@pytest.mark.parametrize("gap", ["", "\n", "\r\n \n"])
+def test_no_cut_takes_the_end_of_a_document_away(gap, tmp_path):
+    documents = [write_text(2, seed=i).strip("\n") for i in range(12)]
+    file = tmp_path / "x.txt"
+    file.write_bytes(f"\n{gap}{SEPARATOR}\n".join(documents).encode())
+    counts = set()
+    for size in range(20, 160):
+        found = [""]
+        pieces = cut(file, size)
+        for text, ended in (pair for piece in pieces for pair in read_piece(piece)):
+            found[-1] += text
+            found += [""] if ended else []
+        assert [document.rstrip() for document in found] == [*documents, ""]
+        counts.add(len(pieces))
+    assert min(counts) < 8 < 20 < max(counts)

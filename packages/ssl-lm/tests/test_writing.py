@@ -16,10 +16,11 @@ from tiny_text import IDS, VOCABULARY, open_windows, tiny_tokenizer, write_prepa
 from ssl_core.cli import main
 from ssl_core.config import ConfigError, RunOptions
 from ssl_core.errors import DataError
+from ssl_core.method import load
 from ssl_core.train.run import train
-from ssl_lm import GPT, GPTConfig, complete
-from ssl_lm.config import GPT_RECIPE, RECIPES
-from ssl_lm.evaluate import at_most, baselines, measure, parsing_share, perplexity
+from ssl_lm import BERT, GPT, T5, BERTConfig, GPTConfig, T5Config, complete
+from ssl_lm.config import BERT_RECIPE, GPT_RECIPE, RECIPES, T5_RECIPE
+from ssl_lm.evaluate import at_most, baselines, measure, measure_masked, parsing_share, perplexity
 from ssl_lm.generate import Writer
 from ssl_lm.ngram import NGram
 from ssl_lm.show import save_attention, save_text, show
@@ -218,26 +219,89 @@ class TestCommands:
         error = capsys.readouterr().err
         assert message in error and error.count("\n") <= 2
 
-    def test_labelled_text_is_probed_and_measured(self, run, tmp_path, capsys):
+    @pytest.mark.parametrize(
+        ("name", "figure"),
+        [("gpt", "perplexity"), ("bert", "pseudo_perplexity"), ("whole words", "pseudo_perplexity"), ("t5", None)],
+    )
+    def test_labelled_text_is_probed_and_measured(self, name, figure, run, untrained, tmp_path, capsys):
         rows = [
             f"{write_text(2, seed=i)!r},code" if i % 2 else f"{'some plain words ' * (1 + i % 5)!r},prose"
             for i in range(60)
         ]
         text = "text,label\n" + "\n".join(row.replace("'", '"', 2).replace("\\n", " ") for row in rows)
         (tmp_path / "labels.csv").write_text(text)
-        arguments = [
-            "evaluate",
-            str(run),
-            "--data",
-            str(tmp_path / "labels.csv"),
-            "--protocols",
-            "knn",
-            "--out",
-            str(tmp_path / "e"),
-        ]
-        assert main(RECIPES, arguments, VERBS) == 0
+        weights, out = run if name == "gpt" else untrained[name].save_pretrained(tmp_path / "run"), tmp_path / "e"
+        arguments = ["evaluate", str(weights), "--data", str(tmp_path / "labels.csv"), "--protocols", "knn"]
+        assert main(RECIPES, [*arguments, "--out", str(out), "--device", "cpu"], VERBS) == 0
         shown = capsys.readouterr().out
-        assert "bag of tokens" in shown and "perplexity" in shown
-        result = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+        assert "bag of tokens" in shown and (figure or "k-NN").replace("_", "-") in shown
+        result = json.loads((out / "evaluation.json").read_text())
         assert [row["features"] for row in result["rows"]] == ["pretrained", "random init", "bag of tokens"]
-        assert result["measured"]["tokens"] > 100
+        assert set(result["measured"]) >= ({"summary"} if figure is None else {"summary", figure})
+        assert "unigram_entropy" not in result["measured"], "only prepared text has windows"
+
+
+@pytest.fixture
+def untrained():
+    """BERT, with and without whole words, and T5, as they begin."""
+    torch.manual_seed(0)
+    bert = BERTConfig(
+        vocab_size=VOCABULARY, context=24, dim=16, depth=1, heads=2, unk_token_id=1, cls_token_id=2, sep_token_id=3,
+        mask_token_id=4, first_sentinel=399, **IDS,
+    )  # fmt: skip
+    t5 = T5Config(
+        vocab_size=VOCABULARY, context=24, dim=16, depth=1, decoder_depth=1, heads=2, head_dim=8, hidden=24,
+        first_sentinel=399, **IDS,
+    )  # fmt: skip
+    models = {"bert": BERT(bert), "whole words": BERT(dataclasses.replace(bert, whole_words=True)), "t5": T5(t5)}
+    for method in models.values():
+        method.eval().tokenizer = tiny_tokenizer()
+    return models
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "message"),
+    [
+        ("generate", "bert", "generate is for gpt, not for bert"),
+        ("generate", "t5", "generate is for gpt, not for t5"),
+        ("fill", "t5", "fill is for bert, not for t5"),
+        ("text2text", "bert", "text2text is for t5, not for bert"),
+    ],
+)
+def test_a_command_for_another_model_says_so(verb, name, message, untrained, tmp_path, capsys):
+    folder = untrained[name].save_pretrained(tmp_path / "run")
+    assert main(RECIPES, [verb, str(folder), "x"], VERBS) == 2
+    assert capsys.readouterr().err == f"ssl-lm: {message}\n"
+
+
+@pytest.mark.parametrize("name", ["bert", "whole words", "t5"])
+def test_what_is_measured_of_the_other_models(name, untrained, tmp_path):
+    method = untrained[name]
+    measure = load((T5_RECIPE if name == "t5" else BERT_RECIPE).measure)
+    source = method.attach(open_windows(None, config=method.config, split="test"))
+    figures = measure(method, source)
+    assert math.log(VOCABULARY) - 1 < figures["loss"] and 0 < figures["unigram_entropy"] < 5
+    assert figures["summary"][0].startswith("loss")
+    (tmp_path / "a.txt").write_text(write_text(9))
+    raw = method.attach(open_windows(tmp_path / "a.txt", config=method.config))
+    if name == "t5":
+        with pytest.raises(DataError, match="run `ssl-lm prepare`"):
+            measure(method, raw)
+    else:
+        assert measure(method, raw).keys() == {"pseudo_perplexity", "summary"}
+
+
+def test_pseudo_perplexity_is_that_of_framed_windows(untrained, tmp_path):
+    method = untrained["bert"]
+    (tmp_path / "a.txt").write_text(write_text(9))
+    raw = method.attach(open_windows(tmp_path / "a.txt", config=method.config))
+    ids, nats = tiny_tokenizer().encode(write_text(9)).ids, []
+    for start in range(0, len(ids), 22):
+        text = torch.tensor([[2, *ids[start : start + 22], 3]])
+        for place in range(1, text.shape[1] - 1):
+            hidden = text.clone()
+            hidden[0, place] = 4
+            with torch.no_grad():
+                nats.append(-float(method.logits(hidden)[0, place].log_softmax(0)[text[0, place]]))
+    expected = math.exp(sum(nats) / len(nats))
+    assert len(nats) > 100 and measure_masked(method, raw)["pseudo_perplexity"] == pytest.approx(expected, rel=1e-5)

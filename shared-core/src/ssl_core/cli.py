@@ -170,7 +170,10 @@ def main(
         return 2
     try:
         own = verbs.get(verb)
-        recipe, rest = _choose_method(recipes, rest, None if own is None else own.method)
+        allowed = own.methods if own is not None else ()
+        recipe, rest = _choose_method(recipes, rest, allowed[0] if allowed else None)
+        if allowed and recipe.name not in allowed:
+            raise InputError(f"{verb} is for {' and '.join(allowed)}, not for {recipe.name}")
         if own is not None:
             typed = tyro.cli(load(own.arguments), args=rest, prog=f"{program} {verb}")
             return load(own.run)(recipe, typed) or 0  # loads torch, which --help does without

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import warnings
@@ -53,7 +54,8 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
     print(f"\nlook at  {out / 'report.html'}")
     print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
     print(f"         {program} embed {out} --data your/folder --out features.npz")
-    print(f"         {load(recipe.method).__name__}.from_pretrained({str(out)!r}).encode(images)")
+    _, inputs, *_ = inspect.signature(type(method).encode).parameters
+    print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
 
 
 def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:

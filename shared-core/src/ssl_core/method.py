@@ -82,10 +82,10 @@ class Recipe:
 class Verb:
     """A command that only one package has, as import strings.
 
-    `arguments` is a frozen dataclass, whose docstring is the help; `run(recipe, arguments)` does it. `method` is the
-    recipe's name where the arguments name none.
+    `arguments` is a frozen dataclass, whose docstring is the help; `run(recipe, arguments)` does it. `methods` are the
+    recipes that it is for, all by default; the first is taken where the arguments name none.
     """
 
     arguments: str
     run: str
-    method: str | None = None
+    methods: tuple[str, ...] = ()

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +30,9 @@ from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout
 from ssl_lm.attention import attend, attention_weights
 from ssl_lm.config import BERTConfig
-from ssl_lm.loss import IGNORED, linear_cross_entropy
-from ssl_lm.tokenizer import TextModel, settle, settled
+from ssl_lm.loss import IGNORED, linear_cross_entropy, linear_nll
+from ssl_lm.text_model import TextModel, init_weights, text_mean
+from ssl_lm.tokenizer import settled
 
 NEVER = 2.0  # above every uniform draw
 
@@ -125,7 +125,8 @@ def word_starts(tokenizer: Any) -> Tensor:
 
 
 class WithWords:
-    """A source whose samples have "words" too: the number of the word that each token belongs to."""
+    """Prepared text whose samples have "words" too: the number of the word that each token belongs to. A document
+    begins with a word."""
 
     def __init__(self, source: Any, starts: Tensor) -> None:
         self.source, self.starts = source, starts
@@ -135,10 +136,13 @@ class WithWords:
 
     def load(self, index: int) -> dict[str, Any]:
         sample = self.source.load(index)
-        return {**sample, "words": self.starts[sample["input_ids"]].cumsum(0)}
+        first = sample["documents"].diff(prepend=sample["documents"][:1] - 1) != 0
+        return {**sample, "words": (self.starts[sample["input_ids"]] | first).cumsum(0)}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["source"], name)
+        if name == "source":  # not there yet: pickle looks for methods of an empty copy
+            raise AttributeError(name)
+        return getattr(self.source, name)
 
 
 def same_document(queries: Tensor, keys: Tensor) -> Tensor:
@@ -236,6 +240,7 @@ class BERT(TextModel):
     bert: Any
     cls: Any
     accumulates = True
+    settles = True
 
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
@@ -254,16 +259,10 @@ class BERT(TextModel):
         return BERT_LAYOUT
 
     def attach(self, source: Any) -> Any:
-        """`source` with this model's tokenizer, and for whole-word masking the words that its tokens belong to."""
+        """`source` with this model's tokenizer; prepared text for whole-word masking with the words of its tokens."""
         source = super().attach(source)
-        return WithWords(source, word_starts(source.tokenizer)) if self.config.whole_words else source
-
-    def load_preprocessor(self, folder: Path) -> None:
-        """The tokenizer, which says which tokens are [CLS] and its kin where the folder's config does not."""
-        super().load_preprocessor(folder)
-        if self.tokenizer is not None:
-            settled_config: Any = settle(self.config, self.tokenizer)
-            self.config = settled_config
+        wanted = self.config.whole_words and source.prepared
+        return WithWords(source, word_starts(source.tokenizer)) if wanted else source
 
     @property
     def word_embeddings(self) -> Tensor:
@@ -323,8 +322,7 @@ class BERT(TextModel):
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Features (b, d): the mean over the text of the last states."""
         mask = self._seen(input_ids, attention_mask)
-        hidden, weight = self.hidden(input_ids, mask), mask[:, 0, 0, :, None].to(self.word_embeddings.dtype)
-        return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return text_mean(self.hidden(input_ids, mask), mask[:, 0, 0])
 
     @torch.no_grad()
     def attention_maps(self, input_ids: Tensor) -> Tensor:
@@ -367,18 +365,9 @@ class BERT(TextModel):
             inputs[rows, chunk] = mask
             head = self.cls["predictions"]
             hidden = self.hidden(inputs, self._seen(inputs, None))[rows, chunk]
-            logits = F.linear(head(hidden), self.word_embeddings, head.bias).float()
-            parts.append(F.cross_entropy(logits, input_ids[chunk], reduction="none"))
+            parts.append(linear_nll(head(hidden), self.word_embeddings, input_ids[chunk], head.bias))
         return torch.cat(parts) if parts else input_ids.new_zeros(0, dtype=torch.float32)
 
     def _seen(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         text = self.is_text(input_ids) if attention_mask is None else attention_mask.bool()
         return text[:, None, None, :]
-
-
-def init_weights(module: nn.Module, std: float = 0.02) -> None:
-    """N(0, std²) for every Linear and Embedding, zero biases; 0.02 in the paper's code."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=std)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

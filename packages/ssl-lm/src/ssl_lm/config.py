@@ -132,7 +132,7 @@ def gpt2_xl() -> GPTConfig:
 
 
 def gpt_small() -> GPTConfig:
-    """A quarter of GPT-2's width for text of one's own, with the tokenizer of that text. Not run here."""
+    """Half of GPT-2's width and depth for text of one's own, with the tokenizer of that text. Not run here."""
     return GPTConfig(
         vocab_size=None, context=256, dim=384, depth=6, heads=6,
         epochs=10, batch_size=64, base_lr=4e-3, min_lr=1e-4, warmup_epochs=0.2,
@@ -416,8 +416,8 @@ def t5_v1_1_base() -> T5Config:
 
 
 def t5_demo() -> T5Config:
-    """The source of Python's standard library, 4.6 minutes on a CPU core: sentinels are learned, of the text little more than
-    its frequencies (docs/benchmarks.md)."""
+    """The source of Python's standard library, 3.3 minutes on a CPU core: 4.7 % of the tokens of held-out spans are guessed,
+    the most frequent is 3.1 %, and the loss is that of frequencies still (docs/benchmarks.md)."""
     return T5Config(
         vocab_size=None, pad_token_id=None, eos_token_id=None, first_sentinel=None,
         context=128, dim=128, depth=2, decoder_depth=2, heads=4, head_dim=32, hidden=512, dropout=0.0,

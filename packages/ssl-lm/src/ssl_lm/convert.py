@@ -20,7 +20,7 @@ from ssl_core.hub.pretrained import Layout, WeightsMismatch, check_shapes
 from ssl_lm.config import BERTConfig, GPTConfig, T5Config
 
 if TYPE_CHECKING:
-    from ssl_lm.tokenizer import TextModel
+    from ssl_lm.text_model import TextModel
 
 
 @dataclass(frozen=True)

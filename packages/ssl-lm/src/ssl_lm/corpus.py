@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -66,6 +67,8 @@ class Windows:
     token at the end of each."""
 
     labels = classes = None
+    prepared = True
+    """tokens that `ssl-lm prepare` wrote, with a tokenizer and splits, unlike raw text"""
 
     def __init__(self, folder: Path, split: str, config: LMConfig) -> None:
         """Raises DataError where there is no such text, or less to train on than a window; ShardError for damaged data."""
@@ -116,6 +119,7 @@ class Texts:
     """Raw texts, which have no tokens before a model comes."""
 
     tokenizer = None
+    prepared = False
 
     def __init__(
         self, texts: Sequence[str], names: Sequence[str], labels: np.ndarray | None, classes: list[str] | None
@@ -185,11 +189,10 @@ def _rows(path: Path, text: str) -> Iterator[dict[str, str]]:
     """{"text", "label"} of every row."""
     try:
         if path.suffix == ".jsonl":
-            rows: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows: Any = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
-            rows = list(
-                csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
-            )
+            lines = io.StringIO(text, newline="")  # breaks at \n and \r alone, and leaves quoted ones as they are
+            rows = list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
         for row in rows:
             yield {"text": str(row["text"]), "label": str(row.get("label", "") or "").strip()}
     except (ValueError, csv.Error, AttributeError, KeyError, TypeError) as error:

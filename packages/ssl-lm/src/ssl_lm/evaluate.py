@@ -14,13 +14,16 @@ from torch import Tensor
 
 from ssl_core.data.loader import collate
 from ssl_core.errors import DataError
-from ssl_core.method import load
-from ssl_lm.corpus import Windows
+from ssl_lm.loss import IGNORED
 from ssl_lm.ngram import NGram
 from ssl_lm.shards import Shards
+from ssl_lm.views import framed, masked, spans
 
 if TYPE_CHECKING:
+    from ssl_lm.bert import BERT
+    from ssl_lm.corpus import Windows
     from ssl_lm.gpt import GPT
+    from ssl_lm.t5 import T5
 
 TOKENS = 2**18
 """Held-out tokens that are looked at: whole documents, as many as fit."""
@@ -31,6 +34,7 @@ PSEUDO = 2**13
 """Held-out tokens that are hidden one by one for a pseudo-perplexity."""
 SAMPLES, LENGTH = 8, 160
 """Texts, and tokens in each, that are generated and read as code."""
+UNPREPARED = "this is measured on prepared text of at least one window: run `ssl-lm prepare` on more of it"
 
 
 def measure(method: GPT, source: Any) -> dict[str, Any]:
@@ -39,11 +43,11 @@ def measure(method: GPT, source: Any) -> dict[str, Any]:
     documents = list(at_most(source.texts(), TOKENS))
     figures = perplexity(method, documents)
     rows = [("GPT", figures["bits_per_byte"])]
-    if isinstance(source, Windows):
+    if source.prepared:
         figures["baselines"] = baselines(source, documents)
         rows += list(figures["baselines"].items())
     summary = [
-        f"{_where(source)}: {figures['tokens']:,} tokens, {figures['bytes']:,} bytes; perplexity {figures['perplexity']:.2f}",
+        f"{figures['tokens']:,} tokens, {figures['bytes']:,} bytes; perplexity {figures['perplexity']:.2f}",
         "bits per byte: " + ", ".join(f"{name} {value:.3f}" for name, value in rows),
     ]
     if method.tokenizer is not None:
@@ -57,13 +61,6 @@ def measure(method: GPT, source: Any) -> dict[str, Any]:
             summary.append(f"lines that ast.parse reads: {shares}")
         summary += ["generated:", *(f"  | {line}" for line in texts[0].strip("\n").splitlines()[:24])]
     return {**figures, "summary": summary}
-
-
-def _where(source: Any) -> str:
-    """What the summary calls the text."""
-    if not isinstance(source, Windows):
-        return "the text"
-    return "held-out text" if source.split == "test" else "TRAINING text, for there is no other"
 
 
 def at_most(documents: Iterable[tuple[np.ndarray, int]], tokens: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -147,7 +144,7 @@ def decoded(method: GPT, documents: list[tuple[np.ndarray, int]]) -> list[str]:
 
 def source_is_code(source: Any) -> bool:
     """Whether the text is the standard library's."""
-    return isinstance(source, Windows) and source.folder.name.startswith("stdlib-")
+    return source.prepared and source.folder.name.startswith("stdlib-")
 
 
 def parsing_share(texts: Iterable[str]) -> float:
@@ -169,46 +166,68 @@ def _parses(line: str) -> bool:
 # ---------------------------------------------------------------- BERT and T5
 
 
-def measure_masked(method: Any, source: Any) -> dict[str, Any]:
-    """BERT on `source`: loss and accuracy at masked tokens beside the most frequent token, and pseudo-perplexity
-    (arXiv 1910.14659: every token hidden by itself)."""
-    figures = _objective(method, source)
+def measure_masked(method: BERT, source: Any) -> dict[str, Any]:
+    """BERT on `source`: pseudo-perplexity (arXiv 1910.14659: every token hidden by itself), and on prepared text loss and
+    accuracy at masked tokens beside the most frequent token."""
+    view, device = masked(method.config), next(method.parameters()).device
+    figures = objective(method, view, source) if source.prepared else {}
+    summary = [_line(figures)] if figures else []
     total, count = 0.0, 0
     for ids, _ in at_most(source.texts(), PSEUDO):
         for start in range(0, len(ids), method.config.window):
-            nats = method.pseudo_nll(torch.from_numpy(ids[start : start + method.config.window]))
+            text = torch.from_numpy(ids[start : start + method.config.window])
+            nats = method.pseudo_nll(framed(text, method.config).to(device))
             total, count = total + float(nats.double().sum()), count + len(nats)
             if count >= PSEUDO:
                 break
     figures["pseudo_perplexity"] = math.exp(min(total / max(1, count), 700))
-    summary = [_line(source, figures), f"pseudo-perplexity {figures['pseudo_perplexity']:.2f} over {count:,} tokens"]
+    summary.append(f"pseudo-perplexity {figures['pseudo_perplexity']:.2f} over {count:,} tokens")
     return {**figures, "summary": summary}
 
 
-def measure_spans(method: Any, source: Any) -> dict[str, Any]:
-    """T5 on `source`: its losses on corrupted spans beside the most frequent token."""
-    figures = _objective(method, source)
-    return {**figures, "summary": [_line(source, figures)]}
+def measure_spans(method: T5, source: Any) -> dict[str, Any]:
+    """T5 on prepared text: loss and accuracy at the tokens of removed spans, beside the most frequent of them. Sentinels
+    and ends, whose order is the same in every target, are read by the decoder and not counted. Raw text has no figures;
+    DataError where it has no labels, so that nothing of it can be measured."""
+    if not source.prepared and source.labels is None:
+        raise DataError(UNPREPARED)
+    if not source.prepared:
+        return {"summary": []}
+    figures = objective(method, _SpanTokens(method), source)
+    return {**figures, "summary": [_line(figures)]}
+
+
+class _SpanTokens:
+    """`spans` without its sentinels and ends among the labels; the decoder reads them all the same."""
+
+    def __init__(self, method: T5) -> None:
+        self.view, self.shift, self.config = spans(method.config), method.shift, method.config
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        made, first = self.view(sample, rng), self.view.first_sentinel
+        labels = made["labels"]
+        known = (labels > first - self.config.sentinels) & (labels <= first) | (labels == self.config.eos_token_id)
+        given = self.shift(labels[None])[0]
+        return {**made, "labels": labels.masked_fill(known, IGNORED), "decoder_input_ids": given}
 
 
 @torch.inference_mode()
-def _objective(method: Any, source: Any, windows: int = 256) -> dict[str, float]:
-    """Mean outputs of `forward` on held-out windows, corrupted as in training; the accuracy of always saying the most
-    frequent target, and the entropy of the targets themselves, which no constant guess undercuts. Of few targets that
-    lies below the entropy of the text: of forty it is no measure. Raises DataError where the text is not prepared."""
-    if not isinstance(source, Windows) or len(source.shards) < source.window:
-        raise DataError("this is measured on prepared text of at least one window: run `ssl-lm prepare` on more of it")
-    recipe = next(r for r in load("ssl_lm.config:RECIPES") if load(r.method) is type(method))
-    view, device = load(recipe.views)(method.config), next(method.parameters()).device
-    number = min(windows, len(source))
+def objective(method: Any, view: Any, source: Any, windows: int = 256) -> dict[str, float]:
+    """Mean outputs of `forward` over the labels that `view` makes of held-out windows; the accuracy of always saying the
+    most frequent of them, and their entropy, which no constant guess undercuts. Of few labels that lies below the
+    entropy of the text: of forty it is no measure. Raises DataError for less prepared text than a window."""
+    if len(source.shards) < source.window:
+        raise DataError(UNPREPARED)
+    device, number = next(method.parameters()).device, min(windows, len(source))
     made = [view(source.load(i), np.random.default_rng((0, i))) for i in range(number)]
+    labels = torch.cat([sample["labels"] for sample in made])
+    labels = labels[labels != IGNORED]
     sums: dict[str, float] = {}
     for i in range(0, number, BATCH):
         batch = {key: value.to(device) for key, value in collate(made[i : i + BATCH]).items()}
+        share = int((batch["labels"] != IGNORED).sum()) / max(1, len(labels))
         for key, value in method(batch, 0.0).items():
-            sums[key] = sums.get(key, 0.0) + float(value) * min(BATCH, number - i) / number
-    labels = torch.cat([sample["labels"] for sample in made])
-    labels = labels[labels >= 0]
+            sums[key] = sums.get(key, 0.0) + float(value) * share
     p = torch.bincount(labels).double() / max(1, len(labels))
     return {
         **sums,
@@ -217,5 +236,5 @@ def _objective(method: Any, source: Any, windows: int = 256) -> dict[str, float]
     }
 
 
-def _line(source: Any, figures: dict[str, float]) -> str:
-    return f"{_where(source)}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in figures.items())
+def _line(figures: dict[str, float]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in figures.items())

@@ -10,10 +10,10 @@ import torch
 from ssl_core.device import pick_device
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
-from ssl_lm.bert import BERT
 from ssl_lm.views import framed
 
 if TYPE_CHECKING:
+    from ssl_lm.bert import BERT
     from ssl_lm.verbs import Fill
 
 MASK = "[MASK]"
@@ -34,11 +34,9 @@ def run(recipe: Recipe, args: Fill) -> None:
 def fill(method: BERT, text: str, *, top_k: int = 5) -> list[list[tuple[str, float]]]:
     """For every [MASK] of `text` the `top_k` most probable (word, probability).
 
-    Raises InputError for a text without a mask or longer than the context, and for a model without a tokenizer or one
-    that fills no masks.
+    Raises InputError for a text without a mask or longer than the context, and for a model without a tokenizer or
+    without a mask token.
     """
-    if not isinstance(method, BERT):
-        raise InputError(f"{type(method).__name__} fills no masks: give weights of BERT")
     tokenizer, config = method.needed_tokenizer(), method.config
     if config.mask_token_id is None:
         raise InputError("the model's tokenizer has no mask token")

@@ -10,7 +10,7 @@ Token i looks at tokens 1 … i and no further: without that mask the task is to
 and embeddings start from N(0, 0.02²), those that write into the residual stream (attn.c_proj, mlp.c_proj) from
 N(0, 0.02²/2L), biases at 0 (section 2.3). GELU is the tanh approximation, as in the released weights.
 
-Deviations from the released code: weights are kept as Linear's (out, in), files have them (in, out) (`convert.py`); no
+Deviations from the released code: weights have Linear's shape (out, in), files have (in, out) (`convert.py`); no
 logits are built in training (`loss.py`). Texts are packed one behind the other, an eos token at the end of each, and
 attention crosses it, as in the paper.
 
@@ -33,15 +33,25 @@ from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.config import GPTConfig
 from ssl_lm.loss import linear_cross_entropy, linear_nll
 from ssl_lm.sampling import check_sampling, choose
-from ssl_lm.tokenizer import TextModel, settled
+from ssl_lm.text_model import TextModel, init_weights, text_mean
+from ssl_lm.tokenizer import settled
+
+
+class Linear(nn.Linear):
+    """A linear layer whose weight (out, in) lies in memory as (in, out), as in GPT-2's files: on a CPU the product of one
+    row, which writing consists of, takes up to 30 % less then, and training the same (docs/benchmarks.md)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.weight = nn.Parameter(self.weight.detach().T.contiguous().T)
 
 
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
-        self.c_attn = nn.Linear(config.dim, 3 * config.dim)
-        self.c_proj = nn.Linear(config.dim, config.dim)
+        self.c_attn = Linear(config.dim, 3 * config.dim)
+        self.c_proj = Linear(config.dim, config.dim)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = rearrange(self.c_attn(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
@@ -60,8 +70,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.approximate = "tanh" if config.activation == "gelu_new" else "none"
-        self.c_fc = nn.Linear(config.dim, config.mlp_width)
-        self.c_proj = nn.Linear(config.mlp_width, config.dim)
+        self.c_fc = Linear(config.dim, config.mlp_width)
+        self.c_proj = Linear(config.mlp_width, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
@@ -112,7 +122,7 @@ class GPT(TextModel):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config, settled(config))
-        self.apply(_initialise)
+        self.apply(init_weights)
         for name, weight in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(weight, std=0.02 * (2 * config.depth) ** -0.5)
@@ -143,7 +153,8 @@ class GPT(TextModel):
         else:
             there = attention_mask.bool()
             positions = (there.cumsum(1) - 1).clamp(min=0)[:, past:]
-            own = torch.eye(past + t, dtype=torch.bool, device=there.device)[past:]  # padding looks at itself alone
+            keys = torch.arange(past + t, device=there.device)
+            own = keys[past:, None] == keys  # padding looks at itself alone
             mask = (causal_mask(t, past + t, there.device) & there[:, None] | own)[:, None]  # b 1 t m
         return self.transformer(input_ids, positions, mask, cache)
 
@@ -154,6 +165,14 @@ class GPT(TextModel):
     def head(self, x: Tensor) -> Tensor:
         """Features (…, d) to logits (…, v); the embedding is the head."""
         return F.linear(x, self.transformer.wte.weight)
+
+    def next_logits(self, x: Tensor) -> Tensor:
+        """`head` of a few features (b, d). On a CPU the embedding times two to four columns, one of them twice if need be,
+        takes less time than one to four rows times its transpose (docs/benchmarks.md)."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > 4:
+            return self.head(x)
+        columns = x.expand(max(2, len(x)), -1).clone(memory_format=torch.contiguous_format).T
+        return (self.transformer.wte.weight @ columns).T[: len(x)]
 
     @torch.inference_mode()
     def nll(self, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -168,8 +187,7 @@ class GPT(TextModel):
         """
         there = self.is_text(input_ids) if attention_mask is None else attention_mask.bool()
         x = self.hidden(input_ids.clamp(min=0), attention_mask)  # to the right of a text, no mask is needed
-        weights = there[..., None].to(x.dtype)
-        return (x * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return text_mean(x, there)
 
     def generate(
         self, input_ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
@@ -215,7 +233,7 @@ class GPT(TextModel):
                     cache, fresh = self._cache(len(tokens), self.config.context), tokens
                 x = self.hidden(fresh, mask, cache)[:, -1]
                 fresh = choose(
-                    self.head(x), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+                    self.next_logits(x), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
                 )[:, None]  # fmt: skip
                 if eos is not None:
                     fresh = fresh.masked_fill(done[:, None], eos)
@@ -258,10 +276,3 @@ class GPT(TextModel):
                 f"{t} tokens of prompt and {new} new ones exceed the context of {context}: "
                 "ask for fewer, or give overflow='slide'"
             )
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

@@ -32,8 +32,8 @@ SMALLEST, LARGEST, PARTS = 2**16, 2**26, 64
 """A shard is a 64th of the text, but between 64 kB and 64 MB of it."""
 STRETCH, SHORT_STRETCH = 2**20, 2**14
 """Characters of a document that are tokenised at once; of byte-level BPE, where a cut between lines changes nothing."""
-ROW = 1000
-"""What a row of a `datasets` split counts as in bytes, for the size of shards."""
+ROWS = 1000
+"""Rows of a `datasets` split in a piece."""
 TRAINED_ON = 2**27
 """Bytes of text that a tokenizer is trained on at most."""
 
@@ -160,7 +160,7 @@ def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
         "test": (test or "train", 0 if test else border, len(splits[test or "train"])),
     }
     return {
-        split: [Piece(name, i, min(i + ROW, end), split=part) for i in range(start, end, ROW)]
+        split: [Piece(name, i, min(i + ROWS, end), split=part) for i in range(start, end, ROWS)]
         for split, (part, start, end) in parts.items()
     }
 
@@ -174,7 +174,7 @@ def group(pieces: list[Piece]) -> list[list[Piece]]:
             groups.append([])
             room = size
         groups[-1].append(piece)
-        room -= piece.size * (ROW if piece.split else 1)
+        room -= piece.size
     return groups
 
 

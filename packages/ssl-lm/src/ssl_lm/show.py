@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +60,12 @@ def samples_over_training(method: Any, run: Path) -> dict[str, str]:
     from ssl_lm.evaluate import samples
 
     seed_step(method.config.seed)
-    fresh = type(method)(method.config).to(next(method.parameters()).device).eval()
-    fresh.tokenizer = method.tokenizer
-    written = {"before training": samples(fresh, 1, WORDS)[0]}
+    model = type(method)(method.config).to(next(method.parameters()).device).eval()
+    model.tokenizer = method.tokenizer
+    written = {"before training": samples(model, 1, WORDS)[0]}
     for file in sorted(run.glob("checkpoints/step-*/model.safetensors"))[:-1]:
-        earlier = copy.deepcopy(fresh)
-        earlier.load_state_dict(load_weights(file))
-        written[f"after step {int(file.parent.name.removeprefix('step-')):,}"] = samples(earlier, 1, WORDS)[0]
+        model.load_state_dict(load_weights(file))
+        written[f"after step {int(file.parent.name.removeprefix('step-')):,}"] = samples(model, 1, WORDS)[0]
     written["trained"] = samples(method, 1, WORDS)[0]
     return {when: "\n".join(text.strip("\n").splitlines()[:LINES]) for when, text in written.items()}
 

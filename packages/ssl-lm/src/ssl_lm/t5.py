@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +36,8 @@ from ssl_lm.beam import beam_search, trimmed
 from ssl_lm.bert import accuracy, same_document
 from ssl_lm.config import T5Config, removed, span_count
 from ssl_lm.loss import linear_cross_entropy
-from ssl_lm.tokenizer import TextModel, settle, settled
+from ssl_lm.text_model import TextModel, text_mean
+from ssl_lm.tokenizer import settled
 
 
 def noise_spans(
@@ -325,6 +325,7 @@ class T5(TextModel):
     config_class = T5Config
     config: T5Config
     accumulates = True
+    settles = True
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -342,13 +343,6 @@ class T5(TextModel):
         from ssl_lm.convert import T5_LAYOUT
 
         return T5_LAYOUT
-
-    def load_preprocessor(self, folder: Path) -> None:
-        """The tokenizer, which says where the sentinels are where the folder's config does not."""
-        super().load_preprocessor(folder)
-        if self.tokenizer is not None:
-            settled_config: Any = settle(self.config, self.tokenizer)
-            self.config = settled_config
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of `batch["labels"]` (b, o) given `batch["input_ids"]` (b, n), -100 is ignored; in eval mode the share of
@@ -407,8 +401,7 @@ class T5(TextModel):
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Features (b, d): the mean over the text of the encoder's states."""
         states, seen = self.memory(input_ids, attention_mask)
-        weight = seen[:, 0, 0, :, None].to(states.dtype)
-        return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return text_mean(states, seen[:, 0, 0])
 
     @torch.no_grad()
     def attention_maps(self, input_ids: Tensor) -> Tensor:
@@ -438,10 +431,16 @@ class T5(TextModel):
         """
         if min(max_new_tokens, num_beams) < 1:
             raise InputError(f"max_new_tokens {max_new_tokens}, num_beams {num_beams}: both must be at least 1")
-        was_training = self.training
+        training = self.training
         self.eval()
-        memory, seen = self.memory(input_ids, attention_mask)
-        decoding = Decoding(self.decoder, memory, seen, rows=len(input_ids) * num_beams, length=max_new_tokens)
+        try:
+            return self._answers(*self.memory(input_ids, attention_mask), max_new_tokens, num_beams, length_penalty)
+        finally:
+            self.train(training)
+
+    def _answers(self, memory: Tensor, seen: Tensor, length: int, beams: int, length_penalty: float) -> Tensor:
+        b, device = len(memory), memory.device
+        decoding = Decoding(self.decoder, memory, seen, rows=b * beams, length=length)
 
         def step(tokens: Tensor, rows: Tensor) -> Tensor:
             hidden = decoding.step(self.shared(tokens)[:, None], rows)
@@ -449,15 +448,12 @@ class T5(TextModel):
 
         pad, eos = self.config.pad_token_id, self.config.eos_token_id
         assert pad is not None and eos is not None
-        if num_beams == 1:
-            answers = _greedy(step, len(input_ids), max_new_tokens, pad, eos, input_ids.device)
-        else:
-            answers = beam_search(
-                step, batch=len(input_ids), beams=num_beams, length=max_new_tokens, start=pad, eos=eos, pad=pad,
-                length_penalty=length_penalty, device=input_ids.device,
-            )  # fmt: skip
-        self.train(was_training)
-        return answers
+        if beams == 1:
+            return _greedy(step, b, length, pad, eos, device)
+        return beam_search(
+            step, batch=b, beams=beams, length=length, start=pad, eos=eos, pad=pad, length_penalty=length_penalty,
+            device=device,
+        )  # fmt: skip
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         return hidden * self.config.dim**-0.5 if self.config.tied else hidden

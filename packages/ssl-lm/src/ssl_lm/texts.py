@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ssl_core.errors import InputError
 
 SEPARATOR = "<|endoftext|>"
 """Separates documents inside one text file."""
+ROW = 1000
+"""Bytes that a row of a `datasets` split counts as: how long it is, only reading it would tell."""
 
 
 class BadText(InputError):
@@ -31,7 +34,8 @@ class Piece:
 
     @property
     def size(self) -> int:
-        return self.end - self.start
+        """Bytes, of a `datasets` split about."""
+        return (self.end - self.start) * (ROW if self.split else 1)
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -46,12 +50,13 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def cut(path: Path, size: int, start: int = 0, end: int | None = None) -> list[Piece]:
-    """Pieces of about `size` bytes of a file, cut at ends of lines."""
+    """Pieces of about `size` bytes of a file, cut at ends of lines, and not before the separator that ends a document."""
     end = path.stat().st_size if end is None else end
     pieces = []
     with path.open("rb") as stream:
         while start < end:
-            stop = end if end - start <= size * 3 // 2 else min(end, line_end(stream, start + size))
+            far = end - start > size * 3 // 2
+            stop = min(end, _past_separator(stream, line_end(stream, start + size))) if far else end
             pieces.append(Piece(str(path), start, stop, ends=stop == end))
             start = stop
     return pieces
@@ -62,6 +67,14 @@ def line_end(stream: Iterable, offset: int) -> int:
     stream.seek(offset)  # type: ignore[attr-defined]
     stream.readline()  # type: ignore[attr-defined]
     return int(stream.tell())  # type: ignore[attr-defined]
+
+
+def _past_separator(stream: Iterable, start: int) -> int:
+    """The end of the line behind `start` and blank ones that begins with a separator, else `start`."""
+    line = b"\n"
+    while line and not line.strip():
+        line = stream.readline()  # type: ignore[attr-defined]
+    return int(stream.tell()) if line.startswith(SEPARATOR.encode()) else start  # type: ignore[attr-defined]
 
 
 def decode(data: bytes, path: str) -> str:
@@ -95,7 +108,7 @@ def read_piece(piece: Piece) -> Iterator[tuple[str, bool]]:
 
 
 def _lines(text: str, path: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -111,8 +124,9 @@ def _rows(piece: Piece) -> list[str]:
     return open_hf(piece.path)[piece.split][piece.start : piece.end]["text"]  # type: ignore[no-any-return]
 
 
+@cache
 def open_hf(name: str) -> dict:
-    """{split: dataset} of the `datasets` library, of the Hub or a local folder.
+    """{split: dataset} of the `datasets` library, of the Hub or a local folder, opened once by a process.
 
     Raises InputError where the library is missing or the data has no column `text`.
     """

@@ -1,4 +1,4 @@
-"""The tokenizer, and what a model takes from it: its vocabulary, its special tokens, its files."""
+"""The tokenizer, and what a config takes from it: its vocabulary, its special tokens, its files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
-
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import Pretrained
 from ssl_core.hub.repo import resolve
 from ssl_lm.config import LMConfig
 
@@ -40,50 +37,6 @@ ROWS_TO_SPARE = 128
 """Rows that an embedding may have more than the tokenizer has tokens: T5's has 32,128 for 32,100."""
 
 Algorithm = Literal["bpe", "wordpiece", "unigram"]
-
-
-class TextModel(nn.Module, Pretrained):
-    """What GPT, BERT and T5 share: a tokenizer, whose files lie beside the weights.
-
-    `tokenizer` is a `tokenizers.Tokenizer`, or None for a model built from a config alone.
-    """
-
-    config: LMConfig
-    tokenizer: Tokenizer | None = None
-
-    def attach(self, source: Any) -> Any:
-        """Take the tokenizer of prepared data, or tokenise raw text with this model's.
-
-        Raises InputError when the data were prepared with another tokenizer than the model's, and when raw text meets
-        a model that has none.
-        """
-        if source.tokenizer is None:
-            return source.tokenised(self.needed_tokenizer(), self.config)
-        if self.tokenizer is None:
-            self.tokenizer = source.tokenizer
-        elif fingerprint(self.tokenizer) != fingerprint(source.tokenizer):
-            raise InputError("the data were prepared with another tokenizer than the model's: prepare them with "
-                             "--tokenizer and the model's folder")  # fmt: skip
-        return source
-
-    def needed_tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises InputError where there is none."""
-        if self.tokenizer is None:
-            raise InputError(f"the weights came without {FILE}: text cannot be turned into tokens")
-        return self.tokenizer
-
-    def is_text(self, input_ids: Tensor) -> Tensor:
-        """Boolean, of input_ids' shape: false at padding, which is `pad_token_id` or negative."""
-        pad = self.config.pad_token_id
-        return input_ids >= 0 if pad is None else (input_ids >= 0) & (input_ids != pad)
-
-    def save_preprocessor(self, folder: Path) -> None:
-        if self.tokenizer is not None:
-            save_tokenizer(self.tokenizer, folder, context=self.config.context)
-
-    def load_preprocessor(self, folder: Path) -> None:
-        if (folder / FILE).is_file():
-            self.tokenizer = load_tokenizer(folder)
 
 
 def settled(config: LMConfig) -> int:

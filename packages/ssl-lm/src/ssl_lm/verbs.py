@@ -100,7 +100,7 @@ class Text2Text:
 
 VERBS = {
     "prepare": Verb(arguments="ssl_lm.verbs:Prepare", run="ssl_lm.prepare:run"),
-    "generate": Verb(arguments="ssl_lm.verbs:Generate", run="ssl_lm.generate:run", method="gpt"),
-    "fill": Verb(arguments="ssl_lm.verbs:Fill", run="ssl_lm.fill:run", method="bert"),
-    "text2text": Verb(arguments="ssl_lm.verbs:Text2Text", run="ssl_lm.text2text:run", method="t5"),
+    "generate": Verb(arguments="ssl_lm.verbs:Generate", run="ssl_lm.generate:run", methods=("gpt",)),
+    "fill": Verb(arguments="ssl_lm.verbs:Fill", run="ssl_lm.fill:run", methods=("bert",)),
+    "text2text": Verb(arguments="ssl_lm.verbs:Text2Text", run="ssl_lm.text2text:run", methods=("t5",)),
 }

@@ -98,6 +98,7 @@ class Masked:
     """[CLS], a window of text and [SEP], `config.masked` tokens of it hidden."""
 
     config: BERTConfig
+    mask_token_id: int
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """{"input_ids" (t,), "positions" (k,), "labels" (k,), "documents" (t,)}, int64; labels are -100 where a text has
@@ -110,7 +111,7 @@ class Masked:
                 raise InputError("whole_words needs a source that says where words begin")
             words = F.pad(sample["words"], (1, 1), value=-1)[None]
         inputs, labels = mask_tokens(
-            tokens, vocab_size=settled(config), mask_token_id=needed(config, "mask_token_id"), special_ids=config.special_ids,
+            tokens, vocab_size=settled(config), mask_token_id=self.mask_token_id, special_ids=config.special_ids,
             count=config.masked, words=words, generator=_generator(rng),
         )  # fmt: skip
         positions = (labels[0] != IGNORED).nonzero()[:, 0]
@@ -124,9 +125,9 @@ class Masked:
 
 
 def masked(config: BERTConfig) -> Masked:
-    for name in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
         needed(config, name)
-    return Masked(config)
+    return Masked(config, needed(config, "mask_token_id"))
 
 
 # ---------------------------------------------------------------- T5
@@ -137,6 +138,9 @@ class Spans:
     """A window of text without some spans, and these spans."""
 
     config: T5Config
+    pad_token_id: int
+    eos_token_id: int
+    first_sentinel: int
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """{"input_ids" (n,), "labels" (o,), "documents" (n,), "label_documents" (o,)}, int64."""
@@ -145,8 +149,8 @@ class Spans:
             1, config.window, density=config.density, mean_span=config.mean_span, generator=_generator(rng)
         )
         inputs, labels = corrupt_spans(
-            sample["input_ids"][None], noise, first_sentinel=needed(config, "first_sentinel"), sentinels=config.sentinels,
-            eos_token_id=needed(config, "eos_token_id"), pad_token_id=needed(config, "pad_token_id"),
+            sample["input_ids"][None], noise, first_sentinel=self.first_sentinel, sentinels=config.sentinels,
+            eos_token_id=self.eos_token_id, pad_token_id=self.pad_token_id,
         )  # fmt: skip
         documents, label_documents = corrupt_documents(sample["documents"][None], noise)
         return {
@@ -158,9 +162,7 @@ class Spans:
 
 
 def spans(config: T5Config) -> Spans:
-    for name in ("pad_token_id", "eos_token_id", "first_sentinel"):
-        needed(config, name)
-    return Spans(config)
+    return Spans(config, *(needed(config, name) for name in ("pad_token_id", "eos_token_id", "first_sentinel")))
 
 
 def _generator(rng: np.random.Generator) -> torch.Generator:
