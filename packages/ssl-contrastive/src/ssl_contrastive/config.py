@@ -302,9 +302,8 @@ def simsiam_vit_small() -> SimSiamConfig:
 
 def simsiam_demo() -> SimSiamConfig:
     """The built-in scenes in minutes on a CPU."""
-    fields: dict[str, Any] = SCENES | {"crop_scale": (0.2, 1.0)}
     return SimSiamConfig(
-        **fields, head_layers=2, projection=512, predictor_hidden=128, epochs=14, base_lr=0.12, weight_decay=5e-4
+        **SCENES, head_layers=2, projection=512, predictor_hidden=128, epochs=14, base_lr=0.2, weight_decay=5e-4
     )
 
 
