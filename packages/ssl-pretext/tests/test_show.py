@@ -80,7 +80,7 @@ def test_a_network_that_is_right_solves_every_puzzle(shown, tmp_path, monkeypatc
     captions = show_jigsaw(network, source(), tmp_path)
     as_shown, solved, original = shown[0].unbind(1)
     assert torch.equal(solved, original) and not torch.equal(as_shown, original)
-    assert "100% of 72 orders" in captions["jigsaw.png"]
+    assert "100% of 504 orders" in captions["jigsaw.png"]
 
 
 def test_a_network_that_is_right_puts_every_neighbour_in_its_place(shown, tmp_path, monkeypatch):
