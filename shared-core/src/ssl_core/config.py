@@ -248,7 +248,7 @@ def check_shares(field: str, value: float | tuple[float, ...]) -> None:
 
 def check_jitter(field: str, value: tuple[float, float, float, float]) -> None:
     """ConfigError for strengths of brightness, contrast, saturation and hue that colour jitter cannot have."""
-    check(all(x >= 0 for x in value) and value[3] <= 0.5, field, value,
+    check(all(0 <= x < math.inf for x in value) and value[3] <= 0.5, field, value,
           "must not be negative, and hue at most 0.5, half a circle")  # fmt: skip
 
 

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_core.data.readable import readable
 from ssl_core.data.views import eval_view
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError, InputError
-from ssl_core.pictures import readable, rgb, sample_images
+from ssl_core.pictures import rgb, sample_images
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
