@@ -56,14 +56,16 @@ def dense_info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long))
 
 
-@pytest.fixture(params=[1, 7, 64, None], ids="block {}".format)
+@pytest.fixture(params=[(1, 0), (7, 100), (64, 2**24), None], ids="block {}".format)
 def block(request, monkeypatch):
-    """The losses with blocks of so many similarities: one row at a time, rows that do not divide the batch, …"""
+    """The losses with blocks of so many similarities, of which so many are kept: one row at a time, rows that do not
+    divide the batch, …"""
     if request.param is not None:
-        monkeypatch.setitem(similarity.BLOCK, "cpu", request.param)
+        monkeypatch.setitem(similarity.BLOCK, "cpu", request.param[0])
+        monkeypatch.setattr(similarity, "KEPT", request.param[1])
 
 
-@pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 2.0])
+@pytest.mark.parametrize("temperature", [0.02, 0.025, 0.1, 0.5, 2.0])
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_nt_xent_equals_plain_python(n, temperature, block):
     z1, z2 = rows(n, 3), rows(n, 3, seed=1)
@@ -106,6 +108,14 @@ def test_what_asks_for_no_gradient_gets_none():
     assert query.grad is not None and key.grad is None and queue.grad is None
     with torch.no_grad():
         assert not nt_xent_loss(query, key, 0.2).requires_grad
+
+
+def test_opposite_rows_at_the_smallest_temperature_of_one_exponential_are_exact_in_fp32():
+    axis = torch.eye(4)[:1].requires_grad_()
+    value = nt_xent_loss(axis, -axis.detach(), 1 / similarity.NARROW)
+    assert value.item() == pytest.approx(0, abs=1e-5)  # each has one other, its partner: log(e^-40) + 40
+    [grad] = torch.autograd.grad(value, [axis])
+    assert grad.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ssl_contrastive.config import SimCLRConfig
 from ssl_contrastive.heads import mlp
-from ssl_contrastive.similarity import sum_log_sum_exp, unit
+from ssl_contrastive.similarity import sum_log_sum_exp, sum_log_sum_exp_among, unit
 from ssl_core import distributed
 from ssl_core.backbone import build_backbone
 from ssl_core.data.views import normalize
@@ -44,8 +44,11 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     z1, z2 = unit(z1), unit(z2)
     anchors = torch.cat([z1, z2])
     counts = distributed.row_counts(anchors)
-    own = sum(counts[: distributed.rank()]) + torch.arange(len(anchors), device=anchors.device)
-    far = sum_log_sum_exp(anchors, distributed.gather(anchors, counts), scale, own=own)
+    if distributed.world_size() == 1:
+        far = sum_log_sum_exp_among(anchors, scale)
+    else:
+        own = sum(counts[: distributed.rank()]) + torch.arange(len(anchors), device=anchors.device)
+        far = sum_log_sum_exp(anchors, distributed.gather(anchors, counts), scale, own=own)
     return (far - 2 * scale * (z1 * z2).sum()) * (distributed.world_size() / sum(counts))
 
 
