@@ -55,15 +55,15 @@ def main() -> None:
     print(f"\n{waiting(args.run)}")
 
 
-def write_images(folder: Path) -> None:
+def write_images(folder: Path, number: int = IMAGES) -> None:
     """Smooth colours with grain: about 80 KB a file, as photographs of this size have."""
     rng = np.random.default_rng(0)
-    for i in range(IMAGES):
+    for i in range(number):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
         coarse = coarse.resize((500, 375), Image.Resampling.BICUBIC)
         grain = rng.normal(0, 12, (375, 500, 1))
         image = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(folder / f"{i:03d}.jpg", quality=88)
+        Image.fromarray(image).save(folder / f"{i:04d}.jpg", quality=88)
 
 
 def build(make: Callable[[], tuple[Callable[[Path], Any], Callable[[list[Any]], Tensor]]], folder: str) -> Work:

@@ -2,7 +2,8 @@
 
 A round runs every case once, A B C in even rounds and C B A in odd ones, so that whatever else the machine does falls
 on all of them. A ratio compares two times of the same round. Every case keeps freed memory, as our training loop does
-for itself: what is given back and fetched again costs large matrices more than their arithmetic.
+for itself: what is given back and fetched again costs large matrices more than their arithmetic. With --give-back no
+case does, which is how an ordinary script runs.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Settings:
     rounds: int
     warmup: int
     json: Path | None
+    keep: bool
+    """whether freed memory stays with the process"""
 
 
 class Time(NamedTuple):
@@ -100,15 +103,22 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
                        help="cpu: seconds of the process, for a machine that others use too")  # fmt: skip
     flags.add_argument("--rounds", type=int, default=7)
     flags.add_argument("--warmup", type=int, default=1, help="rounds before those that count")
+    flags.add_argument("--give-back", action="store_true", help="freed memory goes back to the system")
     flags.add_argument("--json", type=Path, help="file to which each table is appended as a line of JSON")
     return flags
 
 
 def settings(args: argparse.Namespace) -> Settings:
     """The shared flags, applied to this process too."""
-    torch.set_num_threads(args.threads)
-    keep_freed_memory()
-    return Settings(args.threads, args.clock, args.rounds, args.warmup, args.json)
+    chosen = Settings(args.threads, args.clock, args.rounds, args.warmup, args.json, not args.give_back)
+    _prepare(chosen)
+    return chosen
+
+
+def _prepare(chosen: Settings) -> None:
+    torch.set_num_threads(chosen.threads)
+    if chosen.keep:
+        keep_freed_memory()
 
 
 def race(cases: Sequence[Case], chosen: Settings, *, isolate: bool = True) -> list[Result]:
@@ -150,7 +160,7 @@ def _here(case: Case) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
 def _process(case: Case, chosen: Settings) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, case, chosen.threads), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, case, chosen), daemon=True)
     process.start()
     theirs.close()
 
@@ -175,10 +185,9 @@ def _process(case: Case, chosen: Settings) -> Iterator[tuple[dict[str, Any], Cal
         process.join()
 
 
-def _serve(pipe: Any, case: Case, threads: int) -> None:
+def _serve(pipe: Any, case: Case, chosen: Settings) -> None:
     """The other process: build, then one round for each message, until the pipe is closed."""
-    torch.set_num_threads(threads)
-    keep_freed_memory()
+    _prepare(chosen)
     try:
         work = case.build(*case.args)
         gc.collect()
@@ -290,11 +299,12 @@ def hardware(chosen: Settings) -> str:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     name, family, model = (_cpuinfo(info, key) for key in ("model name", "cpu family", "model"))
     flags = [flag for flag in FLAGS if flag in _cpuinfo(info, "flags").split()]
+    memory = "" if chosen.keep else ", memory given back"
     unit = "CPU seconds" if chosen.clock == "cpu" else "wall seconds"
     versions = [f"{project} {found}" for project in PROJECTS if (found := _version(project))]
     return (
         f"{name or platform.processor()} (family {family}, model {model}), {os.cpu_count()} cores, {' '.join(flags)}; "
-        f"{chosen.threads} thread(s), {unit}, {chosen.rounds} rounds; python {platform.python_version()}, "
+        f"{chosen.threads} thread(s), {unit}, {chosen.rounds} rounds{memory}; python {platform.python_version()}, "
         f"{', '.join(versions)}; load {os.getloadavg()[0]:.1f}"
     )
 

@@ -26,6 +26,7 @@ SUBJECTS = (
     "knn",
     "contrastive_loss",
     "contrastive_step",
+    "end_to_end",
     "imports",
     "dino_step",
     "dino_loss",

@@ -78,13 +78,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 kept = labels[part] != IGNORED
                 target = labels[part].where(kept, 0)[:, None]
                 z = F.linear(h, head, shift).to(wide)  # rows v
-                norm = z.logsumexp(1, keepdim=True)
-                total += ((norm - z.gather(1, target)).squeeze(1) * kept).sum()
+                near = z.gather(1, target)
+                top = z.amax(1, keepdim=True)
+                p = z.sub_(top).exp_()
+                sums = p.sum(1, keepdim=True)
+                total += ((top + sums.log() - near).squeeze(1) * kept).sum()
                 if d_hidden is None or d_weight is None:
                     continue
-                p = z.sub_(norm).exp_()
-                p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
-                p *= kept[:, None]
+                p.mul_(kept[:, None] / sums).scatter_add_(1, target, -kept[:, None].to(wide))
                 if d_bias is not None:
                     d_bias += p.sum(0)
                 p = p.to(narrow)
