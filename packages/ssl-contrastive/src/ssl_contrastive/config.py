@@ -180,6 +180,9 @@ SCENES: dict[str, Any] = {
 }  # fmt: skip
 """A small ResNet-18 for the built-in scenes in minutes on a CPU; the figures stand in docs/benchmarks.md."""
 
+SCENES_ADAMW: dict[str, Any] = {"optimizer": "adamw", "base_lr": 4e-3, "weight_decay": 0.05, "warmup_epochs": 1.0}
+"""Its optimiser. The papers' SGD leaves the plateau that these runs begin with for two of three seeds."""
+
 VIT_SMALL: dict[str, Any] = {
     "backbone": "vit", "dim": 384, "depth": 12, "heads": 6, "optimizer": "adamw", "batch_size": 1024,
     "base_lr": 1.5e-4, "warmup_epochs": 40.0, "epochs": 300.0, "weight_decay": 0.1, "drop_path": 0.0,
@@ -215,9 +218,7 @@ def simclr_vit_small() -> SimCLRConfig:
 
 def simclr_demo() -> SimCLRConfig:
     """The built-in scenes in minutes on a CPU."""
-    return SimCLRConfig(
-        **SCENES, optimizer="adamw", base_lr=4e-3, weight_decay=0.05, epochs=13, warmup_epochs=1, temperature=0.2
-    )
+    return SimCLRConfig(**SCENES, **SCENES_ADAMW, epochs=13, temperature=0.2)
 
 
 def moco_imagenet_resnet50() -> MoCoConfig:
@@ -249,7 +250,7 @@ def moco_vit_small() -> MoCoConfig:
 
 def moco_demo() -> MoCoConfig:
     """The built-in scenes in minutes on a CPU."""
-    return MoCoConfig(**SCENES, queue=1024, ema=0.99, epochs=13, base_lr=0.06, weight_decay=5e-4, bn_splits=4)
+    return MoCoConfig(**SCENES, **SCENES_ADAMW, epochs=13, queue=1024, ema=0.99, bn_splits=4)
 
 
 def byol_imagenet_resnet50() -> BYOLConfig:
@@ -302,9 +303,7 @@ def simsiam_vit_small() -> SimSiamConfig:
 
 def simsiam_demo() -> SimSiamConfig:
     """The built-in scenes in minutes on a CPU."""
-    return SimSiamConfig(
-        **SCENES, head_layers=2, projection=512, predictor_hidden=128, epochs=14, base_lr=0.2, weight_decay=5e-4
-    )
+    return SimSiamConfig(**SCENES, **SCENES_ADAMW, epochs=14, head_layers=2, projection=512, predictor_hidden=128)
 
 
 SIMCLR: dict[str, Callable[[], SimCLRConfig]] = {
