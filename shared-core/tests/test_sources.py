@@ -199,6 +199,18 @@ def test_arrays_are_samples(tmp_path: Path):
     assert source.load(1)["image"].any(), "a sample that is changed in place changes the data"
 
 
+def test_arrays_of_16_bits_stay_so(tmp_path: Path):
+    images = np.random.default_rng(0).integers(0, 65536, (2, 4, 4), dtype=np.uint16)
+    np.savez(tmp_path / "deep.npz", images=images)
+    for channels in (1, 3):
+        image = open_source(tmp_path / "deep.npz", channels=channels).load(1)["image"]
+        assert image.dtype == torch.uint16
+        assert torch.equal(image.to(torch.int32), torch.from_numpy(images[1].astype(np.int32)).expand(channels, 4, 4))
+    np.savez(tmp_path / "rgb.npz", images=np.repeat(images[..., None], 3, -1))
+    with pytest.raises(DataError, match=r"uint16 \(n, h, w, c\), have 3 channels, not 1"):
+        open_source(tmp_path / "rgb.npz", channels=1)
+
+
 def test_gray_arrays_become_what_is_asked_for(tmp_path: Path):
     images = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
     np.savez(tmp_path / "gray.npz", images=images)

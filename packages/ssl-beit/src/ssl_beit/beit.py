@@ -243,8 +243,10 @@ class BEiT(Pretrained, nn.Module):
             return
         from ssl_beit.training import train
 
+        preset = DVAE_PRESETS[config.tokenizer]()
         sizes = dataclasses.replace(
-            DVAE_PRESETS[config.tokenizer](), image_size=config.tokenizer_size, vocab=config.vocab, seed=config.seed,
+            preset, batch_size=min(preset.batch_size, config.batch_size), seed=config.seed,
+            image_size=config.tokenizer_size, vocab=config.vocab,
             in_channels=config.in_channels, mean=(0.0,) * config.in_channels, std=(1.0,) * config.in_channels,
             precision=config.precision,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssl_beit.beit import BEiT, masked_first
 from ssl_beit.dvae import DVAE, usage
 from ssl_beit.views import block_mask, lanczos
+from ssl_core.data.pixels import as_float
 from ssl_core.pictures import sample_images
 
 MEASURED = 512
@@ -31,7 +32,7 @@ def measure_dvae(method: DVAE, source: Any) -> dict[str, Any]:
     images = sample_images(source, method.config, MEASURED).to(next(method.parameters()).device)
     ids = torch.cat([method.tokenize(part) for part in images.split(64)])
     decoded = torch.cat([method.decode(part) for part in ids.split(64)])
-    pixels = images / 255
+    pixels = as_float(images)
     used, perplexity = usage(ids, method.config.vocab)
     figures: dict[str, Any] = {
         "psnr": psnr(pixels, decoded),
@@ -61,11 +62,11 @@ def psnr(a: Tensor, b: Tensor) -> float:
 def jpeg(images: Tensor, bits: float) -> tuple[float, float, int]:
     """(PSNR in dB, bits per picture, quality) of JPEG at the least quality that takes `bits` per picture or more.
 
-    uint8 (b, c, h, w) of one or three channels. All pictures are one sheet, so that they share the file's header and
-    tables.
+    uint8 or uint16 (b, c, h, w) of one or three channels, in 8 bits as JPEG has them. All pictures are one sheet, so that
+    they share the file's header and tables.
     """
     columns = math.isqrt(len(images))
-    images = images[: columns * (len(images) // columns)].cpu()
+    images = as_float(images[: columns * (len(images) // columns)].cpu()).mul(255).round().to(torch.uint8)
     sheet = np.ascontiguousarray(rearrange(images, "(r k) c h w -> (r h) (k w) c", k=columns).numpy())
     picture = Image.fromarray(sheet if sheet.shape[2] == 3 else sheet[..., 0])
     buffer, spent, quality = io.BytesIO(), 0.0, 0

@@ -11,6 +11,7 @@ from torch import Tensor
 from ssl_beit.beit import BEiT
 from ssl_beit.dvae import DVAE
 from ssl_beit.measure import masks, small
+from ssl_core.data.pixels import as_float
 from ssl_core.patches import patchify, unpatchify
 from ssl_core.pictures import sample_images, save_grid
 
@@ -22,7 +23,7 @@ def show_dvae(method: DVAE, source: Any, folder: Path) -> dict[str, str]:
     """Write reconstructions.png (original | tokens decoded) and return {file name: caption}."""
     images = sample_images(source, method.config, SHOWN).to(next(method.parameters()).device)
     ids = method.tokenize(images)
-    save_grid(torch.stack([images / 255, method.decode(ids)], 1), folder / "reconstructions.png")
+    save_grid(torch.stack([as_float(images), method.decode(ids)], 1), folder / "reconstructions.png")
     return {"reconstructions.png": f"original | its {ids[0].numel()} tokens decoded"}
 
 
@@ -34,7 +35,7 @@ def show_beit(method: BEiT, source: Any, folder: Path) -> dict[str, str]:
     """
     images = sample_images(source, method.config, SHOWN).to(next(method.parameters()).device)
     if not method.config.vocab:
-        save_grid(images[:, None] / 255, folder / "originals.png")
+        save_grid(as_float(images[:, None]), folder / "originals.png")
         return {"originals.png": "originals; the weights are an encoder alone, which predicts nothing"}
     mask = masks(method, len(images)).to(images.device)
     if method.tokenizer is None:
@@ -46,7 +47,7 @@ def show_beit(method: BEiT, source: Any, folder: Path) -> dict[str, str]:
 
 def hidden(method: BEiT, images: Tensor, mask: Tensor) -> Tensor:
     """(b, 2, c, h, w) in [0, 1]: original and masked, for uint8 images (b, c, h, w)."""
-    p, original = method.config.patch_size, images / 255
+    p, original = method.config.patch_size, as_float(images)
     grey = torch.where(mask[..., None], GREY, patchify(original, p))
     return torch.stack([original, unpatchify(grey, p, method.config.grid)], 1)
 

@@ -14,6 +14,7 @@ from ssl_beit.config import DVAEConfig
 from ssl_beit.dvae import DVAE, Tokenizer
 from ssl_beit.verbs import Tokenize
 from ssl_core.config import ConfigError
+from ssl_core.data.pixels import as_float
 from ssl_core.data.views import EvalTransform
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError
@@ -89,9 +90,9 @@ def read(tokenizer: Tokenizer, source: Any, view: Any, device: torch.device) -> 
 
 @torch.inference_mode()
 def picture(tokenizer: Tokenizer, images: Tensor) -> Tensor:
-    """(b, 3, c, h, w) in [0, 1]: original, a colour for each token, and the tokens decoded, for uint8 (b, c, h, w)."""
+    """(b, 3, c, h, w) in [0, 1]: original, a colour for each token, and the tokens decoded, for uint8 or uint16 (b, c, h, w)."""
     ids = tokenizer.tokenize(images)
     palette = torch.from_numpy(np.random.default_rng(0).random((tokenizer.vocab, images.shape[1]), np.float32))
     colours = palette.to(ids.device)[ids].permute(0, 3, 1, 2)  # b c h w
     colours = colours.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    return torch.stack([images / 255, colours, tokenizer.decode(ids)], 1)
+    return torch.stack([as_float(images), colours, tokenizer.decode(ids)], 1)

@@ -10,6 +10,7 @@ import torch
 
 from ssl_clip.clip import CLIP
 from ssl_clip.measure import encode_texts
+from ssl_core.data.pixels import as_float
 from ssl_core.data.split import Subset
 from ssl_core.data.views import eval_view
 from ssl_core.evaluate.features import extract
@@ -36,5 +37,5 @@ def show(method: CLIP, source: Any, folder: Path) -> dict[str, str]:
         caption = "each row: an image, and those most like it"
     found = (query @ image.T).topk(min(ANSWERS, len(image)), 1).indices.tolist()
     rows = [torch.stack([view(source.load(kept[i]))["views"][0] for i in row]) for row in found]
-    save_grid(torch.stack(rows).float() / 255, folder / "search.png", columns=1)
+    save_grid(as_float(torch.stack(rows)), folder / "search.png", columns=1)
     return {"search.png": caption}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssl_contrastive.similarity import unit
 from ssl_contrastive.views import build
+from ssl_core.data.pixels import as_float
 from ssl_core.data.readable import readable
 from ssl_core.pictures import rgb, sample_images, save_grid
 
@@ -26,7 +27,7 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
     save_grid(view_pairs(method, source), folder / "views.png", columns=4)
     images = sample_images(source, method.config, MAPPED)
     features = encode(method, images)
-    shown = images.float() / 255
+    shown = as_float(images)
     near = neighbours(features, min(QUERIES, len(images) - 1), min(NEIGHBOURS, len(images) - 1))
     save_grid(shown[near], folder / "neighbours.png", columns=1)
     places, how = flat(features)
@@ -45,7 +46,7 @@ def view_pairs(method: Any, source: Any) -> Tensor:
         torch.stack(view(sample, np.random.default_rng((0, index)))["views"])
         for index, sample in readable(source, PAIRS)
     ]
-    return torch.stack(pairs).float() / 255
+    return as_float(torch.stack(pairs))
 
 
 def encode(method: Any, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from ssl_core.data.pixels import as_float
 from ssl_core.data.views import resize
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, InputError
@@ -133,7 +134,7 @@ def drawn(method: Any, image: Tensor, patches: Tensor, flags: Attention) -> dict
     masks over the image, PCA colours."""
     maps = method.attention_maps(_one(image, method), flags.block)[0].float().cpu()  # heads h w
     maps = torch.cat([maps, maps.mean(0, keepdim=True)])[:, None]  # heads + 1, 1 h w
-    size, picture = image.shape[-2:], rgb(image[None] / 255)
+    size, picture = image.shape[-2:], rgb(as_float(image[None]))
     masked = overlay(picture.expand(len(maps), -1, -1, -1), mass_mask(maps, flags.mass))
     return {
         "attention": torch.cat([picture, heat(maps, size)]),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_core.data.pixels import as_float
 from ssl_core.pictures import rgb, sample_images, save_grid
 from ssl_dino.attention import heat, mass_mask, overlay, pca_colours
 
@@ -26,7 +27,7 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
             f"image | attention of the last block, mean of its heads | the patches with {MASS:.0%} of it"
         )
     colours = pca_colours(method.patch_features(images))
-    pictures = torch.stack([rgb(images / 255), F.interpolate(colours, images.shape[-2:])], 1)
+    pictures = torch.stack([rgb(as_float(images)), F.interpolate(colours, images.shape[-2:])], 1)
     save_grid(pictures, folder / "patches.png", columns=COLUMNS)
     captions["patches.png"] = "image | first three principal components of the patch features of all images as colours"
     return captions
@@ -35,5 +36,5 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
 def attended(method: Any, images: Tensor) -> Tensor:
     """(b, 3, 3, h, w) in [0, 1]: image, mean attention map, and the image with all but the attended patches dimmed."""
     maps = method.attention_maps(images).float().mean(1, keepdim=True)  # b 1 h w
-    shown = rgb(images / 255)
+    shown = rgb(as_float(images))
     return torch.stack([shown, heat(maps, images.shape[-2:]), overlay(shown, mass_mask(maps, MASS))], 1)

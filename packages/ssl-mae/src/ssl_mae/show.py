@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_core.data.pixels import as_float
 from ssl_core.patches import patchify, unpatchify
 from ssl_core.pictures import sample_images, save_grid
 from ssl_mae.mae import MAE
@@ -31,6 +32,6 @@ def reconstructions(method: MAE, images: Tensor, seed: int = 0) -> Tensor:
     grid = (images.shape[2] // p, images.shape[3] // p)
     noise = torch.rand(len(images), grid[0] * grid[1], generator=torch.Generator().manual_seed(seed)).to(images.device)
     result = method.reconstruct(images, noise=noise)
-    original = images.float() / 255
+    original = as_float(images)
     hidden = torch.where(result.mask[..., None] > 0, GREY, patchify(original, p))
     return torch.stack([original, unpatchify(hidden, p, grid), result.image], 1)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.backbone import build_backbone
+from ssl_core.data.pixels import as_float
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_pretext.ab_bins import ab_bins, annealed_mean, rebalancing, smoothing, soft_encode
 from ssl_pretext.config import ColorizationConfig
@@ -183,6 +184,6 @@ class Colorization(nn.Module, Pretrained):
     def _rgb(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] of uint8 images, or of float ones that were normalised."""
         if not images.is_floating_point():
-            return images / 255
+            return as_float(images)
         mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std))
         return images * std + mean

@@ -27,6 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.backbone import build_backbone
+from ssl_core.data.pixels import moved
 from ssl_core.data.views import normalize
 from ssl_core.distributed import sync_batch_norm
 from ssl_core.hub.pretrained import Layout, Pretrained
@@ -37,8 +38,8 @@ from ssl_pretext.tiles import TILES, check_tiles, embed_tiles
 
 def shuffle(tiles: Tensor, orders: Tensor) -> Tensor:
     """Put tile `orders[b, i]` of `tiles` (b, t, …) in place i, for orders (b, t)."""
-    index = orders.view(*orders.shape, *[1] * (tiles.ndim - 2))
-    return tiles.gather(1, index.expand(-1, -1, *tiles.shape[2:]))
+    index = orders.view(*orders.shape, *[1] * (tiles.ndim - 2)).expand(-1, -1, *tiles.shape[2:])
+    return moved(tiles, lambda values: values.gather(1, index))
 
 
 def unshuffle(tiles: Tensor, orders: Tensor) -> Tensor:

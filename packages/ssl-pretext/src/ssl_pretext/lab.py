@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssl_core.data.pixels import as_float
+
 XYZ_OF_RGB = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 """Linear sRGB to XYZ."""
 RGB_OF_XYZ = tuple(torch.linalg.inv(torch.tensor(XYZ_OF_RGB, dtype=torch.float64, device="cpu")).tolist())
@@ -23,9 +25,9 @@ LINEAR_BELOW, SLOPE, OFFSET = 0.008856, 7.787, 16 / 116
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
-    """sRGB (b, 3, h, w) to Lab (b, 3, h, w); uint8, or float in [0, 1] whose dtype is kept. Raises ValueError."""
+    """sRGB (b, 3, h, w) to Lab (b, 3, h, w); uint8 or uint16, or float in [0, 1] whose dtype is kept. Raises ValueError."""
     _check(images)
-    rgb = images if images.is_floating_point() else images / 255
+    rgb = as_float(images)
     linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = _mixed(linear, [[m / white for m in row] for row, white in zip(XYZ_OF_RGB, WHITE, strict=True)])
     f = torch.where(xyz > LINEAR_BELOW, xyz.clamp(min=LINEAR_BELOW) ** (1 / 3), SLOPE * xyz + OFFSET)

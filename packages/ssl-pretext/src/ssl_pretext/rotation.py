@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core.backbone import build_backbone
+from ssl_core.data.pixels import moved
 from ssl_core.data.views import normalize
 from ssl_core.distributed import sync_batch_norm
 from ssl_core.hub.pretrained import Layout, Pretrained
@@ -35,7 +36,7 @@ def rotate(images: Tensor, turns: int) -> Tensor:
     """
     if images.shape[-2] != images.shape[-1]:
         raise ValueError(f"images must be square to be turned, got {tuple(images.shape)}: crop a square first")
-    return torch.rot90(images, turns, (-2, -1))
+    return moved(images, lambda pixels: torch.rot90(pixels, turns, (-2, -1)))
 
 
 def four_rotations(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ssl_core.data.pixels import as_float, top
 from ssl_core.pictures import sample_images, save_grid
 from ssl_pretext.colorization import Colorization
 from ssl_pretext.jigsaw import Jigsaw, shuffle, unshuffle
@@ -34,7 +35,7 @@ def show_rotation(method: Rotation, source: Any, folder: Path) -> dict[str, str]
     for i, turn in enumerate(turns.tolist()):
         shown = rotate(images[i], turn)
         rows.append(torch.stack([shown, rotate(shown, -int(answers[turn * len(images) + i])), images[i]]))
-    save_grid(torch.stack(rows) / 255, folder / "rotation.png")
+    save_grid(as_float(torch.stack(rows)), folder / "rotation.png")
     return {"rotation.png": f"as shown | turned back | original; {accuracy:.0%} of the turns recognised, chance 25 %"}
 
 
@@ -47,7 +48,7 @@ def show_jigsaw(method: Jigsaw, source: Any, folder: Path) -> dict[str, str]:
     answers = torch.cat([method.logits(part).argmax(1) for part in shown.split(256)])
     solved = unshuffle(shown, method.permutations[answers])
     accuracy = (answers == asked).float().mean().item()
-    save_grid(torch.stack([laid_out(x[:COUNT] / 255) for x in (shown, solved, tiles)], 1), folder / "jigsaw.png")
+    save_grid(torch.stack([laid_out(as_float(x[:COUNT])) for x in (shown, solved, tiles)], 1), folder / "jigsaw.png")
     orders = f"{method.config.permutations} orders"
     return {"jigsaw.png": f"as shown | put back | original; {accuracy:.0%} of {orders} recognised"}
 
@@ -61,7 +62,7 @@ def show_colorization(method: Colorization, source: Any, folder: Path) -> dict[s
     one = (true.mean((0, 2, 3), keepdim=True) - true).norm(dim=1).mean().item()
     lightness = method.lightness(images[:COUNT])
     grey = lab_to_rgb(torch.cat([lightness, torch.zeros_like(lightness), torch.zeros_like(lightness)], 1))
-    save_grid(torch.stack([grey, coloured[:COUNT], images[:COUNT] / 255], 1), folder / "colorization.png")
+    save_grid(torch.stack([grey, coloured[:COUNT], as_float(images[:COUNT])], 1), folder / "colorization.png")
     caption = f"grey | predicted | true colours; {error:.1f} off in ab on average, the best single colour {one:.1f}"
     return {"colorization.png": caption}
 
@@ -80,7 +81,7 @@ def show_relative_patch(method: RelativePatch, source: Any, folder: Path) -> dic
         rows.append(
             torch.stack([_placed(centre, neighbour, guessed), _placed(centre, neighbour, int(pairs[direction, 1]))])
         )
-    both = torch.stack(rows) / 255  # b 2 t c h w
+    both = as_float(torch.stack(rows))  # b 2 t c h w
     save_grid(laid_out(both.flatten(0, 1)).unflatten(0, both.shape[:2]), folder / "relative-patch.png", columns=4)
     return {"relative-patch.png": f"placed by the network | true place; {accuracy:.0%} recognised, chance 12 %"}
 
@@ -100,7 +101,7 @@ def laid_out(tiles: Tensor, gap: int = 1) -> Tensor:
 
 
 def _placed(centre: Tensor, neighbour: Tensor, place: int) -> Tensor:
-    canvas = torch.full((9, *centre.shape), 255, dtype=centre.dtype, device=centre.device)
+    canvas = torch.full((9, *centre.shape), top(centre), dtype=centre.dtype, device=centre.device)
     canvas[4], canvas[place] = centre, neighbour
     return canvas
 

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.backbone import PooledViT
+from ssl_core.data.pixels import as_float
 from ssl_core.resnet import ResNet
 
 TILES = 9
@@ -15,9 +16,9 @@ TILES = 9
 def standardize_tiles(tiles: Tensor) -> Tensor:
     """Every channel of every tile (…, c, h, w) to mean 0 and standard deviation 1; a constant one to 0.
 
-    uint8 or float; the brightness and contrast that neighbours share would else solve the task.
+    uint8, uint16 or float; the brightness and contrast that neighbours share would else solve the task.
     """
-    pixels = tiles if tiles.is_floating_point() else tiles / 255
+    pixels = as_float(tiles)
     var, mean = torch.var_mean(pixels, (-2, -1), correction=0, keepdim=True)
     # a constant tile's variance is a rounding error, far below that of one grey level in one pixel
     return (pixels - mean) * torch.where(var > 1e-9, var, torch.inf).rsqrt()

@@ -11,7 +11,7 @@ the distance on the hexagon from pure red is 1 + G + B - R, and its side is the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Literal
 
@@ -72,6 +72,18 @@ def chain(image: Tensor, steps: Iterable[tuple[Operation, float]]) -> Tensor:
     for name, value in steps:
         planes = _OPERATIONS[name](planes, value, top(image))
     return planes.to(image.dtype)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 or uint16 pixels as float32 in [0, 1], float ones as they are."""
+    return images if images.is_floating_point() else images.float().div_(top(images))
+
+
+def moved(images: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """`move(images)`, where pixels only change places: torch neither flips nor gathers uint16, so it is given their bits."""
+    if images.dtype != torch.uint16:
+        return move(images)
+    return move(images.view(torch.int16)).view(torch.uint16)
 
 
 def top(image: Tensor) -> int:

@@ -66,7 +66,7 @@ def open_source(
     - a folder: all images in it, labelled by the first sub-folder where there are two or more; with
       `train` and `test` (or `val`) in it, these are the splits;
     - a .csv or .tsv file with the header `path,label` or `path`, paths from its own folder on;
-    - an .npz file with uint8 `images` (n, h, w, c) or (n, h, w) and perhaps integer `labels` (n,);
+    - an .npz file with uint8 or uint16 `images` (n, h, w, c) or (n, h, w) and perhaps integer `labels` (n,);
     - "torchvision:CIFAR10", from the folder in TORCHVISION_DATA, else `data`;
     - "hf:name" by the `datasets` package: of the Hub, a local folder or a .parquet file.
     The last two take a split of their own after another colon: "torchvision:STL10:unlabeled". A
@@ -152,7 +152,7 @@ class ImageFiles:
 
 
 class ImageArray:
-    """Images in memory, uint8 (n, h, w, c)."""
+    """Images in memory, uint8 or uint16 (n, h, w, c); they keep their type."""
 
     def __init__(
         self,
@@ -356,12 +356,14 @@ def _open_npz(file: Path, channels: int) -> ImageArray:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen types on damaged bytes
         raise DataError(f"cannot read {file}: {error}") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.size == 0:
-        raise DataError(f"{file}: images are {images.dtype} {images.shape}: store uint8 (n, h, w, c) or (n, h, w)")
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4) or images.size == 0:
+        raise DataError(
+            f"{file}: images are {images.dtype} {images.shape}: store uint8 or uint16, (n, h, w, c) or (n, h, w)"
+        )
     images = images if images.ndim == 4 else images[..., None]
     found = images.shape[-1]
-    if found != channels and {found, channels} != {1, 3}:
-        raise DataError(f"{file}: images (n, h, w, c) have {found} channels, not {channels}")
+    if found != channels and not (found == 1 and channels == 3) and (found, channels, images.dtype) != (3, 1, np.uint8):
+        raise DataError(f"{file}: images, {images.dtype} (n, h, w, c), have {found} channels, not {channels}")
     if labels is None:
         return ImageArray(images, channels, file.name)
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < -1:

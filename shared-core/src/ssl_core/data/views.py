@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.data.pixels import Operation, chain, need_rgb, top
+from ssl_core.data.pixels import Operation, chain, moved, need_rgb, top
 
 Jitter = tuple[float, float, float, float]
 Steps = tuple[tuple[Operation, float], ...]
@@ -81,12 +81,7 @@ def random_resized_crop(
 
 def random_flip(image: Tensor, rng: np.random.Generator, p: float = 0.5) -> Tensor:
     """Mirrored left to right with probability `p`."""
-    return _bits(image).flip(-1).view(image.dtype) if rng.random() < p else image
-
-
-def _bits(image: Tensor) -> Tensor:
-    """Same bits as int16 where the image is uint16, for which torch has no flip."""
-    return image.view(torch.int16) if image.dtype == torch.uint16 else image
+    return moved(image, lambda pixels: pixels.flip(-1)) if rng.random() < p else image
 
 
 def color_jitter(
@@ -213,10 +208,12 @@ class Augment:
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """The view that was drawn, contiguous."""
         y, x, h, w = drawn.box
-        view = _bits(resize(image[:, y : y + h, x : x + w], *self.size))
+        view = resize(image[:, y : y + h, x : x + w], *self.size)
         mirrored = [axis for axis, on in ((-2, drawn.upside_down), (-1, drawn.mirror)) if on]
-        view = view.flip(mirrored) if mirrored else view
-        view = (torch.rot90(view, drawn.turns, (-2, -1)) if drawn.turns else view).view(image.dtype)
+        if mirrored:
+            view = moved(view, lambda pixels: pixels.flip(mirrored))
+        if drawn.turns:
+            view = moved(view, lambda pixels: torch.rot90(pixels, drawn.turns, (-2, -1)))
         view = chain(view, drawn.steps) if drawn.steps else view.clone(memory_format=torch.contiguous_format)
         for band in drawn.dropped:
             view[band] = 0

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ssl_core.data.pixels import as_float, top
 from ssl_core.errors import BadSample, EvaluationError
 
 Encode = Callable[[Tensor], Tensor]  # uint8 (b, c, h, w) -> (b, d)
@@ -174,29 +175,33 @@ def colour_histogram(source: Any, transform: Any, **options: Any) -> Features:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """uint8 (b, c, h, w) -> (b, c·h·w) float32 in [0, 1], of at most 32 x 32 averaged pixels."""
-    x = images.float() / 255
+    """uint8 or uint16 (b, c, h, w) -> (b, c·h·w) float32 in [0, 1], of at most 32 x 32 averaged pixels."""
+    x = as_float(images)
     h, w = (min(side, PIXELS) for side in x.shape[2:])
     return rearrange(F.adaptive_avg_pool2d(x, (h, w)), "b c h w -> b (c h w)")
 
 
 def histogram(images: Tensor) -> Tensor:
-    """Share of the pixels in each bin: uint8 (b, c, h, w) -> (b, n) float32.
+    """Share of the pixels in each bin: uint8 or uint16 (b, c, h, w) -> (b, n) float32.
 
     Three channels are binned jointly, n = 4 x 4 x 4; others each on their own, n = 16 c.
     """
     b, c, h, w = images.shape
     if c == 3:
-        digit = rearrange(images // (256 // BINS), "b c h w -> c b (h w)").long()
+        digit = rearrange(_binned(images, BINS), "b c h w -> c b (h w)")
         bins, count = (digit[0] * BINS + digit[1]) * BINS + digit[2], BINS**3  # b p
     else:
-        digit = (images // (256 // CHANNEL_BINS)).long()
+        digit = _binned(images, CHANNEL_BINS)
         first = CHANNEL_BINS * torch.arange(c, device=images.device)  # bin 0 of each channel
         bins = rearrange(digit + rearrange(first, "c -> c 1 1"), "b c h w -> b (c h w)")
         count = CHANNEL_BINS * c
     own = bins + count * torch.arange(b, device=images.device)[:, None]  # bins of its own per image
     counts = torch.bincount(own.flatten(), minlength=b * count)
     return rearrange(counts, "(b n) -> b n", b=b).float() / (h * w)
+
+
+def _binned(images: Tensor, bins: int) -> Tensor:
+    return images.long() * bins // (top(images) + 1)
 
 
 BASELINES: dict[str, Encode] = {"raw pixels": pixels, "colour histogram": histogram}

@@ -185,6 +185,11 @@ class Contract(Suite):
         assert gap <= 1e-5, (
             f"uint8 and normalised float pictures differ by {gap:.2g}: use ssl_core.data.views.normalize"
         )
+        deep = (inputs.to(torch.int32) * 257).to(torch.uint16)
+        gap = (self.encode(method, deep) - self.encode(method, inputs)).abs().max().item()
+        assert gap <= 1e-5, (
+            f"uint8 pictures and the same in 16 bits differ by {gap:.2g}: use ssl_core.data.pixels.as_float"
+        )
 
     def one_step(self, config: Any, parts: int = 1) -> dict[str, Tensor]:
         """Gradients and the whole state after one step of plain gradient descent in float64, on this rank's samples."""
