@@ -43,8 +43,8 @@ from ssl_core.config import ConfigError
 from ssl_core.data.views import normalize
 from ssl_core.hub.pretrained import WEIGHTS, Layout, Pretrained, read_state
 
-KEPT = 2**26
-"""Logits that are kept from the first pass for the second, 256 MB in fp32; those of further rows are computed again."""
+KEPT = 3 * 2**24
+"""Logits that are kept from the first pass for the second, 192 MB in fp32; those of further rows are computed again."""
 NARROW = 60.0
 """exp(±60) and sums of millions of them are normal numbers in fp32."""
 
