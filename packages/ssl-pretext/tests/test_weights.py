@@ -54,6 +54,22 @@ def seen(network: Any) -> torch.Tensor:
 
 
 @every_recipe
+def test_features_are_those_of_the_stage_that_the_config_names(recipe, tmp_path):
+    network, maps = drawn(recipe, {**RESNET, "feature_stage": 3}), []
+    network.encoder.layer3.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    features = network.encode(pixels())
+    assert torch.equal(features, maps[0].mean((2, 3))) and features.shape == (2, 16)
+    last = network.encoder.layer4.register_forward_hook(lambda module, inputs, output: pytest.fail("not needed"))
+    assert torch.equal(network.encode(pixels()), features)
+    last.remove()
+    assert torch.equal(
+        load(recipe.method).from_pretrained(network.save_pretrained(tmp_path)).encode(pixels()), features
+    )
+    with pytest.raises(ConfigError, match="a ViT has no stages"):
+        load(recipe.config)(**VIT, **SMALL[recipe.name], feature_stage=3)
+
+
+@every_recipe
 @pytest.mark.parametrize("fields", [VIT, RESNET, {**RESNET, "small_stem": True}], ids=["vit", "resnet", "small stem"])
 def test_what_is_saved_loads_again_with_its_heads(recipe, fields, tmp_path):
     network = drawn(recipe, fields)

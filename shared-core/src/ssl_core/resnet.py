@@ -102,21 +102,22 @@ class ResNet(nn.Module):
             if zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
-    def maps(self, images: Tensor) -> Tensor:
-        """The last stage's map, (b, d, h / 32, w / 32), h / 8 with the small stem, rounded up."""
+    def maps(self, images: Tensor, stage: int = 4) -> Tensor:
+        """A stage's map: the last one's (b, d, h / 32, w / 32), h / 8 with the small stem, rounded up; a stage before has
+        twice the height and width, and half of the channels."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}")
         x = images.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)  # faster to convolve
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if not self.small_stem:
             x = F.max_pool2d(x, 3, 2, 1)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4)[:stage]:
+            x = layer(x)
         return x
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The mean of the last map, (b, d)."""
-        return reduce(self.maps(images), "b d h w -> b d", "mean")
+    def forward(self, images: Tensor, stage: int = 4) -> Tensor:
+        """The mean of a stage's map, the last one's by default, (b, d)."""
+        return reduce(self.maps(images, stage), "b d h w -> b d", "mean")
 
     def feature_map(self, images: Tensor) -> Tensor:
         """The last map, (b, h, w, d)."""

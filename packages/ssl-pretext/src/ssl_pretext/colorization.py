@@ -33,6 +33,7 @@ from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_pretext.ab_bins import ab_bins, annealed_mean, rebalancing, smoothing, soft_encode
 from ssl_pretext.config import ColorizationConfig
 from ssl_pretext.lab import lab_to_rgb, rgb_to_lab
+from ssl_pretext.stage import stage_features
 
 AB_SCALE = 110.0
 """What a and b are divided by in a regression."""
@@ -151,7 +152,7 @@ class Colorization(nn.Module, Pretrained):
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d) of images of any size, of whose colours nothing is seen."""
-        return self.encoder(self._scaled(self.lightness(images)))
+        return stage_features(self.encoder, self._scaled(self.lightness(images)), self.config.feature_stage)
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Features of the places of the encoder's last map, (b, h, w, d)."""

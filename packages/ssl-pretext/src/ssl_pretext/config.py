@@ -45,6 +45,8 @@ class PretextConfig(BackboneConfig, TrainConfig):
     """area of the random square over that of the largest square in the image"""
     flip: bool = True
     """mirror left to right at random, before anything else is done"""
+    feature_stage: Literal[1, 2, 3, 4] = 4
+    """stage of a ResNet whose mean `encode` returns: the last one serves the task more than its features"""
 
     epochs: float = 105
     batch_size: int = 256
@@ -56,6 +58,8 @@ class PretextConfig(BackboneConfig, TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_scale("crop_scale", self.crop_scale)
+        stage = self.feature_stage
+        check(stage == 4 or not self.is_vit, "feature_stage", stage, "a ViT has no stages: leave it at 4")
         square = self.size[0] == self.size[1]
         check(square, "image_size", self.image_size, "must be a square, of which the tasks are made")
 
@@ -215,7 +219,7 @@ def demo_jigsaw() -> JigsawConfig:
     """The built-in scenes at 48 pixels in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
     fields: dict[str, Any] = SMALL | {"image_size": 48, "crop_scale": (0.3, 1.0)}
     return JigsawConfig(
-        **fields, puzzle_size=36, tile_size=10, permutations=504, orders_per_image=8,
+        **fields, puzzle_size=36, tile_size=10, permutations=504, orders_per_image=8, feature_stage=3,
         embedding=64, hidden=256, dropout=0.0, epochs=4, warmup_epochs=0.5,
     )  # fmt: skip
 

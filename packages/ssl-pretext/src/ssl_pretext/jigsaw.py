@@ -33,6 +33,7 @@ from ssl_core.distributed import sync_batch_norm
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_pretext.config import JigsawConfig
 from ssl_pretext.permutations import permutation_set
+from ssl_pretext.stage import stage_features
 from ssl_pretext.tiles import TILES, check_tiles, embed_tiles
 
 
@@ -107,7 +108,8 @@ class Jigsaw(nn.Module, Pretrained):
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d) of whole images, of any size."""
-        return self.encoder(normalize(images, self.config.mean, self.config.std))
+        images = normalize(images, self.config.mean, self.config.std)
+        return stage_features(self.encoder, images, self.config.feature_stage)
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Features of the places of the encoder's last map, (b, h, w, d)."""

@@ -27,6 +27,7 @@ from ssl_core.data.views import normalize
 from ssl_core.distributed import sync_batch_norm
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_pretext.config import RotationConfig
+from ssl_pretext.stage import stage_features
 
 
 def rotate(images: Tensor, turns: int) -> Tensor:
@@ -88,7 +89,7 @@ class Rotation(nn.Module, Pretrained):
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d) of images of any size."""
-        return self.encoder(self._normalized(images))
+        return stage_features(self.encoder, self._normalized(images), self.config.feature_stage)
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Features of the places of the encoder's last map, (b, h, w, d)."""
