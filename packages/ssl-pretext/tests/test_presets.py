@@ -13,6 +13,7 @@ from ssl_core.method import load
 from ssl_pretext.config import (
     JIGSAW,
     RECIPES,
+    RELATIVE_PATCH,
     ColorizationConfig,
     JigsawConfig,
     RelativePatchConfig,
@@ -38,7 +39,7 @@ def test_there_are_four_methods_and_each_has_a_demo_in_fp32():
     assert [recipe.name for recipe in RECIPES] == ["rotation", "jigsaw", "colorization", "relative-patch"]
     for recipe in RECIPES:
         demo = load(recipe.presets)["demo"]()
-        assert demo.size == ((48, 48) if recipe is JIGSAW else (32, 32))
+        assert demo.size == ((48, 48) if recipe in (JIGSAW, RELATIVE_PATCH) else (32, 32))
         assert demo.precision == "fp32", "what it computes does not depend on the machine"
 
 
