@@ -8,7 +8,7 @@ An image tower and a text tower map into one space, where an image and its own c
 τ is learned, starts at ln(1/0.07) and is kept at or below ln 100 (section 2.5); `loss="siglip"` replaces L by the
 sigmoid loss of `ssl_clip.siglip`.
 
-Computed otherwise than in open_clip, with the same result: the n × n logits are never stored. One pass over blocks
+Computed otherwise than in open_clip, with the same result: of the n × n logits at most 256 MB are stored. One pass over blocks
 of rows finds log-sum-exp of rows and columns, a second one the gradient. Processes share texts and column sums only, so
 that each block of logits is computed by one of them, once.
 Accumulation is gradient caching (Gao et al. 2021, arXiv 2101.06983): the features of all micro-batches make one loss,
@@ -43,8 +43,8 @@ from ssl_core.config import ConfigError
 from ssl_core.data.views import normalize
 from ssl_core.hub.pretrained import WEIGHTS, Layout, Pretrained, read_state
 
-KEPT = 3 * 2**24
-"""Logits that are kept from the first pass for the second, 192 MB in fp32; those of further rows are computed again."""
+KEPT = 2**26
+"""Logits that are kept from the first pass for the second, 256 MB in fp32; those of further rows are computed again."""
 NARROW = 60.0
 """exp(±60) and sums of millions of them are normal numbers in fp32."""
 
