@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ssl_core.data.images import to_tensor
 from ssl_core.data.scenes import Scenes
 from ssl_core.data.sources import ImageFiles, PathTable, digest, open_source
 from ssl_core.errors import BadSample, DataError
@@ -209,6 +210,8 @@ def test_arrays_of_16_bits_stay_so(tmp_path: Path):
     np.savez(tmp_path / "rgb.npz", images=np.repeat(images[..., None], 3, -1))
     with pytest.raises(DataError, match=r"uint16 \(n, h, w, c\), have 3 channels, not 1"):
         open_source(tmp_path / "rgb.npz", channels=1)
+    with pytest.raises(BadSample, match="3 channels and cannot give 1"):
+        to_tensor(np.repeat(images[0][..., None], 3, -1), 1)
 
 
 def test_gray_arrays_become_what_is_asked_for(tmp_path: Path):

@@ -32,7 +32,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_beit.config import DVAEConfig
-from ssl_core.data.views import normalize
+from ssl_core.data.pixels import as_float
 from ssl_core.ema import ema_update, frozen_copy
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.patches import grid_of
@@ -215,7 +215,7 @@ class Tokenizer(nn.Module):
         if pixels.ndim != 4 or pixels.shape[1] != channels:
             raise ValueError(f"images must be (b, {channels}, h, w), got {tuple(pixels.shape)}")
         grid_of(pixels, 8)
-        x = map_pixels(normalize(pixels, (0.0,) * channels, (1.0,) * channels))
+        x = map_pixels(as_float(pixels))
         return x.contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
 
 

@@ -39,6 +39,11 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
+def _rows(keys: Tensor) -> int:
+    """Rows of a block of similarities to `keys`."""
+    return max(1, BLOCK.get(keys.device.type, LARGE_BLOCK) // max(1, len(keys)))
+
+
 def sum_log_sum_exp(
     anchors: Tensor, keys: Tensor, scale: float, *, own: Tensor | None = None, extra: Tensor | None = None
 ) -> Tensor:
@@ -66,7 +71,7 @@ def _summed(
     total, anchor_grad, key_grad, extra_grad = _like(anchors, keys, scale, own, extra, to_anchors, to_keys)
     total.zero_()
     key_grad.zero_()
-    size = max(1, BLOCK.get(anchors.device.type, LARGE_BLOCK) // max(1, len(keys)))
+    size = _rows(keys)
     for start in range(0, len(anchors), size):
         rows = slice(start, start + size)
         weights = (anchors[rows] * scale) @ keys.T  # r m
@@ -131,7 +136,7 @@ def _summed_among(z: Tensor, scale: float, to_z: bool) -> tuple[Tensor, Tensor]:
     """The sum, and its gradient; empty where it is not wanted."""
     n, kept = len(z), []
     sums = z.new_zeros(n)
-    size = max(1, BLOCK.get(z.device.type, LARGE_BLOCK) // max(1, n))
+    size = _rows(z)
     room = KEPT if to_z else 0
     for start in range(0, n, size):
         weights = _exponentials(z, scale, start, size)

@@ -211,8 +211,8 @@ def small_data() -> DINOConfig:
 def demo() -> DINOConfig:
     """The built-in scenes at 32 pixels in minutes on two CPU cores; the figures stand in docs/benchmarks.md.
 
-    AdamW, and a centre that is the last batch's mean: with SGD, or a centre that lags, some seeds stay where one
-    prototype takes all images or none does.
+    AdamW, and a centre that is the last batch's mean: with SGD some seeds stay where one prototype takes all images or
+    none does.
     """
     return DINOConfig(
         backbone="resnet18", width=12, small_stem=True, image_size=32, crop_pct=1.0, prototypes=64, head_hidden=256,

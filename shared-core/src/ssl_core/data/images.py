@@ -99,9 +99,9 @@ def pillow_to_tensor(image: Image.Image, channels: int) -> Tensor:
 
 
 def to_tensor(array: np.ndarray, channels: int) -> Tensor:
-    """A uint8 array (h, w) or (h, w, c) as a tensor (c, h, w), a view where no channel changes.
+    """A uint8 or uint16 array (h, w) or (h, w, c) as a tensor (c, h, w), a view where no channel changes.
 
-    Gray becomes RGB by repeating, RGB becomes gray by luma. Raises BadSample for other changes.
+    Gray becomes RGB by repeating, RGB of 8 bits becomes gray by luma. Raises BadSample for other changes.
     """
     if array.ndim == 2:
         array = array[:, :, None]
@@ -110,9 +110,9 @@ def to_tensor(array: np.ndarray, channels: int) -> Tensor:
         return torch.from_numpy(array).permute(2, 0, 1)  # h w c -> c h w
     if (found, channels) == (1, 3):
         return torch.from_numpy(array.repeat(3, axis=2)).permute(2, 0, 1)
-    if (found, channels) == (3, 1):
+    if (found, channels) == (3, 1) and array.dtype == np.uint8:
         return pillow_to_tensor(Image.fromarray(array), 1)
-    raise BadSample(f"the image has {found} channels and cannot give {channels}: only 1 and 3 can")
+    raise BadSample(f"the image has {found} channels and cannot give {channels}: only 1 and, in 8 bits, 3 can")
 
 
 def write_folder(path: str | os.PathLike[str], images: Iterable[tuple[str, np.ndarray]], format: str) -> Path:

@@ -362,7 +362,8 @@ def _open_npz(file: Path, channels: int) -> ImageArray:
         )
     images = images if images.ndim == 4 else images[..., None]
     found = images.shape[-1]
-    if found != channels and not (found == 1 and channels == 3) and (found, channels, images.dtype) != (3, 1, np.uint8):
+    grey_as_rgb, luma = (found, channels) == (1, 3), (found, channels) == (3, 1) and images.dtype == np.uint8
+    if found != channels and not grey_as_rgb and not luma:
         raise DataError(f"{file}: images, {images.dtype} (n, h, w, c), have {found} channels, not {channels}")
     if labels is None:
         return ImageArray(images, channels, file.name)
