@@ -188,7 +188,7 @@ def test_hooks_run_once_a_step_with_its_progress(tmp_path):
     assert calls == [(when, step / 4, True) for step in range(4) for when in ("before", "after")]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adafactor"])
 def test_momentum_and_a_moving_weight_decay_are_resumed_to_the_same_bits(optimizer, tmp_path):
     trial = TRIAL.replace(optimizer=optimizer, base_lr=0.5, weight_decay=0.01, weight_decay_end=0.1)
     trial.here(tmp_path / "whole", checkpoint_minutes=60)

@@ -108,3 +108,29 @@ def test_lars_leaves_a_weight_of_zeros_movable():
     weight.grad = torch.ones(2, 2)
     LARS([{"params": [weight]}], lr=0.5).step()
     assert torch.equal(weight.detach(), torch.full((2, 2), -0.5))
+
+
+def test_three_steps_of_adafactor_are_the_papers_however_small_the_gradients():
+    """Shazeer and Stern, algorithm 6, written out: factored squares, clipped updates, a step relative to the tensor."""
+    torch.manual_seed(0)
+    method = nn.Linear(4, 3, bias=False).double()
+    x = method.weight.detach().tolist()
+    optimizer = build_optimizer(
+        method, TrainConfig(optimizer="adafactor", base_lr=0.5, batch_size=256, weight_decay=0.0)
+    )
+    rows, columns = [0.0] * 3, [0.0] * 4
+    rms = lambda matrix: (sum(v * v for row in matrix for v in row) / 12) ** 0.5  # noqa: E731
+    for t in range(1, 4):
+        g = [[1e-6 * (t + i - j - 0.5) ** 3 for j in range(4)] for i in range(3)]
+        method.weight.grad = torch.tensor(g, dtype=torch.float64)
+        optimizer.step()
+        beta = 1 - t**-0.8
+        rows = [beta * r + (1 - beta) * sum(v * v for v in row) for r, row in zip(rows, g, strict=True)]
+        columns = [
+            beta * c + (1 - beta) * sum(v * v for v in column)
+            for c, column in zip(columns, zip(*g, strict=True), strict=True)
+        ]
+        u = [[g[i][j] / (rows[i] * columns[j] / sum(rows)) ** 0.5 for j in range(4)] for i in range(3)]
+        rate = max(1e-3, rms(x)) * min(0.5, t**-0.5) / max(1.0, rms(u))
+        x = [[x[i][j] - rate * u[i][j] for j in range(4)] for i in range(3)]
+    assert torch.allclose(method.weight, torch.tensor(x, dtype=torch.float64), rtol=1e-9, atol=0)

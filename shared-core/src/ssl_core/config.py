@@ -29,6 +29,9 @@ class ConfigError(InputError, ValueError):
     """A configuration that cannot be used; the message names the field and says what to do."""
 
 
+Optimizer = Literal["adamw", "sgd", "lars", "adafactor"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What the training loop needs to know; a method's config adds its own fields and its paper's values."""
@@ -47,8 +50,8 @@ class TrainConfig:
     """decay of matrices; biases and other 1-D tensors are not decayed, unless the method's paper does"""
     weight_decay_end: float | None = None
     """weight decay at the end of a cosine over the run; constant without"""
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """sgd and lars have `momentum`, adamw has `betas`"""
+    optimizer: Optimizer = "adamw"
+    """sgd and lars have `momentum`, adamw has `betas`; adafactor's rate is a share of each tensor's size, at most 1/√step"""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's momenta"""
     momentum: float = 0.9
@@ -68,7 +71,8 @@ class TrainConfig:
         check(self.epochs > 0, "epochs", self.epochs, "must be positive")
         check(self.batch_size > 0, "batch_size", self.batch_size, "must be positive")
         check(self.base_lr > 0, "base_lr", self.base_lr, "must be positive")
-        check(self.min_lr >= 0, "min_lr", self.min_lr, "must not be negative")
+        check(0 <= self.min_lr <= self.lr, "min_lr", self.min_lr,
+              f"must lie between 0 and the peak, base_lr · batch_size / 256 = {self.lr:g}")  # fmt: skip
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must not be negative")
         check(
             0 <= self.warmup_epochs < self.epochs,

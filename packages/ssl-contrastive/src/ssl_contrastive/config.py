@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ssl_core.config import BackboneConfig, TrainConfig, check, check_jitter, check_scale, check_shares
+from ssl_core.config import BackboneConfig, Optimizer, TrainConfig, check, check_jitter, check_scale, check_shares
 from ssl_core.method import Recipe
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -63,7 +63,7 @@ class SimCLRConfig(ContrastiveConfig):
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     """pixel standard deviation per channel"""
 
-    optimizer: Literal["adamw", "sgd", "lars"] = "lars"
+    optimizer: Optimizer = "lars"
     epochs: float = 100
     batch_size: int = 4096
     base_lr: float = 0.3
@@ -97,7 +97,7 @@ class MoCoConfig(ContrastiveConfig):
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    optimizer: Literal["adamw", "sgd", "lars"] = "sgd"
+    optimizer: Optimizer = "sgd"
     epochs: float = 200
     batch_size: int = 256
     base_lr: float = 0.03
@@ -128,7 +128,7 @@ class BYOLConfig(ContrastiveConfig):
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     blur_p: tuple[float, float] = (1.0, 0.1)
     solarize_p: tuple[float, float] = (0.0, 0.2)
-    optimizer: Literal["adamw", "sgd", "lars"] = "lars"
+    optimizer: Optimizer = "lars"
     epochs: float = 1000
     batch_size: int = 4096
     base_lr: float = 0.2
@@ -155,7 +155,7 @@ class SimSiamConfig(ContrastiveConfig):
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    optimizer: Literal["adamw", "sgd", "lars"] = "sgd"
+    optimizer: Optimizer = "sgd"
     epochs: float = 100
     batch_size: int = 512
     base_lr: float = 0.05

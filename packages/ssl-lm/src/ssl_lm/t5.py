@@ -10,10 +10,12 @@ positions in buckets serves all blocks of a stack, cross-attention has none. v1.
 embedding E. v1.1: tanh-GELU gated by a second projection, its own output matrix, no dropout in pretraining.
 Initialisation as the authors': E ~ N(0, 1), q ~ N(0, 1/(d·d_kv)), the others N(0, 1/fan-in).
 
-Deviations. AdamW with a cosine instead of Adafactor with 1/√t. v1.1's output matrix starts from N(0, 1/d), as in the
-authors' later code, so that the first loss is near ln V. Documents packed into one row do not see each other; the
-authors let them. A mask that begins with a removed token gives a target whose first sentinel says so, and can be
-inverted; those that `noise_spans` draws begin with a kept one and give the authors' result.
+Adafactor (arXiv 1804.04235) as the paper has it: steps relative to each tensor's size, without momentum.
+
+Deviations. Half a cosine from the rate that the authors hold for 10⁴ steps (`--min-lr 0.01` holds it). v1.1's output
+matrix starts from N(0, 1/d), as in the authors' later code, so that the first loss is near ln V. Documents packed into
+one row do not see each other; the authors let them. A mask that begins with a removed token gives a target whose first
+sentinel says so, and can be inverted; those that `noise_spans` draws begin with a kept one and give the authors' result.
 
 Expected (the paper, table 14): T5-small/base/large 77.4/82.7/86.4 on GLUE. Not run here.
 """

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ssl_core.config import BackboneConfig, TrainConfig, check, check_scale, check_shares
+from ssl_core.config import BackboneConfig, Optimizer, TrainConfig, check, check_scale, check_shares
 from ssl_core.method import Recipe
 
 Backbone = Literal["vit", "resnet18", "resnet34", "resnet50"]
@@ -50,7 +50,7 @@ class PretextConfig(BackboneConfig, TrainConfig):
 
     epochs: float = 105
     batch_size: int = 256
-    optimizer: Literal["adamw", "sgd", "lars"] = "sgd"
+    optimizer: Optimizer = "sgd"
     base_lr: float = 0.1
     warmup_epochs: float = 5
     weight_decay: float = 1e-4

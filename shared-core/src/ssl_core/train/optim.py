@@ -1,4 +1,4 @@
-"""AdamW, SGD and LARS with the field's parameter groups."""
+"""AdamW, SGD, LARS and Adafactor with the field's parameter groups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def build_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """`config.optimizer` over `method.param_groups(config)`, or `decay_groups`; the fused kernels, on a CPU too.
+    """`config.optimizer` over `method.param_groups(config)`, or `decay_groups`; the fused kernels where torch has them, on
+    a CPU too.
 
     A group without a `weight_decay` has the config's; its `lr_scale` multiplies the schedule's learning rate; one with
     `fixed_lr` stays at the peak.
@@ -39,6 +40,10 @@ def build_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optim
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.optimizer == "adafactor":
+        # torch clamps squared gradients at the square of the first, the paper's 1e-30; its own choice, 1e-7, is larger
+        # than most mean squares of a gradient, which then count as that
+        return torch.optim.Adafactor(groups, lr=config.lr, eps=(1e-15, 1e-3))
     return LARS(groups, lr=config.lr, momentum=config.momentum)
 
 
