@@ -262,8 +262,8 @@ def bert_small() -> BERTConfig:
 
 
 def bert_demo() -> BERTConfig:
-    """The source of Python's standard library, two to five minutes on a CPU core: 12.3 % of held-out targets are guessed, the most
-    frequent token is 3.7 % (docs/benchmarks.md)."""
+    """The source of Python's standard library, two to five minutes on a CPU core: 12.3 % of held-out targets are guessed, the
+    most frequent token is 3.7 % (docs/benchmarks.md)."""
     return BERTConfig(
         vocab_size=None, context=64, dim=128, depth=3, heads=4, init_std=0.09, dropout=0.0, **_TOKENIZERS,
         epochs=1, batch_size=32, base_lr=0.012, warmup_epochs=0.1, precision="fp32",
