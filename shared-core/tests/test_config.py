@@ -129,12 +129,6 @@ def test_the_learning_rate_grows_with_the_batch():
     assert TrainConfig(base_lr=1.5e-4, batch_size=4096).lr == pytest.approx(2.4e-3)
 
 
-def test_a_rate_that_would_rise_to_its_end_is_refused_and_the_peak_named():
-    with pytest.raises(ConfigError, match=r"min_lr = 0.001: .* base_lr · batch_size / 256 = 0.0005"):
-        TrainConfig(base_lr=0.004, batch_size=32, min_lr=0.001)
-    assert TrainConfig(base_lr=0.004, batch_size=64, min_lr=0.001).lr == 0.001
-
-
 @pytest.mark.parametrize("cls", [TrainConfig, RunOptions, TinyConfig, Everything], ids=lambda cls: cls.__name__)
 def test_a_thousand_damaged_jsons_raise_config_errors_alone_and_take_no_memory(cls, tmp_path):
     rng, outcomes = np.random.default_rng(0), {"refused": 0, "accepted": 0}

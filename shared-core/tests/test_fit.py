@@ -200,6 +200,11 @@ def test_momentum_and_a_moving_weight_decay_are_resumed_to_the_same_bits(optimiz
     assert decay[0] == pytest.approx(0.01) and decay == sorted(decay) and 0.09 < decay[-1] < 0.1
 
 
+def test_a_peak_below_the_last_learning_rate_is_held_and_does_not_rise(tmp_path):
+    TRIAL.replace(min_lr=1.0, warmup_epochs=0.0).here(tmp_path / "run")
+    assert {line["lr"] for line in lines(tmp_path / "run")} == {TRIAL.config.lr}
+
+
 def test_the_log_holds_every_asked_step_and_the_last(whole, tmp_path):
     TRIAL.here(tmp_path / "run", log_every=8)
     assert [line["step"] for line in lines(tmp_path / "run")] == [8, 16, 20]

@@ -3,8 +3,7 @@
     L = 1/|K| · Σ_{i ∈ K} (log Σ_v exp z_iv − z_{i, y_i}),   z_i = W h_i + b,   K = {i : y_i ≠ −100}
 
 The head is applied to a few rows at a time. Since dL/dz = softmax(z) − onehot(y) needs no more than z, its products with
-W and h are taken at once, while the rows are in the cache: three matrix products, as with whole logits, and no n x v
-tensor. What remains for the backward pass is a multiplication by the incoming gradient.
+W and h are taken at once: three matrix products, as with whole logits, and no n x v tensor. What remains for the backward pass is a multiplication by the incoming gradient.
 """
 
 from __future__ import annotations
@@ -20,9 +19,13 @@ from torch.autograd.function import once_differentiable
 from ssl_core import distributed
 
 IGNORED = -100
-CHUNK = 2**20
-"""Logits that are held at once: 4 MB in fp32, which stay in a CPU's cache; but no fewer than LEAST_ROWS rows."""
-LEAST_ROWS = 128
+HELD = 2**20
+"""Logits that are held at once, but no fewer rows than LEAST_ROWS: the sum of the products for W is read and written for
+each of these parts, and in 16 bits W is laid out anew."""
+LEAST_ROWS = {4: 128, 2: 512}
+"""By the bytes of a logit; float64 has float32's."""
+CACHED = 2**18
+"""Logits that the softmax takes at a time on a CPU: a megabyte in float32, which stays in its cache."""
 
 
 def linear_cross_entropy(
@@ -31,15 +34,14 @@ def linear_cross_entropy(
     """Mean cross-entropy of `hidden @ weight.T + bias` over the labels that are not -100.
 
     hidden (n, d), weight (v, d), labels int64 (n,), bias (v,). Computed in float32, in float64 for float64 inputs; under
-    autocast the products are its type's. `rows` of the logits are held at once. Without
-    any label the loss is 0.
+    autocast the products are its type's. `rows` of the logits are held at once. Without any label the loss is 0.
 
     In a process group the mean is over the labels of all ranks, however unevenly they are spread: the result is this
     rank's sum times world over the whole count, so the mean over ranks, by which DDP combines gradients, is exact.
     """
     hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     count = distributed.all_reduce_sum((labels != IGNORED).sum().to(torch.int64))
-    rows = rows or max(LEAST_ROWS, CHUNK // weight.shape[0])
+    rows = rows or _rows(hidden, weight)
     total: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, rows)
     return total * distributed.world_size() / count.clamp(min=1)
 
@@ -49,7 +51,7 @@ def linear_nll(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, rows: int | None = None
 ) -> Tensor:
     """-log p of every label (n,), 0 where it is -100, of `hidden @ weight.T + bias`; a few rows of logits at a time."""
-    rows = rows or max(LEAST_ROWS, CHUNK // weight.shape[0])
+    rows = rows or _rows(hidden, weight)
     parts = [
         F.cross_entropy(F.linear(h, weight, bias).float(), y, ignore_index=IGNORED, reduction="none")
         for h, y in zip(hidden.split(rows), labels.split(rows), strict=True)
@@ -74,23 +76,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with nullcontext() if on_meta else torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
                 part = slice(start, start + rows)
-                h = hidden[part].to(narrow)
-                kept = labels[part] != IGNORED
-                target = labels[part].where(kept, 0)[:, None]
-                z = F.linear(h, head, shift).to(wide)  # rows v
-                near = z.gather(1, target)
-                top = z.amax(1, keepdim=True)
-                p = z.sub_(top).exp_()
-                sums = p.sum(1, keepdim=True)
-                total += ((top + sums.log() - near).squeeze(1) * kept).sum()
+                h, y = hidden[part].to(narrow), labels[part]
+                z = F.linear(h, head, shift)  # rows v
+                total += _nll_and_gradient(z, y, wide, d_bias)
                 if d_hidden is None or d_weight is None:
                     continue
-                p.mul_(kept[:, None] / sums).scatter_add_(1, target, -kept[:, None].to(wide))
-                if d_bias is not None:
-                    d_bias += p.sum(0)
-                p = p.to(narrow)
-                d_hidden[part] = p @ head
-                _add_product(d_weight, p, h)
+                d_hidden[part] = z @ head
+                _add_product(d_weight, z, h)
         if wanted:
             ctx.save_for_backward(d_hidden, d_weight, d_bias)
         return total
@@ -102,6 +94,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # in place: the saved tensor is as large as the head; autograd refuses a second pass over it
         d_bias = None if d_bias is None else d_bias * gradient
         return d_hidden * gradient, d_weight.mul_(gradient), d_bias, None, None
+
+
+def _rows(hidden: Tensor, weight: Tensor) -> int:
+    """Rows of logits that are held at once."""
+    return max(LEAST_ROWS.get(_product_type(hidden).itemsize, LEAST_ROWS[4]), HELD // weight.shape[0])
+
+
+def _nll_and_gradient(z: Tensor, labels: Tensor, wide: torch.dtype, d_bias: Tensor | None) -> Tensor:
+    """Sum of -log p of the labels (n,) under logits z (n, v), which become its gradient; `d_bias` (v,) grows by its sum.
+
+    In `wide`, a few rows at a time, which a CPU's cache holds.
+    """
+    total = z.new_zeros((), dtype=wide)
+    at_once = max(1, CACHED // z.shape[1]) if z.device.type == "cpu" else len(z)
+    for logits, y in zip(z.split(at_once), labels.split(at_once), strict=True):
+        kept = y != IGNORED
+        target = y.where(kept, 0)[:, None]
+        p = logits.to(wide)
+        near = p.gather(1, target)
+        top = p.amax(1, keepdim=True)
+        p = p.sub_(top).exp_()
+        sums = p.sum(1, keepdim=True)
+        total += ((top + sums.log() - near).squeeze(1) * kept).sum()
+        p.mul_(kept[:, None] / sums).scatter_add_(1, target, -kept[:, None].to(wide))
+        if d_bias is not None:
+            d_bias += p.sum(0)
+        if p.dtype != logits.dtype:
+            logits.copy_(p)
+    return total
 
 
 def _product_type(hidden: Tensor) -> torch.dtype:
