@@ -3,7 +3,8 @@
     L = 1/|K| · Σ_{i ∈ K} (log Σ_v exp z_iv − z_{i, y_i}),   z_i = W h_i + b,   K = {i : y_i ≠ −100}
 
 The head is applied to a few rows at a time. Since dL/dz = softmax(z) − onehot(y) needs no more than z, its products with
-W and h are taken at once: three matrix products, as with whole logits, and no n x v tensor. What remains for the backward pass is a multiplication by the incoming gradient.
+W and h are taken at once: three matrix products, as with whole logits, and no n x v tensor. What remains for the backward
+pass is a multiplication by the incoming gradient.
 """
 
 from __future__ import annotations
