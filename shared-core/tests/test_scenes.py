@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -282,13 +281,3 @@ def test_a_written_folder_reads_back_with_the_same_labels(tmp_path: Path):
     assert len(open_source(tmp_path, split="test")) == 60
     with pytest.raises(DataError, match="exists"):
         write_folder(tmp_path / "train", 60, 0, 20)
-
-
-def test_rendering_keeps_up_with_training():
-    def speed() -> float:
-        start = time.process_time()
-        for index in range(200):
-            render(0, index, 64)
-        return 200 / (time.process_time() - start)
-
-    assert max(speed() for _ in range(5)) > 2000  # images a second and core
