@@ -79,7 +79,7 @@ def plain(config: Any, limit: float) -> dict[str, Any]:
     model = plain_gpt.train(config, stream, steps, config.seed)
     seconds = time.process_time() - start
     judge = GPT(config).eval()
-    judge.load_state_dict(model.state_dict())
+    judge.load_state_dict(plain_gpt.turned(model.state_dict()))
     documents = list(evaluate.at_most(open_text(None, config=config, split="test").texts(), evaluate.TOKENS))
     return {**evaluate.perplexity(judge, documents), "cpu_seconds": seconds, "steps": steps}
 

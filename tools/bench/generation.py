@@ -13,7 +13,7 @@ from typing import Any
 import measure
 import torch
 from measure import Case, Work
-from plain_gpt import PlainGPT
+from plain_gpt import PlainGPT, turned
 from torch import Tensor
 
 from ssl_lm.config import gpt2
@@ -79,7 +79,7 @@ def transformers(method: GPT, ids: Tensor, new: int) -> Callable[[], Tensor]:
 
 def uncached(method: GPT, ids: Tensor, new: int) -> Callable[[], Tensor]:
     model = PlainGPT(method.config).eval()
-    model.load_state_dict(method.state_dict())
+    model.load_state_dict(turned(method.state_dict()))
 
     def write() -> Tensor:
         tokens = ids

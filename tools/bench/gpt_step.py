@@ -13,7 +13,7 @@ from typing import Any
 import measure
 import torch
 from measure import Case, Settings, Work
-from plain_gpt import PlainGPT
+from plain_gpt import PlainGPT, turned
 from step import Contender, as_fit, as_trainer, follow, work
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def transformers(method: GPT, ids: Tensor) -> Contender:
 
 def plain(method: GPT, ids: Tensor) -> Contender:
     model = PlainGPT(method.config)
-    model.load_state_dict(method.state_dict())
+    model.load_state_dict(turned(method.state_dict()))
     optimizer = torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95))
     return Contender(lambda: model(ids), lambda: follow(optimizer, model))
 

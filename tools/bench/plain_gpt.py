@@ -1,6 +1,7 @@
 """GPT-2 as a short training script has it: one module, whole logits, random windows, torch's AdamW.
 
-The peer of `gpt_step` and of `tools/learns_text.py`. Parameter names are ours, so that both can start from the same weights.
+The peer of `gpt_step` and of `tools/learns_text.py`. Parameter names are ours, so that both can start from the
+same weights, which `turned` lays out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lm.config import GPTConfig
+
+
+def turned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of ours for `PlainGPT`, or its for ours: the matrices of a block, (in, out) and (out, in), the other way round."""
+    return {name: t.T.contiguous() if ".h." in name and t.ndim == 2 else t for name, t in state.items()}
 
 
 class PlainAttention(nn.Module):

@@ -231,8 +231,8 @@ def test_matrices_and_their_gradients_lie_as_in_the_files(tmp_path):
     assert len(matrices) == 4 * 3
     for name in matrices:
         ours, theirs = gpt.get_parameter(name), loaded.get_parameter(name)
-        assert ours.T.is_contiguous() and theirs.T.is_contiguous() and torch.equal(ours, theirs)
-        assert ours.grad.stride() == ours.stride(), "the fused optimisers take it for granted"
+        assert ours.is_contiguous() and theirs.is_contiguous() and torch.equal(ours, theirs)
+        assert ours.grad.is_contiguous(), "the fused optimisers take twice as long otherwise"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

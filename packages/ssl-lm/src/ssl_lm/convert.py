@@ -1,14 +1,12 @@
 """The three models' weights as transformers' `gpt2`, `bert` and `t5` folders hold them, in both directions.
 
-Names inside our modules are transformers' own, so most rows pair a name with itself. What differs: GPT-2's four matrices
-of a block are stored (in, out) there; files of old carry names, aliases of tied weights and heads that have no use here.
+Names inside our modules are transformers' own, so most rows pair a name with itself. What differs: files of old carry
+names, aliases of tied weights and heads that have no use here.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,24 +19,6 @@ from ssl_lm.config import BERTConfig, GPTConfig, T5Config
 
 if TYPE_CHECKING:
     from ssl_lm.text_model import TextModel
-
-
-@dataclass(frozen=True)
-class TransposedKeyMap(KeyMap):
-    """A key map whose tensors with a name that matches `transposed` are matrices (in, out) in the file."""
-
-    transposed: str = ""
-
-    def to_ours(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        ours, unknown = super().to_ours(theirs)
-        return {key: self._turned(key, tensor) for key, tensor in ours.items()}, unknown
-
-    def to_theirs(self, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return super().to_theirs({key: self._turned(key, tensor) for key, tensor in ours.items()})
-
-    def _turned(self, key: str, tensor: Tensor) -> Tensor:
-        turn = re.fullmatch(self.transposed, key) and tensor.ndim == 2
-        return tensor.T.contiguous() if turn else tensor
 
 
 def same(*names: str) -> tuple[Row, ...]:
@@ -66,11 +46,10 @@ GPT_ROWS = prefixed(
     theirs="transformer.",
 )
 
-GPT_KEYMAP = TransposedKeyMap(
+GPT_KEYMAP = KeyMap(
     rows=GPT_ROWS,
     also=(*without(GPT_ROWS, "transformer."), *HEAD),  # the hub's gpt2 has no prefix; the alias of wte
     drop=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),  # causal masks, once stored as buffers
-    transposed=r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight",
 )
 
 GPT_NAMES = {
