@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -35,8 +36,14 @@ COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 def model(**changes) -> CLIP:
     torch.manual_seed(0)
     clip = CLIP(dataclasses.replace(CONFIG, **changes)).eval()
-    clip.tokenizer = Tokenizer.trained(["a photo of a red green blue picture", "close-up small large"], 600)
+    clip.tokenizer = tokenizer()
     return clip
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """One for all: which of equally frequent pairs is merged first is open, and differs between trainings."""
+    return Tokenizer.trained(["a photo of a red green blue picture", "close-up small large"], 600)
 
 
 def photos(folder: Path, number: int = 5) -> Path:
