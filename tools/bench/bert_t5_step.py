@@ -1,5 +1,6 @@
 """The training step of BERT-base (masked language modelling) and T5-small (span corruption), ours and transformers', on
-the same weights and batches, without dropout. Both have AdamW, T5 too, whose own is Adafactor.
+the same weights and batches, without dropout. Both have AdamW and cut the gradient, T5 too,
+whose own is Adafactor.
 
 The parts are forward + backward, and what follows: ours as `ssl_core.train.fit` does it, transformers' as its `Trainer`.
 BERT has 15 % of its tokens masked; transformers' head works on all of them, ours on those.
@@ -55,7 +56,8 @@ def compare(model: str, precision: str, batch: int, chosen: Settings) -> None:
 def build(make: Callable[..., Contender], model: str, precision: str, batch: int) -> Work:
     """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
     recipe, preset, context = MODELS[model]
-    config = dataclasses.replace(load(recipe.presets)[preset](), context=context, dropout=0.0, optimizer="adamw")
+    settings: dict[str, Any] = {"context": context, "dropout": 0.0, "optimizer": "adamw", "clip_grad": 1.0}
+    config = dataclasses.replace(load(recipe.presets)[preset](), **settings)
     torch.manual_seed(0)
     method = load(recipe.method)(config).train()
     return work(make(method, samples(recipe, config, batch)), precision)

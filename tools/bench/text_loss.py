@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from measure import Case, Work
 from torch import Tensor
 
+from ssl_core.device import autocast
 from ssl_lm.loss import linear_cross_entropy
 
 
@@ -18,11 +19,14 @@ def main() -> None:
     flags.add_argument("--tokens", type=int, default=1024)
     flags.add_argument("--width", type=int, default=768)
     flags.add_argument("--vocabulary", type=int, default=50257)
+    flags.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     args = flags.parse_args()
-    chosen, shape = measure.settings(args), (args.tokens, args.width, args.vocabulary)
+    chosen, shape, precision = measure.settings(args), (args.tokens, args.width, args.vocabulary), args.precision
     cases = {"ours": linear_cross_entropy, "whole logits": whole}
-    results = measure.race([Case(name, build, (loss, *shape)) for name, loss in cases.items()], chosen)
-    measure.report(f"Loss of {shape[0]} tokens, width {shape[1]}, vocabulary {shape[2]:,}, fp32", results, chosen)
+    results = measure.race([Case(name, build, (loss, *shape, precision)) for name, loss in cases.items()], chosen)
+    measure.report(
+        f"Loss of {shape[0]} tokens, width {shape[1]}, vocabulary {shape[2]:,}, {precision}", results, chosen
+    )
     measure.same(results, within=1e-5)
 
 
@@ -30,14 +34,17 @@ def whole(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, head), labels)
 
 
-def build(loss: Callable[[Tensor, Tensor, Tensor], Tensor], tokens: int, width: int, vocabulary: int) -> Work:
+def build(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor], tokens: int, width: int, vocabulary: int, precision: str
+) -> Work:
     torch.manual_seed(0)
     hidden = torch.randn(tokens, width, requires_grad=True)
     head = (torch.randn(vocabulary, width) * 0.02).requires_grad_()
     labels = torch.randint(vocabulary, (tokens,))
 
     def run() -> Iterator[str]:
-        value = loss(hidden, head, labels)
+        with autocast(precision, torch.device("cpu")):
+            value = loss(hidden, head, labels)
         yield "forward"
         value.backward()
         hidden.grad = head.grad = None

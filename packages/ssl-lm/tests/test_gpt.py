@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -233,16 +232,6 @@ def test_matrices_and_their_gradients_lie_as_in_the_files(tmp_path):
         ours, theirs = gpt.get_parameter(name), loaded.get_parameter(name)
         assert ours.is_contiguous() and theirs.is_contiguous() and torch.equal(ours, theirs)
         assert ours.grad.is_contiguous(), "the fused optimisers take twice as long otherwise"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("b", [1, 2, 4, 5])
-def test_the_logits_of_a_few_rows_are_the_heads(gpt, b, dtype):
-    model = copy.deepcopy(gpt).to(dtype)
-    x = torch.randn(b, 3, 24, generator=torch.Generator().manual_seed(0)).to(dtype)[:, -1]
-    with torch.no_grad():
-        assert model.next_logits(x).shape == (b, 64)
-        torch.testing.assert_close(model.next_logits(x), model.head(x), rtol=1e-5, atol=1e-5)
 
 
 def test_gpt2_small_has_the_published_number_of_parameters():

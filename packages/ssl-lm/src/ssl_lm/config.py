@@ -415,7 +415,7 @@ def t5_v1_1_base() -> T5Config:
 
 
 def t5_demo() -> T5Config:
-    """The source of Python's standard library, 4.4 minutes on a CPU core: 6.7 % of the tokens of held-out spans are guessed,
+    """The source of Python's standard library, four minutes on a CPU core: 6.7 % of the tokens of held-out spans are guessed,
     the most frequent is 3.1 %, and the loss lies 0.5 nats below that of the frequencies (docs/benchmarks.md)."""
     return T5Config(
         vocab_size=None, pad_token_id=None, eos_token_id=None, first_sentinel=None,

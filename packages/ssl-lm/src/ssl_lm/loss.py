@@ -22,7 +22,7 @@ from ssl_core import distributed
 IGNORED = -100
 HELD = 2**20
 """Logits that are held at once, but no fewer rows than LEAST_ROWS: the sum of the products for W is read and written for
-each of these parts, and in 16 bits W is laid out anew."""
+each of these parts, and in 16 bits larger ones take half the time (docs/benchmarks.md)."""
 LEAST_ROWS = {4: 128, 2: 512}
 """By the bytes of a logit; float64 has float32's."""
 CACHED = 2**18
