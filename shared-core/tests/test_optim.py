@@ -119,7 +119,10 @@ def test_three_steps_of_adafactor_are_the_papers_however_small_the_gradients():
         method, TrainConfig(optimizer="adafactor", base_lr=0.5, batch_size=256, weight_decay=0.0)
     )
     rows, columns = [0.0] * 3, [0.0] * 4
-    rms = lambda matrix: (sum(v * v for row in matrix for v in row) / 12) ** 0.5  # noqa: E731
+
+    def rms(matrix):
+        return (sum(v * v for row in matrix for v in row) / 12) ** 0.5
+
     for t in range(1, 4):
         g = [[1e-6 * (t + i - j - 0.5) ** 3 for j in range(4)] for i in range(3)]
         method.weight.grad = torch.tensor(g, dtype=torch.float64)

@@ -209,7 +209,7 @@ def small_data() -> DINOConfig:
 
 
 def demo() -> DINOConfig:
-    """The built-in scenes at 32 pixels in minutes on two CPU cores; the figures stand in docs/benchmarks.md.
+    """The built-in scenes at 32 pixels in some 25 minutes of a CPU core; the figures stand in docs/benchmarks.md.
 
     AdamW, and a centre that is the last batch's mean: with SGD some seeds stay where one prototype takes all images or
     none does.

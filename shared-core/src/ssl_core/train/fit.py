@@ -78,8 +78,7 @@ def fit(
             with meter.waiting():
                 parts = next(steps)
             progress = step / total
-            final = min(config.min_lr, config.lr)
-            lr = warmup_cosine(step, total=total, warmup=warmup, peak=config.lr, final=final)
+            lr = warmup_cosine(step, total=total, warmup=warmup, peak=config.lr, final=min(config.min_lr, config.lr))
             decay = cosine(progress, config.weight_decay, config.weight_decay_end or config.weight_decay)
             schedule(optimizer, lr=lr, peak=config.lr, weight_decay=decay)
             outputs = _backward(model, passes(method, parts), progress, config, device, scaler, step)
