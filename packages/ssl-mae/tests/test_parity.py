@@ -270,7 +270,7 @@ def test_export_to_timm_gives_the_features_of_encode(fields, tmp_path):
     with torch.no_grad():
         assert torch.allclose(mae.encode(x), theirs(x), atol=1e-5)
     data = timm.data.resolve_model_data_config(theirs)
-    assert data["input_size"] == (mae.config.in_channels, *mae.config.size)
+    assert tuple(data["input_size"]) == (mae.config.in_channels, *mae.config.size)
     assert (tuple(data["mean"]), tuple(data["std"])) == (mae.config.mean, mae.config.std)
     assert (data["crop_pct"], data["interpolation"]) == (mae.config.crop_pct, "bicubic")
 
