@@ -88,7 +88,12 @@ def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
         for recipes in ([RECIPE, elsewhere], [elsewhere, RECIPE]):
             assert cli.main(recipes, ["count", str(tmp_path)], verbs=verbs) == 0
             assert capsys.readouterr().out == f"{name}\n"
+            assert cli.main(recipes, ["count", str(tmp_path / "model.safetensors")], verbs=verbs) == 0
+            assert capsys.readouterr().out == f"{name}\n"
     Tiny(TinyConfig(dim=8)).save_pretrained(tmp_path)
+    assert cli._method_of([RECIPE], ["--data", "somewhere", str(tmp_path)]) == "tiny"
+    assert cli._method_of([RECIPE], ["nowhere", "--out", str(tmp_path)]) is None
+    assert cli._method_of([RECIPE], ["nowhere", "--weights", str(tmp_path)]) == "tiny"
     assert parsed("--init", str(tmp_path), recipes=[elsewhere, RECIPE])[0] is RECIPE
     assert cli.main([RECIPE, elsewhere], ["count", "nowhere", "--method", "other"], verbs=verbs) == 0
     assert capsys.readouterr().out == "other\n"

@@ -24,7 +24,7 @@ from ssl_core.data.views import eval_view
 from ssl_core.device import seed_step
 from ssl_core.testing import children, faults
 from ssl_core.testing.state import apart, differing, newest, whole_state
-from ssl_core.testing.tiny import RECIPE, Pictures, Tiny, TinyConfig, TwoCrops, open_pictures
+from ssl_core.testing.tiny import RECIPE, Pictures, Tiny, TinyConfig, TwoCrops, open_pictures, write_pictures
 from ssl_core.testing.trial import Trial
 from ssl_core.train.checkpoint import CheckpointError
 from ssl_core.train.fit import NonFiniteLoss, fit
@@ -346,6 +346,15 @@ def test_collapse_is_named_and_stops_the_run_on_request(tmp_path):
         trial.here(tmp_path / "stopped", faults.before(51, collapse), checkpoint_minutes=60, stop_on_collapse=True)
 
 
+def test_a_single_picture_is_trained_on_and_tells_of_no_variety(tmp_path):
+    source, config = Pictures(1, size=(10, 10)), dataclasses.replace(TRIAL.config, batch_size=1, epochs=3)
+    probe = Probe(source, eval_view(config), device=CPU)
+    fit(Tiny(config), source, TwoCrops(config), config, tmp_path, run_id="one", device=CPU, probe=probe)
+    written = lines(tmp_path)
+    assert written[-1]["step"] == 3 and not any(key.startswith("health") for key in written[-1])
+    assert list((tmp_path / "checkpoints").iterdir())
+
+
 def test_unreadable_samples_are_listed_at_the_end(tmp_path, monkeypatch):
     opened = open_pictures(None, config=TRIAL.config)
     opened.bad = {3, 40}
@@ -356,6 +365,8 @@ def test_unreadable_samples_are_listed_at_the_end(tmp_path, monkeypatch):
     assert sorted(str(warning.message) for warning in shown) == [f"picture {i} {taken}" for i in (3, 40)]
     listed = json.loads((tmp_path / "run" / "bad_samples.json").read_text())
     assert sorted(sample["name"] for sample in listed) == ["picture 3", "picture 40"]
+    TRIAL.here(tmp_path / "run")  # nothing is left to do, and nothing is forgotten
+    assert json.loads((tmp_path / "run" / "bad_samples.json").read_text()) == listed
 
 
 def test_a_second_signal_ends_at_once():
@@ -392,8 +403,29 @@ def test_a_run_killed_before_it_was_recorded_begins_anew(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run_id": 1, "config": 3}', "null"])
 def test_a_damaged_record_of_a_run_is_named(text, tmp_path):
     (tmp_path / "run.json").write_text(text)
+    (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
     with pytest.raises(RunError, match=r"run.json is damaged"):
         TRIAL.here(tmp_path)
+
+
+def test_a_run_that_never_took_a_step_binds_nobody_to_its_settings(tmp_path):
+    with pytest.raises(ConfigError, match="fewer than one batch of 500"):
+        TRIAL.replace(batch_size=500).here(tmp_path)
+    short = TRIAL.replace(epochs=1 / 8, warmup_epochs=0.0)
+    short.here(tmp_path)
+    with pytest.raises(RunError, match="batch_size: 8 → 4"):
+        short.replace(batch_size=4).here(tmp_path)
+
+
+def test_the_same_data_by_another_name_are_the_same_run(tmp_path, monkeypatch):
+    for name in ("pictures", "others"):
+        write_pictures(tmp_path / name, TRIAL.config, 16)
+    monkeypatch.chdir(tmp_path)
+    trial = TRIAL.replace(epochs=1 / 8, warmup_epochs=0.0)
+    for data in ("pictures", "pictures/", "./pictures", str(tmp_path / "pictures")):
+        dataclasses.replace(trial, data=data).here(tmp_path / "run")
+    with pytest.raises(RunError, match="data: 'pictures' → 'others'"):
+        dataclasses.replace(trial, data="others").here(tmp_path / "run")
 
 
 def test_other_data_are_refused_on_resume(tmp_path, monkeypatch):

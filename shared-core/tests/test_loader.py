@@ -71,6 +71,8 @@ def test_uneven_data_make_whole_batches(samples):
 def test_what_cannot_be_split_is_an_error_that_says_so():
     with pytest.raises(ConfigError, match="the data has 7 samples, fewer than one batch of 8: use --batch-size 3"):
         Plan(7, 8, 1, 0)
+    with pytest.raises(ConfigError, match="the data has 2 samples, fewer than one batch of 8: it needs more data"):
+        Plan(2, 8, 1, 0)
     with pytest.raises(ConfigError, match="batch_size = 8 cannot be split over 3 processes x 1 micro-batches"):
         keys(PLAN, world=3)
     with pytest.raises(ConfigError, match="over 1 processes x 3 micro-batches"):

@@ -286,6 +286,10 @@ def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):
         ({"ssl": 3}, "'ssl' holds no config"),
         ({"ssl": {"config": []}}, "'ssl' holds no config"),
         ({"ssl": {"config": {"dmi": 6}}}, "no field 'dmi'; did you mean 'dim'"),
+        (
+            {"ssl": {"method": "ssl_other.net:Net", "config": {"dmi": 6}}},
+            "these are weights of ssl-other's Net, not of Toy: `ssl-other export`",
+        ),
         ({"ssl": {"config": {"epochs": -1}}}, "epochs = -1.0: must be positive"),
     ],
 )

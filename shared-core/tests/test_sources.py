@@ -280,6 +280,19 @@ def test_scenes_are_the_default():
         open_source(channels=4)
 
 
+def test_a_folder_called_like_built_in_pictures_is_never_taken_for_them(tmp_path: Path, monkeypatch):
+    save(tmp_path / "photos" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    for data in (Path("photos"), Path("./photos/"), "photos/", "./photos"):
+        assert len(open_source(data)) == 1
+    with pytest.raises(
+        DataError, match="'photos' is the name of built-in pictures and of a folder here: write ./photos"
+    ):
+        open_source("photos")
+    (tmp_path / "scenes").mkdir()
+    assert isinstance(open_source(), Scenes)
+
+
 def test_a_missing_path_names_what_resembles_it(tmp_path: Path, monkeypatch):
     save(tmp_path / "images" / "1.png")
     monkeypatch.chdir(tmp_path)

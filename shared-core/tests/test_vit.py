@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_core.hub.keymap import VIT, KeyMap
@@ -239,8 +240,26 @@ def test_attention_maps_are_what_cls_gives_to_the_patches():
     matrix, maps = network.attention_matrix(x, 1), network.attention_maps(x, 1)
     assert matrix.shape == (2, 3, 27, 27) and maps.shape == (2, 3, 4, 6)
     for row, column in ((0, 0), (1, 2), (3, 5)):
-        assert torch.equal(maps[:, :, row, column], matrix[:, :, 0, 3 + 6 * row + column])
+        assert torch.allclose(maps[:, :, row, column], matrix[:, :, 0, 3 + 6 * row + column], rtol=1e-5)
     assert torch.allclose(maps.sum((2, 3)) + matrix[:, :, 0, :3].sum(-1), torch.ones(2, 3))
+
+
+def test_attention_maps_of_a_large_picture_need_no_whole_matrix():
+    network = vit().eval()
+    sizes: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(
+                y.numel() for y in (result if isinstance(result, tuple) else (result,)) if isinstance(y, torch.Tensor)
+            )
+            return result
+
+    with torch.inference_mode(), Watch():
+        network.attention_maps(images(256, 256)[:1], 2)
+    n = 1 + 64 * 64
+    assert n * 24 <= max(sizes) < n * n, "something as large as one head's matrix was made"
 
 
 def test_registers_stand_behind_cls_without_a_position_and_leave_no_output():

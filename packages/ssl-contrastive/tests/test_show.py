@@ -57,6 +57,12 @@ def test_all_three_figures_are_drawn_for_any_number_of_channels(channels, tmp_pa
             assert picture.size[0] > 50
 
 
+def test_one_image_has_no_neighbours_which_is_said(tmp_path):
+    network = SimCLR(SimCLRConfig(backbone="resnet18", width=2, small_stem=True, image_size=8)).eval()
+    with pytest.raises(DataError, match="need two readable images or more"):
+        figures.show(network, Pictures(1), tmp_path)
+
+
 def test_views_of_a_source_without_a_readable_image_are_an_error():
     source = Pictures(4)
     source.bad = set(range(4))

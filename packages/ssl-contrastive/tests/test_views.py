@@ -67,12 +67,17 @@ def test_a1_the_shares_are_those_of_the_papers():
         ({"ema": 1.5}, "ema"),
         ({"bn_splits": 200}, "bn_splits"),
         ({"batch_size": 1, "bn_splits": 1}, "batch_size|bn_splits"),
-        ({"in_channels": 1, "mean": (0.5,), "std": (0.2,)}, "saturation and hue need RGB"),
     ],
 )
 def test_settings_that_cannot_be_are_named(fields, message):
     with pytest.raises(ConfigError, match=message):
         MoCoConfig(**fields)
+
+
+def test_colours_that_grey_images_do_not_have_are_refused_when_views_are_made_of_them():
+    config = MoCoConfig(in_channels=1, mean=(0.5,), std=(0.2,))  # as it comes of a checkpoint, to be evaluated
+    with pytest.raises(ConfigError, match="saturation and hue need RGB images, these have 1 channels"):
+        build(config)
 
 
 def test_grey_images_have_views_without_saturation_and_hue():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from ssl_contrastive import (
     SimSiam,
     SimSiamConfig,
 )  # fmt: skip
+from ssl_contrastive.config import RECIPES
 from ssl_contrastive.convert import EXPORTS
+from ssl_core.cli import defaults, preset
 from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import WeightsMismatch
 
@@ -138,6 +141,27 @@ def test_a_run_may_start_from_torchvisions_and_timms_resnet(method, tmp_path):
         if hasattr(loaded, copy):
             pairs = zip(getattr(loaded, copy).parameters(), getattr(loaded, original).parameters(), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs), f"{copy} is no copy of the new {original}"
+
+
+def test_a_run_that_starts_from_an_encoder_keeps_the_presets_recipe(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    line = ["--preset", "demo", "--init", str(tmp_path / "resnet18.pth"), "--data", "photos/"]
+    with pytest.warns(UserWarning, match="these start anew"):
+        settings = defaults(RECIPES["moco"], line)
+    demo = preset(RECIPES["moco"], "demo")
+    assert settings == replace(demo, width=64, small_stem=False)
+
+    network = stirred(MoCo, queue=12, temperature=0.5)
+    settings = defaults(RECIPES["moco"], ["--preset", "demo", "--init", str(network.save_pretrained(tmp_path / "run"))])
+    assert (settings.queue, settings.width, settings.temperature) == (12, network.config.width, demo.temperature)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_an_encoder_of_colours_is_read_for_other_channels(channels, tmp_path):
+    folder = BYOL(config(BYOL)).save_pretrained(tmp_path)
+    network = BYOL.from_pretrained(folder, in_channels=channels)
+    assert network.encode(torch.rand(2, channels, 32, 32)).shape == (2, network.encoder.features)
 
 
 def test_solo_learns_encoder_loads(tmp_path):

@@ -41,7 +41,15 @@ def test_the_default_is_the_authors_run_of_vit_small():
         "offset",
         1e-6,
     )
-    assert not config.norm_last_layer and PRESETS["vit_base"]().norm_last_layer
+    assert config.norm_last_layer and not PRESETS["vit_small_300"]().norm_last_layer
+
+
+def test_resnet50_is_the_run_that_the_authors_advise_for_convnets():
+    config = PRESETS["resnet50"]()
+    assert (config.optimizer, config.base_lr, config.momentum, config.epochs) == ("sgd", 0.03, 0.9, 100)
+    assert (config.weight_decay, config.weight_decay_end) == (1e-4, None)
+    assert (config.global_scale, config.local_scale) == ((0.14, 1.0), (0.05, 0.14))
+    assert config.norm_last_layer and config.teacher_temp == 0.04
 
 
 @pytest.mark.parametrize("name", PRESETS)

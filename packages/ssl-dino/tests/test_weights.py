@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -203,6 +204,44 @@ def test_timm_dinov2_weights_load_and_exports_open_in_timm(size, registers, tmp_
     assert torch.allclose(opened(images(28)), ours.encode(images(28)), atol=2e-5)
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@torch.no_grad()
+def test_what_is_exported_to_timm_comes_back_with_its_heads_and_pooling(pool, tmp_path):
+    v2 = DINOv2Config(image_size=16, patch_size=4, dim=24, depth=2, heads=3, registers=2, pool=pool)
+    for ours in (DINO(replace(TINY, heads=3, pool=pool)).eval(), DINOv2(v2).eval()):
+        random_(ours.encoder)
+        state, config = EXPORTS["timm"](ours)
+        save_file(state, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        back = dino_of(tmp_path) if isinstance(ours, DINO) else DINOv2.from_pretrained(tmp_path)
+        assert (back.config.heads, back.config.pool) == (3, pool)
+        assert torch.allclose(back.encode(images(16)), ours.encode(images(16)), atol=1e-6)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@torch.no_grad()
+def test_dinov2s_encoder_is_read_out_of_transformers_classifiers(registers, tmp_path):
+    from transformers import Dinov2ForImageClassification, Dinov2WithRegistersForImageClassification
+
+    kind = Dinov2WithRegistersForImageClassification if registers else Dinov2ForImageClassification
+    theirs = random_(kind(dinov2(registers).config)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = DINOv2.from_pretrained(tmp_path)
+    expected = theirs.base_model(images(28)).last_hidden_state[:, 0]
+    assert torch.allclose(ours.encode(images(28)), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_checkpoint_cut_down_to_its_teacher_is_read_as_student_too(tmp_path):
+    method = random_(DINO(TINY))
+    torch.save({"teacher": authors_checkpoint(method, ddp=True)["teacher"]}, tmp_path / "teacher.pth")
+    with pytest.warns(UserWarning, match="the student starts as its copy"):
+        loaded = DINO.from_pretrained(tmp_path / "teacher.pth", config=TINY)
+    assert torch.equal(loaded.teacher.head.mlp[0].weight, method.teacher.head.mlp[0].weight)
+    assert torch.equal(loaded.student.head.mlp[0].weight, method.teacher.head.mlp[0].weight)
+    assert not loaded.center.any() and not loaded.new_heads
+
+
 def authors_checkpoint(method: DINO, *, ddp: bool) -> dict:
     """The dict that the authors' `main_dino.py` saves, with our tensors under its names."""
     student, teacher = method.student.state_dict(), method.teacher.state_dict()
@@ -232,8 +271,6 @@ def test_the_authors_training_checkpoint_comes_with_student_teacher_heads_and_ce
 
 
 def test_the_shapes_of_the_authors_checkpoint_tell_its_config(tmp_path):
-    from dataclasses import replace
-
     config = replace(TINY, dim=64, heads=1, norm_last_layer=True, head_bn=True, head_layers=4)
     torch.manual_seed(0)
     torch.save(authors_checkpoint(DINO(config), ddp=True), tmp_path / "checkpoint.pth")

@@ -208,10 +208,13 @@ def _choose_method(
 
 
 def _method_of(recipes: Sequence[Recipe], arguments: list[str]) -> str | None:
-    """Name of the method whose weights are in the first of `arguments`, or in --init, where that is one of our folders."""
-    init, _ = _peek(arguments, "--init")
-    for argument in (init["init"], *arguments[:1]):
-        file = Path(argument or "", "config.json")
+    """Name of the method whose weights are in --init, --weights or the first argument without a flag that is one of our
+    folders, or the weights in one."""
+    given, _ = _peek(arguments, "--init", "--weights")
+    positional = [a for flag, a in zip(["", *arguments], arguments, strict=False) if not flag.startswith("-")]
+    for argument in (*given.values(), *positional):
+        path = Path(argument or "")
+        file = (path.parent if path.name == "model.safetensors" else path) / "config.json"
         if argument and not argument.startswith("-") and file.is_file():
             own = read_file(file).get("ssl")
             stored = own.get("method") if isinstance(own, dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from ssl_core import cli
-from ssl_core.config import RunOptions, TrainConfig, to_dict
+from ssl_core.config import RunOptions, to_dict
 from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError, NoTestSplit
 from ssl_core.method import Recipe, attach, load
@@ -65,6 +64,10 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
 
     device = pick_device(args.device)
     method = load(recipe.method).from_pretrained(args.weights, device=device)
+    if "finetune" in args.protocols:
+        from ssl_core.evaluate.finetune import check_encoder
+
+        check_encoder(method)
     out = Path(args.out or args.weights)
     result = measured(recipe, method, args.data, args.test)
     lines = result.get("measured", {}).get("summary", [])
@@ -185,8 +188,12 @@ def export(recipe: Recipe, args: cli.Export) -> None:
     exporters = load(f"{recipe.package}.convert:EXPORTS")
     if args.to not in exporters:
         raise InputError(f"{recipe.name} exports to {', '.join(exporters)}, not to {args.to}")
-    state, config, *named = exporters[args.to](method)
     out = Path(args.out)
+    if (out / "SHA256SUMS").exists() or (out / "run.json").exists():
+        raise InputError(
+            f"{out} is a run or holds published weights, which the export would write over: give another OUT"
+        )
+    state, config, *named = exporters[args.to](method)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(out / "model.safetensors", state)
     write_json(out, named[0] if named else "config.json", config)
@@ -195,13 +202,10 @@ def export(recipe: Recipe, args: cli.Export) -> None:
 
 
 def architecture(recipe: Recipe, init: str) -> dict[str, Any]:
-    """The fields of `init`'s config that its weights fix: those that the method names, else all but the optimiser's."""
+    """The fields of `init`'s config that its weights fix."""
     method = load(recipe.method).from_pretrained(init)
     values = to_dict(method.config)
-    if hasattr(method, "architecture"):
-        return {key: values[key] for key in method.architecture()}
-    recipe_fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    return {key: value for key, value in values.items() if key not in recipe_fields}
+    return {key: values[key] for key in method.architecture()}
 
 
 def figures(recipe: Recipe, method: Any, data: str | None, folder: Path) -> list[Path]:

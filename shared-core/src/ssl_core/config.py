@@ -196,6 +196,25 @@ class BackboneConfig(ImageConfig):
         return self.patch_size if self.is_vit else 1
 
 
+def encoder_fields(config: BackboneConfig) -> tuple[str, ...]:
+    """Names of the fields that an encoder's weights fix: of a ViT its image size too, for which its positions are."""
+    pixels = ("in_channels", "mean", "std", "backbone")
+    if not config.is_vit:
+        return (*pixels, "width", "small_stem")
+    return (
+        *pixels,
+        "image_size",
+        "patch_size",
+        "pos_interp",
+        "dim",
+        "depth",
+        "heads",
+        "mlp_ratio",
+        "layer_norm_eps",
+        "pool",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How a run is carried out. None of this changes what is computed, so a resumed run may change it."""

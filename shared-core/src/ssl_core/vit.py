@@ -57,9 +57,10 @@ class Attention(nn.Module):
         x = attention(*self.split(x))
         return self.proj(rearrange(x, "b h n d -> b n (h d)"))
 
-    def weights(self, x: Tensor) -> Tensor:
+    def weights(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """The softmax matrix (b, heads, n, n), or its first `queries` rows alone."""
         q, k, _ = self.split(x)
-        return attention_weights(q, k)
+        return attention_weights(q[:, :, :queries], k)
 
 
 class Mlp(nn.Module):
@@ -255,18 +256,21 @@ class ViT(nn.Module):
         """How much CLS attends to each patch in one block, per head, (b, heads, h, w); with what it gives to itself and
         to the registers they sum to 1."""
         h, _ = self.grid_of(images)
-        to_patches = self.attention_matrix(images, block)[:, :, 0, self.prefix :]
-        return rearrange(to_patches, "b heads (h w) -> b heads h w", h=h)
+        of_cls = self.attention_matrix(images, block, queries=1)  # b heads 1 prefix+n
+        return rearrange(of_cls[..., self.prefix :], "b heads 1 (h w) -> b heads h w", h=h)
 
-    def attention_matrix(self, images: Tensor, block: int = -1) -> Tensor:
-        """Softmax matrix of one block, (b, heads, prefix + n, prefix + n), whatever kernel training uses."""
+    def attention_matrix(self, images: Tensor, block: int = -1, queries: int | None = None) -> Tensor:
+        """Softmax matrix of one block, (b, heads, prefix + n, prefix + n), whatever kernel training uses.
+
+        With `queries` only the rows of as many first tokens, which takes that share of the memory.
+        """
         x = self.embed(images)
         chosen = range(len(self.blocks))[block]
         for layer in self.blocks[:chosen]:
             x = layer(x)
         last = self.blocks[chosen]
         assert isinstance(last, Block)
-        return last.attn.weights(last.norm1(x))
+        return last.attn.weights(last.norm1(x), queries)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in `images`; ValueError when the patch does not divide them."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from ssl_core.data.images import to_tensor
 from ssl_core.data.scenes import CLASSES, SLOTS, draw, held_out, render
-from ssl_core.data.sources import ImageFiles, PathTable, Source, contained, digest, open_source, scan
+from ssl_core.data.sources import ImageFiles, PathTable, Source, built_in, contained, digest, open_source, scan
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
@@ -38,8 +38,9 @@ def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str =
     to be classified, searched and evaluated; training on them is refused. Raises DataError, naming the row.
     """
     size = max(config.size)
-    if data is None or os.fspath(data) == "scenes":
+    if built_in(data) == "scenes":
         return CaptionedScenes(split, size, config.in_channels)
+    assert data is not None
     text = os.fspath(data)
     path = Path(text).expanduser()
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl") and path.is_file():

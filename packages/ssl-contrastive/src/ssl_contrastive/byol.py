@@ -10,7 +10,8 @@ Projector and predictor: Linear with bias, BN, ReLU, Linear without bias. One pa
 processes. The target stays in training mode: it has batch norm statistics of its own. The second view is seldom blurred
 and sometimes solarized. LARS without decay and adaptation of biases and batch norm.
 
-Deviations: none known. Expected (the paper): linear probe 74.3 %, R50, 1000 epochs of ImageNet.
+Deviations: none known of the paper; the authors' released code, whose figures are not the paper's, starts the residual
+branches of its bottlenecks at zero. Expected (the paper): linear probe 74.3 %, R50, 1000 epochs of ImageNet.
 """
 
 from __future__ import annotations

@@ -43,8 +43,6 @@ class ContrastiveConfig(BackboneConfig, TrainConfig):
         check(0 < low <= high, "blur_sigma", self.blur_sigma, "must be two rising positive numbers")
         for name in ("jitter_p", "grayscale_p", "blur_p", "solarize_p"):
             check_shares(name, getattr(self, name))
-        check(self.in_channels == 3 or not any(self.jitter[2:]) or not self.jitter_p, "jitter", self.jitter,
-              f"saturation and hue need RGB images, these have {self.in_channels} channels: set both to 0")  # fmt: skip
         check(self.batch_size > 1, "batch_size", self.batch_size, "batch norm needs at least two samples")
 
 
@@ -207,7 +205,7 @@ def simclr_v2_resnet50() -> SimCLRConfig:
 def simclr_cifar_resnet18() -> SimCLRConfig:
     """CIFAR-10: the authors' repository has about 91 % (linear, 1000 epochs). Not run here."""
     return SimCLRConfig(
-        **CIFAR, jitter=(0.4, 0.4, 0.4, 0.1), temperature=0.5, epochs=1000, base_lr=0.5, weight_decay=1e-4
+        **CIFAR, jitter=(0.4, 0.4, 0.4, 0.1), temperature=0.5, epochs=1000, base_lr=1.0, weight_decay=1e-4
     )
 
 

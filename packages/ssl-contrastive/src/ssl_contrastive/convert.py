@@ -84,7 +84,10 @@ def adapt(state: dict[str, Tensor], stored: ContrastiveConfig, wanted: Contrasti
     return state
 
 
-def _layout(cls: type[C], *, heads: tuple[str, ...], copies: dict[str, str], authors: tuple[Row, ...] = ()) -> Layout:
+def _layout(
+    cls: type[C], *, heads: tuple[str, ...], head_fields: tuple[str, ...], copies: dict[str, str],
+    authors: tuple[Row, ...] = (),
+) -> Layout:  # fmt: skip
     return Layout(
         keymap=backbone_keymap(also=(*authors, *SOLO)),
         to_theirs=backbone.to_theirs,
@@ -92,20 +95,25 @@ def _layout(cls: type[C], *, heads: tuple[str, ...], copies: dict[str, str], aut
         infer=partial(infer, cls),
         adapt=adapt,
         heads=heads,
+        head_fields=head_fields,
         copies=copies,
     )
 
 
-SIMCLR = _layout(SimCLRConfig, heads=("projector.",), copies={})
+SIMCLR = _layout(SimCLRConfig, heads=("projector.",), head_fields=("head_layers", "projection"), copies={})
 MOCO = _layout(
-    MoCoConfig, heads=("projector.", "queue"), copies={"key_encoder.": "encoder.", "key_projector.": "projector."},
+    MoCoConfig, heads=("projector.", "queue"), head_fields=("head_layers", "projection", "queue"),
+    copies={"key_encoder.": "encoder.", "key_projector.": "projector."},
     authors=MOCO_AUTHORS,
 )  # fmt: skip
 BYOL = _layout(
-    BYOLConfig, heads=("projector.", "predictor."),
+    BYOLConfig, heads=("projector.", "predictor."), head_fields=("hidden", "projection"),
     copies={"target_encoder.": "encoder.", "target_projector.": "projector."},
 )  # fmt: skip
-SIMSIAM = _layout(SimSiamConfig, heads=("projector.", "predictor."), copies={}, authors=SIMSIAM_AUTHORS)
+SIMSIAM = _layout(
+    SimSiamConfig, heads=("projector.", "predictor."), head_fields=("head_layers", "projection", "predictor_hidden"),
+    copies={}, authors=SIMSIAM_AUTHORS,
+)  # fmt: skip
 
 EXPORTS = backbone.EXPORTS
 """What `ssl-contrastive export --to` writes; a ResNet's own folder has torchvision's names already."""

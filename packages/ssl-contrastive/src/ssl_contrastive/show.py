@@ -15,6 +15,7 @@ from ssl_contrastive.similarity import unit
 from ssl_contrastive.views import build
 from ssl_core.data.pixels import as_float
 from ssl_core.data.readable import readable
+from ssl_core.errors import DataError
 from ssl_core.pictures import rgb, sample_images, save_grid
 
 PAIRS, QUERIES, NEIGHBOURS = 16, 8, 6
@@ -26,6 +27,8 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
     """Write views.png, neighbours.png and map.png, and return {file name: caption}."""
     save_grid(view_pairs(method, source), folder / "views.png", columns=4)
     images = sample_images(source, method.config, MAPPED)
+    if len(images) < 2:
+        raise DataError("neighbours and a map need two readable images or more")
     features = encode(method, images)
     shown = as_float(images)
     near = neighbours(features, min(QUERIES, len(images) - 1), min(NEIGHBOURS, len(images) - 1))

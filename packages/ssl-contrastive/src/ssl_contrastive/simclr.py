@@ -10,8 +10,9 @@ Head: Linear, BN, ReLU, Linear, BN without shift; no Linear has a bias; v2 has o
 through the network as one batch of 2n, so batch norm mixes them, over all processes. LARS, lr = 0.3 · batch / 256 (the
 authors also have 0.075 · √batch, the same at 4096 and better for small batches), 10 epochs of warm-up, half a cosine.
 
-Deviations: the authors' code minimises 2 L (`loss_a + loss_b`), which LARS cancels for matrices; we return L. The colour
-jitter is v2's (multiplicative brightness, as torchvision has it).
+Deviations: the authors' code minimises 2 L (`loss_a + loss_b`), which LARS cancels for matrices; we return L. LARS
+multiplies by the learning rate behind the momentum, the authors before it. The colour jitter is v2's (multiplicative
+brightness, as torchvision has it).
 
 Expected (the authors' README): linear probe 64.5 % after 100 epochs, 69.1 % after 1000; v2 71.7 %. R50, ImageNet.
 """

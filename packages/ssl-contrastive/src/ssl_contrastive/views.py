@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ssl_contrastive.config import ContrastiveConfig
+from ssl_core.config import check
 from ssl_core.data.views import Augment
 
 
@@ -24,7 +25,12 @@ class TwoViews:
 
 
 def build(config: ContrastiveConfig) -> TwoViews:
-    """The transform of training samples; only blur and solarization differ between the two views."""
+    """The transform of training samples; only blur and solarization differ between the two views.
+
+    Raises ConfigError when colours are to be jittered that the images do not have; an encoder is evaluated all the same.
+    """
+    check(config.in_channels == 3 or not any(config.jitter[2:]) or not config.jitter_p, "jitter", config.jitter,
+          f"saturation and hue need RGB images, these have {config.in_channels} channels: set both to 0")  # fmt: skip
     first, second = (
         Augment(
             size=config.size, scale=config.crop_scale, flip=config.flip, jitter=config.jitter, jitter_p=config.jitter_p,

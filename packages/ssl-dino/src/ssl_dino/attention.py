@@ -42,6 +42,10 @@ def overlay(images: Tensor, mask: Tensor, dim: float = 0.25) -> Tensor:
     return images * (dim + (1 - dim) * kept)
 
 
+LARGEST = 480
+"""Pixels of the shorter side that the authors' `visualize_attention.py` takes; a block's work grows with its fourth power."""
+
+
 def heat(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """Attention maps (b, 1, h', w') as grey pictures (b, 3, *size), each brought to a largest value of 1."""
     return repeat(F.interpolate(maps / maps.amax((2, 3), keepdim=True), size), "b 1 h w -> b c h w", c=3)
@@ -146,9 +150,12 @@ def drawn(method: Any, image: Tensor, patches: Tensor, flags: Attention) -> dict
 def fit(image: Tensor, stride: int, size: int | None) -> Tensor:
     """The image (c, h, w) with its shorter side resized to `size`, cropped to a multiple of the patch.
 
-    Raises InputError when not one patch is left.
+    Without `size` a photograph comes down to `LARGEST`, and what is smaller stays as it is. Raises InputError when not
+    one patch is left.
     """
     h, w = image.shape[1:]
+    if size is None and min(h, w) > LARGEST:
+        size = LARGEST
     if size is not None:
         scale = size / min(h, w)
         h, w = round(h * scale), round(w * scale)

@@ -4,6 +4,7 @@ checkpoints. DINOv2's are in `convert_dinov2.py`."""
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -50,8 +51,9 @@ KEYMAP = backbone.backbone_keymap(BACKBONE, also=CHECKPOINT)
 
 
 def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tensors of the authors' training checkpoint {"student", "teacher", "dino_loss", optimiser, …} in one dict."""
-    if not {"student", "teacher"} <= raw.keys():
+    """The tensors of the authors' training checkpoint {"student", "teacher", "dino_loss", optimiser, …} in one dict; it may
+    have been cut down to the teacher."""
+    if not isinstance(raw.get("teacher"), Mapping):
         return raw
     parts = {name: raw[name] for name in ("student", "teacher", "dino_loss") if isinstance(raw.get(name), Mapping)}
     return {f"{name}.{key}": tensor for name, state in parts.items() for key, tensor in state.items()}
@@ -91,17 +93,24 @@ def _number(key: str) -> int:
 def adapt(state: dict[str, Tensor], stored: DINOConfig, wanted: DINOConfig) -> dict[str, Tensor]:
     """`state` for the channels and the image size of `wanted`, in student and teacher.
 
-    A backbone alone is marked, so that training begins with its heads. Raises what the core's `adapt` does.
+    A backbone alone is marked, so that training begins with its heads; a teacher alone is the student too, its centre
+    zero, which a warning says. Raises what the core's `adapt` does.
     """
     for name in ("student", "teacher"):
         check_shapes(state, {f"{name}.head.last_layer.weight_v": (stored.prototypes, stored.bottleneck)})
     alone = state and not any(key.startswith((*LAYOUT.heads, *LAYOUT.copies)) for key in state)
+    if HEAD + "last_layer.weight_v" in state and not any(key.startswith("student.") for key in state):
+        warnings.warn("a teacher without a student: the student starts as its copy", stacklevel=3)
+        copied = {"student." + key.removeprefix("teacher."): state[key] for key in state if key.startswith("teacher.")}
+        state = {"center": torch.zeros(1, stored.prototypes), **copied, **state}
     return {"new_heads": torch.tensor(bool(alone)), **backbone.adapt(state, stored, wanted)}
 
 
 LAYOUT = Layout(
     keymap=KEYMAP, to_theirs=backbone.to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt,
-    heads=(HEAD, "center"), copies={"student.": "teacher."}, unwrap=unwrap,
+    heads=(HEAD, "center"),
+    head_fields=("prototypes", "head_hidden", "bottleneck", "head_layers", "head_bn", "norm_last_layer"),
+    copies={"student.": "teacher."}, unwrap=unwrap,
 )  # fmt: skip
 
 

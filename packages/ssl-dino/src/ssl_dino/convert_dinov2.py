@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_core.config import ConfigError, from_dict
-from ssl_core.hub.backbone import pixels, positive, statistics, timm_vit
+from ssl_core.hub.backbone import CLASSIFIERS, pixels, positive, statistics, timm_vit
 from ssl_core.hub.keymap import BLOCK, EMBEDDINGS, VIT_TIMM, KeyMap, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
 from ssl_core.hub.stem import adapt_stem
@@ -46,14 +46,17 @@ AUTHORS: tuple[Row, ...] = (
     *((name, name) for name in ("ls1.gamma", "ls2.gamma", "mlp.w12.{w}", "mlp.w3.{w}")),
 )
 
+TRANSFORMERS: tuple[Row, ...] = (
+    *prefixed(EMBEDDINGS, ours="encoder."),
+    ("encoder.register_tokens", "embeddings.register_tokens"),
+    ("mask_token", "embeddings.mask_token"),
+    *prefixed(ON_DISK, ours="encoder.blocks.{i}.", theirs="encoder.layer.{i}."),
+)
+
 KEYMAP = KeyMap(
-    rows=(
-        *prefixed(EMBEDDINGS, ours="encoder."),
-        ("encoder.register_tokens", "embeddings.register_tokens"),
-        ("mask_token", "embeddings.mask_token"),
-        *prefixed(ON_DISK, ours="encoder.blocks.{i}.", theirs="encoder.layer.{i}."),
-    ),
+    rows=TRANSFORMERS,
     also=(
+        *(row for name in ("dinov2.", "dinov2_with_registers.") for row in prefixed(TRANSFORMERS, theirs=name)),
         *prefixed(IN_MEMORY, ours="encoder.blocks.{i}.", theirs="encoder.layer.{i}."),
         *prefixed(VIT_TIMM, ours="encoder."),
         *prefixed(AUTHORS[len(BLOCK) :], ours="encoder.blocks.{i}.", theirs="blocks.{i}."),
@@ -63,6 +66,7 @@ KEYMAP = KeyMap(
         # the authors' training checkpoints keep blocks in four chunks
         *(row for c in range(4) for row in prefixed(AUTHORS, ours="encoder.blocks.{i}.", theirs=f"blocks.{c}.{{i}}.")),
     ),
+    drop=CLASSIFIERS,
 )
 
 NAMES = {

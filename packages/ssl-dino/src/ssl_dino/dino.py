@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.backbone import PooledViT, build_backbone
-from ssl_core.config import BackboneConfig
 from ssl_core.data.views import normalize
 from ssl_core.ema import ema_update
 from ssl_core.errors import InputError
@@ -40,9 +39,6 @@ from ssl_core.train.schedule import cosine
 from ssl_dino.config import DINOConfig
 from ssl_dino.heads import DINOHead
 from ssl_dino.loss import center_and_sharpen, cross_view_entropy
-
-HEAD = ("prototypes", "head_hidden", "bottleneck", "head_layers", "head_bn", "norm_last_layer")
-"""Fields of the config that a head's weights fix."""
 
 
 def teacher_temperature(config: DINOConfig, progress: float) -> float:
@@ -129,11 +125,6 @@ class DINO(nn.Module, Pretrained):
         """The teacher's backbone, which is evaluated and published."""
         return self.teacher.backbone
 
-    def architecture(self) -> list[str]:
-        """Names of the config's fields that these weights fix: the backbone's, and the head's where they have one."""
-        backbone = [field.name for field in dataclasses.fields(BackboneConfig) if field.name != "drop_path"]
-        return backbone if self.new_heads else [*backbone, *HEAD]
-
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of `batch["views"]`, of which the first `global_crops` are the teacher's too.
 
@@ -200,7 +191,7 @@ class DINO(nn.Module, Pretrained):
         if share > 0.99:
             return f"the teacher is uniform ({facts}): it is not sharpened enough, lower --teacher-temp"
         if scores["kl"] < 1e-3:
-            return f"the teacher names one prototype for all images ({facts}): the centre lags behind, lower --center-momentum"
+            return f"the teacher says the same of all images ({facts}): the centre lags behind, lower --center-momentum"
         return None
 
     def encode(self, images: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Attention:
     block: int = -1
     """which block, counted from 0 or from the end"""
     size: int | None = None
-    """pixels of the shorter side; the picture's own by default"""
+    """pixels of the shorter side; the picture's own by default, at most 480"""
     out: str = "attention"
     """folder of the pictures"""
     device: str | None = None

@@ -23,7 +23,7 @@ KEYMAP = backbone.backbone_keymap()
 STEMS = ("encoder.conv1.weight", "encoder.patch_embed.proj.weight")
 
 
-def _layout(cls: type[PretextConfig], *heads: str) -> Layout:
+def _layout(cls: type[PretextConfig], *heads: str, fields: tuple[str, ...] = ()) -> Layout:
     return Layout(
         keymap=KEYMAP,
         to_theirs=backbone.to_theirs,
@@ -31,12 +31,13 @@ def _layout(cls: type[PretextConfig], *heads: str) -> Layout:
         infer=partial(backbone.infer, cls),
         adapt=backbone.adapt,
         heads=heads,
+        head_fields=fields,
     )
 
 
 ROTATION_LAYOUT = _layout(RotationConfig, "head.")
-JIGSAW_LAYOUT = _layout(JigsawConfig, "head.", "embed.", "permutations")
-RELATIVE_PATCH_LAYOUT = _layout(RelativePatchConfig, "head.", "embed.")
+JIGSAW_LAYOUT = _layout(JigsawConfig, "head.", "embed.", "permutations", fields=("embedding", "hidden", "permutations"))
+RELATIVE_PATCH_LAYOUT = _layout(RelativePatchConfig, "head.", "embed.", fields=("embedding", "hidden"))
 
 
 def lightness_config(encoder: BackboneConfig) -> ColorizationConfig:
@@ -70,6 +71,7 @@ COLORIZATION_LAYOUT = Layout(
     infer=_infer,
     adapt=_adapt,
     heads=("decoder.", "bins", "prior"),
+    head_fields=("target", "bin_size", "hidden"),
 )
 
 

@@ -50,9 +50,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.samples < self.batch_size:
+            smaller = f"use --batch-size {self.samples // 2} or less, or " if self.samples >= 4 else "it needs "
             raise ConfigError(
-                f"the data has {self.samples} samples, fewer than one batch of {self.batch_size}: "
-                f"use --batch-size {max(1, self.samples // 2)} or less, or more data"
+                f"the data has {self.samples} samples, fewer than one batch of {self.batch_size}: {smaller}more data"
             )
 
     @property

@@ -69,8 +69,8 @@ def open_source(
     - an .npz file with uint8 or uint16 `images` (n, h, w, c) or (n, h, w) and perhaps integer `labels` (n,);
     - "torchvision:CIFAR10", from the folder in TORCHVISION_DATA, else `data`;
     - "hf:name" by the `datasets` package: of the Hub, a local folder or a .parquet file.
-    The last two take a split of their own after another colon: "torchvision:STL10:unlabeled". A
-    folder that is called like one of these is reached as "./scenes".
+    The last two take a split of their own after another colon: "torchvision:STL10:unlabeled". A `Path` is always a
+    path; a folder that is called like one of these is reached by a string too, as "./scenes".
 
     `split` is "train" or "test". `size` is the side in pixels of pictures made on the fly (default
     32); files keep theirs. Raises DataError, which says what to do, where the data cannot be used.
@@ -79,10 +79,11 @@ def open_source(
         raise DataError(f"unknown split {split!r}: choose 'train' or 'test'")
     if channels < 1:
         raise DataError(f"channels = {channels}: an image needs one or more")
-    text = "scenes" if data is None else os.fspath(data)
+    if (name := built_in(data)) is not None:
+        return _open_built_in(name, channels, split, size or 32)
+    assert data is not None
+    text = os.fspath(data)
     kind, colon, rest = text.partition(":")
-    if text in ("scenes", "photos"):
-        return _open_built_in(text, channels, split, size or 32)
     if colon and kind in ("torchvision", "hf"):
         from ssl_core.data import libraries
 
@@ -100,6 +101,23 @@ def open_source(
     if path.suffix.lower() == ".npz":
         return _open_npz(path, channels)
     raise DataError(f"cannot read {path} as a data set. Give {_KINDS}")
+
+
+def built_in(data: str | os.PathLike[str] | None) -> str | None:
+    """The built-in pictures that `data` means, "scenes" or "photos"; None where it means something else.
+
+    Raises DataError where a file or folder here has that name too: neither is taken silently.
+    """
+    if data is None:
+        return "scenes"
+    if isinstance(data, os.PathLike) or data not in ("scenes", "photos"):
+        return None
+    if os.path.lexists(data):
+        raise DataError(
+            f"{data!r} is the name of built-in pictures and of a folder here: write ./{data} for the folder; for the "
+            "pictures start in another folder"
+        )
+    return data
 
 
 class PathTable(Sequence[str]):

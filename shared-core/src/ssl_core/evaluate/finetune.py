@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,17 +163,25 @@ def random_erase(image: Tensor, rng: np.random.Generator, p: float) -> Tensor:
 def finetune(
     encoder: ViT, image: Any, train: Any, test: Any, config: FinetuneConfig, folder: Path, *, options: RunOptions
 ) -> dict[str, float]:
-    """Top-1 and mean per class on `test` of `encoder` fine-tuned on `train`; `folder` holds its checkpoints.
+    """Top-1 and mean per class on `test` of `encoder` fine-tuned on `train`.
 
-    `image` is the method's config, for size, mean and std. Goes on where it was stopped.
+    `image` is the method's config, for size, mean and std. The checkpoints lie in a folder of their own below `folder`
+    for each encoder, data and settings: a run goes on where it was stopped, and no other is taken for it.
     Raises DataError when a sample has no label.
     """
     if train.labels is None or (train.labels < 0).any():
         raise DataError("fine-tuning needs a label for every training sample")
     device = pick_device(options.device)
     config = dataclasses.replace(config, precision=pick_precision(config.precision, device))  # type: ignore[arg-type]
+    weights = hashlib.sha256()
+    for name, tensor in encoder.state_dict().items():
+        weights.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    identity = {
+        "method": "finetune", "config": to_dict(config), "data_fingerprint": train.fingerprint(),
+        "images": to_dict(image), "weights": weights.hexdigest()[:16],
+    }  # fmt: skip
+    folder = folder / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     folder.mkdir(parents=True, exist_ok=True)
-    identity = {"method": "finetune", "config": to_dict(config), "data_fingerprint": train.fingerprint()}
     run_id = open_run(folder, identity)
     seed_step(config.seed)
     model = FineTune(encoder, int(train.labels.max()) + 1, config, image).to(device)
@@ -183,14 +193,19 @@ def finetune(
     return {"top1": top1(predicted, labels), "mean_per_class": mean_per_class(predicted, labels)}
 
 
+def check_encoder(method: Any) -> None:
+    """InputError for an encoder that cannot be fine-tuned by layer."""
+    if not isinstance(getattr(method, "encoder", None), ViT):
+        raise InputError("the protocol finetune is that of a ViT, and this encoder is none: leave it out")
+
+
 def compare(
     result: dict[str, Any], recipe: Recipe, weights: str, train: Any, test: Any, folder: Path, *,
     epochs: float, options: RunOptions,
 ) -> dict[str, Any]:  # fmt: skip
     """`result` of `evaluate` with a `finetune` figure for the pretrained encoder and one for training from scratch."""
     method = load(recipe.method).from_pretrained(weights)
-    if not isinstance(getattr(method, "encoder", None), ViT):
-        raise InputError("the protocol finetune is that of a ViT, and this encoder is none: leave it out")
+    check_encoder(method)
     seed_step(getattr(method.config, "seed", 0))
     fresh = load(recipe.method)(method.config)
     batch = min(1024, 2 ** int(np.log2(max(2, len(train) // 8))))

@@ -15,7 +15,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ssl_core.config import ConfigError, differences, from_dict, to_dict
+from ssl_core.config import (
+    BackboneConfig,
+    ConfigError,
+    TrainConfig,
+    differences,
+    encoder_fields,
+    from_dict,
+    to_dict,
+)
 from ssl_core.errors import InputError
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.weights_file import (
@@ -57,6 +65,8 @@ class Layout:
     infer: Callable[[Mapping[str, Tensor]], Any]
     adapt: Callable[[dict[str, Tensor], Any, Any], dict[str, Tensor]]
     heads: tuple[str, ...] = ()
+    head_fields: tuple[str, ...] = ()
+    """fields of a `BackboneConfig`'s heir that the shapes of its heads fix"""
     copies: Mapping[str, str] = field(default_factory=dict)
     unwrap: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda raw: raw
     rewritten: tuple[str, ...] = ()
@@ -73,11 +83,21 @@ class Pretrained:
 
     config_class: ClassVar[type]
     config: Any
+    encoder_alone = False
+    """whether `from_pretrained` found no heads, so that those here are new"""
 
     @classmethod
     def layout(cls) -> Layout:
         """The method's `Layout`, from its `convert.py`."""
         raise TypeError(f"{cls.__name__} has no weight layout")
+
+    def architecture(self) -> list[str]:
+        """Names of the config's fields that these weights fix, which a run that starts from them takes: with a
+        `BackboneConfig` the encoder's and, where the file had heads, theirs; else all but the optimiser's."""
+        if isinstance(self.config, BackboneConfig):
+            return [*encoder_fields(self.config), *(() if self.encoder_alone else self.layout().head_fields)]
+        recipe = {field.name for field in dataclasses.fields(TrainConfig)}
+        return [field.name for field in dataclasses.fields(self.config) if field.name not in recipe]
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the folder that `from_pretrained` and transformers read. Every file is replaced whole or not at all."""
@@ -184,6 +204,7 @@ class Pretrained:
         assert isinstance(method, nn.Module)
         if state and not any(key.startswith((*layout.heads, *layout.copies)) for key in state):
             state = with_new_heads(method, state, layout, source=str(name))
+            method.encoder_alone = True
         load_state(method, state, unused, source=str(name), strict=strict)
         if path.is_dir():
             method.load_preprocessor(path)
@@ -243,14 +264,25 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
     values = {} if file == path else _read_json(file)
     try:
         if "model_type" not in values:
-            return _with_timm_pixels(layout.infer(state), values)
+            return _as_timm_says(layout.infer(state), values)
         if "ssl" not in values:
             preprocessor = path / PREPROCESSOR
             return layout.from_theirs(values, _read_json(preprocessor) if preprocessor.exists() else {})
         own = values["ssl"]
         if not isinstance(own, dict) or not isinstance(own.get("config"), dict):
             raise ConfigError("'ssl' holds no config")
-        config = from_dict(config_class, own["config"])
+        package, _, method = str(own.get("method", "")).partition(":")
+        package = package.partition(".")[0].replace("_", "-")
+        try:
+            config = from_dict(config_class, own["config"])
+        except ConfigError as error:
+            name = config_class.__name__.removesuffix("Config")
+            if not method or method == name:
+                raise
+            raise ConfigError(
+                f"{error}; these are weights of {package}'s {method}, not of {name}: `{package} export` writes layouts "
+                "that others read"
+            ) from error
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     # When transformers saves our folder again, it leaves out its defaults, adds keys and names what it saved.
@@ -271,14 +303,22 @@ def verify_config(path: Path) -> None:
     verify_sums(path, [name for name in (CONFIG, PREPROCESSOR) if name in read_sums(path)])
 
 
-def _with_timm_pixels(config: Any, values: dict[str, Any]) -> Any:
-    """`config` with the mean, std and crop that timm's config.json says, and positions resampled as timm does it."""
-    stored = values.get("pretrained_cfg", values)
-    if not isinstance(stored, dict):
-        raise ConfigError(f"pretrained_cfg = {stored!r}: expected an object")
+def _as_timm_says(config: Any, values: dict[str, Any]) -> Any:
+    """`config` with what shapes do not tell and timm's config.json says: mean, std, crop, the attention heads, the
+    pooling; and with positions resampled as timm does it."""
+    stored, arguments = values.get("pretrained_cfg", values), values.get("model_args", {})
+    for name, value in (("pretrained_cfg", stored), ("model_args", arguments)):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} = {value!r}: expected an object")
     known = {key: stored[key] for key in ("mean", "std", "crop_pct") if key in stored}
-    if "architecture" in values and hasattr(config, "pos_interp"):
-        known["pos_interp"] = "antialias"
+    own = {field.name for field in dataclasses.fields(config)}
+    if "architecture" in values:
+        known |= {"pos_interp": "antialias"} if "pos_interp" in own else {}
+        if "heads" in own and "num_heads" in arguments:
+            known["heads"] = arguments["num_heads"]
+        pool = {"token": "cls", "avg": "mean"}.get(arguments.get("global_pool", values.get("global_pool")))
+        if "pool" in own and pool is not None:
+            known["pool"] = pool
     return from_dict(type(config), {**to_dict(config), **known})
 
 

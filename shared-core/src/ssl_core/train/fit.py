@@ -232,6 +232,8 @@ def _look(
 ) -> dict[str, float]:
     """The features' health; a warning, or an error where one was asked for, when they or the method say collapse."""
     scores = probe(method)
+    if not scores:
+        return {}
     own = method.collapse({**outputs, **scores}, progress) if hasattr(method, "collapse") else None
     if (reason := own or probe.collapse(method, scores)) is not None:
         if options.stop_on_collapse:

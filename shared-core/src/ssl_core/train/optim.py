@@ -56,11 +56,13 @@ def schedule(optimizer: torch.optim.Optimizer, *, lr: float, peak: float, weight
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (arXiv 1708.03888), as SimCLR, BYOL and MoCo v3 use it.
+    """Layer-wise adaptive rate scaling (arXiv 1708.03888), as BYOL and MoCo v3 use it.
 
     For a tensor w of more than one dimension, with gradient g, decay λ, trust coefficient η and momentum μ
 
         g' = g + λ w,   q = η ‖w‖ / ‖g'‖ (1 where either norm is 0),   v ← μ v + q g',   w ← w - lr · v
+
+    SimCLR's code has lr inside, v ← μ v + lr · q g': the same while lr is constant, a little behind it where it is not.
 
     Biases and batch norm (at most one dimension) are neither decayed nor scaled: q = 1, λ = 0.
     """

@@ -44,11 +44,13 @@ class Probe:
         """{"health/feature_std", "health/rankme", "health/knn"} of the method as it is now.
 
         And "health/projection_std" of a method that can `project`: the variety of a random network stays in its features
-        for long when the projections have already collapsed.
+        for long when the projections have already collapsed. Nothing of a single sample, which tells of no variety.
         """
         start = time.perf_counter()
         if not self.batches:
             self._load()
+        if sum(len(batch["views"][0]) for batch in self.batches) < 2:
+            return {}
         modes = [(part, part.training) for part in method.modules()]  # a frozen teacher's may differ
         method.eval()
         try:

@@ -97,10 +97,13 @@ def train(
 
 def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
     """Weights and the list of unreadable samples into the run folder. Raises CheckpointError when the disk fails."""
+    file = folder / "bad_samples.json"
     listed = [{"name": name, "reason": reason} for name, reason in bad.values()]
     try:
         method.save_pretrained(folder)
-        (folder / "bad_samples.json").write_text(json.dumps(listed, indent=1))
+        if file.exists():  # of this run, which was repeated or goes on
+            listed = [*{row["name"]: row for row in (*json.loads(file.read_text()), *listed)}.values()]
+        file.write_text(json.dumps(listed, indent=1))
     except OSError as error:
         raise CheckpointError(
             f"the weights could not be written to {folder} ({error}), the last checkpoint is there: "
@@ -111,13 +114,16 @@ def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
 def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | None = None) -> str:
     """The id of the run in `folder`: a new one for an empty folder, its own when the identity is the same.
 
-    `facts` are noted in a new run's run.json and not compared.
+    `facts` are noted in a new run's run.json and not compared. A run that ended before its first step, by an error in
+    its settings, binds nobody to them.
 
     Raises RunError when the folder holds something else, or this run with other settings; the message shows which.
     """
     record = folder / "run.json"
-    if not record.exists():
-        foreign = sorted(p.name for p in folder.iterdir() if p.name not in (".lock", ".holder", ".run.json.tmp"))
+    begun = (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("step-*"))
+    own = (".lock", ".holder", ".run.json.tmp", "run.json", "checkpoints")
+    foreign = sorted(p.name for p in folder.iterdir() if p.name not in own)
+    if not record.exists() or not (begun or foreign):
         if foreign:
             raise RunError(f"{folder} is not empty and holds no run ({foreign[:5]} …): give another --out")
         run_id = distributed.broadcast_object(uuid.uuid4().hex[:12])
@@ -142,6 +148,8 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
         old["config"] = dict(old["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{record} is damaged ({error}): give another --out, or delete the folder") from error
+    if same_file(old.get("data"), identity.get("data")):
+        old["data"] = identity["data"]
     changed = differences(old.pop("config"), identity["config"]) + differences(
         old, {key: value for key, value in identity.items() if key != "config"}
     )
@@ -152,6 +160,13 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
             f"Repeat its command to go on with it, or give another --out (--init {folder} starts from its weights)"
         )
     return run_id
+
+
+def same_file(old: Any, new: Any) -> bool:
+    """Whether two names lead to one file or folder that is there."""
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    return Path(old).exists() and Path(new).exists() and os.path.samefile(old, new)
 
 
 def check_space(folder: Path, needed: int) -> None:
