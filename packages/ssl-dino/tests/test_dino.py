@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core import distributed
-from ssl_core.cli import main
+from ssl_core.cli import defaults, main
 from ssl_core.config import RunOptions, to_dict
 from ssl_core.device import seed_step
 from ssl_core.errors import InputError
@@ -396,6 +396,15 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
     assert (
         not set(alone.architecture()) & {"prototypes", "local_crops", "teacher_temp"} and "dim" in alone.architecture()
     )
+
+
+def test_a_preset_of_a_resnet_takes_the_vit_that_it_starts_from(tmp_path):
+    torch.save(built(replace(TINY, dim=64, heads=1)).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
+    with pytest.warns(UserWarning, match="these start anew"):
+        config = defaults(RECIPE, ["--preset", "demo", "--init", str(tmp_path / "backbone.pth")])
+        assert DINO.from_pretrained(tmp_path / "backbone.pth", config=config).new_heads
+    assert (config.backbone, config.dim, config.image_size) == ("vit", 64, 8)
+    assert (config.prototypes, config.base_lr, config.crop_pct) == (64, 4e-3, 1.0)
 
 
 def test_a_run_from_scratch_has_no_head_warm_up():

@@ -215,7 +215,7 @@ def adapt(state: dict[str, Tensor], stored: BackboneConfig, wanted: BackboneConf
 
     Raises WeightsMismatch when `state` is not of `stored`'s sizes, ConfigError for another architecture.
     """
-    if (stored.backbone, stored.small_stem) != (wanted.backbone, wanted.small_stem):
+    if stored.backbone != wanted.backbone or (not stored.is_vit and stored.small_stem != wanted.small_stem):
         raise ConfigError(
             f"the checkpoint is a {stored.backbone} (small_stem {stored.small_stem}), "
             f"{wanted.backbone} (small_stem {wanted.small_stem}) is asked for"
