@@ -17,12 +17,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_core.cli import defaults, preset
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import WeightsMismatch
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
 from ssl_core.patches import interpolate_positions
 from ssl_mae import MAE, MAEConfig
+from ssl_mae.config import RECIPE
 
 # Heads of 64 and 32, so that a checkpoint without a config can be read by its shapes.
 SMALL = MAEConfig(
@@ -473,3 +475,16 @@ def test_shapes_that_make_no_network_are_refused(name, tensor, tmp_path):
         MAE.from_pretrained(tmp_path / "odd.pth")
     with pytest.raises((ConfigError, WeightsMismatch)):
         MAE.from_pretrained(tmp_path / "odd.pth", in_channels=1, image_size=32, strict=False)
+
+
+def test_a_run_that_starts_from_weights_takes_their_sizes_and_the_presets_recipe(tmp_path):
+    stored = MAEConfig(
+        image_size=16, patch_size=4, dim=24, depth=1, heads=2, decoder_dim=12, decoder_depth=1, decoder_heads=2,
+        mask_ratio=0.5, norm_pix_loss=False, crop_scale=(0.3, 0.9),
+    )  # fmt: skip
+    folder = MAE(stored).save_pretrained(tmp_path)
+    settings, demo = defaults(RECIPE, ["--preset", "demo", "--init", str(folder)]), preset(RECIPE, "demo")
+    for name in ("image_size", "patch_size", "dim", "depth", "heads", "decoder_dim", "decoder_depth", "decoder_heads"):
+        assert getattr(settings, name) == getattr(stored, name), name
+    for name in ("mask_ratio", "norm_pix_loss", "crop_scale", "crop_pct", "base_lr", "epochs"):
+        assert getattr(settings, name) == getattr(demo, name), name

@@ -126,6 +126,7 @@ def _adapt_tokenizer(state: dict[str, Tensor], prefix: str, old: int, new: int) 
 DVAE_LAYOUT = Layout(
     keymap=DVAE_KEYMAP, to_theirs=dvae_to_theirs, from_theirs=dvae_from_theirs, infer=dvae_infer, adapt=dvae_adapt,
     copies={"online.": "average."},
+    recipe=("kl_weight", "kl_warmup", "temperature", "temperature_decay", "ema", "crop_pct", "crop_scale", "flip"),
 )  # fmt: skip
 
 
@@ -375,8 +376,9 @@ def beit_adapt(state: dict[str, Tensor], stored: BEiTConfig, wanted: BEiTConfig)
 
 
 BEIT_LAYOUT = Layout(
-    keymap=BEIT_KEYMAP, to_theirs=beit_to_theirs, from_theirs=beit_from_theirs, infer=beit_infer, adapt=beit_adapt
-)
+    keymap=BEIT_KEYMAP, to_theirs=beit_to_theirs, from_theirs=beit_from_theirs, infer=beit_infer, adapt=beit_adapt,
+    recipe=("drop_path", "mask_patches", "mask_block", "crop_pct", "crop_scale", "flip", "jitter"),
+)  # fmt: skip
 
 
 def to_transformers(method: DVAE | BEiT) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -329,7 +329,7 @@ def _t5() -> type:
 
 GPT_LAYOUT = Layout(
     keymap=GPT_KEYMAP, to_theirs=gpt_to_theirs, from_theirs=gpt_from_theirs, infer=infer,
-    adapt=_adapter(_gpt, {"lm_head.weight": "transformer.wte.weight"}),
+    adapt=_adapter(_gpt, {"lm_head.weight": "transformer.wte.weight"}), recipe=("dropout",),
 )  # fmt: skip
 
 BERT_LAYOUT = Layout(
@@ -338,12 +338,14 @@ BERT_LAYOUT = Layout(
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     }),
+    recipe=("dropout", "init_std", "mask_rate", "whole_words"),
 )  # fmt: skip
 
 T5_LAYOUT = Layout(
     keymap=T5_KEYMAP, to_theirs=t5_to_theirs, from_theirs=t5_from_theirs, infer=infer,
     adapt=_adapter(_t5, {name: "shared.weight" for name in (
         "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")}),
+    recipe=("dropout", "density", "mean_span"),
     rewritten=("tie_word_embeddings",),  # transformers 5 says true whether or not the weights are tied
 )  # fmt: skip
 

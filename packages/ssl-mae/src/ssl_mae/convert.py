@@ -192,7 +192,10 @@ def _shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-LAYOUT = Layout(keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt)
+LAYOUT = Layout(
+    keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt,
+    recipe=("mask_ratio", "norm_pix_loss", "crop_pct", "crop_scale", "flip"),
+)  # fmt: skip
 
 
 def to_transformers(method: MAE) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -67,6 +67,8 @@ class Layout:
     heads: tuple[str, ...] = ()
     head_fields: tuple[str, ...] = ()
     """fields of a `BackboneConfig`'s heir that the shapes of its heads fix"""
+    recipe: tuple[str, ...] = ()
+    """fields of another config, beside the optimiser's, that no weights fix: views, masks, dropout"""
     copies: Mapping[str, str] = field(default_factory=dict)
     unwrap: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda raw: raw
     rewritten: tuple[str, ...] = ()
@@ -93,10 +95,10 @@ class Pretrained:
 
     def architecture(self) -> list[str]:
         """Names of the config's fields that these weights fix, which a run that starts from them takes: with a
-        `BackboneConfig` the encoder's and, where the file had heads, theirs; else all but the optimiser's."""
+        `BackboneConfig` the encoder's and, where the file had heads, theirs; else all but those of the recipe."""
         if isinstance(self.config, BackboneConfig):
             return [*encoder_fields(self.config), *(() if self.encoder_alone else self.layout().head_fields)]
-        recipe = {field.name for field in dataclasses.fields(TrainConfig)}
+        recipe = {*self.layout().recipe, *(field.name for field in dataclasses.fields(TrainConfig))}
         return [field.name for field in dataclasses.fields(self.config) if field.name not in recipe]
 
     def save_pretrained(self, folder: str | Path) -> Path:
