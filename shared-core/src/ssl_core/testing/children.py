@@ -188,6 +188,9 @@ def _run(function: Callable[[], Any], env: dict[str, str], warns: bool, written:
         warnings.simplefilter("always")
         warnings.showwarning = _show  # pytest would collect them
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    # A fork leaves torch a pool that the first thread to ask renews. Backward's threads ask at once, and one that comes in
+    # between aborts the process.
+    torch.set_num_threads(torch.get_num_threads())
     tqdm.set_lock(threading.RLock())  # the inherited one is shared with the parent, and a kill would leave it locked
     try:
         value = function()
