@@ -187,7 +187,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
-        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        momentum = self.momentum
+        if momentum is None:
+            momentum = (1 / self.num_batches_tracked).to(self.running_mean.dtype)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), momentum)
 

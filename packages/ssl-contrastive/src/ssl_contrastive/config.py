@@ -276,7 +276,7 @@ def byol_vit_small() -> BYOLConfig:
 def byol_demo() -> BYOLConfig:
     """The built-in scenes in minutes on a CPU."""
     return BYOLConfig(
-        **SCENES, hidden=512, projection=128, ema=0.98, optimizer="sgd", epochs=16, base_lr=0.2, weight_decay=5e-4,
+        **SCENES, hidden=512, projection=128, ema=0.98, optimizer="sgd", epochs=16, base_lr=0.2, weight_decay=2e-3,
         warmup_epochs=1,
     )  # fmt: skip
 
