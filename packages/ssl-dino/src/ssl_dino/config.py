@@ -214,13 +214,12 @@ def small_data() -> DINOConfig:
 def demo() -> DINOConfig:
     """The built-in scenes at 32 pixels in some 25 minutes of a CPU core; the figures stand in docs/benchmarks.md.
 
-    AdamW, and a centre that is the last batch's mean: with SGD some seeds stay where one prototype takes all images or
-    none does.
+    AdamW: with SGD some seeds stay where one prototype takes all images or none does.
     """
     return DINOConfig(
         backbone="resnet18", width=12, small_stem=True, image_size=32, crop_pct=1.0, prototypes=64, head_hidden=256,
         bottleneck=64, head_bn=True, norm_last_layer=True, teacher_temp=0.02, warmup_teacher_temp=0.02,
-        center_momentum=0.0, teacher_momentum=0.98, global_scale=(0.5, 1.0), local_crops=0, local_size=16,
+        teacher_momentum=0.98, global_scale=(0.5, 1.0), local_crops=0, local_size=16,
         jitter=(0.4, 0.4, 0.2, 0.02), blur_p=(0.3, 0.3, 0.3), solarize_p=0.0, freeze_last_layer=0, optimizer="adamw",
         base_lr=4e-3, min_lr=0.0, weight_decay=0.05, weight_decay_end=None, warmup_epochs=1, clip_each=None, epochs=20,
         batch_size=128, precision="fp32",
