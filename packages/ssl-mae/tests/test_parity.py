@@ -284,6 +284,14 @@ def test_export_to_timm_refuses_an_epsilon_that_timm_has_not(tmp_path, capsys):
     assert "timm has 1e-6" in capsys.readouterr().err
 
 
+def test_an_export_never_writes_over_a_run_or_published_weights(tmp_path, capsys):
+    weights = ours().save_pretrained(tmp_path / "run")
+    before = (weights / "config.json").read_bytes()
+    assert main([RECIPE], ["export", str(weights), str(weights), "--to", "timm"]) == 2
+    assert "published weights, which the export would write over" in capsys.readouterr().err
+    assert (weights / "config.json").read_bytes() == before
+
+
 def test_exported_encoders_hold_no_decoder(tmp_path):
     mae = ours()
     expected = sum(p.numel() for p in mae.encoder.parameters())
