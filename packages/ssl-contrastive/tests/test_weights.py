@@ -23,7 +23,7 @@ from ssl_contrastive import (
 )  # fmt: skip
 from ssl_contrastive.config import RECIPES
 from ssl_contrastive.convert import EXPORTS
-from ssl_core.cli import defaults, preset
+from ssl_core.cli import defaults, main, preset
 from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import WeightsMismatch
 
@@ -155,6 +155,14 @@ def test_a_run_that_starts_from_an_encoder_keeps_the_presets_recipe(tmp_path):
     network = stirred(MoCo, queue=12, temperature=0.5)
     settings = defaults(RECIPES["moco"], ["--preset", "demo", "--init", str(network.save_pretrained(tmp_path / "run"))])
     assert (settings.queue, settings.width, settings.temperature) == (12, network.config.width, demo.temperature)
+
+
+def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    folder = BYOL(config(BYOL)).save_pretrained(tmp_path)
+    monkeypatch.setattr(BYOL, "encode", lambda *_: pytest.fail("it was measured"))
+    line = ["evaluate", str(folder), "--protocols", "knn", "finetune", "--device", "cpu"]
+    assert main(list(RECIPES.values()), line) == 2
+    assert "finetune is that of a ViT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("channels", [1, 4])

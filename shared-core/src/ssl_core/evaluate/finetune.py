@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core.config import RunOptions, TrainConfig, to_dict
+from ssl_core.data.sources import digest
 from ssl_core.data.views import eval_view, normalize, random_flip, random_resized_crop
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import DataError, InputError
@@ -173,14 +173,12 @@ def finetune(
         raise DataError("fine-tuning needs a label for every training sample")
     device = pick_device(options.device)
     config = dataclasses.replace(config, precision=pick_precision(config.precision, device))  # type: ignore[arg-type]
-    weights = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
-        weights.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    weights = digest(*(tensor.detach().cpu().float().numpy() for tensor in encoder.state_dict().values()))
     identity = {
         "method": "finetune", "config": to_dict(config), "data_fingerprint": train.fingerprint(),
-        "images": to_dict(image), "weights": weights.hexdigest()[:16],
+        "images": to_dict(image), "weights": weights,
     }  # fmt: skip
-    folder = folder / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    folder = folder / digest(json.dumps(identity, sort_keys=True).encode())
     folder.mkdir(parents=True, exist_ok=True)
     run_id = open_run(folder, identity)
     seed_step(config.seed)

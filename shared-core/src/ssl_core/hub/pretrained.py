@@ -318,7 +318,7 @@ def _as_timm_says(config: Any, values: dict[str, Any]) -> Any:
         known |= {"pos_interp": "antialias"} if "pos_interp" in own else {}
         if "heads" in own and "num_heads" in arguments:
             known["heads"] = arguments["num_heads"]
-        pool = {"token": "cls", "avg": "mean"}.get(arguments.get("global_pool", values.get("global_pool")))
+        pool = {"token": "cls", "avg": "mean"}.get(str(arguments.get("global_pool", values.get("global_pool"))))
         if "pool" in own and pool is not None:
             known["pool"] = pool
     return from_dict(type(config), {**to_dict(config), **known})

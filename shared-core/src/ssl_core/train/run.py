@@ -21,6 +21,7 @@ from ssl_core import distributed
 from ssl_core.config import RunOptions, TrainConfig, differences, to_dict
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import InputError
+from ssl_core.hub.weights_file import write_whole
 from ssl_core.method import Recipe, attach, load
 from ssl_core.train.checkpoint import CheckpointError, bytes_needed
 from ssl_core.train.fit import fit
@@ -103,7 +104,7 @@ def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
         method.save_pretrained(folder)
         if file.exists():  # of this run, which was repeated or goes on
             listed = [*{row["name"]: row for row in (*json.loads(file.read_text()), *listed)}.values()]
-        file.write_text(json.dumps(listed, indent=1))
+        write_whole(file, lambda path: path.write_text(json.dumps(listed, indent=1)))
     except OSError as error:
         raise CheckpointError(
             f"the weights could not be written to {folder} ({error}), the last checkpoint is there: "
