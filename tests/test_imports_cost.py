@@ -9,9 +9,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from projects import methods
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = [path.name.replace("-", "_") for path in sorted((ROOT / "packages").glob("ssl-*"))]
+MODULES = [project.module.name for project in methods(ROOT).values()]
 HEAVY = {
     "datasets",
     "huggingface_hub",

@@ -26,9 +26,9 @@ class Repository:
         self.env["GIT_CONFIG_GLOBAL"] = os.devnull
         for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
             self.env |= {f"{name}_NAME": "A", f"{name}_EMAIL": "a@example.com"}
-        for name in ("pyproject.toml", "tools/release.py"):
+        for name in ("pyproject.toml", "tools/release.py", "tools/projects.py"):
             self.write(name, (ROOT / name).read_text())
-        for project in ("shared-core", "packages/ssl-mae"):
+        for project in ("shared-core", "packages/ssl-train", "packages/ssl-mae"):
             pyproject = (ROOT / project / "pyproject.toml").read_text()
             self.write(f"{project}/pyproject.toml", pyproject)
             self.write(f"{project}/CHANGELOG.md", "# Changelog\n\n<!-- towncrier release notes start -->\n")
@@ -80,11 +80,12 @@ def test_release_bumps_writes_the_changelog_tests_commits_and_tags(repository):
     assert (repository.root / "packages/ssl-mae/changelog.d/7.fixed.md").exists()
 
 
-def test_package_waits_for_its_core(repository):
-    refused = repository.release("ssl-mae", "0.1.0")
-    assert refused.returncode != 0
-    assert "release ssl-core first" in refused.stderr
-    repository.git("tag", "ssl-core-v1.0.0")
+def test_package_waits_for_its_core_and_its_engine(repository):
+    for missing in ("ssl-core", "ssl-train"):
+        refused = repository.release("ssl-mae", "0.1.0")
+        assert refused.returncode != 0
+        assert f"release {missing} first" in refused.stderr
+        repository.git("tag", f"{missing}-v1.0.0")
     done = repository.release("ssl-mae", "0.1.0")
     assert done.returncode == 0, done.stderr
     assert "ssl-mae-v0.1.0" in repository.git("tag").split()

@@ -12,10 +12,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from projects import SHARED, methods, projects
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = sorted((ROOT / "packages").glob("ssl-*"))
-PROJECTS = [ROOT / "shared-core", *PACKAGES]
+PROJECTS = [project.folder for project in projects(ROOT).values()]
+PACKAGES = [project.folder for project in methods(ROOT).values()]
 SAME_FILES = {
     "__init__.py",
     "__main__.py",
@@ -104,15 +105,30 @@ def test_project_table_follows_the_house_form(project):
 
 
 @every_package
-def test_package_requires_a_capped_core_and_no_other_package(package):
+def test_package_requires_a_capped_core_and_engine_and_no_other_package(package):
     pyproject = table(package)
     ours = [line for line in pyproject["project"]["dependencies"] if line.startswith("ssl-")]
-    assert len(ours) == 1
-    assert re.fullmatch(r"ssl-core>=\d+\.\d+,<\d+", ours[0])
+    assert [line.partition(">=")[0] for line in ours] == ["ssl-core", "ssl-train"]
+    assert [line for line in ours if not re.fullmatch(r"ssl-\w+>=\d+\.\d+,<\d+", line)] == []
     module = module_of(package).name
     assert pyproject["project"]["scripts"] == {package.name: f"{module}.__main__:main"}
-    source = {"path": "../../shared-core", "editable": True}
-    assert pyproject["tool"]["uv"]["sources"] == {"ssl-core": source}
+
+
+@every_project
+def test_uv_finds_our_requirements_in_this_tree(project):
+    wanted = {line.partition(">=")[0] for line in projects(ROOT)[table(project)["project"]["name"]].ours}
+    sources = table(project)["tool"].get("uv", {}).get("sources", {})
+    assert sources.keys() >= wanted
+    for name, source in sources.items():
+        assert source == {"path": source["path"], "editable": True}
+        assert (project / source["path"]).resolve() == projects(ROOT)[name].folder
+
+
+def test_engine_stands_on_the_core_and_the_suite_on_the_engine():
+    wanted = {"ssl-core": [], "ssl-train": ["ssl-core"], "ssl-testing": ["ssl-train"]}
+    assert wanted.keys() == SHARED.keys()
+    for name, needs in wanted.items():
+        assert [line.partition(">=")[0] for line in projects(ROOT)[name].ours] == needs
 
 
 def test_root_is_no_project_and_names_no_sources():
@@ -130,15 +146,17 @@ def test_changelog_tells_of_the_version_and_fragments_are_well_named(project):
     assert newest == table(project)["project"]["version"] or (newest is None and fragments)
 
 
-@every_package
-def test_tools_know_the_package(package):
+@every_project
+def test_tools_know_the_project(project):
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
-    word = package.name.removeprefix("ssl-")
-    assert word in re.split(r"[,\s]+", tox["tox"]["env_list"])
-    assert f"-e ./packages/{package.name}" in tox["packages"]["all"].splitlines()
-    contracts = table(ROOT)["tool"]["importlinter"]
-    module = module_of(package).name
-    assert module in contracts["root_packages"]
-    layers = next(c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
-    assert module in re.split(r"\s*\|\s*", layers[0])
+    found = projects(ROOT)[table(project)["project"]["name"]]
+    assert found.word in re.split(r"[,\s]+", tox["tox"]["env_list"])
+    assert f"-e ./{project.relative_to(ROOT)}" in tox["packages"]["all"].splitlines()
+    assert found.module.name in table(ROOT)["tool"]["importlinter"]["root_packages"]
+
+
+@every_package
+def test_import_contracts_know_the_package(package):
+    layers = next(c["layers"] for c in table(ROOT)["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    assert module_of(package).name in re.split(r"\s*\|\s*", layers[0])

@@ -22,16 +22,16 @@ from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
 from ssl_contrastive.config import RECIPES as CONTRASTIVE
-from ssl_core.cli import preset
-from ssl_core.data.split import train_and_test
-from ssl_core.data.views import normalize
 from ssl_core.device import pick_device, seed_step
-from ssl_core.evaluate.evaluate import evaluate
 from ssl_core.method import load
-from ssl_core.train.fit import fit
-from ssl_core.train.probe import Probe
-from ssl_core.train.schedule import cosine
+from ssl_core.pixels import normalize
+from ssl_core.schedule import cosine
 from ssl_dino.config import RECIPE as DINO
+from ssl_train.cli.main import preset
+from ssl_train.data.split import train_and_test
+from ssl_train.evaluate.evaluate import evaluate
+from ssl_train.fit import fit
+from ssl_train.probe import Probe
 
 RECIPES = {recipe.name: recipe for recipe in (*CONTRASTIVE.values(), DINO)}
 LR = {"byol": 4.0}

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ssl_core.data import photos, scenes
-from ssl_core.data.sources import open_source
 from ssl_mae import MAE
+from ssl_train.data import photos, scenes
+from ssl_train.data.sources import open_source
 
 SIZE = 32
 

@@ -19,16 +19,16 @@ from gate import cell, changed, flags, verdict
 
 from ssl_beit.config import BEIT_RECIPE as BEIT
 from ssl_contrastive.config import RECIPES as CONTRASTIVE
-from ssl_core.cli import preset
-from ssl_core.data.split import train_and_test
 from ssl_core.device import pick_device, seed_step
-from ssl_core.evaluate.evaluate import evaluate
-from ssl_core.evaluate.features import histogram, pixels
 from ssl_core.method import Recipe, load
-from ssl_core.train.run import train
 from ssl_dino.config import RECIPE as DINO
 from ssl_mae.config import RECIPE as MAE
 from ssl_pretext.config import RECIPES as PRETEXT
+from ssl_train.cli.main import preset
+from ssl_train.data.split import train_and_test
+from ssl_train.evaluate.evaluate import evaluate
+from ssl_train.evaluate.features import histogram, pixels
+from ssl_train.run import train
 
 RECIPES = {recipe.name: recipe for recipe in (MAE, *CONTRASTIVE.values(), DINO, BEIT, *PRETEXT)}
 BASELINES = ("random init", "raw pixels", "colour histogram")

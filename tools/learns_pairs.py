@@ -23,9 +23,9 @@ from gate import cell, changed, flags, verdict
 from ssl_clip.config import RECIPE, demo
 from ssl_clip.measure import measure
 from ssl_clip.pairs import open_pairs
-from ssl_core.data.views import eval_view
-from ssl_core.evaluate.features import extract, pixels
-from ssl_core.train.run import train
+from ssl_train.data.views import eval_view
+from ssl_train.evaluate.features import extract, pixels
+from ssl_train.run import train
 
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("zero-shot top-1, 16 classes", ("zero_shot", "top1")),

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from gate import cell, changed, flags, once, verdict
 
-from ssl_core.config import RunOptions
 from ssl_core.method import load
-from ssl_core.train.run import train
 from ssl_lm import evaluate
 from ssl_lm.config import RECIPES
 from ssl_lm.corpus import open_text
 from ssl_lm.gpt import GPT
+from ssl_train.options import RunOptions
+from ssl_train.run import train
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import plain_gpt

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.data.scenes import render
 from ssl_core.device import seed_step
 from ssl_dino import DINO, mass_mask
+from ssl_train.data.scenes import render
 
 CHOICE, TEST = 7001, 7002
 """Seeds of the scenes on which heads and box are chosen, and of those that are measured."""

@@ -3,7 +3,7 @@
     tox -e release -- ssl-mae 1.2.0 --dry-run      check, and show what would be written
     tox -e release -- ssl-mae 1.2.0                bump, changelog, tox, commit, tag ssl-mae-v1.2.0
 
-A package whose core is not released yet is refused: its users could not install it.
+A package whose core or engine is not released yet is refused: its users could not install it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.version import Version
+from projects import projects
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION_LINE = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
@@ -34,10 +35,10 @@ def git(*arguments: str) -> str:
 
 def folder_of(name: str) -> Path:
     """The folder of a distribution; ReleaseError when there is none."""
-    folder = ROOT / ("shared-core" if name == "ssl-core" else f"packages/{name}")
-    if not (folder / "pyproject.toml").is_file():
-        raise ReleaseError(f"there is no distribution {name}: {folder} has no pyproject.toml")
-    return folder
+    known = projects(ROOT)
+    if name not in known:
+        raise ReleaseError(f"there is no distribution {name}, only {', '.join(known)}")
+    return known[name].folder
 
 
 def tagged(name: str) -> set[str]:
@@ -59,9 +60,9 @@ def check(name: str, version: str) -> None:
         raise ReleaseError(f"the tree is not clean, commit or stash first:\n{changed}")
     if not [p for p in (folder / "changelog.d").iterdir() if p.suffix == ".md"]:
         raise ReleaseError(f"{folder.name}/changelog.d is empty: there is nothing to release")
-    for requirement in map(Requirement, project["dependencies"]):
-        if requirement.name == "ssl-core" and not any(requirement.specifier.contains(v) for v in tagged("ssl-core")):
-            raise ReleaseError(f"no released core satisfies {requirement}: release ssl-core first")
+    for requirement in map(Requirement, projects(ROOT)[name].ours):
+        if not any(requirement.specifier.contains(v) for v in tagged(requirement.name)):
+            raise ReleaseError(f"no released version satisfies {requirement}: release {requirement.name} first")
 
 
 def write_version(folder: Path, version: str) -> None:

@@ -14,7 +14,6 @@ import pytest
 from ssl_core.config import (
     ConfigError,
     ImageConfig,
-    RunOptions,
     TrainConfig,
     check_jitter,
     check_scale,
@@ -25,8 +24,9 @@ from ssl_core.config import (
     to_dict,
 )
 from ssl_core.errors import InputError
-from ssl_core.testing.faults import STRANGE, mutate_json
-from ssl_core.testing.tiny import TinyConfig
+from ssl_testing.faults import STRANGE, mutate_json
+from ssl_testing.tiny import TinyConfig
+from ssl_train.options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)

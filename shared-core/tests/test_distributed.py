@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ssl_core import distributed
-from ssl_core.testing import children, faults
-from ssl_core.testing.state import apart, differing, newest, whole_state
-from ssl_core.testing.tiny import RECIPE, TinyConfig
-from ssl_core.testing.trial import Trial
+from ssl_core.batch_norm import BatchNorm, sync_batch_norm
+from ssl_testing import children, faults
+from ssl_testing.state import apart, differing, newest, whole_state
+from ssl_testing.tiny import RECIPE, TinyConfig
+from ssl_testing.trial import Trial
 
 TRIAL = Trial(RECIPE, TinyConfig(precision="fp32", warmup_epochs=0.25))
 QUIET = TRIAL.replace(dropout=0.0)
@@ -204,7 +205,7 @@ def test_batch_norm_of_two_ranks_is_that_of_the_joined_batch(sizes, ndim, option
     def on_a_rank():
         norm, x, into = norm_and_batch(ndim, sum(sizes), **options)
         rows = slice(*([0, sizes[0]] if distributed.rank() == 0 else [sizes[0], None]))
-        found = two_steps(distributed.sync_batch_norm(norm), x[rows].clone(), into[rows])
+        found = two_steps(sync_batch_norm(norm), x[rows].clone(), into[rows])
         save_file({k: v.contiguous() for k, v in found.items()}, tmp_path / f"{distributed.rank()}.safetensors")
 
     ranks(2, on_a_rank)
@@ -224,8 +225,8 @@ def test_batch_norm_of_two_ranks_is_that_of_the_joined_batch(sizes, ndim, option
 def test_batch_norm_alone_and_in_eval_mode_is_torchs():
     norm, x, _ = norm_and_batch(4, 6)
     theirs = copy.deepcopy(norm)
-    ours = distributed.sync_batch_norm(nn.Sequential(norm))
-    assert isinstance(ours[0], distributed.BatchNorm)
+    ours = sync_batch_norm(nn.Sequential(norm))
+    assert isinstance(ours[0], BatchNorm)
     assert torch.equal(ours(x), theirs(x)) and torch.equal(ours[0].running_var, theirs.running_var)
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
 
@@ -236,7 +237,7 @@ def test_swapping_batch_norms_keeps_parameters_names_and_the_optimisers_grip_on_
     )
     before = dict(net.named_parameters()) | dict(net.named_buffers())
     net[3].eval()
-    assert distributed.sync_batch_norm(net) is net
+    assert sync_batch_norm(net) is net
     after = dict(net.named_parameters()) | dict(net.named_buffers())
     assert list(after) == list(before) and all(after[name] is before[name] for name in before)
     assert net[1][0].training and not net[3].training
@@ -244,7 +245,7 @@ def test_swapping_batch_norms_keeps_parameters_names_and_the_optimisers_grip_on_
 
 def test_batch_norm_of_half_precision_computes_statistics_in_fp32():
     def normed():
-        norm = distributed.sync_batch_norm(nn.BatchNorm1d(3))
+        norm = sync_batch_norm(nn.BatchNorm1d(3))
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(distributed.rank())).bfloat16() + 200
         out = norm(x)
         return out.dtype is torch.bfloat16, norm.running_mean.dtype is torch.float32, out.float().abs().max().item()
@@ -256,7 +257,7 @@ def test_batch_norm_of_half_precision_computes_statistics_in_fp32():
 def test_batch_norm_of_one_value_in_all_is_an_error_on_every_rank():
     def normed():
         with pytest.raises(ValueError, match="more than one value per channel"):
-            distributed.BatchNorm(3)(torch.ones(1 - distributed.rank(), 3))
+            BatchNorm(3)(torch.ones(1 - distributed.rank(), 3))
         return True
 
     assert ranks(2, normed) == [True, True]
@@ -295,7 +296,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_weights_chan
 
 
 def test_unreadable_samples_of_all_ranks_are_listed(tmp_path, monkeypatch):
-    from ssl_core.testing import tiny
+    from ssl_testing import tiny
 
     opened = tiny.open_pictures(None, config=TRIAL.config)
     opened.bad = set(range(0, 64, 8))

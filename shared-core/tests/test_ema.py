@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ssl_core.ema import ema_update, frozen_copy
-from ssl_core.testing.state import differing
+from ssl_testing.state import differing
 
 
 def pair():

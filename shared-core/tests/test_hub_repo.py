@@ -16,9 +16,9 @@ from ssl_core.hub.card import merge_card, write_card
 from ssl_core.hub.repo import HubError, push, resolve
 from ssl_core.hub.transfer import why_unsafe
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights, verify_sums, write_sums
-from ssl_core.testing.hub_server import HubServer, git_sha1
+from ssl_testing.hub_server import HubServer, git_sha1
 
-pytest_plugins = ["ssl_core.testing.fixtures"]
+pytest_plugins = ["ssl_testing.fixtures"]
 
 ID = "tester/demo"
 PUBLIC = ["README.md", "SHA256SUMS", "config.json", "evaluation.json", "heads.safetensors", "model.safetensors"]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
-from ssl_core.backbone import build_backbone
 from ssl_core.config import BackboneConfig, ConfigError, TrainConfig
+from ssl_core.encoder import build_backbone
 from ssl_core.hub.backbone import RESNET_TRANSFORMERS, adapt, backbone_keymap, from_theirs, infer, to_theirs
 from ssl_core.hub.keymap import KeyMap, prefixed
 from ssl_core.hub.pretrained import Layout, Pretrained, WeightsMismatch

@@ -1,7 +1,7 @@
 """The training step of BEiT at 224 pixels, ours and transformers', on the same weights, images, masks and tokens.
 
 Both are given the tokens: the tokenizer's pass is the same for everybody, `dvae_step` has its cost. The parts are
-forward + backward, and what follows it: `ssl_core.train.fit` clips at 3 and steps the fused AdamW, transformers' Trainer
+forward + backward, and what follows it: `ssl_train.fit` clips at 3 and steps the fused AdamW, transformers' Trainer
 clips at 1 and steps the same.
 """
 

@@ -2,7 +2,7 @@
 the same weights and batches, without dropout. Both have AdamW and cut the gradient, T5 too,
 whose own is Adafactor.
 
-The parts are forward + backward, and what follows: ours as `ssl_core.train.fit` does it, transformers' as its `Trainer`.
+The parts are forward + backward, and what follows: ours as `ssl_train.fit` does it, transformers' as its `Trainer`.
 BERT has 15 % of its tokens masked; transformers' head works on all of them, ours on those.
 """
 
@@ -20,9 +20,9 @@ from measure import Case, Settings, Work
 from step import Contender, as_fit, as_trainer, work
 from torch import Tensor
 
-from ssl_core.data.loader import collate
 from ssl_core.method import Recipe, load
 from ssl_lm.config import BERT_RECIPE, T5_RECIPE
+from ssl_train.data.loader import collate
 
 MODELS = {"bert": (BERT_RECIPE, "base", 128), "t5": (T5_RECIPE, "small", 256)}
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 """The training step of DINO ViT-S/16, two crops of 224 and eight of 96 pixels: ours, the authors' style, lightly's.
 
 All have the same weights and crops, no drop path, and the same loss. The parts are forward + backward, and what follows
-it: clipping per tensor, AdamW, the teacher's average; ours with `ssl_core.train.fit`'s optimiser and in the order of its
+it: clipping per tensor, AdamW, the teacher's average; ours with `ssl_train.fit`'s optimiser and in the order of its
 loop. Small batches overstate what does not grow with the batch: head, optimiser, average.
 """
 
@@ -16,9 +16,9 @@ from measure import Case, Settings, Work
 from step import Contender, as_fit, work
 from torch import Tensor
 
-from ssl_core.train.optim import decay_groups
 from ssl_dino.config import vit_small
 from ssl_dino.dino import DINO
+from ssl_train.optim import decay_groups
 
 MOMENTUM = 0.996
 

@@ -21,8 +21,8 @@ from step import follow
 from torch import nn
 
 from ssl_contrastive.config import RECIPES, SimCLRConfig
-from ssl_core.config import RunOptions
-from ssl_core.train.run import train
+from ssl_train.options import RunOptions
+from ssl_train.run import train
 
 
 def main() -> None:

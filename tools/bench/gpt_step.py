@@ -17,9 +17,9 @@ from plain_gpt import PlainGPT, turned
 from step import Contender, as_fit, as_trainer, follow, work
 from torch import Tensor
 
-from ssl_core.train.optim import decay_groups
 from ssl_lm.config import GPT_PRESETS
 from ssl_lm.gpt import GPT
+from ssl_train.optim import decay_groups
 
 
 def main() -> None:

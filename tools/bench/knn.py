@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from measure import Case, Work
 from torch import Tensor
 
-from ssl_core.evaluate import knn as module
-from ssl_core.evaluate.knn import TEMPERATURE, knn
+from ssl_train.evaluate import knn as module
+from ssl_train.evaluate.knn import TEMPERATURE, knn
 
 BANK, WIDTH, CLASSES, K = 50_000, 384, 100, 20
 

@@ -22,10 +22,10 @@ from measure import Case, Work
 from PIL import Image
 from torch import Tensor
 
-from ssl_core.data.images import read_image
-from ssl_core.data.views import normalize
+from ssl_core.pixels import normalize
 from ssl_mae.config import MAEConfig
 from ssl_mae.views import build as build_view
+from ssl_train.data.images import read_image
 
 CONFIG = MAEConfig()
 IMAGES = 64

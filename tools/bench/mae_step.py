@@ -1,7 +1,7 @@
 """The training step of a masked autoencoder at 224 pixels, ours and its peers' on the same weights, images and masks.
 
 The parts are forward + backward, and what the project's own script does after it:
-  ours          `ssl_core.train.fit`: norm of the gradient, fused AdamW, freed memory kept
+  ours          `ssl_train.fit`: norm of the gradient, fused AdamW, freed memory kept
   transformers  `Trainer` with its defaults: clipping at 1, fused AdamW
   lightly       examples/pytorch/mae.py: AdamW as torch makes it
   plain         a module as the paper describes it, AdamW as torch makes it with two groups
@@ -23,10 +23,10 @@ from plain_mae import PlainMAE
 from step import Contender, as_fit, as_trainer, follow, work
 from torch import Tensor
 
-from ssl_core.estimate import step_cost
-from ssl_core.train.optim import decay_groups
 from ssl_mae.config import PRESETS, MAEConfig
 from ssl_mae.mae import MAE
+from ssl_train.cli.estimate import step_cost
+from ssl_train.optim import decay_groups
 
 BATCH = {"fp32": 8, "bf16": 16}
 CPU = torch.device("cpu")

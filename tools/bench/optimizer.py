@@ -10,9 +10,9 @@ from measure import Case, Work
 from torch import nn
 
 from ssl_core.ema import ema_update, frozen_copy
-from ssl_core.train.optim import build_optimizer, decay_groups
 from ssl_mae.config import PRESETS
 from ssl_mae.mae import MAE
+from ssl_train.optim import build_optimizer, decay_groups
 
 MOMENTUM = 0.996
 

@@ -15,10 +15,10 @@ import torch
 from measure import Case, Settings, Work
 from torch import Tensor
 
-from ssl_core.data.loader import collate
 from ssl_core.method import load
 from ssl_pretext.config import JIGSAW, RECIPES
 from ssl_pretext.jigsaw import jigsaw_loss, shuffle
+from ssl_train.data.loader import collate
 
 BACKBONE = "resnet18"
 

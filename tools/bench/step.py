@@ -10,8 +10,8 @@ from measure import Work
 from torch import Tensor, nn
 
 from ssl_core.device import autocast
-from ssl_core.train.fit import gradient_norm
-from ssl_core.train.optim import build_optimizer, decay_groups
+from ssl_train.fit import gradient_norm
+from ssl_train.optim import build_optimizer, decay_groups
 
 
 class Contender(NamedTuple):
@@ -41,7 +41,7 @@ def work(contender: Contender, precision: str, *, after: str = "optimiser") -> W
 
 
 def as_fit(method: Any) -> Callable[[], None]:
-    """What `ssl_core.train.fit` does after the backward pass, in its order."""
+    """What `ssl_train.fit` does after the backward pass, in its order."""
     optimizer = build_optimizer(method, method.config)
     before, after = (getattr(method, hook, lambda progress: None) for hook in ("before_step", "after_step"))
 

@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_core.config import IMAGENET_MEAN, IMAGENET_STD
-from ssl_core.data.images import faster_jpeg, read_image
-from ssl_core.data.views import Augment, natural, normalize
+from ssl_core.pixels import normalize
+from ssl_train.data.images import faster_jpeg, read_image
+from ssl_train.data.views import Augment, natural
 
 IMAGES = 32
 JITTER = (0.4, 0.4, 0.2, 0.1)  # DINO's; gray .2 and blur as in its appendix

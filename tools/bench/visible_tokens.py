@@ -15,9 +15,9 @@ import torch
 from measure import Case, Work
 from torch import Tensor, nn
 
-from ssl_core.data.views import normalize
 from ssl_core.device import autocast, pick_precision
 from ssl_core.patches import patchify
+from ssl_core.pixels import normalize
 from ssl_mae.config import PRESETS, MAEConfig
 from ssl_mae.mae import MAE, mae_loss, normalize_patches, random_masking
 

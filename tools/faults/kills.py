@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from tools.faults.table import Row
 
-from ssl_core.testing.state import differing, newest, whole_state
-from ssl_core.testing.trial import Trial
+from ssl_testing.state import differing, newest, whole_state
+from ssl_testing.trial import Trial
 
 
 def kills(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:

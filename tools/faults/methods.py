@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from ssl_core.testing import tiny
-from ssl_core.testing.trial import Trial
 from ssl_mae.config import RECIPE as MAE
 from ssl_mae.config import MAEConfig
+from ssl_testing import tiny
+from ssl_testing.trial import Trial
 
 SETTINGS = {"batch_size": 8, "epochs": 7.5, "warmup_epochs": 0.5, "base_lr": 0.032, "precision": "fp32"}
-PICTURES = "ssl_core.testing.tiny:open_pictures"
+PICTURES = "ssl_testing.tiny:open_pictures"
 
 METHODS = {
     "tiny": Trial(tiny.RECIPE, tiny.TinyConfig(**SETTINGS)),

@@ -15,11 +15,11 @@ from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.device import seed_step
 from ssl_core.errors import InputError
 from ssl_core.method import load
-from ssl_core.testing.faults import mutate, mutate_json
-from ssl_core.testing.state import differing, whole_state
-from ssl_core.testing.trial import Trial
-from ssl_core.train.checkpoint import Checkpoints
-from ssl_core.train.optim import build_optimizer
+from ssl_testing.faults import mutate, mutate_json
+from ssl_testing.state import differing, whole_state
+from ssl_testing.trial import Trial
+from ssl_train.checkpoint import Checkpoints
+from ssl_train.optim import build_optimizer
 
 
 def mutations(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:

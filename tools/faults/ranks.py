@@ -14,9 +14,9 @@ import numpy as np
 from tools.faults.table import Row
 
 from ssl_core.config import to_dict
-from ssl_core.testing.state import differing, newest, whole_state
-from ssl_core.testing.tiny import write_pictures
-from ssl_core.testing.trial import Trial
+from ssl_testing.state import differing, newest, whole_state
+from ssl_testing.tiny import write_pictures
+from ssl_testing.trial import Trial
 
 STEPS_BETWEEN = 40
 

@@ -14,9 +14,10 @@ from torch import nn
 from ssl_beit import DVAE, BEiT, BEiTConfig, DVAEConfig, beit_loss, train
 from ssl_beit.beit import interpolate_table, masked_first, relative_positions
 from ssl_beit.config import BEIT_PRESETS, DVAE_PRESETS, demo, vit_base
-from ssl_core.config import ConfigError, RunOptions, from_dict, to_dict
-from ssl_core.data.views import normalize
-from ssl_core.train.optim import build_optimizer
+from ssl_core.config import ConfigError, from_dict, to_dict
+from ssl_core.pixels import normalize
+from ssl_train.optim import build_optimizer
+from ssl_train.options import RunOptions
 
 SMALL = BEiTConfig(
     image_size=(16, 24), patch_size=8, dim=16, depth=2, heads=2, vocab=12, mask_patches=3, mask_block=1, drop_path=0.0,

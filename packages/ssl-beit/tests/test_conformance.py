@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from ssl_beit.config import BEIT_RECIPE, DVAE_RECIPE, BEiTConfig, DVAEConfig
-from ssl_core.testing.conformance import Conformance
+from ssl_testing.conformance import Conformance
 
 TOKENIZER = DVAEConfig(
     image_size=(16, 24), hidden=4, blocks=1, decoder_init=4, vocab=12, crop_scale=(0.4, 1.0), kl_warmup=0.5,

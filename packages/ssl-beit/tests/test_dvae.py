@@ -14,9 +14,9 @@ from ssl_beit.config import DVAE_PRESETS, demo_dvae
 from ssl_beit.dvae import anneal, logit_laplace_log_density, map_pixels, unmap_pixels, usage
 from ssl_beit.views import build_dvae
 from ssl_core.config import ConfigError
-from ssl_core.data.loader import collate
-from ssl_core.data.scenes import render
-from ssl_core.train.optim import build_optimizer
+from ssl_train.data.loader import collate
+from ssl_train.data.scenes import render
+from ssl_train.optim import build_optimizer
 
 SMALL = DVAEConfig(
     image_size=(16, 24), hidden=8, blocks=1, decoder_init=4, vocab=12, kl_warmup=0.5, temperature_decay=0.5, ema=0.9

@@ -27,11 +27,11 @@ from ssl_beit import DVAE, BEiT, BEiTConfig, DVAEConfig, beit_loss
 from ssl_beit.beit import masked_first
 from ssl_beit.config import BEIT_RECIPE, DVAE_RECIPE
 from ssl_beit.convert import DALLE, read_dalle
-from ssl_core.cli import main
 from ssl_core.config import ConfigError
 from ssl_core.hub.keymap import KeyMap, prefixed
 from ssl_core.hub.pretrained import WeightsMismatch
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
+from ssl_train.cli.main import main
 
 SIZES = dict(
     image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96,

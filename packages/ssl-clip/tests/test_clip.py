@@ -15,11 +15,12 @@ from ssl_clip import CLIP, CLIPConfig, train
 from ssl_clip.config import RECIPE
 from ssl_clip.measure import measure
 from ssl_clip.pairs import open_pairs
-from ssl_core.cli import main
-from ssl_core.config import ConfigError, RunOptions
-from ssl_core.data.loader import TooManyBadSamples
+from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import WeightsMismatch
 from ssl_core.hub.weights_file import WeightsError, write_sums
+from ssl_train.cli.main import main
+from ssl_train.data.loader import TooManyBadSamples
+from ssl_train.options import RunOptions
 
 CONFIG = CLIPConfig(
     image_size=16, patch_size=8, dim=32, depth=2, heads=2, text_dim=32, text_depth=1, text_heads=2, embed_dim=16,

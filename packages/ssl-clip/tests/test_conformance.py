@@ -9,8 +9,8 @@ import torch
 
 from ssl_clip.config import RECIPE, CLIPConfig
 from ssl_clip.pairs import open_pairs
-from ssl_core.testing.conformance import Conformance
-from ssl_core.testing.tiny import CLASSES, Pictures, write_pictures
+from ssl_testing.conformance import Conformance
+from ssl_testing.tiny import CLASSES, Pictures, write_pictures
 
 TINY = CLIPConfig(
     image_size=8, patch_size=4, dim=16, depth=1, heads=2, text_dim=16, text_depth=1, text_heads=2, embed_dim=8,

@@ -9,7 +9,7 @@ from ssl_clip import CLIP, train
 from ssl_clip.config import demo
 from ssl_clip.measure import measure
 from ssl_clip.pairs import open_pairs
-from ssl_core.config import RunOptions
+from ssl_train.options import RunOptions
 
 
 @pytest.mark.slow

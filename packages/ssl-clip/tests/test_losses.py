@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_clip import clip, clip_loss, pairwise, siglip_loss
 from ssl_core import distributed
-from ssl_core.testing import children
+from ssl_testing import children
 
 
 def features(n: int = 7, d: int = 5, *, length: float = 1.0) -> tuple[Tensor, Tensor]:

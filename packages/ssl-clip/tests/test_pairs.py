@@ -13,8 +13,8 @@ from ssl_clip.config import CLIPConfig
 from ssl_clip.pairs import CaptionedScenes, open_pairs
 from ssl_clip.tokenizer import TokenizedPairs, Tokenizer
 from ssl_clip.views import PairView, build
-from ssl_core.data.scenes import CLASSES, held_out
 from ssl_core.errors import BadSample, DataError
+from ssl_train.data.scenes import CLASSES, held_out
 
 CONFIG = CLIPConfig(image_size=32, patch_size=8, vocab_size=600, eos_token_id=599, context_length=8)
 

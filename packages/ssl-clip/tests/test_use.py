@@ -23,8 +23,8 @@ from ssl_clip.index import IndexMismatch, build_lists, exact_search, fingerprint
 from ssl_clip.map import centred, sample_pairs
 from ssl_clip.tokenizer import TextError
 from ssl_clip.verbs import VERBS
-from ssl_core.cli import main
 from ssl_core.errors import BadSample, DataError, InputError
+from ssl_train.cli.main import main
 
 CONFIG = CLIPConfig(
     image_size=16, patch_size=8, dim=16, depth=1, heads=2, text_dim=16, text_depth=1, text_heads=2, embed_dim=8,
@@ -200,7 +200,7 @@ def test_an_index_finds_an_image_by_itself_and_survives_being_opened(tmp_path):
     clip, folder = model(), photos(tmp_path / "photos")
     index = ImageIndex.build(clip, folder, tmp_path / "my.index")
     assert (len(index), index.last_update.added) == (5, 5)
-    from ssl_core.data.images import read_image
+    from ssl_train.data.images import read_image
 
     for again in (index, ImageIndex.open(clip, tmp_path / "my.index")):
         [(path, score), *_] = again.search(read_image(folder / "3.png"), top_k=2)

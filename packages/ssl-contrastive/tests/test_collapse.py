@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from ssl_contrastive import BYOL, BYOLConfig, SimCLR, SimCLRConfig, SimSiam, SimSiamConfig, simsiam
 from ssl_contrastive.heads import collapse
 from ssl_contrastive.views import build
-from ssl_core.config import RunOptions
-from ssl_core.data.scenes import CLASSES, render
-from ssl_core.data.sources import ImageArray
-from ssl_core.data.views import eval_view
 from ssl_core.device import seed_step
-from ssl_core.evaluate.health import feature_std
-from ssl_core.evaluate.linear import linear_probe
-from ssl_core.train.fit import fit
-from ssl_core.train.probe import Collapsed, Probe
+from ssl_train.data.scenes import CLASSES, render
+from ssl_train.data.sources import ImageArray
+from ssl_train.data.views import eval_view
+from ssl_train.evaluate.health import feature_std
+from ssl_train.evaluate.linear import linear_probe
+from ssl_train.fit import fit
+from ssl_train.options import RunOptions
+from ssl_train.probe import Collapsed, Probe
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18", "width": 8, "small_stem": True, "image_size": 16, "crop_scale": (0.3, 1.0), "crop_pct": 1.0,

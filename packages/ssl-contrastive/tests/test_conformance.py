@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from ssl_contrastive.config import RECIPES, BYOLConfig, MoCoConfig, SimCLRConfig, SimSiamConfig
-from ssl_core.testing.conformance import Conformance
+from ssl_testing.conformance import Conformance
 
 with suppress(ImportError):
     import sklearn.manifold  # noqa: F401 - of the figures; here once, not in every child

@@ -13,9 +13,9 @@ from torch import nn
 from ssl_contrastive import BYOL, BYOLConfig, MoCo, MoCoConfig
 from ssl_contrastive.config import RECIPES
 from ssl_contrastive.split_norm import SplitBatchNorm, split_batch_norm
-from ssl_core.testing import faults
-from ssl_core.testing.state import newest
-from ssl_core.testing.trial import Trial
+from ssl_testing import faults
+from ssl_testing.state import newest
+from ssl_testing.trial import Trial
 
 SMALL: dict[str, Any] = {"backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8, "batch_size": 8}
 
@@ -69,7 +69,7 @@ def test_keys_come_back_in_the_order_of_their_queries():
 
 def test_the_queue_survives_a_resume(tmp_path):
     config = MoCoConfig(**{**SMALL, "queue": 37, "projection": 4, "bn_splits": 2, "epochs": 2.5, "precision": "fp32"})
-    recipe = dataclasses.replace(RECIPES["moco"], source="ssl_core.testing.tiny:open_pictures")
+    recipe = dataclasses.replace(RECIPES["moco"], source="ssl_testing.tiny:open_pictures")
     trial = Trial(recipe, config)
     assert trial.train(tmp_path / "whole").code == 0
     killed = trial.train(tmp_path / "run", faults.kill(6))

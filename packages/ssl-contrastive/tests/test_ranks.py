@@ -29,10 +29,10 @@ from ssl_contrastive import (
 from ssl_core import distributed
 from ssl_core.config import ConfigError
 from ssl_core.device import seed_step
-from ssl_core.testing import children
-from ssl_core.testing.faults import KeepDouble
-from ssl_core.testing.state import apart
-from ssl_core.train.fit import wrap
+from ssl_testing import children
+from ssl_testing.faults import KeepDouble
+from ssl_testing.state import apart
+from ssl_train.fit import wrap
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8, "batch_size": 8, "warmup_epochs": 0.0,

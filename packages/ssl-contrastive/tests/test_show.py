@@ -10,7 +10,7 @@ from PIL import Image
 from ssl_contrastive import SimCLR, SimCLRConfig
 from ssl_contrastive import show as figures
 from ssl_core.errors import DataError
-from ssl_core.testing.tiny import Pictures
+from ssl_testing.tiny import Pictures
 
 
 def test_neighbours_are_the_most_alike_by_cosine_and_never_the_query():

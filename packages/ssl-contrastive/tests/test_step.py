@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_contrastive import BYOL, BYOLConfig, MoCo, MoCoConfig, SimCLR, SimCLRConfig, SimSiam, SimSiamConfig
-from ssl_core.backbone import build_backbone
-from ssl_core.testing.faults import KeepDouble
-from ssl_core.train.optim import build_optimizer, schedule
+from ssl_core.encoder import build_backbone
+from ssl_testing.faults import KeepDouble
+from ssl_train.optim import build_optimizer, schedule
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8, "batch_size": 8, "warmup_epochs": 0.0,
@@ -31,7 +31,7 @@ def views(step: int, n: int = 8) -> list[Tensor]:
 
 
 def ours(method: Any) -> dict[str, Tensor]:
-    """The method's state after the steps of `ssl_core.train.fit`, without its loader and its log."""
+    """The method's state after the steps of `ssl_train.fit`, without its loader and its log."""
     config = method.config
     optimizer = build_optimizer(method, config)
     for step in range(STEPS):

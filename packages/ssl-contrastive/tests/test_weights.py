@@ -23,9 +23,9 @@ from ssl_contrastive import (
 )  # fmt: skip
 from ssl_contrastive.config import RECIPES
 from ssl_contrastive.convert import EXPORTS
-from ssl_core.cli import defaults, main, preset
 from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_train.cli.main import defaults, main, preset
 
 SMALL: dict[str, Any] = {"backbone": "resnet18", "width": 4, "image_size": 32, "batch_size": 8, "warmup_epochs": 0.0}
 VIT = SMALL | {"backbone": "vit", "patch_size": 8, "dim": 64, "depth": 2, "heads": 1}

@@ -12,14 +12,14 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from ssl_core.cli import main
-from ssl_core.data.scenes import Scenes
 from ssl_core.errors import InputError
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config, mass_mask, pca_colours
 from ssl_dino.attention import correspondences, draw_matches, drawn, fit, overlay
 from ssl_dino.config import DINOV2, RECIPE
 from ssl_dino.show import show
 from ssl_dino.verbs import VERBS, Attention
+from ssl_train.cli.main import main
+from ssl_train.data.scenes import Scenes
 
 TINY = DINOConfig(
     image_size=16, patch_size=4, dim=24, depth=2, heads=3, local_crops=0, prototypes=10, head_hidden=12, bottleneck=6,
@@ -137,7 +137,7 @@ def test_pictures_of_any_bands_are_drawn_as_three(channels):
 
 
 def test_a_matched_picture_is_read_and_run_once(tmp_path, monkeypatch):
-    import ssl_core.data.images as images
+    import ssl_train.data.images as images
 
     torch.manual_seed(0)
     DINO(TINY).save_pretrained(tmp_path / "weights")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ssl_core.testing.conformance import Conformance
 from ssl_dino.config import RECIPE, DINOConfig
+from ssl_testing.conformance import Conformance
 
 
 class TestDINO(Conformance):

@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core import distributed
-from ssl_core.cli import defaults, main
-from ssl_core.config import RunOptions, to_dict
+from ssl_core.batch_norm import BatchNorm
+from ssl_core.config import to_dict
 from ssl_core.device import seed_step
 from ssl_core.errors import InputError
-from ssl_core.testing import children
-from ssl_core.testing.trial import Trial
-from ssl_core.train.optim import build_optimizer
 from ssl_dino.config import RECIPE, DINOConfig, vit_small
 from ssl_dino.dino import DINO, clip_each, pooled, teacher_momentum, teacher_temperature
 from ssl_dino.heads import DINOHead
+from ssl_testing import children
+from ssl_testing.trial import Trial
+from ssl_train.cli.main import defaults, main
+from ssl_train.optim import build_optimizer
+from ssl_train.options import RunOptions
 
 TINY = DINOConfig(
     image_size=8, patch_size=4, dim=16, depth=2, heads=2, drop_path=0.0, local_crops=3, local_size=4, prototypes=12,
@@ -259,7 +261,7 @@ def test_batch_norm_in_the_head_spans_all_crops_and_refuses_accumulation():
     method = built(replace(TINY, head_bn=True))
     assert not method.accumulates and built().accumulates
     norm = method.student.head.mlp[1]
-    assert isinstance(norm, distributed.BatchNorm)
+    assert isinstance(norm, BatchNorm)
     views = batch()["views"]
     method.student(views)
     x = pooled(method.student.backbone, views).flatten(0, 1)
@@ -340,7 +342,7 @@ def test_a_collapsed_run_stops_with_the_cause_when_it_was_asked_to(tmp_path):
         TINY, image_size=8, epochs=10, batch_size=8, teacher_temp=2.0, warmup_teacher_temp=2.0, student_temp=1.0,
         warmup_teacher_temp_epochs=0, precision="fp32",
     )  # fmt: skip
-    recipe = replace(RECIPE, source="ssl_core.testing.tiny:open_pictures")
+    recipe = replace(RECIPE, source="ssl_testing.tiny:open_pictures")
     ended = Trial(recipe, config).train(tmp_path / "run", stop_on_collapse=True)
     assert ended.error.startswith("Collapsed") and "the teacher is uniform" in ended.error, ended
 
@@ -375,7 +377,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
     torch.save(built(config).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
     given = replace(TINY, prototypes=9, local_crops=1, epochs=1, warmup_epochs=0, batch_size=32, precision="fp32")
     (tmp_path / "given.json").write_text(json.dumps(to_dict(given)))
-    recipe = replace(RECIPE, source="ssl_core.testing.tiny:open_pictures")
+    recipe = replace(RECIPE, source="ssl_testing.tiny:open_pictures")
 
     def typed() -> dict:
         line = ["train", "--config", "given.json", "--init", "./backbone.pth", "--out", "run", "--local-size", "8"]
@@ -435,7 +437,7 @@ def test_scores_of_a_step_hang_together():
 
 
 def test_fine_tuning_trains_the_teachers_backbone_though_it_is_frozen_here(tmp_path):
-    from ssl_core.evaluate.finetune import FineTune, FinetuneConfig, compare
+    from ssl_train.finetune import FineTune, FinetuneConfig, compare
 
     method = built()
     tuned = FineTune(method.encoder, 4, FinetuneConfig(), method.config)

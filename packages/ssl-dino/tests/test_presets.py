@@ -8,11 +8,11 @@ import json
 import pytest
 import torch
 
-from ssl_core.cli import main
 from ssl_core.config import from_dict, to_dict
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config
 from ssl_dino.config import DINOV2, DINOV2_PRESETS, PRESETS, RECIPE, vit_small
 from ssl_dino.verbs import VERBS
+from ssl_train.cli.main import main
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_core.testing.conformance import Conformance
 from ssl_lm.corpus import open_text
 from ssl_lm.shards import META, VERSION, token_type, write_shard
 from ssl_lm.tokenizer import fingerprint, save_tokenizer, train_tokenizer
+from ssl_testing.conformance import Conformance
 
 sys.modules["tiny_text"] = sys.modules[__name__]
 

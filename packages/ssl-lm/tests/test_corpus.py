@@ -14,12 +14,12 @@ import pytest
 import torch
 from tiny_text import IDS, VOCABULARY, tiny_tokenizer, write_prepared, write_text
 
-from ssl_core.data.loader import Batches, Plan
 from ssl_core.errors import BadSample, DataError, InputError
 from ssl_lm import GPT, GPTConfig
 from ssl_lm.config import gpt_demo
 from ssl_lm.corpus import Windows, open_text, settle, stdlib
 from ssl_lm.views import bag_of_tokens, blank, next_tokens, whole_text
+from ssl_train.data.loader import Batches, Plan
 
 CONFIG = GPTConfig(vocab_size=VOCABULARY, context=10, dim=8, depth=1, heads=1, **IDS)
 

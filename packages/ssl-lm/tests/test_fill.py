@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny_text import IDS, VOCABULARY, tiny_tokenizer
 
-from ssl_core.cli import main
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
 from ssl_lm.bert import BERT, word_starts
@@ -16,6 +15,7 @@ from ssl_lm.config import BERT_RECIPE, RECIPES, BERTConfig, bert_base, bert_demo
 from ssl_lm.fill import fill
 from ssl_lm.tokenizer import train_tokenizer
 from ssl_lm.verbs import VERBS
+from ssl_train.cli.main import main
 
 CONFIG = BERTConfig(
     vocab_size=VOCABULARY, context=32, dim=16, depth=1, heads=2, unk_token_id=1, cls_token_id=2, sep_token_id=3,

@@ -9,15 +9,15 @@ import pytest
 import torch
 from tiny_text import IDS, VOCABULARY, write_prepared
 
-from ssl_core.config import RunOptions
 from ssl_core.method import load
-from ssl_core.train.run import train
 from ssl_lm.config import BERT_RECIPE, T5_RECIPE, BERTConfig, T5Config
 from ssl_lm.corpus import open_text
 from ssl_lm.evaluate import measure_spans, objective
 from ssl_lm.loss import IGNORED
 from ssl_lm.t5 import T5
 from ssl_lm.views import spans
+from ssl_train.options import RunOptions
+from ssl_train.run import train
 
 BERT_CONFIG = BERTConfig(
     vocab_size=VOCABULARY, context=32, dim=64, depth=2, heads=4, init_std=0.12, dropout=0.0,

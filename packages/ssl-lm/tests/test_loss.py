@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_core import distributed
-from ssl_core.testing import children
 from ssl_lm.loss import linear_cross_entropy, linear_nll
+from ssl_testing import children
 
 
 def inputs(n=23, d=7, v=31, dtype=torch.float64, seed=0):

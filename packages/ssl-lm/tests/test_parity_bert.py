@@ -17,10 +17,10 @@ from torch import Tensor
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import WeightsMismatch
-from ssl_core.train.optim import build_optimizer
 from ssl_lm.bert import BERT
 from ssl_lm.config import BERTConfig
 from ssl_lm.views import masked
+from ssl_train.optim import build_optimizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -13,7 +13,6 @@ from tiny_text import tiny_tokenizer, write_prepared, write_text
 
 from ssl_core.config import ConfigError
 from ssl_core.errors import DataError, InputError
-from ssl_core.testing import children
 from ssl_lm import GPTConfig, load_tokenizer, prepare_text, train_tokenizer
 from ssl_lm import prepare as prepare_module
 from ssl_lm.bytebpe import WordTable, applies
@@ -21,6 +20,7 @@ from ssl_lm.corpus import open_text, settle
 from ssl_lm.shards import META, ShardError, Shards
 from ssl_lm.texts import ROW, SEPARATOR, cut, read_piece
 from ssl_lm.tokenizer import special_ids
+from ssl_testing import children
 
 SMALL = GPTConfig(vocab_size=400, context=8, dim=8, depth=1, heads=1, eos_token_id=3)
 

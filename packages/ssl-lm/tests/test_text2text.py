@@ -6,13 +6,13 @@ import pytest
 import torch
 from tiny_text import IDS, VOCABULARY, tiny_tokenizer
 
-from ssl_core.cli import main
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
 from ssl_lm.config import RECIPES, T5Config, t5_base, t5_small, t5_v1_1_base, t5_v1_1_small
 from ssl_lm.t5 import T5
 from ssl_lm.text2text import advice, answers, prompt
 from ssl_lm.verbs import VERBS
+from ssl_train.cli.main import main
 
 CONFIG = T5Config(
     vocab_size=VOCABULARY, context=32, dim=16, depth=1, decoder_depth=1, heads=2, head_dim=8, hidden=24,

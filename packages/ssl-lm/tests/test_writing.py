@@ -13,11 +13,9 @@ import torch
 from PIL import Image
 from tiny_text import IDS, VOCABULARY, open_windows, tiny_tokenizer, write_prepared, write_text
 
-from ssl_core.cli import main
-from ssl_core.config import ConfigError, RunOptions
+from ssl_core.config import ConfigError
 from ssl_core.errors import DataError
 from ssl_core.method import load
-from ssl_core.train.run import train
 from ssl_lm import BERT, GPT, T5, BERTConfig, GPTConfig, T5Config, complete
 from ssl_lm.config import BERT_RECIPE, GPT_RECIPE, RECIPES, T5_RECIPE
 from ssl_lm.evaluate import at_most, baselines, measure, measure_masked, parsing_share, perplexity
@@ -25,6 +23,9 @@ from ssl_lm.generate import Writer
 from ssl_lm.ngram import NGram
 from ssl_lm.show import save_attention, save_text, show
 from ssl_lm.verbs import VERBS
+from ssl_train.cli.main import main
+from ssl_train.options import RunOptions
+from ssl_train.run import train
 
 CONFIG = GPTConfig(
     vocab_size=VOCABULARY, context=24, dim=32, depth=2, heads=2, epochs=12, batch_size=8, base_lr=0.16,

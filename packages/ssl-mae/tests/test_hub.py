@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssl_core.cli import main
 from ssl_core.hub.transfer import HubError
 from ssl_mae import MAE, MAEConfig
 from ssl_mae.config import RECIPE
+from ssl_train.cli.main import main
 
-pytest_plugins = ["ssl_core.testing.fixtures"]
+pytest_plugins = ["ssl_testing.fixtures"]
 
 IMAGES = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -13,20 +13,20 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.config import RunOptions
-from ssl_core.data.scenes import CLASSES, render
-from ssl_core.data.sources import ImageArray
-from ssl_core.data.views import normalize
 from ssl_core.device import seed_step
-from ssl_core.evaluate.linear import linear_probe
 from ssl_core.patches import patchify, take_tokens, unpatchify
-from ssl_core.train.fit import fit
-from ssl_core.train.optim import decay_groups
-from ssl_core.train.schedule import warmup_cosine
+from ssl_core.pixels import normalize
+from ssl_core.schedule import warmup_cosine
 from ssl_mae import MAE, MAEConfig, mae_loss, random_masking
 from ssl_mae.config import demo, vit_base
 from ssl_mae.mae import normalize_patches
 from ssl_mae.views import build
+from ssl_train.data.scenes import CLASSES, render
+from ssl_train.data.sources import ImageArray
+from ssl_train.evaluate.linear import linear_probe
+from ssl_train.fit import fit
+from ssl_train.optim import decay_groups
+from ssl_train.options import RunOptions
 
 SMALL = MAEConfig(
     image_size=(8, 12), patch_size=4, dim=16, depth=2, heads=2, decoder_dim=12, decoder_depth=2, decoder_heads=3,

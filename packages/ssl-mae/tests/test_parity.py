@@ -22,15 +22,16 @@ from transformers import (
     pipeline,
 )
 
-from ssl_core.cli import main
 from ssl_core.config import ConfigError
-from ssl_core.data.views import eval_view, normalize
 from ssl_core.hub.weights_file import load_weights
 from ssl_core.patches import interpolate_positions, take_tokens
+from ssl_core.pixels import normalize
 from ssl_core.vit import ViT
 from ssl_mae import MAE, MAEConfig
 from ssl_mae.config import RECIPE
 from ssl_mae.convert import to_timm
+from ssl_train.cli.main import main
+from ssl_train.data.views import eval_view
 
 SIZES = [
     dict(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_core.data.loader import collate
 from ssl_mae import MAE
 from ssl_mae.config import demo
 from ssl_mae.views import MAEView, build
+from ssl_train.data.loader import collate
 
 
 def ramp(h: int = 64, w: int = 64, c: int = 3) -> torch.Tensor:

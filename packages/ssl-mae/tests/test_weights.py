@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.cli import defaults, preset
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import WeightsMismatch
@@ -25,6 +24,7 @@ from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
 from ssl_core.patches import interpolate_positions
 from ssl_mae import MAE, MAEConfig
 from ssl_mae.config import RECIPE
+from ssl_train.cli.main import defaults, preset
 
 # Heads of 64 and 32, so that a checkpoint without a config can be read by its shapes.
 SMALL = MAEConfig(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssl_core.config import ConfigError
-from ssl_core.data.views import normalize
+from ssl_core.pixels import normalize
 from ssl_pretext import Colorization, ColorizationConfig, colorization_loss, lab_to_rgb, rgb_to_lab
 from ssl_pretext.ab_bins import rebalancing, smoothing, soft_encode
 

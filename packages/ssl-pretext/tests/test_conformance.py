@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_core.testing.conformance import Conformance
-from ssl_core.testing.contract import Contract
 from ssl_pretext.ab_bins import ab_bins
 from ssl_pretext.config import (
     COLORIZATION,
@@ -20,6 +18,8 @@ from ssl_pretext.config import (
     RelativePatchConfig,
     RotationConfig,
 )
+from ssl_testing.conformance import Conformance
+from ssl_testing.contract import Contract
 
 VIT: dict[str, Any] = {"backbone": "vit", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "pool": "mean"}
 RESNET: dict[str, Any] = {"backbone": "resnet18", "width": 2, "small_stem": True}

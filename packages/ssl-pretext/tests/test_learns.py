@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_core.config import RunOptions
-from ssl_core.data.loader import collate
-from ssl_core.data.scenes import CLASSES, render
-from ssl_core.data.sources import ImageArray
 from ssl_core.device import seed_step
-from ssl_core.evaluate.linear import linear_probe
 from ssl_core.method import Recipe, load
-from ssl_core.train.fit import fit
 from ssl_pretext import rgb_to_lab
 from ssl_pretext.config import COLORIZATION, JIGSAW, RELATIVE_PATCH, ROTATION
+from ssl_train.data.loader import collate
+from ssl_train.data.scenes import CLASSES, render
+from ssl_train.data.sources import ImageArray
+from ssl_train.evaluate.linear import linear_probe
+from ssl_train.fit import fit
+from ssl_train.options import RunOptions
 
 
 def scenes(seed: int, number: int) -> ImageArray:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssl_core.config import ConfigError
-from ssl_core.data.views import normalize
+from ssl_core.pixels import normalize
 from ssl_pretext import Rotation, RotationConfig, four_rotations, rotation_loss
 from ssl_pretext.config import demo_rotation
 from ssl_pretext.rotation import rotate, turns_of

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ssl_core.data.sources import ImageArray
 from ssl_core.method import load
 from ssl_pretext.config import COLORIZATION, JIGSAW, RECIPES, RELATIVE_PATCH, ROTATION
 from ssl_pretext.relative_patch import neighbours
 from ssl_pretext.show import laid_out, show_colorization, show_jigsaw, show_relative_patch, show_rotation
+from ssl_train.data.sources import ImageArray
 
 
 def method(recipe: Any, channels: int = 3) -> Any:

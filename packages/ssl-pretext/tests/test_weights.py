@@ -12,14 +12,14 @@ import torch
 import torchvision
 from transformers import AutoModel, ViTModel
 
-from ssl_core.cli import main
 from ssl_core.config import ConfigError
-from ssl_core.data.views import normalize
 from ssl_core.hub.pretrained import WeightsMismatch
 from ssl_core.hub.weights_file import save_weights
 from ssl_core.method import load
+from ssl_core.pixels import normalize
 from ssl_pretext import Colorization, ColorizationConfig, Jigsaw, JigsawConfig, RelativePatch, Rotation, RotationConfig
 from ssl_pretext.config import COLORIZATION, RECIPES, ROTATION
+from ssl_train.cli.main import main
 
 VIT: dict[str, Any] = {"backbone": "vit", "image_size": 32, "patch_size": 8, "dim": 32, "depth": 2, "heads": 2}
 RESNET: dict[str, Any] = {"backbone": "resnet18", "width": 4, "image_size": 32}

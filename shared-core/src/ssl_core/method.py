@@ -10,7 +10,7 @@ and, where its paper needs them,
     prepare(data, init, folder, options)   once, at every start of a run, before the first step: what else it needs
     before_step(progress)   after unscaling and clipping, before the optimiser
     after_step(progress)    once per optimiser step: EMA, queue, centre, clamps
-    param_groups(config)    optimiser groups other than `ssl_core.train.optim`'s
+    param_groups(config)    optimiser groups other than `ssl_train.optim`'s
     patch_features(images)  (b, h, w, d)
     attach(source)          takes what it needs of opened data (a tokenizer); returns the source as this method reads it
     accumulates = True      the loss is a mean over samples, so micro-batches add up to the large batch
@@ -65,11 +65,11 @@ class Recipe:
     method: str
     views: str
     show: str
-    eval_view: str = "ssl_core.data.views:eval_view"
-    source: str = "ssl_core.data.split:open_images"
+    eval_view: str = "ssl_train.data.views:eval_view"
+    source: str = "ssl_train.data.split:open_images"
     built_in: str = "scenes"
-    blank: str = "ssl_core.data.views:blank"
-    raw: tuple[str, str] = ("raw pixels", "ssl_core.evaluate.features:pixels")
+    blank: str = "ssl_train.data.views:blank"
+    raw: tuple[str, str] = ("raw pixels", "ssl_train.evaluate.features:pixels")
     settle: str | None = None
     measure: str | None = None
 

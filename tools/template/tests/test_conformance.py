@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ssl_core.testing.conformance import Conformance
 from ssl_template.config import RECIPE, RotNetConfig
+from ssl_testing.conformance import Conformance
 
 
 class TestRotNet(Conformance):

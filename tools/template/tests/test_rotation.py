@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from ssl_core.config import ConfigError
-from ssl_core.data.sources import open_source
 from ssl_template import RotNet, RotNetConfig, four_rotations, rotation_loss
 from ssl_template.config import demo
 from ssl_template.show import show
+from ssl_train.data.sources import open_source
 
 
 def test_four_rotations_are_quarter_turns_in_order():

@@ -6,7 +6,7 @@ import sys
 
 from ssl_beit.config import RECIPES
 from ssl_beit.verbs import VERBS
-from ssl_core.cli import main as run
+from ssl_train.cli.main import main as run
 
 
 def main() -> None:

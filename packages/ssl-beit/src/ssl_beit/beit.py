@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from ssl_beit.config import DVAE_PRESETS, BEiTConfig
 from ssl_beit.dvae import DVAE, Tokenizer
 from ssl_core import distributed
-from ssl_core.config import ConfigError, RunOptions
-from ssl_core.data.views import normalize
+from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.patches import grid_of, take_tokens
+from ssl_core.pixels import normalize
 from ssl_core.vit import Attention, Block, PatchEmbed, attention
+from ssl_train.options import RunOptions
 
 INIT_STD = 0.02
 

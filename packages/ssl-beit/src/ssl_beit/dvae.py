@@ -32,11 +32,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_beit.config import DVAEConfig
-from ssl_core.data.pixels import as_float
 from ssl_core.ema import ema_update, frozen_copy
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.patches import grid_of
-from ssl_core.train.schedule import cosine
+from ssl_core.pixels import as_float
+from ssl_core.schedule import cosine
 
 SHRINK, SHIFT = 0.8, 0.1
 WIDTHS = (1, 2, 4, 8)

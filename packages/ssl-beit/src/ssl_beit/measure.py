@@ -15,8 +15,8 @@ from torch import Tensor
 from ssl_beit.beit import BEiT, masked_first
 from ssl_beit.dvae import DVAE, usage
 from ssl_beit.views import block_mask, lanczos
-from ssl_core.data.pixels import as_float
-from ssl_core.pictures import sample_images
+from ssl_core.pixels import as_float
+from ssl_train.data.pictures import sample_images
 
 MEASURED = 512
 """Pictures that are looked at."""

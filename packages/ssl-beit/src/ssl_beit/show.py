@@ -11,9 +11,9 @@ from torch import Tensor
 from ssl_beit.beit import BEiT
 from ssl_beit.dvae import DVAE
 from ssl_beit.measure import masks, small
-from ssl_core.data.pixels import as_float
 from ssl_core.patches import patchify, unpatchify
-from ssl_core.pictures import sample_images, save_grid
+from ssl_core.pixels import as_float
+from ssl_train.data.pictures import sample_images, save_grid
 
 SHOWN = 16
 GREY = 0.5

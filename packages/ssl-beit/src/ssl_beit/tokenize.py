@@ -14,12 +14,12 @@ from ssl_beit.config import DVAEConfig
 from ssl_beit.dvae import DVAE, Tokenizer
 from ssl_beit.verbs import Tokenize
 from ssl_core.config import ConfigError
-from ssl_core.data.pixels import as_float
-from ssl_core.data.views import EvalTransform
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError
 from ssl_core.method import Recipe, load
-from ssl_core.pictures import save_grid
+from ssl_core.pixels import as_float
+from ssl_train.data.pictures import save_grid
+from ssl_train.data.views import EvalTransform
 
 SHOWN = 16
 BATCH = 64

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ssl_beit.config import RECIPES
-from ssl_core.train.trainer import trainer
+from ssl_train.training import trainer
 
 train = trainer(RECIPES)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_beit.config import BEiTConfig, DVAEConfig
-from ssl_core.data.views import color_jitter, crop_box, random_flip, random_resized_crop, resize
+from ssl_train.data.views import color_jitter, crop_box, random_flip, random_resized_crop, resize
 
 ASPECT = 0.3
 """Blocks have aspect ratios from this to its inverse."""

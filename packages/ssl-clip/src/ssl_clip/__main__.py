@@ -6,7 +6,7 @@ import sys
 
 from ssl_clip.config import RECIPE
 from ssl_clip.verbs import VERBS
-from ssl_core.cli import main as run
+from ssl_train.cli.main import main as run
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_clip.map import need_viz
-from ssl_core.data.views import eval_view
 from ssl_core.device import pick_device
 from ssl_core.errors import DataError, InputError
-from ssl_core.evaluate.accuracy import mean_per_class, top1
+from ssl_train.data.views import eval_view
+from ssl_train.evaluate.accuracy import mean_per_class, top1
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
@@ -83,7 +83,7 @@ def run(recipe: Any, args: Classify) -> None:
 
 
 def _classify_images(clip: CLIP, args: Classify) -> None:
-    from ssl_core.data.images import read_image
+    from ssl_train.data.images import read_image
 
     classifier = ZeroShotClassifier(clip, args.labels, read_templates(args.templates))
     view, device = eval_view(clip.config), clip.logit_scale.device
@@ -100,8 +100,8 @@ def _classify_images(clip: CLIP, args: Classify) -> None:
 
 def _classify_folder(clip: CLIP, args: Classify) -> None:
     need_viz("matplotlib")
-    from ssl_core.data.sources import open_source
-    from ssl_core.evaluate.features import extract
+    from ssl_train.data.sources import open_source
+    from ssl_train.evaluate.features import extract
 
     config = clip.config
     source = open_source(args.data, channels=config.in_channels, split="train", size=max(config.size))

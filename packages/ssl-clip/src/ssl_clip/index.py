@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_core.config import TrainConfig, to_dict
-from ssl_core.data.views import eval_view
 from ssl_core.device import autocast, pick_device, pick_precision
 from ssl_core.errors import BadSample, DataError, InputError
 from ssl_core.hub.weights_file import write_whole
+from ssl_train.data.views import eval_view
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
@@ -417,7 +417,7 @@ def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
 
 def _scan(root: Path, skip: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """(path below root, (bytes, time in ns)) of every image, hidden folders left out."""
-    from ssl_core.data.sources import EXTENSIONS
+    from ssl_train.data.sources import EXTENSIONS
 
     for folder, names, files in os.walk(root):
         names[:] = sorted(name for name in names if not name.startswith(".") and Path(folder, name).resolve() != skip)
@@ -441,7 +441,7 @@ class _Files(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        from ssl_core.data.images import read_image
+        from ssl_train.data.images import read_image
 
         try:
             image = read_image(os.path.join(self.root, self.paths[index]), self.channels)

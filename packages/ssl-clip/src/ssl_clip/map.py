@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.data.readable import readable
-from ssl_core.data.views import eval_view
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError, InputError
-from ssl_core.pictures import rgb, sample_images
+from ssl_train.data.pictures import rgb, sample_images
+from ssl_train.data.readable import readable
+from ssl_train.data.views import eval_view
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP
@@ -116,7 +116,7 @@ def run(recipe: Any, args: Map) -> None:
     from pathlib import Path
 
     from ssl_clip.clip import CLIP
-    from ssl_core.commands import test_data
+    from ssl_train.cli.commands import test_data
 
     need_viz("matplotlib", *(["sklearn"] if args.method == "tsne" else []))
     clip = CLIP.from_pretrained(args.weights, device=pick_device(args.device))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ssl_clip.classify import ZeroShotClassifier, top_accuracies
-from ssl_core.data.views import eval_view
-from ssl_core.evaluate.features import extract
+from ssl_train.data.views import eval_view
+from ssl_train.evaluate.features import extract
 
 if TYPE_CHECKING:
     from ssl_clip.clip import CLIP

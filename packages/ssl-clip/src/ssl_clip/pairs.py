@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ssl_core.data.images import to_tensor
-from ssl_core.data.scenes import CLASSES, SLOTS, draw, held_out, render
-from ssl_core.data.sources import ImageFiles, PathTable, Source, built_in, contained, digest, open_source, scan
 from ssl_core.errors import BadSample, DataError, NoTestSplit
+from ssl_train.data.images import to_tensor
+from ssl_train.data.scenes import CLASSES, SLOTS, draw, held_out, render
+from ssl_train.data.sources import ImageFiles, PathTable, Source, built_in, contained, digest, open_source, scan
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "title", "sentences")
@@ -34,7 +34,7 @@ def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str =
       on; several rows, or a list in .jsonl, give an image several captions;
     - a folder with `name.txt` beside `name.jpg`, one caption a line; with `train` and `test` in it, these are the splits;
     - hf:name with an image column and a text column.
-    Images without captions (a folder of classes, torchvision:name) come as `ssl_core.data.sources.open_source` has them:
+    Images without captions (a folder of classes, torchvision:name) come as `ssl_train.data.sources.open_source` has them:
     to be classified, searched and evaluated; training on them is refused. Raises DataError, naming the row.
     """
     size = max(config.size)

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_clip.config import RESNET_STRIDE, CLIPConfig
-from ssl_core.distributed import BatchNorm
+from ssl_core.batch_norm import BatchNorm
 from ssl_core.patches import PosInterp, interpolate_positions
 from ssl_core.vit import attention
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_clip.index import ImageIndex, read_meta
-from ssl_core.data.images import read_image
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError, InputError
+from ssl_train.data.images import read_image
 
 if TYPE_CHECKING:
     from ssl_clip.verbs import Search

@@ -10,11 +10,11 @@ import torch
 
 from ssl_clip.clip import CLIP
 from ssl_clip.measure import encode_texts
-from ssl_core.data.pixels import as_float
-from ssl_core.data.split import Subset
-from ssl_core.data.views import eval_view
-from ssl_core.evaluate.features import extract
-from ssl_core.pictures import save_grid
+from ssl_core.pixels import as_float
+from ssl_train.data.pictures import save_grid
+from ssl_train.data.split import Subset
+from ssl_train.data.views import eval_view
+from ssl_train.evaluate.features import extract
 
 QUERIES, ANSWERS, POOL = 6, 5, 500
 

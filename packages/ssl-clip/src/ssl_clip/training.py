@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ssl_clip.config import RECIPE
-from ssl_core.train.trainer import trainer
+from ssl_train.training import trainer
 
 train = trainer([RECIPE])

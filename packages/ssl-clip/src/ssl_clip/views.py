@@ -10,8 +10,8 @@ import torch
 
 from ssl_clip.config import CLIPConfig
 from ssl_clip.pairs import KINDS
-from ssl_core.data.views import random_resized_crop
 from ssl_core.errors import DataError
+from ssl_train.data.views import random_resized_crop
 
 
 @dataclass(frozen=True)

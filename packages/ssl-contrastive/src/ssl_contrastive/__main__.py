@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ssl_contrastive.config import RECIPES
-from ssl_core.cli import main as run
+from ssl_train.cli.main import main as run
 
 
 def main() -> None:

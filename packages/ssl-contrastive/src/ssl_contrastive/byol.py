@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from ssl_contrastive.config import BYOLConfig
 from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
-from ssl_core.backbone import build_backbone
-from ssl_core.data.views import normalize
+from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.ema import ema_update, frozen_copy
+from ssl_core.encoder import build_backbone
 from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.train.schedule import cosine
+from ssl_core.pixels import normalize
+from ssl_core.schedule import cosine
 
 FLOOR = 1e-6
 """Least length by which a vector is divided, the authors' rsqrt(max(‖x‖², 1e-12))."""
@@ -59,9 +60,9 @@ class BYOL(nn.Module, Pretrained):
         self.config = config
         encoder = build_backbone(config)
         widths = [encoder.features, config.hidden, config.projection]
-        self.encoder = distributed.sync_batch_norm(encoder)
-        self.projector = distributed.sync_batch_norm(mlp(widths, hidden_bias=True))
-        self.predictor = distributed.sync_batch_norm(mlp([config.projection, *widths[1:]], hidden_bias=True))
+        self.encoder = sync_batch_norm(encoder)
+        self.projector = sync_batch_norm(mlp(widths, hidden_bias=True))
+        self.predictor = sync_batch_norm(mlp([config.projection, *widths[1:]], hidden_bias=True))
         self.target_encoder = frozen_copy(self.encoder)
         self.target_projector = frozen_copy(self.projector)
 

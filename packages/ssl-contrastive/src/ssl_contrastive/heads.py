@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 COLLAPSED = 0.1
-"""Spread of projections (`ssl_core.evaluate.health.feature_std`) below which they have collapsed: docs/decisions.md."""
+"""Spread of projections (`ssl_train.evaluate.health.feature_std`) below which they have collapsed: docs/decisions.md."""
 
 
 def mlp(

@@ -32,10 +32,10 @@ from ssl_contrastive.heads import mlp
 from ssl_contrastive.similarity import sum_log_sum_exp, unit
 from ssl_contrastive.split_norm import average_statistics, split_batch_norm
 from ssl_core import distributed
-from ssl_core.backbone import build_backbone
-from ssl_core.data.views import normalize
 from ssl_core.ema import ema_update, frozen_copy
+from ssl_core.encoder import build_backbone
 from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.pixels import normalize
 
 
 def info_nce_loss(

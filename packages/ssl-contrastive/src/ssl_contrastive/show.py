@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ssl_contrastive.similarity import unit
 from ssl_contrastive.views import build
-from ssl_core.data.pixels import as_float
-from ssl_core.data.readable import readable
 from ssl_core.errors import DataError
-from ssl_core.pictures import rgb, sample_images, save_grid
+from ssl_core.pixels import as_float
+from ssl_train.data.pictures import rgb, sample_images, save_grid
+from ssl_train.data.readable import readable
 
 PAIRS, QUERIES, NEIGHBOURS = 16, 8, 6
 MAPPED = 400

@@ -28,9 +28,10 @@ from ssl_contrastive.config import SimCLRConfig
 from ssl_contrastive.heads import mlp
 from ssl_contrastive.similarity import sum_log_sum_exp, sum_log_sum_exp_among, unit
 from ssl_core import distributed
-from ssl_core.backbone import build_backbone
-from ssl_core.data.views import normalize
+from ssl_core.batch_norm import sync_batch_norm
+from ssl_core.encoder import build_backbone
 from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.pixels import normalize
 
 
 def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -67,8 +68,8 @@ class SimCLR(nn.Module, Pretrained):
         projector.append(nn.BatchNorm1d(config.projection))
         projector[-1].bias.requires_grad_(False)  # type: ignore[union-attr]
         projector.apply(init_linear)
-        self.encoder = distributed.sync_batch_norm(encoder)
-        self.projector = distributed.sync_batch_norm(projector)
+        self.encoder = sync_batch_norm(encoder)
+        self.projector = sync_batch_norm(projector)
 
     @classmethod
     def layout(cls) -> Layout:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from ssl_contrastive.config import SimSiamConfig
 from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
-from ssl_core.backbone import build_backbone
-from ssl_core.data.views import normalize
+from ssl_core.batch_norm import sync_batch_norm
+from ssl_core.encoder import build_backbone
 from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.pixels import normalize
 
 
 def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
@@ -54,9 +55,9 @@ class SimSiam(nn.Module, Pretrained):
         d, out = encoder.features, config.projection
         projector = mlp([d] * config.head_layers + [out])
         projector.append(nn.BatchNorm1d(out, affine=False))
-        self.encoder = distributed.sync_batch_norm(encoder)
-        self.projector = distributed.sync_batch_norm(projector)
-        self.predictor = distributed.sync_batch_norm(mlp([out, config.predictor_hidden, out], last_bias=True))
+        self.encoder = sync_batch_norm(encoder)
+        self.projector = sync_batch_norm(projector)
+        self.predictor = sync_batch_norm(mlp([out, config.predictor_hidden, out], last_bias=True))
 
     @classmethod
     def layout(cls) -> Layout:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssl_contrastive.config import ContrastiveConfig
 from ssl_core.config import check
-from ssl_core.data.views import Augment
+from ssl_train.data.views import Augment
 
 
 @dataclass(frozen=True)

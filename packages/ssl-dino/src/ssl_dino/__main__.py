@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from ssl_core.cli import main as run
 from ssl_dino.config import DINOV2, RECIPE
 from ssl_dino.verbs import VERBS
+from ssl_train.cli.main import main as run
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ssl_core.data.pixels import as_float
-from ssl_core.data.views import resize
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, InputError
 from ssl_core.method import Recipe, load
-from ssl_core.pictures import rgb, save_grid
+from ssl_core.pixels import as_float
+from ssl_train.data.pictures import rgb, save_grid
+from ssl_train.data.views import resize
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -120,7 +120,7 @@ def attention(recipe: Recipe, flags: Attention) -> None:
 
 def opened(path: str, method: Any, flags: Attention) -> Tensor:
     """The picture uint8 (c, h, w) as the network sees it."""
-    from ssl_core.data.images import read_image
+    from ssl_train.data.images import read_image
 
     try:
         image = read_image(path, method.config.in_channels)

@@ -29,13 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core import distributed
-from ssl_core.backbone import PooledViT, build_backbone
-from ssl_core.data.views import normalize
+from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.ema import ema_update
+from ssl_core.encoder import PooledViT, build_backbone
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.pixels import normalize
 from ssl_core.resnet import ResNet
-from ssl_core.train.schedule import cosine
+from ssl_core.schedule import cosine
 from ssl_dino.config import DINOConfig
 from ssl_dino.heads import DINOHead
 from ssl_dino.loss import center_and_sharpen, cross_view_entropy
@@ -70,7 +71,7 @@ class Network(nn.Module):
             self.backbone.features, prototypes=config.prototypes, hidden=config.head_hidden,
             bottleneck=config.bottleneck, layers=config.head_layers, bn=config.head_bn, unit=config.norm_last_layer,
         )  # fmt: skip
-        distributed.sync_batch_norm(self.backbone)
+        sync_batch_norm(self.backbone)
 
     def forward(self, crops: list[Tensor]) -> Tensor:
         features = pooled(self.backbone, crops)  # v b d

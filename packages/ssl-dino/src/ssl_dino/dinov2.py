@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_core.backbone import init_linear
-from ssl_core.data.views import normalize
+from ssl_core.encoder import init_linear
 from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.pixels import normalize
 from ssl_core.vit import ViT
 from ssl_dino.config import DINOv2Config
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.backbone import init_linear
-from ssl_core.distributed import sync_batch_norm
+from ssl_core.batch_norm import sync_batch_norm
+from ssl_core.encoder import init_linear
 
 
 class Prototypes(nn.Module):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.data.pixels import as_float
-from ssl_core.pictures import rgb, sample_images, save_grid
+from ssl_core.pixels import as_float
 from ssl_dino.attention import heat, mass_mask, overlay, pca_colours
+from ssl_train.data.pictures import rgb, sample_images, save_grid
 
 ROWS, COLUMNS, MASS = 8, 2, 0.6
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_core.data.views import Augment
 from ssl_dino.config import DINOConfig
+from ssl_train.data.views import Augment
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from ssl_core.cli import main as run
 from ssl_lm.config import RECIPES
 from ssl_lm.verbs import VERBS
+from ssl_train.cli.main import main as run
 
 
 def main() -> None:

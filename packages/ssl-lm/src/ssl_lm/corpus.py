@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from ssl_core.data.sources import digest, number_labels
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_lm import tokenizer as tokens
 from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits
 from ssl_lm.shards import META, Shards
 from ssl_lm.texts import BadText, Piece, decode, list_files
+from ssl_train.data.sources import digest, number_labels
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_core.data.loader import collate
 from ssl_core.errors import DataError
 from ssl_lm.loss import IGNORED
 from ssl_lm.ngram import NGram
 from ssl_lm.shards import Shards
 from ssl_lm.views import framed, masked, spans
+from ssl_train.data.loader import collate
 
 if TYPE_CHECKING:
     from ssl_lm.bert import BERT

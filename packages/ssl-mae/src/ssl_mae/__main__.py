@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ssl_core.cli import main as run
 from ssl_mae.config import RECIPE
+from ssl_train.cli.main import main as run
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssl_core.data.views import normalize
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.patches import (
     PosInterp,
@@ -32,6 +31,7 @@ from ssl_core.patches import (
     take_tokens,
     unpatchify,
 )
+from ssl_core.pixels import normalize
 from ssl_core.vit import Block, ViT
 from ssl_mae.config import MAEConfig
 

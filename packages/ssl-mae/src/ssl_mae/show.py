@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_core.data.pixels import as_float
 from ssl_core.patches import patchify, unpatchify
-from ssl_core.pictures import sample_images, save_grid
+from ssl_core.pixels import as_float
 from ssl_mae.mae import MAE
+from ssl_train.data.pictures import sample_images, save_grid
 
 ROWS, COLUMNS = 8, 2
 GREY = 0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_core.train.trainer import trainer
 from ssl_mae.config import RECIPE
+from ssl_train.training import trainer
 
 train = trainer([RECIPE])

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssl_core.data.views import random_flip, random_resized_crop
 from ssl_mae.config import MAEConfig
+from ssl_train.data.views import random_flip, random_resized_crop
 
 
 @dataclass(frozen=True)

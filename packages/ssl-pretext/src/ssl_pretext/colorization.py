@@ -27,9 +27,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core import distributed
-from ssl_core.backbone import build_backbone
-from ssl_core.data.pixels import as_float
+from ssl_core.batch_norm import sync_batch_norm
+from ssl_core.encoder import build_backbone
 from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.pixels import as_float
 from ssl_pretext.ab_bins import ab_bins, annealed_mean, rebalancing, smoothing, soft_encode
 from ssl_pretext.config import ColorizationConfig
 from ssl_pretext.lab import lab_to_rgb, rgb_to_lab
@@ -91,7 +92,7 @@ class Colorization(nn.Module, Pretrained):
             self.register_buffer("bins", bins)
             self.register_buffer("prior", torch.full((len(bins),), 1 / len(bins)))
         self.seen: Tensor | None = None
-        distributed.sync_batch_norm(self)
+        sync_batch_norm(self)
 
     @classmethod
     def layout(cls) -> Layout:

@@ -14,7 +14,7 @@ from ssl_core.method import Recipe
 Backbone = Literal["vit", "resnet18", "resnet34", "resnet50"]
 
 
-def _recipe(name: str, module: str, method: str, view: str, source: str = "ssl_core.data.split:open_images") -> Recipe:
+def _recipe(name: str, module: str, method: str, view: str, source: str = "ssl_train.data.split:open_images") -> Recipe:
     return Recipe(
         name=name,
         package="ssl_pretext",

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_core.backbone import build_backbone
-from ssl_core.data.views import normalize
-from ssl_core.distributed import sync_batch_norm
+from ssl_core.batch_norm import sync_batch_norm
+from ssl_core.encoder import build_backbone
 from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.pixels import normalize
 from ssl_pretext.config import RelativePatchConfig
 from ssl_pretext.stage import stage_features
 from ssl_pretext.tiles import TILES, check_tiles, embed_tiles

@@ -21,11 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.backbone import build_backbone
-from ssl_core.data.pixels import moved
-from ssl_core.data.views import normalize
-from ssl_core.distributed import sync_batch_norm
+from ssl_core.batch_norm import sync_batch_norm
+from ssl_core.encoder import build_backbone
 from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.pixels import moved, normalize
 from ssl_pretext.config import RotationConfig
 from ssl_pretext.stage import stage_features
 

@@ -10,14 +10,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_core.data.pixels import as_float, top
-from ssl_core.pictures import sample_images, save_grid
+from ssl_core.pixels import as_float, top
 from ssl_pretext.colorization import Colorization
 from ssl_pretext.jigsaw import Jigsaw, shuffle, unshuffle
 from ssl_pretext.lab import lab_to_rgb, rgb_to_lab
 from ssl_pretext.relative_patch import DIRECTIONS, RelativePatch, neighbours
 from ssl_pretext.rotation import Rotation, four_rotations, rotate, turns_of
 from ssl_pretext.views import TilesView
+from ssl_train.data.pictures import sample_images, save_grid
 
 COUNT = 16
 TESTED = 512

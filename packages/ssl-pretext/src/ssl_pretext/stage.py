@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssl_core.backbone import PooledViT
+from ssl_core.encoder import PooledViT
 from ssl_core.resnet import ResNet
 
 

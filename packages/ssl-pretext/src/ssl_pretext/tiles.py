@@ -6,8 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_core.backbone import PooledViT
-from ssl_core.data.pixels import as_float
+from ssl_core.encoder import PooledViT
+from ssl_core.pixels import as_float
 from ssl_core.resnet import ResNet
 
 TILES = 9

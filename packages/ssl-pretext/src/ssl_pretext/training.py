@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_core.train.trainer import trainer
 from ssl_pretext.config import RECIPES
+from ssl_train.training import trainer
 
 train = trainer(RECIPES)

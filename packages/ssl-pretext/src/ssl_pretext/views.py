@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_core.data.scenes import Scenes
-from ssl_core.data.sources import Source
-from ssl_core.data.split import open_images
-from ssl_core.data.views import random_flip, random_grayscale, resize
 from ssl_pretext.config import JigsawConfig, PretextConfig, RelativePatchConfig, TilesConfig
+from ssl_train.data.scenes import Scenes
+from ssl_train.data.sources import Source
+from ssl_train.data.split import open_images
+from ssl_train.data.views import random_flip, random_grayscale, resize
 
 
 def square_crop(image: Tensor, rng: np.random.Generator, size: int, scale: tuple[float, float]) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from einops import rearrange
 
-from ssl_core.pictures import sample_images, save_grid
 from ssl_template.rotation import RotNet, four_rotations
+from ssl_train.data.pictures import sample_images, save_grid
 
 ROWS = 8
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_core.data.views import random_resized_crop
 from ssl_template.config import RotNetConfig
+from ssl_train.data.views import random_resized_crop
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""The verbs of the command line, in children: they work on a small run, and say in a line what cannot work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ssl_core.config import to_dict
+from ssl_core.method import load
+from ssl_testing import children
+from ssl_testing.children import Ended
+from ssl_testing.suite import Suite
+from ssl_train.cli.main import VERBS, main
+
+
+class Commands(Suite):
+    def command(self, *arguments: Any, folder: Path) -> Ended:
+        """One command, typed in `folder`."""
+
+        def typed() -> None:
+            os.chdir(folder)
+            sys.exit(main([self.recipe], [str(argument) for argument in arguments]))
+
+        return children.run(typed, warns=True)
+
+    def test_the_commands_work_on_a_small_run(self, tmp_path):
+        data = self.write_data(tmp_path / "data")
+        config = self.settings(epochs=3 / 8, warmup_epochs=0.0)
+        (tmp_path / "tiny.json").write_text(json.dumps(to_dict(config)))
+        exports = load(f"{self.recipe.package}.convert:EXPORTS") if self.exports is None else self.exports
+        lines = [
+            ("train", "--config", "tiny.json", "--data", data, "--out", "run", "--device", "cpu", "--workers", "0"),
+            ("evaluate", "run", "--data", data, "--protocols", "knn", "--device", "cpu"),
+            ("embed", "run", "--data", data, "--out", "features.npz", "--device", "cpu"),
+            ("show", "run", "--data", data, "--device", "cpu"),
+            ("info", "run", "--device", "cpu"),
+            *(("export", "run", f"to-{name}", "--to", name) for name in exports),
+        ]
+
+        def typed() -> None:
+            os.chdir(tmp_path)
+            for line in lines:
+                code = main([self.recipe], [str(word) for word in line])
+                assert code == 0, f"{line[0]} ends with {code}"
+
+        ended = children.run(typed, warns=True)  # one for all: what a verb imports, the next has already
+        assert ended.code == 0, ended
+        run = tmp_path / "run"
+        made = ("config.json", "model.safetensors", "metrics.jsonl", "evaluation.json", "report.html", "README.md")
+        assert [name for name in made if not (run / name).is_file()] == []
+        assert json.loads((run / "figures" / "captions.json").read_text()), "show drew nothing"
+        with np.load(tmp_path / "features.npz") as features:
+            assert features["features"].shape[0] == len(features["paths"]) == 64
+            assert np.isfinite(features["features"]).all()
+        for name in exports:
+            assert (tmp_path / f"to-{name}" / "model.safetensors").is_file(), f"export --to {name} wrote no weights"
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            ("train", "--data", "nowhere"),
+            ("train", "--data", "empty"),
+            ("train", "--epochz", "3"),
+            ("train", "--batch-size", "0"),
+            ("train", "--config", "nothing.json"),
+            ("train", "--preset", "nothing"),
+            ("train", "--init", "./nothing"),
+            ("train", "--device", "nothing"),
+            ("evaluate", "./nothing"),
+            ("embed", "./nothing"),
+            ("show", "./nothing"),
+            ("info", "./nothing"),
+            ("export", "./nothing", "out"),
+            ("nothing",),
+        ],
+        ids=" ".join,
+    )
+    def test_what_cannot_work_ends_with_2_and_a_line(self, line, tmp_path):
+        (tmp_path / "empty").mkdir()
+        ended = self.command(*line, folder=tmp_path)
+        assert ended.code == 2, f"{' '.join(line)} was to end with 2: {ended}"
+        assert "Traceback" not in ended.output and 0 < ended.output.count("\n") <= 12, f"{' '.join(line)}: {ended}"
+        assert re.search("no(thing|where)|empty|epochz|batch_size", ended.output), (
+            f"what is wrong is not named: {ended}"
+        )
+
+    def test_every_command_explains_itself(self, tmp_path):
+        for verb in VERBS:
+            ended = self.command(verb, "--help", folder=tmp_path)
+            assert ended.code == 0 and "--" in ended.output, f"{verb} --help: {ended}"

@@ -1,0 +1,235 @@
+"""What the core relies on in a method."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo.exc
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssl_core import distributed
+from ssl_core.config import ConfigError, from_dict, to_dict
+from ssl_core.device import seed_step
+from ssl_core.method import load
+from ssl_core.pixels import normalize
+from ssl_testing import children
+from ssl_testing.faults import KeepDouble, mutate_json
+from ssl_testing.state import apart, differing, hidden_state, newest
+from ssl_testing.suite import Suite
+from ssl_train.fit import passes, wrap
+from ssl_train.optim import build_optimizer
+
+EXACT = 1e-10
+DAMAGED = 300
+
+
+class Contract(Suite):
+    def test_a_damaged_config_is_valid_or_a_config_error(self):
+        text, cls, rng = json.dumps(to_dict(self.config)), type(self.config), np.random.default_rng(0)
+        assert from_dict(cls, json.loads(text)) == self.config, "the config does not go to JSON and back"
+        for _ in range(DAMAGED):
+            damaged = mutate_json(text, rng)
+            try:
+                from_dict(cls, json.loads(damaged))
+            except (ConfigError, json.JSONDecodeError):
+                continue
+            except Exception as error:
+                pytest.fail(f"{type(error).__name__}: {error}, not a ConfigError, for {damaged[:2000]}")
+
+    def test_every_trained_weight_gets_a_gradient_and_every_output_is_a_scalar(self):
+        def step() -> tuple[list[str], list[str]]:
+            method = self.method().train()
+            [batch] = self.first_step(method.config)
+            outputs = method(batch, 0.0)
+            outputs["loss"].backward()
+            idle = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
+            return idle, [key for key, value in outputs.items() if value.numel() != 1]
+
+        idle, wide = self.child(step)
+        assert idle == [], f"no gradient reaches {idle}: under DDP the second step would fail. Freeze by requires_grad"
+        assert wide == [], f"forward returns {wide} besides the loss: what is logged has one value"
+
+    def test_optimiser_groups_name_their_parameters(self):
+        method = self.method()
+        groups = build_optimizer(method, method.config).param_groups
+        for group in groups:
+            assert group.get("param_names"), "param_groups gives (name, parameter) pairs: checkpoints are keyed by name"
+            assert "lr_scale" in group, "every group of param_groups has an lr_scale"
+        named = [name for group in groups for name in group["param_names"]]
+        assert sorted(named) == sorted(name for name, p in method.named_parameters() if p.requires_grad)
+
+    def test_three_steps_in_bf16_are_finite_and_leave_fp32_weights(self, tmp_path):
+        ended = self.trial(precision="bf16", epochs=3 / 8, warmup_epochs=0.0).train(tmp_path / "run")
+        assert ended.code == 0, f"the method does not train under bf16 autocast, look for mixed types: {ended}"
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+            odd = {k: v for k, v in json.loads(line).items() if not math.isfinite(v)}
+            assert not odd, f"under bf16 autocast the log holds {odd}: compute the loss in fp32"
+        state = load_file(newest(tmp_path / "run") / "model.safetensors")
+        own = self.method().state_dict()
+        assert {k: str(v.dtype) for k, v in state.items()} == {k: str(v.dtype) for k, v in own.items()}
+
+    def test_two_processes_have_the_gradient_of_one(self, tmp_path):
+        config = self.settings(**self.noiseless)
+
+        def step(name: str) -> None:
+            with distributed.process_group(60):
+                save_file(self.one_step(config), tmp_path / f"{name}{distributed.rank()}.safetensors")
+
+        for ended in (children.run(lambda: step("one")), *children.run_ranks(2, lambda: step("rank"))):
+            assert ended.code == 0, ended
+        one, *ranks = (load_file(tmp_path / f"{name}.safetensors") for name in ("one0", "rank0", "rank1"))
+        for state in ranks:
+            self.assert_apart(state, one, "two processes of 4 samples", "one process of 8")
+
+    def test_micro_batches_add_up_to_the_batch_or_are_refused(self, tmp_path):
+        if not getattr(self.method(), "accumulates", False):
+            ended = self.trial().train(tmp_path / "run", accumulate=2)
+            assert ended.error.startswith("ConfigError"), f"the method does not accumulate, yet it trained: {ended}"
+            return
+        config = self.settings(batch_size=32, **self.noiseless)
+
+        def steps() -> None:
+            save_file(self.one_step(config), tmp_path / "whole.safetensors")
+            save_file(self.one_step(config, parts=4), tmp_path / "parts.safetensors")
+
+        self.child(steps)
+        parts, whole = (load_file(tmp_path / f"{name}.safetensors") for name in ("parts", "whole"))
+        self.assert_apart(parts, whole, "4 micro-batches of 8", "a batch of 32; is `accumulates = True` right?")
+
+    def test_the_step_compiles_without_a_graph_break(self):
+        def compare() -> tuple[float, float] | str:
+            # what dynamo itself does with an autograd.Function
+            warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
+            losses, backend = [], "aot_eager_default_partitioner"  # of aot_eager's the import alone takes seconds
+            for compiled in (False, True):
+                method = self.method().train()
+                model = torch.compile(method, fullgraph=True, backend=backend) if compiled else method
+                [batch] = self.first_step(method.config)
+                seed_step(0)
+                try:
+                    outputs = model(batch, 0.25)
+                except torch._dynamo.exc.TorchDynamoException as error:
+                    return str(error)
+                outputs["loss"].backward()
+                losses.append(float(outputs["loss"].detach()))
+            return losses[0], losses[1]
+
+        losses = self.child(compare)
+        assert not isinstance(losses, str), f"torch.compile breaks the graph of the step:\n{losses}"
+        eager, compiled = losses
+        assert compiled == pytest.approx(eager, rel=1e-4), "the compiled step computes another loss"
+
+    def test_state_dict_is_the_whole_truth(self):
+        def steps() -> tuple[list[str], list[str]]:
+            method = self.method().train()
+            [batch] = self.first_step(method.config)
+            optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01)
+            seen = []
+            for progress in (0.1, 0.5):
+                method(batch, progress)["loss"].backward()
+                for hook in ("before_step", None, "after_step"):
+                    optimizer.step() if hook is None else getattr(method, hook, lambda p: None)(progress)
+                optimizer.zero_grad()
+                seen.append(hidden_state(method))
+            first, second = seen
+            changed = sorted(k for k in first.keys() | second.keys() if first.get(k) != second.get(k))
+            return changed, [name for name, value in method.state_dict().items() if not isinstance(value, Tensor)]
+
+        changed, others = self.child(steps)
+        assert changed == [], (
+            f"training changes {changed}, which state_dict() does not hold: register_buffer it, make it a function of "
+            "progress, or clear it in after_step"
+        )
+        assert others == [], f"state_dict() holds {others}, which are no tensors"
+
+    def test_saved_weights_load_to_the_same_bits(self, tmp_path):
+        saved = self.method()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for tensor in saved.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.add_(torch.rand(tensor.shape, generator=generator).to(tensor) / 100)
+        loaded = type(saved).from_pretrained(saved.save_pretrained(tmp_path / "weights"))
+        assert loaded.config == saved.config, "config.json gives another config back"
+        lines = differing(loaded.state_dict(), saved.state_dict())
+        assert lines == [], f"saved and loaded weights differ, is a row of the key map missing? {lines[:5]}"
+        features = self.encode(saved, self.inputs())
+        assert torch.equal(self.encode(loaded, self.inputs()), features), "the loaded method has other features"
+
+    def test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch(self):
+        method, inputs = self.method(), self.inputs()
+        state = {k: v.clone() for k, v in method.state_dict().items()}
+        features = self.encode(method, inputs)
+        assert features.ndim == 2 and len(features) == len(inputs), f"encode gives {tuple(features.shape)}, not (b, d)"
+        assert torch.isfinite(features).all(), "encode gives NaN or infinite features"
+        assert torch.equal(self.encode(method, inputs), features), "encode is random in eval mode"
+        assert differing(method.state_dict(), state) == [], "encode changes the method in eval mode"
+        alone = torch.cat([self.encode(method, inputs[i : i + 1]) for i in range(len(inputs))])
+        gap = (alone - features).abs().max().item()
+        scale = features.abs().max().item()
+        assert gap <= 1e-5 * max(1.0, scale), f"features depend on their batch mates: they move by {gap:.2g}"
+
+    def test_raw_and_normalised_pictures_have_the_same_features(self):
+        method, inputs = self.method(), self.inputs()
+        if inputs.dtype != torch.uint8:
+            pytest.skip("the method reads no pictures")
+        normalised = normalize(inputs, method.config.mean, method.config.std)
+        gap = (self.encode(method, normalised) - self.encode(method, inputs)).abs().max().item()
+        assert gap <= 1e-5, f"uint8 and normalised float pictures differ by {gap:.2g}: use ssl_core.pixels.normalize"
+        deep = (inputs.to(torch.int32) * 257).to(torch.uint16)
+        gap = (self.encode(method, deep) - self.encode(method, inputs)).abs().max().item()
+        assert gap <= 1e-5, f"uint8 pictures and the same in 16 bits differ by {gap:.2g}: use ssl_core.pixels.as_float"
+
+    def one_step(self, config: Any, parts: int = 1) -> dict[str, Tensor]:
+        """Gradients and the whole state after one step of plain gradient descent in float64, on this rank's samples."""
+        torch.set_default_dtype(torch.float64)
+        with KeepDouble():
+            seed_step(config.seed)
+            method = load(self.recipe.method)(config).double().train()
+            model = wrap(method, torch.device("cpu"))
+            samples = self.first_step(config, parts)
+            if getattr(method, "accumulates", False) == "jointly":
+                # what a backward pass computes again is out of KeepDouble's reach: no picture is made a float there
+                samples = [
+                    {**part, "views": [normalize(v, config.mean, config.std) for v in part["views"]]}
+                    for part in samples
+                ]
+            batches = passes(method, samples)
+            for batch in batches:
+                seed_step(config.seed, 0)
+                (model(_double(batch), 0.25)["loss"] / len(batches)).backward()
+            getattr(method, "before_step", lambda progress: None)(0.25)
+            gradients = {f"gradient of {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+            with torch.no_grad():
+                for parameter in method.parameters():
+                    if parameter.grad is not None:
+                        parameter -= 0.1 * parameter.grad
+            getattr(method, "after_step", lambda progress: None)(0.25)
+        state = {**gradients, **{k: v.clone() for k, v in method.state_dict().items()}}
+        return {name: tensor.contiguous() for name, tensor in state.items()}
+
+    def assert_apart(self, a: dict[str, Tensor], b: dict[str, Tensor], what: str, against: str) -> None:
+        lines = apart(a, b, EXACT)
+        shown = "\n  ".join(lines[:8])
+        assert not lines, f"{what} make another step than {against}:\n  {shown}"
+
+    def child(self, function: Any) -> Any:
+        ended = children.run(function)
+        assert ended.code == 0, ended
+        return ended.value
+
+
+def _double(batch: Any) -> Any:
+    """A batch with its floating-point tensors in float64."""
+    if isinstance(batch, Tensor):
+        return batch.double() if batch.is_floating_point() else batch
+    if isinstance(batch, list):
+        return [_double(part) for part in batch]
+    return {key: _double(value) for key, value in batch.items()}

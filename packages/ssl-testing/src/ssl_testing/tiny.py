@@ -1,0 +1,215 @@
+"""Something small to train: pictures of 8 x 8 pixels, and a method with every kind of state that a run has to keep."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+
+from ssl_core import distributed
+from ssl_core.config import ConfigError, ImageConfig, TrainConfig
+from ssl_core.ema import ema_update, frozen_copy
+from ssl_core.errors import BadSample
+from ssl_core.hub.keymap import KeyMap
+from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.method import Recipe
+from ssl_core.pixels import normalize
+from ssl_train.data.sources import digest
+from ssl_train.data.split import open_images
+from ssl_train.data.views import random_flip, random_resized_crop
+
+CLASSES = ("dark", "dim", "light", "bright")
+
+
+class Pictures:
+    """`number` noisy pictures uint8 (c, h, w) in four brightnesses, which are their labels.
+
+    `bad` are indices that raise BadSample. `faults` are called with an index before it is read, in the loader's process.
+    """
+
+    def __init__(self, number: int = 64, *, size: tuple[int, int] = (8, 8), channels: int = 3) -> None:
+        self.number, self.size, self.channels = number, size, channels
+        self.labels = np.arange(number) % len(CLASSES)
+        self.classes = list(CLASSES)
+        self.bad: set[int] = set()
+        self.faults: list[Any] = []
+
+    def __len__(self) -> int:
+        return self.number
+
+    def load(self, index: int) -> dict[str, Any]:
+        for fault in self.faults:
+            fault(index)
+        if index in self.bad:
+            raise BadSample("it is a bad one")
+        return {"image": torch.from_numpy(self.pixels(index)).permute(2, 0, 1)}
+
+    def pixels(self, index: int) -> np.ndarray:
+        """uint8 (h, w, c)."""
+        low = 48 * int(self.labels[index])
+        rng = np.random.default_rng(index)
+        return rng.integers(low, low + 96, (*self.size, self.channels), dtype=np.uint8)
+
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+    def fingerprint(self) -> str:
+        return digest(np.array([self.number, *self.size, self.channels]))
+
+
+def open_pictures(data: str | Path | None, *, config: Any, split: str = "train") -> Any:
+    """A recipe's `source`. Without `data` pictures a quarter larger than the config's, so that a crop has a choice."""
+    if data is not None:
+        return open_images(data, config=config, split=split)
+    h, w = config.size
+    return Pictures(64, size=(h + h // 4, w + w // 4), channels=config.in_channels)
+
+
+def write_pictures(folder: Path, config: Any, number: int = 64) -> Path:
+    """The same as files: `folder/<class>/<number>.png`, or `folder.npz` for other than one or three channels."""
+    source = open_pictures(None, config=config)
+    if config.in_channels not in (1, 3):
+        images = np.stack([source.pixels(i) for i in range(number)])
+        np.savez(folder.with_suffix(".npz"), images=images, labels=source.labels[:number])
+        return folder.with_suffix(".npz")
+    for index in range(number):
+        path = folder / CLASSES[source.labels[index]] / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = source.pixels(index)
+        Image.fromarray(pixels if config.in_channels == 3 else pixels[:, :, 0]).save(path)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig(ImageConfig, TrainConfig):
+    """The network is a layer; see `ssl_testing.conformance` for what the suite sets itself."""
+
+    image_size: int | tuple[int, int] = 8
+    patch_size: int = 4
+    crop_pct: float = 1.0
+    dim: int = 16
+    """width"""
+    momentum: float = 0.9
+    """of the teacher and the centre"""
+    dropout: float = 0.1
+    """of the student's features: noise that belongs to the model"""
+    queue: int = 32
+    """teacher's features that are kept"""
+    epochs: float = 2.5
+    batch_size: int = 8
+    base_lr: float = 0.032
+
+
+class Tiny(nn.Module, Pretrained):
+    """A student that follows its averaged teacher from one view to another and away from a queue of earlier pictures."""
+
+    config_class = TinyConfig
+    accumulates = True
+    can_collapse = True
+    queue: Tensor
+    centre: Tensor
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        (h, w), dim = config.size, config.dim
+        self.student = nn.Sequential(
+            nn.Linear(config.in_channels * h * w, dim), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(dim, dim)
+        )
+        self.teacher = frozen_copy(self.student)
+        self.register_buffer("queue", F.normalize(torch.randn(config.queue, dim), dim=1))
+        self.register_buffer("centre", torch.zeros(dim))
+        self.keys: list[Tensor] = []
+
+    @classmethod
+    def layout(cls) -> Layout:
+        return LAYOUT
+
+    def train(self, mode: bool = True) -> Tiny:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
+        """-cos(student(view 1), teacher(view 0) - centre) + log sum exp of the student against the queue; a mean."""
+        first, second = (self._pixels(view) for view in batch["views"])
+        with torch.no_grad():
+            keys = self.teacher(first).float()
+        queries = F.normalize(self.student(second).float(), dim=1)
+        near = (queries * F.normalize(keys - self.centre, dim=1)).sum(1)  # b
+        far = (queries @ self.queue.T / 0.2).logsumexp(1)
+        self.keys.append(keys)
+        return {"loss": (far - near / 0.2).mean(), "near": near.mean()}
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        keys = distributed.gather(torch.cat(self.keys))
+        self.keys.clear()
+        self.centre.lerp_(keys.mean(0), 1 - self.config.momentum)
+        self.queue.copy_(torch.cat([F.normalize(keys, dim=1), self.queue])[: len(self.queue)])
+        ema_update(self.teacher, self.student, self.config.momentum)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The teacher's features (b, d)."""
+        return self.teacher(self._pixels(images))
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return rearrange(normalize(images, self.config.mean, self.config.std), "b c h w -> b (c h w)")
+
+
+@dataclass(frozen=True)
+class TwoCrops:
+    config: TinyConfig
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """{"views": [uint8 (c, h, w), uint8 (c, h, w)]}"""
+        crops = [random_resized_crop(sample["image"], rng, self.config.size, (0.4, 1.0)) for _ in range(2)]
+        return {"views": [random_flip(crop, rng).contiguous() for crop in crops]}
+
+
+def show(method: Tiny, source: Any, folder: Path) -> dict[str, str]:
+    Image.fromarray(source.load(0)["image"].permute(1, 2, 0).contiguous().numpy()).save(folder / "first.png")
+    return {"first.png": "the first picture"}
+
+
+def to_theirs(config: TinyConfig) -> dict[str, Any]:
+    return {"model_type": "tiny", "hidden_size": config.dim}
+
+
+def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> TinyConfig:
+    return TinyConfig(dim=values["hidden_size"])
+
+
+def infer(state: Any) -> TinyConfig:
+    raise ConfigError("nobody else has this model")
+
+
+def adapt(state: dict[str, Tensor], stored: TinyConfig, wanted: TinyConfig) -> dict[str, Tensor]:
+    return state
+
+
+LAYOUT = Layout(
+    keymap=KeyMap(rows=(("teacher.{i}.{w}", "encoder.{i}.{w}"),)),
+    to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt,
+)  # fmt: skip
+EXPORTS = {"transformers": lambda method: (LAYOUT.keymap.to_theirs(method.state_dict())[0], to_theirs(method.config))}
+PRESETS = {"demo": TinyConfig}
+RECIPE = Recipe(
+    name="tiny",
+    package="ssl_tiny",
+    config=f"{__name__}:TinyConfig",
+    presets=f"{__name__}:PRESETS",
+    method=f"{__name__}:Tiny",
+    views=f"{__name__}:TwoCrops",
+    show=f"{__name__}:show",
+    source=f"{__name__}:open_pictures",
+)
+sys.modules["ssl_tiny.convert"] = sys.modules[__name__]  # where `export` looks for EXPORTS

@@ -1,0 +1,61 @@
+"""A short training of a recipe in a child, with faults."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_core.method import Recipe, load
+from ssl_testing.children import Child, Ended, run_ranks
+from ssl_testing.faults import Fault
+from ssl_train.data.loader import Plan
+from ssl_train.options import RunOptions
+from ssl_train.run import train
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is trained; `train` may be called again and again on one folder, as a user repeats a command."""
+
+    recipe: Recipe
+    config: Any
+    data: str | None = None
+
+    @property
+    def plan(self) -> Plan:
+        source = load(self.recipe.source)(self.data, config=self.config, split="train")
+        return Plan(len(source), self.config.batch_size, self.config.epochs, self.config.seed)
+
+    def replace(self, **changes: Any) -> Trial:
+        """The same with other settings."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+    def train(self, out: Path, *faults: Fault, warns: bool = False, **options: Any) -> Ended:
+        """Train into `out` in a child and wait; a warning ends it, unless it `warns` on purpose.
+
+        `options` are fields of RunOptions. A checkpoint is written after every step unless they say otherwise.
+        """
+        return self.start(out, *faults, warns=warns, **options).end()
+
+    def start(self, out: Path, *faults: Fault, warns: bool = False, **options: Any) -> Child:
+        """The child that trains into `out`."""
+        return Child(lambda: self._child(out, faults, options), warns=warns)
+
+    def train_ranks(self, world: int, out: Path, *faults: Fault, warns: bool = False, **options: Any) -> list[Ended]:
+        """The same in `world` processes; how each ended."""
+        return run_ranks(world, lambda: self._child(out, faults, options), warns=warns)
+
+    def here(self, out: Path, *faults: Fault, **options: Any) -> Any:
+        """The same in this process; returns the trained method."""
+        handles = [fault(load(self.recipe.method), self.plan.steps) for fault in faults]
+        settings = {"device": "cpu", "workers": 0, "checkpoint_minutes": 0.0, "log_every": 1, **options}
+        try:
+            return train(self.recipe, self.config, data=self.data, out=out, options=RunOptions(**settings))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _child(self, out: Path, faults: tuple[Fault, ...], options: dict[str, Any]) -> None:
+        self.here(out, *faults, **options)

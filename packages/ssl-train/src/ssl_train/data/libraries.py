@@ -1,0 +1,186 @@
+"""Sources over the data sets that torchvision and Hugging Face's `datasets` know by name."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ssl_core.errors import BadSample, DataError, NoTestSplit
+from ssl_train.data.images import pillow_to_tensor, read_image
+from ssl_train.data.sources import digest, near, number_labels
+
+# What a data set may call the split that `split` asks for, in the order of trying.
+_SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
+
+
+class TorchvisionImages:
+    """A torchvision data set whose samples are (Pillow image, …)."""
+
+    def __init__(self, dataset: Any, title: str, channels: int) -> None:
+        self.dataset, self.title, self.channels = dataset, title, channels
+        self.labels, self.classes = _torchvision_labels(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, index: int) -> dict[str, Any]:
+        try:
+            image = self.dataset[index][0]
+        except Exception as error:  # whatever Pillow and the data set's own reader raise
+            raise BadSample(f"{type(error).__name__}: {error}") from error
+        return {"image": pillow_to_tensor(image, self.channels)}
+
+    def name(self, index: int) -> str:
+        return f"{self.title}[{index}]"
+
+    def fingerprint(self) -> str:
+        return digest(self.title.encode(), np.array(len(self)), self.labels)
+
+
+class HuggingFaceImages:
+    """The image column of a `datasets.Dataset`, decoded here by the rules of `read_image`."""
+
+    def __init__(self, dataset: Any, title: str, channels: int) -> None:
+        from datasets import Image as ImageFeature
+
+        columns = [n for n, kind in dataset.features.items() if isinstance(kind, ImageFeature)]
+        if not columns:
+            raise DataError(f"{title} has no image column, only {list(dataset.features)}")
+        self.dataset, self.column, self.title, self.channels = dataset, columns[0], title, channels
+        undecoded = dataset.select_columns([self.column])
+        self.rows = undecoded.cast_column(self.column, ImageFeature(decode=False))
+        self.labels, self.classes = _hf_labels(dataset)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def load(self, index: int) -> dict[str, Any]:
+        image = self.rows[index][self.column]
+        if image is None:
+            raise BadSample("this row has no image")
+        file = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
+        return {"image": read_image(file, self.channels)}
+
+    def name(self, index: int) -> str:
+        image = self.rows[index][self.column]
+        return (image and image["path"]) or f"{self.title}[{index}]"
+
+    def fingerprint(self) -> str:
+        return digest(self.title.encode(), np.array(len(self)), self.labels)
+
+
+def open_torchvision(name: str, channels: int, split: str) -> TorchvisionImages:
+    """`CIFAR10` or `STL10:unlabeled`, downloaded only where the folder lacks it.
+
+    Raises DataError.
+    """
+    try:
+        from torchvision import datasets as known
+    except ImportError as error:
+        raise DataError("torchvision: data needs torchvision: pip install torchvision") from error
+    name, _, chosen = name.partition(":")
+    factory = getattr(known, name, None)
+    if name not in known.__all__ or factory is None:
+        raise DataError(f"torchvision has no data set {name!r}.{near(name, known.__all__)}")
+    root = os.environ.get("TORCHVISION_DATA", "data")
+    dataset = _torchvision_split(factory, root, (chosen,) if chosen else _SPLITS[split])
+    first = dataset[0] if len(dataset) else None
+    if not (isinstance(first, tuple) and isinstance(first[0], Image.Image)):
+        raise DataError(f"torchvision's {name} does not hold (image, label) pairs")
+    return TorchvisionImages(dataset, f"torchvision:{name}:{chosen or split}", channels)
+
+
+def _torchvision_split(factory: Callable[..., Any], root: str, names: tuple[str, ...]) -> Any:
+    parameters = inspect.signature(factory).parameters
+    if "root" not in parameters:
+        raise DataError(f"torchvision's {factory.__name__} is not read from a folder")
+    if "train" in parameters:
+        return _torchvision_open(factory, root, train=names[0] == "train")
+    if "split" not in parameters:
+        if names != _SPLITS["train"]:
+            raise NoTestSplit(f"torchvision's {factory.__name__} has no split but the whole")
+        return _torchvision_open(factory, root)
+    refusals: list[ValueError] = []
+    for name in names:
+        try:
+            return _torchvision_open(factory, root, split=name)
+        except DataError:
+            raise
+        except ValueError as error:  # how torchvision says which splits there are
+            refusals.append(error)
+    missing = NoTestSplit if names == _SPLITS["test"] else DataError
+    raise missing(f"torchvision's {factory.__name__}: {refusals[0]}") from refusals[0]
+
+
+def _torchvision_open(factory: Callable[..., Any], root: str, **options: Any) -> Any:
+    try:
+        try:
+            return factory(root, **options)
+        except (RuntimeError, OSError):
+            if "download" not in inspect.signature(factory).parameters:
+                raise
+            return factory(root, **options, download=True)
+    except (RuntimeError, OSError, TypeError) as error:
+        raise DataError(
+            f"{factory.__name__} is not in the folder {root!r} and could not be fetched ({error}): "
+            "put its files there, or set TORCHVISION_DATA to the folder that has them"
+        ) from error
+
+
+def _torchvision_labels(dataset: Any) -> tuple[np.ndarray | None, list[str] | None]:
+    for attribute in ("targets", "labels", "_labels", "y"):
+        values = np.asarray(getattr(dataset, attribute, ()))
+        if values.shape == (len(dataset),) and values.dtype.kind in "iu":
+            labels = values.astype(np.int64)
+            names = getattr(dataset, "classes", None) or range(labels.max() + 1)
+            return labels, [n[0] if isinstance(n, tuple) else str(n) for n in names]
+    return None, None
+
+
+def open_hf(name: str, channels: int, split: str) -> HuggingFaceImages:
+    """`name`, `name:split`, or the path of a folder or .parquet file. Raises DataError."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError('hf: data needs the datasets package: pip install "ssl-train[datasets]"') from error
+    chosen = ""
+    if not Path(name).exists():
+        name, _, chosen = name.partition(":")
+    try:
+        if Path(name).is_file():
+            loaded = datasets.load_dataset("parquet", data_files=name)
+        elif any(Path(name, mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name)
+    except Exception as error:  # of the network, the Hub, Arrow and each format
+        raise DataError(f"datasets cannot load {name!r}: {error}") from error
+    title = f"hf:{name}:{chosen or split}"
+    if isinstance(loaded, datasets.Dataset):
+        loaded = {"train": loaded}
+    for candidate in (chosen,) if chosen else _SPLITS[split]:
+        if candidate in loaded:
+            return HuggingFaceImages(loaded[candidate], title, channels)
+    missing = NoTestSplit if split == "test" and not chosen else DataError
+    raise missing(f"{name} has the splits {list(loaded)}: choose one with hf:{name}:<split>")
+
+
+def _hf_labels(dataset: Any) -> tuple[np.ndarray | None, list[str] | None]:
+    from datasets import ClassLabel
+
+    named = [n for n, kind in dataset.features.items() if isinstance(kind, ClassLabel)]
+    column = named[0] if named else "label"
+    if column not in dataset.features:
+        return None, None
+    values = dataset.select_columns([column])[:][column]
+    if named:
+        labels = np.array([-1 if v is None else v for v in values], dtype=np.int64)
+        return labels, list(dataset.features[column].names)
+    return number_labels(["" if v is None else str(v) for v in values])

@@ -1,0 +1,188 @@
+"""Operations on the pixels of one image (c, h, w), uint8 or uint16, each with its parameter given.
+
+They are torchvision's and Pillow's, whose results they give within one grey level of 255 on average, and mostly to the
+bit: a blend `f x + (1 - f) y` is cut off to whole levels as theirs are. Work is done on float32 planes that hold whole
+numbers, so a chain of operations on the planes (`chain`) is bit for bit the chain of the functions.
+
+Hue is a rotation in HSV's hexagon. With the channels of a pixel normalised to R, G, B in [0, 1], one of them 1 and one 0,
+the distance on the hexagon from pure red is 1 + G + B - R, and its side is the sign of G - B; no branches, no sorting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_core.errors import DataError
+from ssl_core.pixels import top
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
+
+Operation = Literal["brightness", "contrast", "saturation", "hue", "gamma", "grayscale", "blur", "solarize"]
+
+
+def brightness(image: Tensor, factor: float) -> Tensor:
+    """Pixels times `factor` >= 0: 0 is black, 1 the image."""
+    return chain(image, [("brightness", factor)])
+
+
+def contrast(image: Tensor, factor: float) -> Tensor:
+    """Blended with the mean grey level of an RGB image, or with the mean of each band: 0 is flat, 1 the image."""
+    return chain(image, [("contrast", factor)])
+
+
+def saturation(image: Tensor, factor: float) -> Tensor:
+    """Blended with the RGB image's grey: 0 is grey, 1 the image. Raises DataError unless there are 3 channels."""
+    return chain(image, [("saturation", factor)])
+
+
+def hue(image: Tensor, shift: float) -> Tensor:
+    """HSV's hue of an RGB image turned by `shift` of the circle, [-0.5, 0.5]. Raises DataError as `saturation` does."""
+    return chain(image, [("hue", shift)])
+
+
+def gamma(image: Tensor, power: float) -> Tensor:
+    """top (x / top)^power with top = 255 or 65535."""
+    return chain(image, [("gamma", power)])
+
+
+def grayscale(image: Tensor) -> Tensor:
+    """The luma of RGB in all three channels; of other numbers of bands, their mean in all of them."""
+    return chain(image, [("grayscale", 1.0)])
+
+
+def blur(image: Tensor, sigma: float) -> Tensor:
+    """Gaussian of standard deviation `sigma` pixels, cut off at 3 sigma, mirrored at the borders."""
+    return chain(image, [("blur", sigma)])
+
+
+def solarize(image: Tensor, threshold: float = 0.5) -> Tensor:
+    """Pixels of `threshold` of the range or more inverted: from 128 on, x becomes 255 - x."""
+    return chain(image, [("solarize", threshold)])
+
+
+def chain(image: Tensor, steps: Iterable[tuple[Operation, float]]) -> Tensor:
+    """The operations one after the other: (c, h, w) uint8 or uint16 -> the same type, contiguous."""
+    planes = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    for name, value in steps:
+        planes = _OPERATIONS[name](planes, value, top(image))
+    return planes.to(image.dtype)
+
+
+# Each takes planes (c, h, w), float32 holding whole numbers in [0, top], which it may overwrite, and returns such planes.
+
+
+def _brightness(planes: Tensor, factor: float, top: int) -> Tensor:
+    return planes.mul_(factor).clamp_(max=top).floor_()
+
+
+def _contrast(planes: Tensor, factor: float, top: int) -> Tensor:
+    grey = _luma(planes)[None] if len(planes) == 3 else planes
+    mean = grey.mean(dim=(1, 2), keepdim=True).add_(0.5).floor_()
+    return torch.lerp(mean, planes, factor).clamp_(0, top).floor_()
+
+
+def _saturation(planes: Tensor, factor: float, top: int) -> Tensor:
+    need_rgb(len(planes), "saturation")
+    return torch.lerp(_luma(planes)[None], planes, factor).clamp_(0, top).floor_()
+
+
+def _hue(planes: Tensor, shift: float, top: int) -> Tensor:
+    need_rgb(len(planes), "hue")
+    r, g, b = planes
+    least = torch.minimum(torch.minimum(r, g), b)
+    chroma = torch.maximum(torch.maximum(r, g), b).sub_(least)
+    side = g - b
+    distance = (g + b).sub_(r).sub_(least).div_(chroma.clamp_min(1)).add_(1)  # from red, in [0, 3]; 1 for a grey pixel
+    angle = torch.copysign(distance, side).add_(6 * shift)  # red 0, green 2, blue -2, round a circle of 6
+    angle.sub_(torch.mul(angle, 1 / 6).round_().mul_(6))
+    for plane, middle in ((r, 0), (g, 2), (b, -2)):
+        # what lies within 1 of a channel's middle has all of it, what lies beyond 2 nothing
+        near = angle.sub(middle).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
+        torch.addcmul(least, near, chroma, out=plane).round_()
+    return planes
+
+
+def _gamma(planes: Tensor, power: float, top: int) -> Tensor:
+    return planes.div_(top).pow_(power).mul_(top).round_()
+
+
+def _grayscale(planes: Tensor, _: float, top: int) -> Tensor:
+    grey = _luma(planes) if len(planes) == 3 else planes.mean(dim=0).round_()
+    return planes.copy_(grey.expand_as(planes))
+
+
+def _solarize(planes: Tensor, threshold: float, top: int) -> Tensor:
+    return torch.where(planes < threshold * (top + 1), planes, top - planes)
+
+
+def _blur(planes: Tensor, sigma: float, top: int) -> Tensor:
+    """Both passes are sums of shifted copies of the padded planes in memory, whose rows run into each other only in the
+    padding."""
+    h, w = planes.shape[1:]
+    weights = _gaussian(sigma, min(h, w) - 1)
+    radius = len(weights) - 1
+    if radius == 0:
+        return planes
+    padded = F.pad(planes[None], (radius,) * 4, mode="reflect")  # 1 c h+2r w+2r
+    width = w + 2 * radius
+    rows = _weighted_shifts(padded.view(-1), weights, step=width)
+    both = _weighted_shifts(rows, weights, step=1)
+    size, start = padded[0, 0].numel(), 0  # the first sum starts `radius` rows down, the second `radius` columns right
+    return both.as_strided((len(planes), h, w), (size, width, 1), start).add(0.5).floor_()
+
+
+def _weighted_shifts(flat: Tensor, weights: tuple[float, ...], step: int) -> Tensor:
+    """sum_i weights[|i|] flat[x + i step] where all terms exist, which is `radius` steps in at both ends."""
+    radius = len(weights) - 1
+    length = len(flat) - 2 * radius * step
+    middle = radius * step
+    total = flat[middle : middle + length] * weights[0]
+    pair = torch.empty_like(total)
+    for i in range(1, radius + 1):
+        before, after = middle - i * step, middle + i * step
+        torch.add(flat[before : before + length], flat[after : after + length], out=pair)
+        total.add_(pair, alpha=weights[i])
+    return total
+
+
+@lru_cache(maxsize=64)
+def _gaussian(sigma: float, longest: int) -> tuple[float, ...]:
+    """Weights of the middle, the next pixel, …; their sum with those of the other side is 1."""
+    radius = min(round(3 * sigma), longest)
+    weights = [math.exp(-0.5 * (i / sigma) ** 2) if i else 1.0 for i in range(radius + 1)]
+    total = 2 * sum(weights) - 1
+    return tuple(weight / total for weight in weights)
+
+
+def _luma(planes: Tensor) -> Tensor:
+    """Planes (3, h, w) -> (h, w), rounded."""
+    r, g, b = planes
+    return r.mul(LUMA[0]).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2]).round_()
+
+
+def need_rgb(channels: int, name: str) -> None:
+    """DataError where `channels` is not 3."""
+    if channels != 3:
+        raise DataError(
+            f"{name} needs RGB images of 3 channels, these have {channels}: leave it out, as jitter=(b, c, 0, 0) does; "
+            "brightness and contrast take any number"
+        )
+
+
+_OPERATIONS = {
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "saturation": _saturation,
+    "hue": _hue,
+    "gamma": _gamma,
+    "grayscale": _grayscale,
+    "blur": _blur,
+    "solarize": _solarize,
+}

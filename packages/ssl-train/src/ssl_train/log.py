@@ -1,0 +1,138 @@
+"""The record of a run: metrics.jsonl always, a progress bar, trackers on request."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from ssl_core.config import ConfigError
+from ssl_train.options import RunOptions
+
+
+class Log:
+    """Appends one JSON object per logged step to `folder/metrics.jsonl` and shows a bar over `total` steps.
+
+    TensorBoard and Weights & Biases get the same scalars; a tracker that fails is named once and left alone, since
+    metrics.jsonl is the record. A line that cannot be written there is named too: no log ends a run.
+    """
+
+    def __init__(self, folder: Path, *, total: int, start: int, options: RunOptions, quiet: bool = False) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.start = time.perf_counter()
+        self.trackers = [] if quiet else _trackers(folder, options)
+        self._torn = False
+        self._file: Any = None if quiet else self._open()
+        slow = 0.5 if sys.stderr.isatty() else 30.0
+        self.bar = tqdm(total=total, initial=start, disable=quiet, mininterval=slow, unit="step")
+
+    def _open(self) -> Any:
+        self._torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+        return self.path.open("ab", buffering=0)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+        if self._file is not None:
+            self._file.close()
+        for tracker in self.trackers:
+            try:
+                tracker.close()
+            except Exception as error:
+                warnings.warn(f"{tracker.name} failed at its end: {error}", stacklevel=2)
+
+    def write(self, step: int, scalars: dict[str, float | int]) -> None:
+        """One line for `step`; seconds since the process began training are added."""
+        if self._file is None:
+            return
+        line = {"step": step, **scalars, "seconds": round(time.perf_counter() - self.start, 3)}
+        self._append(json.dumps(line).encode() + b"\n")
+        for tracker in list(self.trackers):
+            try:
+                tracker.log(step, scalars)
+            except Exception as error:
+                self.trackers.remove(tracker)
+                warnings.warn(f"{tracker.name} failed and is left alone from here on: {error}", stacklevel=2)
+
+    def _append(self, line: bytes) -> None:
+        # a line that the disk had no room for leaves a part of it, which readers pass over
+        whole = b"\n" + line if self._torn else line
+        try:
+            self._torn = self._file.write(whole) < len(whole)
+            if self._torn:
+                raise OSError("there was no room for all of it")
+        except OSError as error:
+            warnings.warn(f"a line of {self.path} is lost: {error}", stacklevel=3)
+
+    def show(self, **scalars: str) -> None:
+        try:
+            self.bar.set_postfix(scalars, refresh=False)
+            self.bar.update()
+        except OSError as error:  # stderr may be a file, on a disk that is full
+            self.bar.disable = True
+            warnings.warn(f"the progress bar ends here: {error}", stacklevel=2)
+
+
+class _TensorBoard:
+    name = "TensorBoard"
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, step: int, scalars: dict[str, float | int]) -> None:
+        for key, value in scalars.items():
+            self.writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Wandb:
+    name = "Weights & Biases"
+
+    def __init__(self, folder: Path, project: str) -> None:
+        import wandb
+
+        self.run = wandb.init(project=project, dir=str(folder), id=_run_id(folder), resume="allow")
+
+    def log(self, step: int, scalars: dict[str, float | int]) -> None:
+        self.run.log(scalars, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _run_id(folder: Path) -> str:
+    return json.loads((folder / "run.json").read_text())["run_id"]
+
+
+def _trackers(folder: Path, options: RunOptions) -> list[Any]:
+    wanted: list[tuple[str, Any]] = []
+    if options.tensorboard:
+        wanted.append(("tensorboard", lambda: _TensorBoard(folder)))
+    if options.wandb:
+        wanted.append(("wandb", lambda: _Wandb(folder, options.wandb or "")))
+    trackers = []
+    for extra, make in wanted:
+        try:
+            trackers.append(make())
+        except ImportError as error:
+            raise ConfigError(f"logging to {extra} needs the extra: pip install 'ssl-train[{extra}]'") from error
+        except Exception as error:
+            warnings.warn(f"{extra} could not be started and is left alone: {error}", stacklevel=3)
+    return trackers

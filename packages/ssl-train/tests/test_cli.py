@@ -1,0 +1,299 @@
+"""What the command line makes of what is typed, and how commands end. `test_conformance.py` runs every verb."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import sys
+
+import numpy as np
+import pytest
+import tyro
+
+from ssl_core.config import ConfigError
+from ssl_core.errors import InputError, TrainingError
+from ssl_core.method import Verb
+from ssl_testing import children, faults
+from ssl_testing.state import newest
+from ssl_testing.tiny import RECIPE, Tiny, TinyConfig
+from ssl_train.cli import commands
+from ssl_train.cli import main as cli
+from ssl_train.options import RunOptions
+
+SHORT = ("--epochs", "0.5", "--warmup-epochs", "0", "--precision", "fp32", "--device", "cpu", "--workers", "0")
+OTHER = dataclasses.replace(RECIPE, name="other", presets=f"{__name__}:OTHER_PRESETS")
+OTHER_PRESETS = {"demo": lambda: TinyConfig(dim=8), "large": lambda: TinyConfig(dim=64)}
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Parse a train command as `main` would and return (recipe, run, config, options) instead of training."""
+    seen = []
+    monkeypatch.setattr(commands, "train", lambda *arguments: seen.append(arguments))
+
+    def parse(*arguments, recipes=(RECIPE,)):
+        assert cli.main(list(recipes), ["train", *arguments]) == 0
+        return seen[-1]
+
+    return parse
+
+
+def test_without_a_command_the_verbs_and_presets_are_listed(capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main([RECIPE, OTHER], arguments) == 0
+        shown = capsys.readouterr().out
+        assert all(re.search(rf"^  {verb} ", shown, re.M) for verb in cli.VERBS)
+        assert "methods (--method): tiny, other" in shown and "presets of other (--preset): demo, large" in shown
+
+
+def test_the_version_names_the_package_and_the_core(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"ssl-tiny": "1.2", "ssl-core": "3.4"}[name])
+    assert cli.main([RECIPE], ["--version"]) == 0
+    assert capsys.readouterr().out == "ssl-tiny 1.2, ssl-core 3.4\n"
+
+
+def test_an_unknown_command_is_named_with_those_that_there_are(capsys):
+    assert cli.main([RECIPE], ["tarin"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ssl-tiny: no command 'tarin'; there are train, evaluate") and error.count("\n") == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Count upwards."""
+
+    to: int = 3
+
+
+def count(recipe, flags):
+    print(recipe.name, *range(flags.to))
+
+
+def test_a_package_adds_commands_of_its_own(capsys):
+    verbs = {"count": Verb(f"{__name__}:Count", f"{__name__}:count")}
+    assert cli.main([RECIPE, OTHER], ["count", "--to", "2", "--method", "other"], verbs=verbs) == 0
+    assert capsys.readouterr().out == "other 0 1\n"
+    assert cli.main([RECIPE], [], verbs=verbs) == 0
+    assert re.search(r"^  count +Count upwards", capsys.readouterr().out, re.M)
+    assert cli.main([RECIPE], ["tarin"], verbs=verbs) == 2
+    assert "export, count" in capsys.readouterr().err
+
+
+def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
+    verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", methods=("tiny", "other"))}
+    elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
+    for stored, name in ((RECIPE.method, "tiny"), ("ssl_other:Other", "other"), ("ssl_third:Third", "tiny")):
+        (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": stored}}))
+        for recipes in ([RECIPE, elsewhere], [elsewhere, RECIPE]):
+            assert cli.main(recipes, ["count", str(tmp_path)], verbs=verbs) == 0
+            assert capsys.readouterr().out == f"{name}\n"
+            assert cli.main(recipes, ["count", str(tmp_path / "model.safetensors")], verbs=verbs) == 0
+            assert capsys.readouterr().out == f"{name}\n"
+    Tiny(TinyConfig(dim=8)).save_pretrained(tmp_path)
+    assert cli._method_of([RECIPE], ["--data", "somewhere", str(tmp_path)]) == "tiny"
+    assert cli._method_of([RECIPE], ["nowhere", "--out", str(tmp_path)]) is None
+    assert cli._method_of([RECIPE], ["nowhere", "--weights", str(tmp_path)]) == "tiny"
+    assert parsed("--init", str(tmp_path), recipes=[elsewhere, RECIPE])[0] is RECIPE
+    assert cli.main([RECIPE, elsewhere], ["count", "nowhere", "--method", "other"], verbs=verbs) == 0
+    assert capsys.readouterr().out == "other\n"
+
+
+def test_a_command_refuses_the_weights_of_a_method_that_it_is_not_for(capsys, tmp_path):
+    verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", methods=("tiny",))}
+    elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
+    (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": "ssl_other:Other"}}))
+    for arguments in ([str(tmp_path)], ["nowhere", "--method", "other"]):
+        assert cli.main([elsewhere, RECIPE], ["count", *arguments], verbs=verbs) == 2
+        said = capsys.readouterr()
+        assert said.err.endswith("count is for tiny, not for other\n") and not said.out
+    assert cli.main([elsewhere, RECIPE], ["count", "nowhere"], verbs=verbs) == 0
+    assert capsys.readouterr().out == "tiny\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weigh:
+    """Weigh weights."""
+
+    weights: tyro.conf.Positional[str]
+
+
+def weigh(recipe, flags):
+    print(recipe.name)
+
+
+def test_flags_set_the_run_the_config_and_the_options(parsed):
+    recipe, run, config, options = parsed(
+        "--data", "pictures", "--out", "here", "--epochs", "3", "--betas", "0.8", "0.9", "--clip-grad", "1.5",
+        "--image-size", "16", "--workers", "3", "--compile", "--accumulate", "2",
+    )  # fmt: skip
+    assert recipe is RECIPE and (run.data, run.out) == ("pictures", "here")
+    assert config == TinyConfig(epochs=3.0, betas=(0.8, 0.9), clip_grad=1.5, image_size=16)
+    assert options == RunOptions(workers=3, compile=True, accumulate=2)
+
+
+def test_a_file_wins_over_the_preset_and_a_flag_over_the_file(parsed, tmp_path):
+    (tmp_path / "a.toml").write_text("dim = 32\nepochs = 7\n")
+    (tmp_path / "a.json").write_text('{"dim": 32, "epochs": 7}')
+    for name in ("a.toml", "a.json"):
+        file = ("--config", str(tmp_path / name))
+        assert parsed(*file)[2] == TinyConfig(dim=32, epochs=7.0)
+        assert parsed(*file, "--epochs", "9")[2] == TinyConfig(dim=32, epochs=9.0)
+        assert parsed("--preset", "large", *file, recipes=[OTHER])[2] == TinyConfig(dim=32, epochs=7.0)
+    assert parsed("--preset", "large", recipes=[OTHER])[2].dim == 64
+
+
+def test_the_demo_is_the_default_for_the_built_in_data_alone(parsed):
+    assert parsed(recipes=[OTHER])[2] == TinyConfig(dim=8)
+    assert parsed("--data", "pictures", recipes=[OTHER])[2] == TinyConfig()
+
+
+def test_the_architecture_of_init_is_taken_and_its_recipe_is_not(parsed, tmp_path):
+    Tiny(TinyConfig(dim=8, epochs=77)).save_pretrained(tmp_path)
+    _, run, config, _ = parsed("--init", str(tmp_path))
+    assert run.init == str(tmp_path) and (config.dim, config.epochs) == (8, TinyConfig().epochs)
+
+
+def test_a_method_is_chosen_by_name_the_first_by_default(parsed, capsys):
+    assert parsed(recipes=[RECIPE, OTHER])[0] is RECIPE
+    assert parsed("--method", "other", recipes=[RECIPE, OTHER])[0] is OTHER
+    assert cli.main([RECIPE, OTHER], ["train", "--method", "third"]) == 2
+    assert capsys.readouterr().err == "ssl-tiny: no method 'third'; there are tiny, other\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--epochs", "nan"), "epochs = nan: must be finite"),
+        (("--epochs", "inf"), "epochs = inf: must be finite"),
+        (("--epochs", "three"), "three"),
+        (("--batch-size", "-1"), "batch_size = -1: must be positive"),
+        (("--precision", "fp64"), "fp64"),
+        (("--workers", "-1"), "workers = -1"),
+        (("--preset", "huge"), "no preset 'huge'; there are demo"),
+        (("--data",), "--data"),
+        (("stray",), "stray"),
+    ],
+)
+def test_a_wrong_value_ends_with_2_and_is_named(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main([RECIPE], ["train", *arguments])
+    except SystemExit as end:
+        code = end.code
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert code == 2 and said in shown, shown
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InputError("x"), 2), (ConfigError("x"), 2), (FileNotFoundError("x"), 2), (TrainingError("x"), 3)],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_kind_of_error_has_its_exit_code_and_one_line(error, code, capsys, monkeypatch):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(commands, "info", fail)
+    assert cli.main([RECIPE], ["info"]) == code
+    assert capsys.readouterr().err == "ssl-tiny: x\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail(*arguments):
+        raise KeyError("bug")
+
+    monkeypatch.setattr(commands, "info", fail)
+    with pytest.raises(KeyError, match="bug"):
+        cli.main([RECIPE], ["info"])
+
+
+def train(folder, *faulty, arguments=SHORT):
+    """`train` typed in a child, with faults."""
+
+    def typed():
+        os.chdir(folder)
+        for fault in faulty:
+            fault(Tiny, 4)
+        sys.exit(cli.main([RECIPE], ["train", *arguments, "--out", "run"]))
+
+    return children.run(typed, warns=True)
+
+
+def test_a_stopped_run_ends_with_75_and_the_same_command_finishes_it(tmp_path):
+    stopped = train(tmp_path, faults.kill(1, signal.SIGTERM))
+    assert stopped.code == 75 and "Traceback" not in stopped.output
+    assert "ssl-tiny: told to stop, step 2 is saved: the same command goes on" in stopped.output.splitlines()
+    assert newest(tmp_path / "run").name == "step-000002"
+    ended = train(tmp_path)
+    assert ended.code == 0 and "steps             4 (0.5 epochs)" in ended.output, ended
+    assert newest(tmp_path / "run").name == "step-000004"
+
+
+def test_figures_that_cannot_be_drawn_are_a_warning_and_the_run_is_whole(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise ZeroDivisionError("no room for the title")
+
+    monkeypatch.setattr(commands, "figures", broken)
+    ended = train(tmp_path)
+    assert ended.code == 0 and "Traceback" not in ended.output, ended
+    said = (
+        "could not be drawn (ZeroDivisionError: no room for the title); the weights are in run, and `ssl-tiny show run`"
+    )
+    assert said in ended.output
+    assert {"model.safetensors", "report.html", "README.md"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_data_that_cannot_be_evaluated_as_asked_ends_with_2_and_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Tiny(TinyConfig()).save_pretrained("weights")
+    labels = np.arange(40) % 2
+    labels[2::2] = 1  # one sample of class 0
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez("few.npz", images=images, labels=labels)
+    np.savez("test.npz", images=images[::-1], labels=labels[::-1])
+    for arguments, said in (
+        (("--data", "few.npz", "--test", "few.npz"), "train and test are the same samples"),
+        (
+            ("--data", "few.npz", "--test", "test.npz", "--shots", "30"),
+            "30 shots cannot be drawn from it: ask for fewer",
+        ),
+    ):
+        code = cli.main([RECIPE], ["evaluate", "weights", *arguments, "--protocols", "fewshot", "--device", "cpu"])
+        error = capsys.readouterr().err
+        assert code == 2 and said in error and "Traceback" not in error, error
+
+
+def test_a_loss_that_is_not_finite_ends_with_3_and_a_line(tmp_path):
+    ended = train(tmp_path, faults.poison(2))
+    assert ended.code == 3 and "ssl-tiny: loss is nan at step 2; the weights were not changed" in ended.output, ended
+    assert "Traceback" not in ended.output
+
+
+def test_a_changed_setting_ends_with_2_and_shows_it(tmp_path):
+    assert train(tmp_path).code == 0
+    ended = train(tmp_path, arguments=(*SHORT, "--seed", "5"))
+    assert ended.code == 2 and "seed: 0 → 5" in ended.output and "Traceback" not in ended.output, ended
+
+
+def test_what_a_run_says_can_be_typed(tmp_path):
+    ended = train(tmp_path)
+    assert ended.code == 0, ended
+    assert re.search(r"next +ssl-tiny evaluate run$", ended.output, re.M)
+    listed = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert listed["config"]["epochs"] == 0.5 and listed["data"] == "built-in"
+
+
+def test_help_of_every_verb_names_its_flags(capsys):
+    for verb, cls in cli.VERBS.items():
+        with pytest.raises(SystemExit) as end:
+            cli.main([RECIPE], [verb, "--help"])
+        shown = capsys.readouterr().out
+        assert end.value.code == 0
+        for field in dataclasses.fields(cls):
+            if "Positional" in field.type:  # tyro shows those by their type
+                continue
+            assert field.name.replace("_", "-").upper() in shown.upper(), f"{verb} --help says nothing of {field.name}"

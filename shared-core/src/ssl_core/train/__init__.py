@@ -1,1 +1,0 @@
-"""Training: one loop (`fit`), its optimiser, schedule, checkpoints and log."""
