@@ -10,7 +10,23 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from ssl_core.hub.card import BEGIN, END, CardError, merge_card, write_card
+from ssl_core.hub.card import BEGIN, END, CardError, merge_card
+from ssl_core.hub.card import write_card as write_any_card
+from ssl_core.hub.keymap import KeyMap
+from ssl_core.hub.layout import Layout
+
+LAYOUT = Layout(
+    keymap=KeyMap(rows=()),
+    to_theirs=lambda config: {},
+    from_theirs=lambda values, preprocessor: None,
+    infer=lambda state: None,
+    pipelines={"vit_mae": "image-feature-extraction"},
+)
+
+
+def write_card(folder: Path, *, layout: Layout = LAYOUT, **options: Any) -> Path:
+    return write_any_card(folder, layout=layout, **options)
+
 
 CONFIG = {
     "model_type": "vit_mae",

@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from ssl_core.errors import InputError
-from ssl_core.hub.keymap import (
-    BLOCK,
-    BLOCK_IN_MEMORY,
-    EMBEDDINGS,
-    VIT,
-    VIT_IN_MEMORY,
-    VIT_TIMM,
-    KeyMap,
-    prefixed,
-)
+from ssl_core.hub.encoders import BLOCK, BLOCK_IN_MEMORY, EMBEDDINGS, VIT, VIT_IN_MEMORY, VIT_TIMM
+from ssl_core.hub.keymap import KeyMap, prefixed
 from ssl_core.hub.weights_file import load_weights, save_weights
 from ssl_core.vit import ViT
 

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from ssl_core.config import BackboneConfig, ConfigError, TrainConfig
-from ssl_core.encoder import build_backbone
-from ssl_core.hub.backbone import RESNET_TRANSFORMERS, adapt, backbone_keymap, from_theirs, infer, to_theirs
+from ssl_core.encoder import build_encoder
+from ssl_core.hub.encoders import RESNET_TRANSFORMERS, encoder_layout
 from ssl_core.hub.keymap import KeyMap, prefixed
-from ssl_core.hub.pretrained import Layout, Pretrained, WeightsMismatch
+from ssl_core.hub.pretrained import Pretrained, WeightsMismatch
 from ssl_core.resnet import LAYERS, ResNet
 
 
@@ -26,22 +26,19 @@ class Config(BackboneConfig, TrainConfig):
     pass
 
 
+COPIES = {"target.": "encoder.", "target_projector.": "projector."}
+LAYOUT = encoder_layout(Config, heads=("projector.",), copies=COPIES)
+
+
 class Method(nn.Module, Pretrained):
     config_class = Config
+    layout = f"{__name__}:LAYOUT"
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.encoder, self.target = build_backbone(config), build_backbone(config)
+        self.encoder, self.target = build_encoder(config), build_encoder(config)
         self.projector, self.target_projector = nn.Linear(2, 2), nn.Linear(2, 2)
-
-    @classmethod
-    def layout(cls):
-        return Layout(
-            keymap=backbone_keymap(), to_theirs=to_theirs, from_theirs=lambda v, p: from_theirs(Config, v, p),
-            infer=lambda state: infer(Config, state), adapt=adapt, heads=("projector.",),
-            copies={"target.": "encoder.", "target_projector.": "projector."},
-        )  # fmt: skip
 
 
 RESNET = Config(backbone="resnet18", width=8, image_size=40, patch_size=3)
@@ -70,7 +67,7 @@ def test_a_resnet_is_torchvisions(name):
     ours.load_state_dict(theirs.state_dict())
     x = images().double()
     assert (ours(x) - theirs(x)).abs().max() <= 1e-10
-    assert ours.feature_map(images()).shape == (2, 2, 2, ours.features)
+    assert ours.patch_features(images()).shape == (2, 2, 2, ours.features)
 
 
 def test_the_initialisation_is_torchvisions_with_branches_that_begin_at_zero_where_asked():
@@ -86,7 +83,7 @@ def test_the_initialisation_is_torchvisions_with_branches_that_begin_at_zero_whe
 def test_the_small_stem_keeps_the_resolution():
     network = ResNet("resnet18", width=8, small_stem=True).eval()
     assert network.conv1.kernel_size == (3, 3) and network.conv1.padding == (1, 1)
-    assert network.feature_map(images(32)).shape == (2, 4, 4, 64)
+    assert network.patch_features(images(32)).shape == (2, 4, 4, 64)
 
 
 def test_another_number_of_channels_is_refused_by_the_forward_pass():
@@ -141,13 +138,13 @@ def test_transformers_vit_and_resnet_folders_load(tmp_path):
     vit = stir(ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
                                   image_size=32, patch_size=8), add_pooling_layer=False))  # fmt: skip
     vit.save_pretrained(tmp_path / "vit")
-    with pytest.warns(UserWarning, match="start anew"):
+    with pytest.warns(UserWarning, match="are initialised anew"):
         method = Method.from_pretrained(tmp_path / "vit")
     assert (method.encoder(images(32)) - vit(images(32)).last_hidden_state[:, 0]).abs().max() <= 1e-5
     resnet = stir(ResNetModel(ResNetConfig(embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2],
                                            layer_type="basic")))  # fmt: skip
     resnet.save_pretrained(tmp_path / "resnet")
-    with pytest.warns(UserWarning, match="start anew"):
+    with pytest.warns(UserWarning, match="are initialised anew"):
         method = Method.from_pretrained(tmp_path / "resnet")
     expected = resnet(images()).pooler_output.flatten(1)
     assert (method.encoder(images()) - expected).abs().max() <= 1e-5
@@ -175,7 +172,7 @@ def test_channels_and_size_adapt_in_the_encoder_and_its_copies(config, tmp_path)
 
 def test_another_architecture_than_the_checkpoints_is_named(tmp_path):
     folder = Method(RESNET).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="is a resnet18"):
+    with pytest.raises(ConfigError, match="has backbone resnet18"):
         Method.from_pretrained(folder, config=VIT)
     with pytest.raises(ConfigError, match="neither a ViT nor a ResNet"):
-        infer(Config, {"weight": torch.zeros(2)})
+        LAYOUT.infer({"weight": torch.zeros(2)})

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_core.hub.keymap import VIT, KeyMap
+from ssl_core.hub.encoders import VIT
+from ssl_core.hub.keymap import KeyMap
 from ssl_core.patches import interpolate_positions, patchify, take_tokens, unpatchify
 from ssl_core.vit import Attention, Block, DropPath, LayerScale, PatchEmbed, SwiGLU, ViT, attention, attention_weights
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_contrastive import BYOL, BYOLConfig, MoCo, MoCoConfig, SimCLR, SimCLRConfig, SimSiam, SimSiamConfig
-from ssl_core.encoder import build_backbone
+from ssl_core.encoder import build_encoder
 from ssl_testing.faults import KeepDouble
 from ssl_train.optim import build_optimizer, schedule
 
@@ -62,7 +62,7 @@ class Plain:
     def __init__(self, method: Any, encoders: tuple[str, ...], *, residual: bool = False) -> None:
         self.state = {k: v.clone() for k, v in method.state_dict().items()}
         self.trained = {name for name, p in method.named_parameters() if p.requires_grad}
-        self.net = {name: build_backbone(method.config).double().train() for name in encoders}
+        self.net = {name: build_encoder(method.config).double().train() for name in encoders}
         for name, net in self.net.items():
             net.load_state_dict({k[len(name) + 1 :]: v for k, v in self.state.items() if k.startswith(f"{name}.")})
         self.momenta: dict[str, Tensor] = {}

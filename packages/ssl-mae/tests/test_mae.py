@@ -19,7 +19,7 @@ from ssl_core.pixels import normalize
 from ssl_core.schedule import warmup_cosine
 from ssl_mae import MAE, MAEConfig, mae_loss, random_masking
 from ssl_mae.config import demo, vit_base
-from ssl_mae.mae import normalize_patches
+from ssl_mae.mae import standardize
 from ssl_mae.views import build
 from ssl_train.data.scenes import CLASSES, render
 from ssl_train.data.sources import ImageArray
@@ -134,7 +134,7 @@ def test_predictions_of_visible_patches_do_not_change_the_loss_by_a_bit():
 
 def test_the_variance_of_a_patch_is_the_unbiased_one():
     patches = torch.randn(4, 8, 768, generator=torch.Generator().manual_seed(0))
-    standardised, mean, std = normalize_patches(patches)
+    standardised, mean, std = standardize(patches)
     assert torch.allclose(standardised * std + mean, patches, atol=1e-5)
     loss = mae_loss(torch.zeros_like(patches), standardised, torch.ones(4, 8)).item()
     assert loss == pytest.approx(767 / 768, abs=2e-5), "the biased one would give 1"
@@ -201,7 +201,7 @@ def test_the_ratio_of_the_config_is_the_one_that_is_used():
 def test_a_perfect_prediction_reconstructs_the_image(norm_pix_loss, monkeypatch):
     network, images = method(norm_pix_loss=norm_pix_loss), pixels()
     target = patchify(normalize(images, SMALL.mean, SMALL.std), 4)
-    answer = normalize_patches(target)[0] if norm_pix_loss else target
+    answer = standardize(target)[0] if norm_pix_loss else target
     monkeypatch.setattr(network.decoder, "forward", lambda tokens, restore, grid: answer)
     result = network.reconstruct(images, noise())
     assert torch.allclose(result.image, images / 255, atol=1e-5)

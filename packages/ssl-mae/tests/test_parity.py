@@ -279,7 +279,7 @@ def test_export_to_timm_gives_the_features_of_encode(fields, tmp_path):
 def test_export_to_timm_refuses_an_epsilon_that_timm_has_not(tmp_path, capsys):
     mae = ours(layer_norm_eps=1e-12)
     with pytest.raises(ConfigError, match="layer_norm_eps = 1e-12: timm has 1e-6"):
-        to_timm(mae)
+        to_timm(mae.state_dict(), mae.config)
     weights = mae.save_pretrained(tmp_path / "run")
     assert main([RECIPE], ["export", str(weights), str(tmp_path / "out"), "--to", "timm"]) == 2
     assert "timm has 1e-6" in capsys.readouterr().err

@@ -1,49 +1,63 @@
-"""The encoder that a `BackboneConfig` asks for, behind one interface: images to pooled features, and to a map of them."""
+"""The encoder that a `BackboneConfig` asks for, and the mixin of every method that has one."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor, nn
 
 from ssl_core.config import BackboneConfig
+from ssl_core.pixels import normalize
 from ssl_core.resnet import ResNet
-from ssl_core.vit import ViT
+from ssl_core.vit import ViT, pooled
+
+
+class ImageEncoder:
+    """Mixin of an `nn.Module` with `self.config` (mean, std) and `self.encoder`: what its users call.
+
+    Images are uint8 or uint16 (b, c, h, w) as decoded, or floats that are normalised already.
+    """
+
+    config: Any
+    encoder: Any
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """(b, c, h, w) as floats with the config's mean and standard deviation taken out."""
+        return normalize(images, self.config.mean, self.config.std)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features of whole images, (b, d)."""
+        return self.encoder(self.normalized(images))
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Features of the patches, or of a ResNet's last map, (b, h, w, d)."""
+        return self.encoder.patch_features(self.normalized(images))
 
 
 class PooledViT(ViT):
     """A ViT whose output is one vector per image: the CLS token or the mean of the patches, after the last norm."""
 
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__(
-            image_size=config.size, patch_size=config.patch_size, in_channels=config.in_channels, dim=config.dim,
-            depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio, layer_norm_eps=config.layer_norm_eps,
-            pos_interp=config.pos_interp, drop_path=config.drop_path,
-        )  # fmt: skip
-        self.features, self.pool = config.dim, config.pool
+    def __init__(self, *, pool: str = "cls", **options: Any) -> None:
+        super().__init__(**options)
+        self.features, self.pool = self.dim, pool
         self.apply(init_linear)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """(b, c, h, w) -> (b, d)."""
-        tokens = self.norm(self.tokens(images))
-        return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(1)
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """Normalised patch tokens on their grid, (b, h, w, d)."""
-        return self.patch_features(images)
+        return pooled(super().forward(images), self.pool)
 
 
-def build_backbone(config: BackboneConfig, *, zero_init_residual: bool = False) -> PooledViT | ResNet:
-    """`config.backbone`, with `.features` (d), `forward` (b, d) and `feature_map` (b, h, w, d) of normalised images.
+def build_encoder(config: BackboneConfig, *, zero_init_residual: bool = False) -> PooledViT | ResNet:
+    """`config.backbone`: `.features` (d), `forward` (b, d) and `patch_features` (b, h, w, d) of normalised images.
 
-    A ResNet starts as torchvision's, its residual branches at zero where asked; a ViT as DINO's and timm's.
+    A ResNet starts as torchvision's, its residual branches at zero where asked. A ViT starts as DINO's and timm's.
     """
     if config.is_vit:
-        return PooledViT(config)
-    return ResNet(
-        config.backbone, in_channels=config.in_channels, width=config.width, small_stem=config.small_stem,
-        zero_init_residual=zero_init_residual,
-    )  # fmt: skip
+        return PooledViT.of(config, pool=config.pool, drop_path=config.drop_path)
+    options = {"in_channels": config.in_channels, "width": config.width, "small_stem": config.small_stem}
+    return ResNet(config.backbone, **options, zero_init_residual=zero_init_residual)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -31,9 +31,11 @@ from typing import Any
 
 
 def load(name: str) -> Any:
-    """The object behind "package.module:Name"."""
+    """The object behind "package.module:Name", or the entry of a dict there behind "package.module:NAME[key]"."""
     module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+    attribute, _, key = attribute.removesuffix("]").partition("[")
+    found = getattr(import_module(module), attribute)
+    return found[key] if key else found
 
 
 def attach(method: Any, source: Any) -> Any:

@@ -119,6 +119,6 @@ class ResNet(nn.Module):
         """The mean of a stage's map, the last one's by default, (b, d)."""
         return reduce(self.maps(images, stage), "b d h w -> b d", "mean")
 
-    def feature_map(self, images: Tensor) -> Tensor:
+    def patch_features(self, images: Tensor) -> Tensor:
         """The last map, (b, h, w, d)."""
         return rearrange(self.maps(images), "b d h w -> b h w d")

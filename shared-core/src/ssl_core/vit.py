@@ -7,18 +7,14 @@ LayerNorm eps 1e-6, no dropout. Options of its successors: LayerScale (CaiT, arX
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_core.patches import (
-    PosInterp,
-    grid_of,
-    interpolate_positions,
-    sincos_positions,
-    take_tokens,
-)
+from ssl_core.patches import PosInterp, grid_of, interpolate_positions, sincos_positions, take_tokens
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -161,6 +157,11 @@ class PatchEmbed(nn.Module):
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def pooled(tokens: Tensor, pool: str) -> Tensor:
+    """Tokens (b, 1 + n, d) -> (b, d): CLS for "cls", the mean of the patches for "mean"."""
+    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(1)
+
+
 class ViT(nn.Module):
     """Encoder of images (b, c, h, w) of any size that the patch divides, H ≠ W too, into tokens.
 
@@ -201,20 +202,18 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], dim))
         self.prefix = 1 + registers
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
-        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        sizes = {"dim": dim, "heads": heads, "mlp_ratio": mlp_ratio, "layer_norm_eps": layer_norm_eps}
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]  # rising linearly from the first block
         self.blocks = nn.ModuleList(
-            Block(
-                dim=dim,
-                heads=heads,
-                mlp_ratio=mlp_ratio,
-                layer_norm_eps=layer_norm_eps,
-                drop_path=rate,
-                layer_scale=layer_scale,
-                swiglu=swiglu,
-            )
-            for rate in rates
+            Block(**sizes, drop_path=rate, layer_scale=layer_scale, swiglu=swiglu) for rate in rates
         )
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
+
+    @classmethod
+    def of(cls, config: Any, **options: Any) -> Self:
+        """The ViT of a `ViTConfig`, or of any config with its fields; `options` are the other arguments."""
+        names = ("patch_size", "in_channels", "dim", "depth", "heads", "mlp_ratio", "layer_norm_eps", "pos_interp")
+        return cls(image_size=config.size, **{name: getattr(config, name) for name in names}, **options)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens before the first block, (b, prefix + n, d), or (b, prefix + k, d) for the patches `keep` (b, k).

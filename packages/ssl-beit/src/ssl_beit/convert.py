@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ssl_core.hub.backbone import positive
 from torch import Tensor
 
 from ssl_beit.config import BEiTConfig, DVAEConfig
 from ssl_core.config import ConfigError, from_dict
-from ssl_core.hub.backbone import positive
 from ssl_core.hub.keymap import BLOCK, BLOCK_IN_MEMORY, KeyMap, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
-from ssl_core.hub.stem import adapt_head, adapt_stem
+from ssl_core.hub.resize import adapt_head, adapt_stem
 from ssl_core.hub.weights_file import WeightsError, load_pickle
 
 if TYPE_CHECKING:

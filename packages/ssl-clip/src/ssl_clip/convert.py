@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_core.hub.backbone import RESNET, positive
 from torch import Tensor
 
 from ssl_clip.config import RESNET_STRIDE, CLIPConfig
 from ssl_core.config import ConfigError, from_dict, read_file
-from ssl_core.hub.backbone import RESNET, positive
 from ssl_core.hub.keymap import VIT_TIMM, KeyMap, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
-from ssl_core.hub.stem import adapt_stem
+from ssl_core.hub.resize import adapt_stem
 from ssl_core.patches import interpolate_positions, square_grid
 
 if TYPE_CHECKING:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ssl_core.hub.backbone import positive
 from torch import Tensor, nn
 
 from ssl_clip.config import CLIPConfig
 from ssl_core.config import ConfigError, from_dict, read_file, to_dict
 from ssl_core.encoder import init_linear
-from ssl_core.hub.backbone import positive
 from ssl_core.hub.keymap import VIT, VIT_IN_MEMORY, VIT_TIMM, KeyMap, prefixed
 from ssl_core.hub.pretrained import CONFIG, PREPROCESSOR, WEIGHTS, WeightsMismatch, verify_config
-from ssl_core.hub.repo import resolve
+from ssl_core.hub.remote import resolve
 from ssl_core.hub.weights_file import load_weights, verify_sums
 from ssl_core.vit import ViT
 

@@ -104,8 +104,8 @@ class ResNetTower(nn.Module):
         return x
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.attnpool(self.feature_map(images))
+        return self.attnpool(self.patch_features(images))
 
     def patch_features(self, images: Tensor) -> Tensor:
         """(b, h, w, d) before the attention pool."""
-        return rearrange(self.feature_map(images), "b d h w -> b h w d")
+        return rearrange(self.patch_features(images), "b d h w -> b h w d")

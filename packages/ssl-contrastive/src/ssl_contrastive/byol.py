@@ -27,7 +27,7 @@ from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.ema import ema_update, frozen_copy
-from ssl_core.encoder import build_backbone
+from ssl_core.encoder import build_encoder
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.pixels import normalize
 from ssl_core.schedule import cosine
@@ -58,7 +58,7 @@ class BYOL(nn.Module, Pretrained):
     def __init__(self, config: BYOLConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = build_backbone(config)
+        encoder = build_encoder(config)
         widths = [encoder.features, config.hidden, config.projection]
         self.encoder = sync_batch_norm(encoder)
         self.projector = sync_batch_norm(mlp(widths, hidden_bias=True))
@@ -104,7 +104,7 @@ class BYOL(nn.Module, Pretrained):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """The online encoder's last map, (b, h, w, d)."""
-        return self.encoder.feature_map(self._normalized(images))  # type: ignore[operator]
+        return self.encoder.patch_features(self._normalized(images))  # type: ignore[operator]
 
     def _normalized(self, images: Tensor) -> Tensor:
         return normalize(images, self.config.mean, self.config.std)

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+from ssl_core.hub.backbone import RESNET, backbone_keymap
 from torch import Tensor
 
 from ssl_contrastive.config import BYOLConfig, ContrastiveConfig, MoCoConfig, SimCLRConfig, SimSiamConfig
 from ssl_core.config import from_dict, to_dict
 from ssl_core.hub import backbone
-from ssl_core.hub.backbone import RESNET, backbone_keymap
 from ssl_core.hub.keymap import VIT_TIMM, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
 

@@ -33,7 +33,7 @@ from ssl_contrastive.similarity import sum_log_sum_exp, unit
 from ssl_contrastive.split_norm import average_statistics, split_batch_norm
 from ssl_core import distributed
 from ssl_core.ema import ema_update, frozen_copy
-from ssl_core.encoder import build_backbone
+from ssl_core.encoder import build_encoder
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.pixels import normalize
 
@@ -71,7 +71,7 @@ class MoCo(nn.Module, Pretrained):
     def __init__(self, config: MoCoConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = build_backbone(config)
+        encoder = build_encoder(config)
         d = encoder.features
         self.encoder = split_batch_norm(encoder, config.bn_splits)
         self.projector = mlp(
@@ -138,7 +138,7 @@ class MoCo(nn.Module, Pretrained):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """The query encoder's last map, (b, h, w, d)."""
-        return self.encoder.feature_map(self._normalized(images))  # type: ignore[operator]
+        return self.encoder.patch_features(self._normalized(images))  # type: ignore[operator]
 
     def param_groups(self, config: MoCoConfig) -> list[dict[str, Any]]:
         """One group: the authors decay biases and batch norm too."""

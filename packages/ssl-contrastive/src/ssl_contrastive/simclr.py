@@ -29,7 +29,7 @@ from ssl_contrastive.heads import mlp
 from ssl_contrastive.similarity import sum_log_sum_exp, sum_log_sum_exp_among, unit
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_backbone
+from ssl_core.encoder import build_encoder
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.pixels import normalize
 
@@ -62,7 +62,7 @@ class SimCLR(nn.Module, Pretrained):
     def __init__(self, config: SimCLRConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = build_backbone(config, zero_init_residual=True)
+        encoder = build_encoder(config, zero_init_residual=True)
         d = encoder.features
         projector = mlp([d] * config.head_layers + [config.projection])
         projector.append(nn.BatchNorm1d(config.projection))
@@ -89,7 +89,7 @@ class SimCLR(nn.Module, Pretrained):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """The encoder's last map, (b, h, w, d)."""
-        return self.encoder.feature_map(self._normalized(images))  # type: ignore[operator]
+        return self.encoder.patch_features(self._normalized(images))  # type: ignore[operator]
 
     def _normalized(self, images: Tensor) -> Tensor:
         return normalize(images, self.config.mean, self.config.std)

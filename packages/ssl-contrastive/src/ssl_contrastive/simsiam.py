@@ -24,7 +24,7 @@ from ssl_contrastive.config import SimSiamConfig
 from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_backbone
+from ssl_core.encoder import build_encoder
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.pixels import normalize
 
@@ -51,7 +51,7 @@ class SimSiam(nn.Module, Pretrained):
     def __init__(self, config: SimSiamConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = build_backbone(config, zero_init_residual=True)
+        encoder = build_encoder(config, zero_init_residual=True)
         d, out = encoder.features, config.projection
         projector = mlp([d] * config.head_layers + [out])
         projector.append(nn.BatchNorm1d(out, affine=False))
@@ -85,7 +85,7 @@ class SimSiam(nn.Module, Pretrained):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """The encoder's last map, (b, h, w, d)."""
-        return self.encoder.feature_map(self._normalized(images))  # type: ignore[operator]
+        return self.encoder.patch_features(self._normalized(images))  # type: ignore[operator]
 
     def param_groups(self, config: SimSiamConfig) -> list[dict[str, Any]]:
         """The predictor with a constant learning rate, and the rest; biases and batch norm are decayed too."""

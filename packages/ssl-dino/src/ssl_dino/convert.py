@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from ssl_core.hub.backbone import RESNET
 from torch import Tensor
 
 from ssl_core.config import ConfigError
 from ssl_core.hub import backbone
-from ssl_core.hub.backbone import RESNET
 from ssl_core.hub.keymap import VIT_TIMM, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
 from ssl_dino import convert_dinov2

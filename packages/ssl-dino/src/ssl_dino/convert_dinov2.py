@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ssl_core.hub.backbone import CLASSIFIERS, pixels, positive, statistics, timm_vit
 from torch import Tensor
 
 from ssl_core.config import ConfigError, from_dict
-from ssl_core.hub.backbone import CLASSIFIERS, pixels, positive, statistics, timm_vit
 from ssl_core.hub.keymap import BLOCK, EMBEDDINGS, VIT_TIMM, KeyMap, Row, prefixed
 from ssl_core.hub.pretrained import Layout, check_shapes
-from ssl_core.hub.stem import adapt_stem
+from ssl_core.hub.resize import adapt_stem
 from ssl_core.patches import interpolate_positions, square_grid
 from ssl_dino.config import DINOv2Config
 

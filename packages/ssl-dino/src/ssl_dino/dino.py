@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.ema import ema_update
-from ssl_core.encoder import PooledViT, build_backbone
+from ssl_core.encoder import PooledViT, build_encoder
 from ssl_core.errors import InputError
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.pixels import normalize
@@ -66,7 +66,7 @@ class Network(nn.Module):
 
     def __init__(self, config: DINOConfig) -> None:
         super().__init__()
-        self.backbone = build_backbone(config)
+        self.backbone = build_encoder(config)
         self.head = DINOHead(
             self.backbone.features, prototypes=config.prototypes, hidden=config.head_hidden,
             bottleneck=config.bottleneck, layers=config.head_layers, bn=config.head_bn, unit=config.norm_last_layer,
@@ -201,7 +201,7 @@ class DINO(nn.Module, Pretrained):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """The teacher's features of the patches, or the last map of a ResNet, (b, h, w, d)."""
-        return self.encoder.feature_map(self._normalized(images))
+        return self.encoder.patch_features(self._normalized(images))
 
     def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
         """How much the teacher's CLS attends to each patch, per head of one block, (b, heads, h, w).

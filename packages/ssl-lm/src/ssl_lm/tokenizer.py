@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
-from ssl_core.hub.repo import resolve
+from ssl_core.hub.remote import resolve
 from ssl_lm.config import LMConfig
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_backbone
+from ssl_core.encoder import build_encoder
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.pixels import as_float
 from ssl_pretext.ab_bins import ab_bins, annealed_mean, rebalancing, smoothing, soft_encode
@@ -84,7 +84,7 @@ class Colorization(nn.Module, Pretrained):
     def __init__(self, config: ColorizationConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = build_backbone(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         bins = ab_bins(config.bin_size)
         outputs = len(bins) if config.target == "bins" else 2
         self.decoder = Decoder(self.encoder.features, config.hidden, outputs, config.cell // config.color_stride)
@@ -157,7 +157,7 @@ class Colorization(nn.Module, Pretrained):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Features of the places of the encoder's last map, (b, h, w, d)."""
-        return self.encoder.feature_map(self._scaled(self.lightness(images)))
+        return self.encoder.patch_features(self._scaled(self.lightness(images)))
 
     def lightness(self, images: Tensor) -> Tensor:
         """L of Lab, (b, 1, h, w) in 0 … 100, of any images that the class takes. Raises ValueError."""
@@ -178,7 +178,7 @@ class Colorization(nn.Module, Pretrained):
         }
 
     def _predict(self, lightness: Tensor) -> Tensor:
-        return self.decoder(self.encoder.feature_map(self._scaled(lightness)))
+        return self.decoder(self.encoder.patch_features(self._scaled(lightness)))
 
     def _scaled(self, lightness: Tensor) -> Tensor:
         return lightness / 50 - 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_core.config import BackboneConfig
 from ssl_core.hub import backbone
 from ssl_core.hub.pretrained import Layout
-from ssl_core.hub.stem import adapt_stem
+from ssl_core.hub.resize import adapt_stem
 from ssl_pretext.config import ColorizationConfig, JigsawConfig, PretextConfig, RelativePatchConfig, RotationConfig
 
 KEYMAP = backbone.backbone_keymap()

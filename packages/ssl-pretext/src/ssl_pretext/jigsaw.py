@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_backbone
+from ssl_core.encoder import build_encoder
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.pixels import moved, normalize
 from ssl_pretext.config import JigsawConfig
@@ -64,7 +64,7 @@ class Jigsaw(nn.Module, Pretrained):
     def __init__(self, config: JigsawConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = build_backbone(config)
+        self.encoder = build_encoder(config)
         d, hidden = config.embedding, config.hidden
         self.embed = nn.Sequential(
             nn.Linear(self.encoder.features, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(inplace=True)
@@ -112,4 +112,4 @@ class Jigsaw(nn.Module, Pretrained):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Features of the places of the encoder's last map, (b, h, w, d)."""
-        return self.encoder.feature_map(normalize(images, self.config.mean, self.config.std))
+        return self.encoder.patch_features(normalize(images, self.config.mean, self.config.std))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_backbone
+from ssl_core.encoder import build_encoder
 from ssl_core.hub.pretrained import Layout, Pretrained
 from ssl_core.pixels import moved, normalize
 from ssl_pretext.config import RotationConfig
@@ -66,7 +66,7 @@ class Rotation(nn.Module, Pretrained):
         super().__init__()
         self.config = config
         self.accumulates = config.is_vit  # batch norm spans the batch
-        self.encoder = build_backbone(config)
+        self.encoder = build_encoder(config)
         self.head = nn.Linear(self.encoder.features, 4)
         sync_batch_norm(self)
 
@@ -92,7 +92,7 @@ class Rotation(nn.Module, Pretrained):
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Features of the places of the encoder's last map, (b, h, w, d)."""
-        return self.encoder.feature_map(self._normalized(images))
+        return self.encoder.patch_features(self._normalized(images))
 
     def _normalized(self, images: Tensor) -> Tensor:
         return normalize(images, self.config.mean, self.config.std)

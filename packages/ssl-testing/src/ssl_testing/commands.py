@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ssl_core.config import to_dict
+from ssl_core.hub.layout import layout_of
 from ssl_core.method import load
 from ssl_testing import children
 from ssl_testing.children import Ended
@@ -34,7 +35,7 @@ class Commands(Suite):
         data = self.write_data(tmp_path / "data")
         config = self.settings(epochs=3 / 8, warmup_epochs=0.0)
         (tmp_path / "tiny.json").write_text(json.dumps(to_dict(config)))
-        exports = load(f"{self.recipe.package}.convert:EXPORTS") if self.exports is None else self.exports
+        exports = layout_of(load(self.recipe.method)).exports
         lines = [
             ("train", "--config", "tiny.json", "--data", data, "--out", "run", "--device", "cpu", "--workers", "0"),
             ("evaluate", "run", "--data", data, "--protocols", "knn", "--device", "cpu"),

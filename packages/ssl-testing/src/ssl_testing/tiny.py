@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from ssl_core.config import ConfigError, ImageConfig, TrainConfig
 from ssl_core.ema import ema_update, frozen_copy
 from ssl_core.errors import BadSample
 from ssl_core.hub.keymap import KeyMap
-from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.hub.layout import Layout
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.method import Recipe
 from ssl_core.pixels import normalize
 from ssl_train.data.sources import digest
@@ -112,6 +112,7 @@ class Tiny(nn.Module, Pretrained):
     """A student that follows its averaged teacher from one view to another and away from a queue of earlier pictures."""
 
     config_class = TinyConfig
+    layout = f"{__name__}:LAYOUT"
     accumulates = True
     can_collapse = True
     queue: Tensor
@@ -128,10 +129,6 @@ class Tiny(nn.Module, Pretrained):
         self.register_buffer("queue", F.normalize(torch.randn(config.queue, dim), dim=1))
         self.register_buffer("centre", torch.zeros(dim))
         self.keys: list[Tensor] = []
-
-    @classmethod
-    def layout(cls) -> Layout:
-        return LAYOUT
 
     def train(self, mode: bool = True) -> Tiny:
         super().train(mode)
@@ -192,15 +189,14 @@ def infer(state: Any) -> TinyConfig:
     raise ConfigError("nobody else has this model")
 
 
-def adapt(state: dict[str, Tensor], stored: TinyConfig, wanted: TinyConfig) -> dict[str, Tensor]:
-    return state
+def export(state: dict[str, Tensor], config: TinyConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return KEYMAP.to_theirs(state)[0], to_theirs(config)
 
 
+KEYMAP = KeyMap(rows=(("teacher.{i}.{w}", "encoder.{i}.{w}"),))
 LAYOUT = Layout(
-    keymap=KeyMap(rows=(("teacher.{i}.{w}", "encoder.{i}.{w}"),)),
-    to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt,
-)  # fmt: skip
-EXPORTS = {"transformers": lambda method: (LAYOUT.keymap.to_theirs(method.state_dict())[0], to_theirs(method.config))}
+    keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, exports={"transformers": export}
+)
 PRESETS = {"demo": TinyConfig}
 RECIPE = Recipe(
     name="tiny",
@@ -212,4 +208,3 @@ RECIPE = Recipe(
     show=f"{__name__}:show",
     source=f"{__name__}:open_pictures",
 )
-sys.modules["ssl_tiny.convert"] = sys.modules[__name__]  # where `export` looks for EXPORTS

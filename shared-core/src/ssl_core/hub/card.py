@@ -15,20 +15,13 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ssl_core.errors import InputError
+from ssl_core.hub.layout import Layout, read_json
 from ssl_core.hub.weights_file import write_whole
 
 BEGIN = "<!-- ssl-core: written from the run; what you change before the end mark is lost -->"
 END = "<!-- ssl-core: end -->"
 BLOCK = re.compile(r"<!-- ssl-core: written.*?<!-- ssl-core: end -->", re.DOTALL)
 OURS = "ssl-core"  # "by" in a metric's arguments: the entries of a model-index that we replace
-PIPELINES = {
-    "clip": "zero-shot-image-classification",
-    "gpt2": "text-generation",
-    "bert": "fill-mask",
-    "t5": "text2text-generation",
-    **dict.fromkeys(("vit", "vit_mae", "dinov2", "beit"), "image-feature-extraction"),
-}
-"""Model types that transformers reads from our folders, and the pipeline that they are for."""
 
 
 class CardError(InputError, ValueError):
@@ -39,6 +32,7 @@ def write_card(
     folder: str | Path,
     *,
     name: str,
+    layout: Layout,
     license: str | None = None,
     base_model: str | None = None,
     datasets: Sequence[str] = (),
@@ -47,36 +41,37 @@ def write_card(
     """Write `folder/README.md` from config.json and, where they exist, run.json, metrics.jsonl and
     evaluation.json.
 
-    `name` is the Hub id under which the model will be found, `base_model` and `datasets` are Hub
-    ids of what it was made from. `license` is that of the weights, and weights that go on from
+    `name` is the Hub id under which the model will be found, `layout` the method's; `base_model` and
+    `datasets` are Hub ids of what it was made from. `license` is that of the weights, and weights that go on from
     CC-BY-NC ones are CC-BY-NC; by default it stays what the README.md says, Apache-2.0 when there
     is none. Text that people added outside the marks of the README.md stays.
     Raises CardError for a README.md that cannot be merged, OSError and ValueError for files that
     cannot be read.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     run, evaluation = (
-        _read_json(file) if file.exists() else {} for file in (folder / "run.json", folder / "evaluation.json")
+        read_json(file) if file.exists() else {} for file in (folder / "run.json", folder / "evaluation.json")
     )
     path = folder / "README.md"
     old = _parse(path.read_bytes().decode("utf-8-sig")) if path.exists() else None
     own = config.get("ssl", {})
     package = str(own.get("method", "")).partition(".")[0].replace("_", "-")
-    model_type = config.get("model_type")
-    library = "transformers" if model_type in PIPELINES else package or None
+    model_type = str(config.get("model_type"))
+    pipeline = layout.pipelines.get(model_type)
     header = _header(
         evaluation,
+        text=layout.inputs[0] == "input_ids",
         base_model=base_model,
         datasets=list(datasets) or None,
-        library_name=library,
+        library_name="transformers" if pipeline else package or None,
         license=license or (old and old.data.get("license")) or "apache-2.0",
         model_name=name.rsplit("/", 1)[-1],
-        pipeline_tag=PIPELINES.get(str(model_type)),
+        pipeline_tag=pipeline,
         tags=[tag for tag in ("self-supervised-learning", package, *tags) if tag],
     )
     parts = [
-        _loading(name, own.get("method"), model_type),
+        _loading(name, own.get("method"), layout.inputs, model_type if pipeline else None),
         _evaluation(evaluation),
         _training(own.get("config", {}), run, _last_metrics(folder / "metrics.jsonl")),
     ]
@@ -155,15 +150,14 @@ def _parse(card: str) -> Any:
         raise CardError(f"the header of README.md cannot be read, mend its YAML: {error}") from error
 
 
-def _header(evaluation: Mapping[str, Any], *, model_name: str, **values: Any) -> str:
+def _header(evaluation: Mapping[str, Any], *, text: bool, model_name: str, **values: Any) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    is_text = (values["pipeline_tag"] or "").startswith(("text", "fill"))
     data = _public(evaluation.get("data", "unnamed"))
     tested = _count(evaluation, "test")
     results = [
         EvalResult(
-            task_type="text-classification" if is_text else "image-classification",
+            task_type="text-classification" if text else "image-classification",
             dataset_type=data,
             dataset_name=data,
             metric_type="accuracy",
@@ -184,21 +178,19 @@ def _header(evaluation: Mapping[str, Any], *, model_name: str, **values: Any) ->
     return ModelCardData(**values).to_yaml()
 
 
-def _loading(name: str, method: str | None, model_type: str | None) -> str:
-    """How to load it, in three lines."""
+def _loading(name: str, method: str | None, inputs: tuple[str, str], model_type: str | None) -> str:
+    """How to load it, in three lines, and by transformers where it reads this `model_type`."""
     parts = []
-    is_text = PIPELINES.get(str(model_type), "").startswith(("text", "fill"))
-    inputs = "input_ids)  # int64 (b, t) -> (b, d)" if is_text else "images)  # uint8 (b, c, h, w) -> (b, d)"
     if method:
         module, _, cls = method.partition(":")
         parts.append(
             "```python\n"
             f"from {module} import {cls}\n"
             f'model = {cls}.from_pretrained("{name}")\n'
-            f"features = model.encode({inputs}\n"
+            f"features = model.encode({inputs[0]})  # {inputs[1]} -> (b, d)\n"
             "```"
         )
-    if model_type in PIPELINES:
+    if model_type:
         call = f'`AutoModel.from_pretrained("{name}")`'
         parts.append(f"transformers reads it too: {call}, model type `{model_type}`.")
     return "\n\n".join(["## Load", *parts]) if parts else ""
@@ -276,13 +268,6 @@ def _last_metrics(path: Path) -> dict[str, Any]:
         except ValueError:  # torn by a kill
             continue
     return last
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__}, not an object")
-    return value
 
 
 def _public(value: Any) -> Any:

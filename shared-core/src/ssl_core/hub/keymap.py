@@ -97,6 +97,11 @@ def prefixed(rows: Iterable[Row], *, ours: str = "", theirs: str = "") -> tuple[
     )
 
 
+def same(*names: str) -> tuple[Row, ...]:
+    """Rows of names that are the same on both sides."""
+    return tuple((name, name) for name in names)
+
+
 def _parts(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return names if isinstance(names, tuple) else (names,)
 
@@ -118,49 +123,3 @@ def _fill(name: str, holes: Mapping[str, str]) -> str:
     for hole, value in holes.items():
         name = name.replace(f"{{{hole}}}", value)
     return name
-
-
-EMBEDDINGS: tuple[Row, ...] = (
-    ("cls_token", "embeddings.cls_token"),
-    ("pos_embed", "embeddings.position_embeddings"),
-    ("patch_embed.proj.{w}", "embeddings.patch_embeddings.projection.{w}"),
-    ("norm.{w}", "layernorm.{w}"),
-)
-"""Around the blocks of transformers' ViT."""
-
-BLOCK: tuple[Row, ...] = (
-    ("norm1.{w}", "layernorm_before.{w}"),
-    ("norm2.{w}", "layernorm_after.{w}"),
-    ("attn.qkv.{w}", tuple(f"attention.attention.{n}.{{w}}" for n in ("query", "key", "value"))),
-    ("attn.proj.{w}", "attention.output.dense.{w}"),
-    ("mlp.fc1.{w}", "intermediate.dense.{w}"),
-    ("mlp.fc2.{w}", "output.dense.{w}"),
-)
-"""A block as transformers 4 names it, which is what every file on disk holds."""
-
-BLOCK_IN_MEMORY: tuple[Row, ...] = (
-    ("norm1.{w}", "layernorm_before.{w}"),
-    ("norm2.{w}", "layernorm_after.{w}"),
-    ("attn.qkv.{w}", tuple(f"attention.{n}_proj.{{w}}" for n in "qkv")),
-    ("attn.proj.{w}", "attention.o_proj.{w}"),
-    ("mlp.fc1.{w}", "mlp.fc1.{w}"),
-    ("mlp.fc2.{w}", "mlp.fc2.{w}"),
-)
-"""The same block as transformers 5 names it in memory."""
-
-BLOCK_TIMM: tuple[Row, ...] = tuple((name, name) for name, _ in BLOCK)
-"""The same block as timm and the authors name it: as we do."""
-
-VIT: tuple[Row, ...] = (
-    *EMBEDDINGS,
-    *prefixed(BLOCK, ours="blocks.{i}.", theirs="encoder.layer.{i}."),
-)
-"""transformers' ViTModel on disk."""
-
-VIT_IN_MEMORY: tuple[Row, ...] = prefixed(BLOCK_IN_MEMORY, ours="blocks.{i}.", theirs="layers.{i}.")
-
-VIT_TIMM: tuple[Row, ...] = (
-    *((name, name) for name, _ in EMBEDDINGS),
-    *prefixed(BLOCK_TIMM, ours="blocks.{i}.", theirs="blocks.{i}."),
-)
-"""timm's and the authors' ViT."""

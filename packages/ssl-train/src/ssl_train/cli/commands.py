@@ -14,6 +14,7 @@ import torch
 from ssl_core.config import to_dict
 from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError, NoTestSplit
+from ssl_core.hub.layout import layout_of
 from ssl_core.method import Recipe, attach, load
 from ssl_train.cli import main as cli
 from ssl_train.options import RunOptions
@@ -49,7 +50,7 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
             lines = result["measured"]["summary"]
         except InputError as error:  # too little test data, say: the run is done all the same
             warnings.warn(f"there are no figures of this run: {error}", stacklevel=2)
-    finish(out)
+    finish(recipe, out)
     print(summary(out), *lines, sep="\n")
     print(f"\nlook at  {out / 'report.html'}")
     print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
@@ -73,7 +74,7 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
     result = measured(recipe, method, args.data, args.test)
     lines = result.get("measured", {}).get("summary", [])
     if lines and open_data(recipe, method, args.data, "train").labels is None:
-        _write_evaluation(args, out, result)
+        _write_evaluation(recipe, args, out, result)
         print(*lines, sep="\n")
         return
     train_data, test_data, how = train_and_test(
@@ -99,7 +100,7 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
             options=RunOptions(device=args.device, workers=args.workers),
         )  # fmt: skip
     result["protocol"]["split"] = how
-    _write_evaluation(args, out, result)
+    _write_evaluation(recipe, args, out, result)
     print(table(result))
     print(f"split: {how}")
     print(*lines, sep="\n")
@@ -115,10 +116,10 @@ def measured(recipe: Recipe, method: Any, data: str | None, test: str | None = N
     return {"data": Path(data).name if data else recipe.built_in, "protocol": {}, "rows": [], **own}
 
 
-def _write_evaluation(args: cli.Evaluate, out: Path, result: dict[str, Any]) -> None:
+def _write_evaluation(recipe: Recipe, args: cli.Evaluate, out: Path, result: dict[str, Any]) -> None:
     if args.out or Path(args.weights).is_dir():
         write_json(out, "evaluation.json", result)
-        finish(out)
+        finish(recipe, out)
 
 
 def open_data(recipe: Recipe, method: Any, data: str | None, split: str) -> Any:
@@ -156,14 +157,14 @@ def show(recipe: Recipe, args: cli.Show) -> None:
     for path in figures(recipe, method, args.data, folder):
         print(path)
     if args.out is None and run.is_dir():
-        finish(run)
+        finish(recipe, run)
 
 
 def push(recipe: Recipe, args: cli.Push) -> None:
     from ssl_core.hub.card import write_card
-    from ssl_core.hub.repo import push as upload
+    from ssl_core.hub.remote import push as upload
 
-    write_card(args.folder, name=args.repo_id, license=args.license)
+    write_card(args.folder, name=args.repo_id, layout=layout_of(load(recipe.method)), license=args.license)
     print(
         upload(
             args.folder, args.repo_id, revision=args.revision, private=args.private or None,
@@ -186,15 +187,15 @@ def export(recipe: Recipe, args: cli.Export) -> None:
     from ssl_core.hub.weights_file import save_weights
 
     method = load(recipe.method).from_pretrained(args.weights)
-    exporters = load(f"{recipe.package}.convert:EXPORTS")
-    if args.to not in exporters:
-        raise InputError(f"{recipe.name} exports to {', '.join(exporters)}, not to {args.to}")
+    exports = layout_of(method).exports
+    if args.to not in exports:
+        raise InputError(f"{recipe.name} exports to {', '.join(exports)}, not to {args.to}")
     out = Path(args.out)
     if (out / "SHA256SUMS").exists() or (out / "run.json").exists():
         raise InputError(
             f"{out} is a run or holds published weights, which the export would write over: give another OUT"
         )
-    state, config, *named = exporters[args.to](method)
+    state, config, *named = exports[args.to](method.state_dict(), method.config)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(out / "model.safetensors", state)
     write_json(out, named[0] if named else "config.json", config)
@@ -219,13 +220,13 @@ def figures(recipe: Recipe, method: Any, data: str | None, folder: Path) -> list
     return [folder / name for name in captions]
 
 
-def finish(run: Path) -> None:
+def finish(recipe: Recipe, run: Path) -> None:
     """Model card and report of a run folder, from what it holds by now."""
     from ssl_core.hub.card import write_card
     from ssl_train.report.page import write_report
 
     if (run / "config.json").exists():
-        write_card(run, name=run.resolve().name)
+        write_card(run, name=run.resolve().name, layout=layout_of(load(recipe.method)))
     if (run / "metrics.jsonl").exists():
         write_report(run)
 

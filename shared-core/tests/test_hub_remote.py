@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_core.hub import repo as repo_module
+from ssl_core.hub import remote as repo_module
 from ssl_core.hub.card import merge_card, write_card
-from ssl_core.hub.repo import HubError, push, resolve
+from ssl_core.hub.remote import HubError, push, resolve
 from ssl_core.hub.transfer import why_unsafe
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights, verify_sums, write_sums
 from ssl_testing.hub_server import HubServer, git_sha1

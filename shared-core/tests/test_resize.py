@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_core.hub.stem import adapt_head, adapt_stem
+from ssl_core.hub.resize import adapt_head, adapt_stem
 
 
 def weight(*shape: int) -> torch.Tensor:

@@ -1,0 +1,249 @@
+"""What a folder or a checkpoint file holds: tensors under our names, and the config of the network.
+
+A method's `convert.py` describes in a `Layout` how its weights look in other projects. `read_weights` reads any of
+these forms: our own folders, transformers', timm's, and the authors' checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_core.config import ConfigError, differences, from_dict, to_dict
+from ssl_core.errors import InputError
+from ssl_core.hub.keymap import KeyMap
+from ssl_core.hub.weights_file import load_pickle, load_weights, read_sums, verify_sums
+from ssl_core.method import load
+
+CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
+PICKLE = "pytorch_model.bin"
+
+Export = Callable[[dict[str, Tensor], Any], tuple[Any, ...]]
+Resize = Callable[[Tensor, Any, Any], Tensor]
+
+
+class WeightsMismatch(InputError, ValueError):
+    """A checkpoint and the network disagree; the message lists missing, unused and misshapen tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a method's weights look to others. It knows configs, names and tensors, and never the module."""
+
+    keymap: KeyMap
+    """our names and the names in files"""
+    to_theirs: Callable[[Any], dict[str, Any]]
+    """our config → transformers' keys of config.json"""
+    from_theirs: Callable[[dict[str, Any], dict[str, Any]], Any]
+    """their config.json and preprocessor_config.json (empty when absent) → our config"""
+    infer: Callable[[Mapping[str, Tensor]], Any]
+    """a checkpoint's shapes → our config, for an author's file that holds none"""
+    resize: tuple[tuple[str, Resize], ...] = ()
+    """pattern of our names → `(tensor, stored config, wanted config) → tensor`, for other channels or image sizes"""
+    tidy: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] = lambda state, stored: state
+    """the state of a file with this config → the state of the network, where names alone do not make it"""
+    unwrap: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda raw: raw
+    """what an author's checkpoint unpickles to → its tensors, where they are not under "model" or "state_dict\""""
+    foreign: Callable[[Path], tuple[dict[str, Tensor], Any] | None] = lambda path: None
+    """a path of another form → (its tensors, our config or None to infer it), or None when it is no such form"""
+    heads: tuple[str, ...] = ()
+    """prefixes of what only training needs; when a file has none of it, the heads are initialised anew"""
+    head_fields: tuple[str, ...] = ()
+    """fields of a `BackboneConfig`'s heir that the shapes of its heads fix"""
+    recipe: tuple[str, ...] = ()
+    """fields of another config, beside the optimiser's, that no weights fix: views, masks, dropout"""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """prefix of a momentum copy → prefix of what it copies"""
+    same: tuple[str, ...] = ()
+    """fields that no resizing changes: a wanted config must have the stored values"""
+    rewritten: tuple[str, ...] = ()
+    """keys of `to_theirs` that transformers changes when it saves the folder again"""
+    pipelines: Mapping[str, str] = field(default_factory=dict)
+    """model type of config.json → the pipeline of transformers that opens it; we alone read other types"""
+    inputs: tuple[str, str] = ("images", "uint8 (b, c, h, w)")
+    """what `encode` takes, for the model card: its name, and its type and shape"""
+    exports: Mapping[str, Export] = field(default_factory=dict)
+    """`export --to` this name: `(state, config) → (tensors, config.json[, another name of that file])`"""
+
+
+def layout_of(method: Any) -> Layout:
+    """The `Layout` that a method, or its class, names by its import string `layout`; TypeError when it names none."""
+    cls = method if isinstance(method, type) else type(method)
+    if not hasattr(cls, "layout"):
+        raise TypeError(f"{cls.__name__} has no weight layout")
+    return load(cls.layout)
+
+
+def read_weights(path: Path, config_class: type, layout: Layout) -> tuple[dict[str, Tensor], list[str], Any]:
+    """(state dict in our names, keys of the file that have none, stored config) of a folder or a checkpoint file."""
+    if (found := layout.foreign(path)) is not None:
+        raw, config = found
+        state, unused = layout.keymap.to_ours(raw)
+        config = layout.infer(state) if config is None else config
+    else:
+        state, unused = read_state(path, layout)
+        config = read_config(path, config_class, layout, state)
+        verify_config(path)
+    return layout.tidy(state, config), unused, config
+
+
+def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+    """(state dict in our names, keys of the file that have none) of a folder or a checkpoint file."""
+    if path.is_file():
+        return layout.keymap.to_ours(read_tensors(path, layout))
+    verify_sums(path, [name for name in (WEIGHTS, HEADS) if (path / name).exists()])
+    file = next((path / name for name in (WEIGHTS, PICKLE) if (path / name).exists()), None)
+    if file is None:
+        found = sorted(p.name for p in path.iterdir())[:20]
+        raise FileNotFoundError(f"{path} holds no {WEIGHTS}; it holds {found}")
+    state, unused = layout.keymap.to_ours(read_tensors(file, layout))
+    if (path / HEADS).exists():
+        state |= load_weights(path / HEADS)
+    return state, unused
+
+
+def read_tensors(file: Path, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of an author's pickle, under the file's names."""
+    if file.suffix == ".safetensors":
+        return load_weights(file)
+    raw = load_pickle(file)
+    for key in ("model", "state_dict"):
+        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
+            raw = raw[key]
+    if isinstance(raw, Mapping):
+        raw = layout.unwrap(raw)
+    if not isinstance(raw, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in raw.items()):
+        raise WeightsMismatch(f"{file} holds no state dict, nor one under 'model' or 'state_dict'")
+    return dict(raw)
+
+
+def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[str, Tensor]) -> Any:
+    """Config of a folder: ours where it is stored, else transformers', else what the shapes say."""
+    file = path / CONFIG if (path / CONFIG).is_file() else path
+    values = {} if file == path else read_json(file)
+    try:
+        if "model_type" not in values:
+            return _with_timms_facts(layout.infer(state), values)
+        if "ssl" not in values:
+            preprocessor = path / PREPROCESSOR
+            return layout.from_theirs(values, read_json(preprocessor) if preprocessor.exists() else {})
+        config = _own_config(values["ssl"], config_class)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    # When transformers saves our folder again, it leaves out its defaults, adds keys and names what it saved.
+    says = json.loads(json.dumps(layout.to_theirs(config)))
+    both = (says.keys() & values.keys()) - {"architectures", "dtype", *layout.rewritten}
+    if differing := differences({key: values[key] for key in both}, {key: says[key] for key in both}):
+        raise ConfigError(f"{file} contradicts its own 'ssl' section: {'; '.join(differing)}")
+    return config
+
+
+def _own_config(own: Any, config_class: type) -> Any:
+    """The config in the "ssl" section of our own config.json."""
+    if not isinstance(own, dict) or not isinstance(own.get("config"), dict):
+        raise ConfigError("'ssl' holds no config")
+    try:
+        return from_dict(config_class, own["config"])
+    except ConfigError as error:
+        module, _, method = str(own.get("method", "")).partition(":")
+        name = config_class.__name__.removesuffix("Config")
+        if not method or method == name:
+            raise
+        package = module.partition(".")[0].replace("_", "-")
+        raise ConfigError(
+            f"{error}; these are weights of {package}'s {method}, not of {name}: `{package} export` writes "
+            "layouts that others read"
+        ) from error
+
+
+def verify_config(path: Path) -> None:
+    """Raises WeightsError when config.json or preprocessor_config.json does not match SHA256SUMS beside it.
+
+    A file that SHA256SUMS does not list passes. So does a folder that transformers saved again: it leaves our sums.
+    """
+    if not (path / CONFIG).is_file() or "transformers_version" in read_json(path / CONFIG):
+        return
+    verify_sums(path, [name for name in (CONFIG, PREPROCESSOR) if name in read_sums(path)])
+
+
+def _with_timms_facts(config: Any, values: dict[str, Any]) -> Any:
+    """`config` with what timm's config.json says and shapes do not: pixels, crop, attention heads, pooling.
+
+    timm resamples positions with antialiasing.
+    """
+    stored, arguments = values.get("pretrained_cfg", values), values.get("model_args", {})
+    for name, value in (("pretrained_cfg", stored), ("model_args", arguments)):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} = {value!r}: expected an object")
+    known = {key: stored[key] for key in ("mean", "std", "crop_pct") if key in stored}
+    own = {field.name for field in dataclasses.fields(config)}
+    if "architecture" in values:
+        known |= {"pos_interp": "antialias"} if "pos_interp" in own else {}
+        if "heads" in own and "num_heads" in arguments:
+            known["heads"] = arguments["num_heads"]
+        pool = {"token": "cls", "avg": "mean"}.get(str(arguments.get("global_pool", values.get("global_pool"))))
+        if "pool" in own and pool is not None:
+            known["pool"] = pool
+    return from_dict(type(config), {**to_dict(config), **known})
+
+
+def resized(state: dict[str, Tensor], stored: Any, wanted: Any, layout: Layout) -> dict[str, Tensor]:
+    """`state` of a network with the config `stored`, for one with the config `wanted`.
+
+    Raises ConfigError when the two differ in a field that no resizing changes.
+    """
+    if any(getattr(stored, name) != getattr(wanted, name) for name in layout.same):
+        has, asked = (", ".join(f"{name} {getattr(c, name)}" for name in layout.same) for c in (stored, wanted))
+        raise ConfigError(f"the checkpoint has {has}; {asked} is asked for")
+    state = dict(state)
+    for key in state:
+        for pattern, resize in layout.resize:
+            if re.fullmatch(pattern, key):
+                state[key] = resize(state[key], stored, wanted)
+    return state
+
+
+def shapes_of(method_class: type, config: Any) -> dict[str, torch.Size]:
+    """Shapes of the network of a config, by name. Nothing is allocated.
+
+    Raises ConfigError when the sizes are beyond what a tensor can have.
+    """
+    try:
+        with torch.device("meta"):
+            return {key: tensor.shape for key, tensor in method_class(config).state_dict().items()}
+    except RuntimeError as error:
+        raise ConfigError(f"no network of this config can be built: {error}") from error
+
+
+def misshapen(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> list[str]:
+    """A line for every tensor of `state` whose shape is not the expected one."""
+    return [
+        f"shape: {key}: {tuple(state[key].shape)} in the file, {tuple(expected[key])} in the network"
+        for key in sorted(expected.keys() & state.keys())
+        if state[key].shape != expected[key]
+    ]
+
+
+def shown(problems: list[str]) -> str:
+    """The first twenty problems, one a line, and how many more there are."""
+    return "\n  ".join(problems[:20]) + (f"\n  … {len(problems) - 20} more" if len(problems) > 20 else "")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ConfigError when it is unreadable or holds something else."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds {type(values).__name__}, not an object")
+    return values
