@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from ssl_core.config import BackboneConfig
 from ssl_core.hub import remote as repo_module
 from ssl_core.hub.card import merge_card, write_card
+from ssl_core.hub.encoders import encoder_layout
 from ssl_core.hub.remote import HubError, push, resolve
 from ssl_core.hub.transfer import why_unsafe
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights, verify_sums, write_sums
@@ -21,6 +23,7 @@ from ssl_testing.hub_server import HubServer, git_sha1
 pytest_plugins = ["ssl_testing.fixtures"]
 
 ID = "tester/demo"
+LAYOUT = encoder_layout(BackboneConfig)
 PUBLIC = ["README.md", "SHA256SUMS", "config.json", "evaluation.json", "heads.safetensors", "model.safetensors"]
 FILES = {"config.json": b"{}", "model.safetensors": b"weights " * 1000}
 
@@ -41,7 +44,7 @@ def make_folder(path: Path, seed: int) -> Path:
         json.dumps({"data": "scenes", "rows": [{"features": "pretrained", "knn": 0.5}]})
     )
     write_sums(path, ["config.json", "model.safetensors", "heads.safetensors"])
-    write_card(path, name=ID)
+    write_card(path, name=ID, layout=LAYOUT)
     for private in ("metrics.jsonl", "notes.txt", "checkpoints/step-000001/model.safetensors"):
         (path / private).write_text("stays here")
     return path
@@ -175,7 +178,7 @@ def test_a_card_edited_on_the_hub_keeps_what_people_wrote(hub: HubServer, folder
     (folder / "evaluation.json").write_text(
         json.dumps({"data": "scenes", "rows": [{"features": "pretrained", "knn": 0.625}]})
     )
-    write_card(folder, name=ID)
+    write_card(folder, name=ID, layout=LAYOUT)
     push(folder, ID, token=hub.token)
     card = contents(resolve(ID))["README.md"].decode()
     assert "## For whom\n\nPeople.\n" in card and "language: de" in card

@@ -172,7 +172,7 @@ def test_channels_and_size_adapt_in_the_encoder_and_its_copies(config, tmp_path)
 
 def test_another_architecture_than_the_checkpoints_is_named(tmp_path):
     folder = Method(RESNET).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="has backbone resnet18"):
+    with pytest.raises(ConfigError, match="is a resnet18"):
         Method.from_pretrained(folder, config=VIT)
     with pytest.raises(ConfigError, match="neither a ViT nor a ResNet"):
         LAYOUT.infer({"weight": torch.zeros(2)})

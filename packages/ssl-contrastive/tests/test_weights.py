@@ -147,7 +147,7 @@ def test_a_run_that_starts_from_an_encoder_keeps_the_presets_recipe(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     line = ["--preset", "demo", "--init", str(tmp_path / "resnet18.pth"), "--data", "photos/"]
-    with pytest.warns(UserWarning, match="these start anew"):
+    with pytest.warns(UserWarning, match="these are initialised anew"):
         settings = defaults(RECIPES["moco"], line)
     demo = preset(RECIPES["moco"], "demo")
     assert settings == replace(demo, width=64, small_stem=False)

@@ -19,7 +19,7 @@ from ssl_core.config import to_dict
 from ssl_core.device import seed_step
 from ssl_core.errors import InputError
 from ssl_dino.config import RECIPE, DINOConfig, vit_small
-from ssl_dino.dino import DINO, clip_each, pooled, teacher_momentum, teacher_temperature
+from ssl_dino.dino import DINO, clip_each, features_of, teacher_momentum, teacher_temperature
 from ssl_dino.heads import DINOHead
 from ssl_testing import children
 from ssl_testing.trial import Trial
@@ -137,7 +137,7 @@ def test_the_backbone_runs_once_per_size_and_the_crops_keep_their_order():
     hook = method.student.backbone.register_forward_hook(lambda m, x, y: calls.append(tuple(x[0].shape)))
     crops = batch()["views"]
     mixed = [crops[2], crops[0], crops[3], crops[1], crops[4]]
-    together = pooled(method.student.backbone, mixed)
+    together = features_of(method.student.backbone, mixed)
     assert calls == [(12, 3, 4, 4), (8, 3, 8, 8)]
     hook.remove()
     alone = torch.stack([method.student.backbone(crop) for crop in mixed])
@@ -264,7 +264,7 @@ def test_batch_norm_in_the_head_spans_all_crops_and_refuses_accumulation():
     assert isinstance(norm, BatchNorm)
     views = batch()["views"]
     method.student(views)
-    x = pooled(method.student.backbone, views).flatten(0, 1)
+    x = features_of(method.student.backbone, views).flatten(0, 1)
     assert torch.allclose(norm.running_mean, 0.1 * method.student.head.mlp[0](x).mean(0), atol=1e-5)
 
 
@@ -389,11 +389,11 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
     ended = children.run(typed, warns=True)
     assert ended.code == 0, ended
     assert (ended.value["prototypes"], ended.value["local_crops"], ended.value["dim"]) == (9, 1, 64)
-    assert "these start anew" in ended.output and "only the heads are trained" in ended.output
+    assert "these are initialised anew" in ended.output and "only the heads are trained" in ended.output
     method = DINO.from_pretrained(tmp_path / "run")
     assert method.new_heads, "one epoch of warm-up is all that it had"
     assert {"prototypes", "dim"} < set(method.architecture()), "its heads are kept, though they are still warming up"
-    with pytest.warns(UserWarning, match="these start anew"):
+    with pytest.warns(UserWarning, match="these are initialised anew"):
         alone = DINO.from_pretrained(tmp_path / "backbone.pth")
     assert (
         not set(alone.architecture()) & {"prototypes", "local_crops", "teacher_temp"} and "dim" in alone.architecture()
@@ -402,7 +402,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
 
 def test_a_preset_of_a_resnet_takes_the_vit_that_it_starts_from(tmp_path):
     torch.save(built(replace(TINY, dim=64, heads=1)).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
-    with pytest.warns(UserWarning, match="these start anew"):
+    with pytest.warns(UserWarning, match="these are initialised anew"):
         config = defaults(RECIPE, ["--preset", "demo", "--init", str(tmp_path / "backbone.pth")])
         assert DINO.from_pretrained(tmp_path / "backbone.pth", config=config).new_heads
     assert (config.backbone, config.dim, config.image_size) == ("vit", 64, 8)

@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssl_core.config import ConfigError
+from ssl_core.hub.layout import layout_of
 from ssl_core.hub.pretrained import WeightsMismatch
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config
-from ssl_dino.convert import EXPORTS
 
 TINY = DINOConfig(
     image_size=16, patch_size=4, dim=24, depth=2, heads=3, local_crops=1, local_size=8, prototypes=10, head_hidden=12,
     bottleneck=6, drop_path=0.0, epochs=4, warmup_epochs=1, batch_size=4,
 )  # fmt: skip
-NO_HEADS = "holds an encoder without center, teacher.head: these start anew"
+NO_HEADS = "holds an encoder without center, teacher.head: these are initialised anew"
 
 
 def random_(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -166,7 +166,7 @@ def test_timm_vit_folders_load_and_exports_open_in_timm(tmp_path):
     assert ours.config.mean == (0.5, 0.5, 0.5)
     for x in (images(16), images(24, 12)):
         assert torch.allclose(ours.encode(x), model(x), atol=2e-5)
-    state, config = EXPORTS["timm"](ours)
+    state, config = layout_of(ours).exports["timm"](ours.state_dict(), ours.config)
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -197,7 +197,7 @@ def test_timm_dinov2_weights_load_and_exports_open_in_timm(size, registers, tmp_
         assert torch.allclose(ours.encode(x), features[:, 0], atol=2e-5)
         patches = ours.patch_features(x).flatten(1, 2)
         assert torch.allclose(patches, features[:, model.num_prefix_tokens :], atol=2e-5)
-    state, config = EXPORTS["timm"](ours)
+    state, config = layout_of(ours).exports["timm"](ours.state_dict(), ours.config)
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -210,7 +210,7 @@ def test_what_is_exported_to_timm_comes_back_with_its_heads_and_pooling(pool, tm
     v2 = DINOv2Config(image_size=16, patch_size=4, dim=24, depth=2, heads=3, registers=2, pool=pool)
     for ours in (DINO(replace(TINY, heads=3, pool=pool)).eval(), DINOv2(v2).eval()):
         random_(ours.encoder)
-        state, config = EXPORTS["timm"](ours)
+        state, config = layout_of(ours).exports["timm"](ours.state_dict(), ours.config)
         save_file(state, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(json.dumps(config))
         back = dino_of(tmp_path) if isinstance(ours, DINO) else DINOv2.from_pretrained(tmp_path)
@@ -365,7 +365,7 @@ def test_a_resnet_folder_has_torchvisions_names_and_comes_back(tmp_path):
     again = DINO.from_pretrained(tmp_path)
     assert torch.equal(again.encode(images(16)), method.encode(images(16)))
     with pytest.raises(ConfigError, match="small_stem"):
-        EXPORTS["transformers"](again)
+        layout_of(again).exports["transformers"](again.state_dict(), again.config)
 
 
 @torch.no_grad()

@@ -136,7 +136,7 @@ def torchvisions(folder: Path) -> tuple[torch.nn.Module, Path]:
 
 def test_a_supervised_resnet_of_torchvision_is_a_start_and_its_heads_begin_anew(tmp_path):
     theirs, file = torchvisions(tmp_path)
-    with pytest.warns(UserWarning, match="holds an encoder without head: these start anew"):
+    with pytest.warns(UserWarning, match="holds an encoder without head: these are initialised anew"):
         network = Rotation.from_pretrained(file)
     with torch.no_grad():
         expected = theirs(normalize(pixels(), network.config.mean, network.config.std))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from ssl_core.config import ConfigError
 
@@ -81,6 +82,11 @@ def no_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Context of what has to be computed in the precision of its inputs, inside an autocast region too: losses."""
     available = torch.amp.autocast_mode.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or wider where it is: what losses and statistics are computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def seed_step(*key: int) -> None:

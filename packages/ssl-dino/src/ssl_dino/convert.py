@@ -6,26 +6,22 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
-from ssl_core.hub.backbone import RESNET
 from torch import Tensor
 
 from ssl_core.config import ConfigError
-from ssl_core.hub import backbone
-from ssl_core.hub.keymap import VIT_TIMM, Row, prefixed
-from ssl_core.hub.pretrained import Layout, check_shapes
-from ssl_dino import convert_dinov2
+from ssl_core.hub import encoders
+from ssl_core.hub.encoders import RESNET, VIT_TIMM, encoder_layout
+from ssl_core.hub.keymap import Row, prefixed, same
 from ssl_dino.config import DINOConfig
+from ssl_dino.convert_dinov2 import LAYOUT as DINOV2
 
 BACKBONE, HEAD = "teacher.backbone.", "teacher.head."
+HEADS, COPIES = (HEAD, "center"), {"student.": "teacher."}
 
-HEAD_ROWS: tuple[Row, ...] = tuple(
-    (name, name)
-    for name in ("mlp.{i}.{b}", "last_layer.weight_g", "last_layer.weight_v")
-)  # fmt: skip
+HEAD_ROWS = same("mlp.{i}.{b}", "last_layer.weight_g", "last_layer.weight_v")
 RENAMED: tuple[Row, ...] = (
     ("last_layer.weight_g", "last_layer.parametrizations.weight.original0"),
     ("last_layer.weight_v", "last_layer.parametrizations.weight.original1"),
@@ -47,8 +43,6 @@ CHECKPOINT: tuple[Row, ...] = (
 )
 """The authors' training checkpoint, its networks with and without DDP's `module.`."""
 
-KEYMAP = backbone.backbone_keymap(BACKBONE, also=CHECKPOINT)
-
 
 def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tensors of the authors' training checkpoint {"student", "teacher", "dino_loss", optimiser, …} in one dict; it may
@@ -61,13 +55,13 @@ def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DINOConfig:
     """Our config of a transformers folder, whose positions are resampled as transformers does it."""
-    config = backbone.from_theirs(DINOConfig, values, preprocessor)
+    config = encoders.from_theirs(DINOConfig, values, preprocessor)
     return dataclasses.replace(config, pos_interp="size")
 
 
 def infer(state: Mapping[str, Tensor]) -> DINOConfig:
     """Config of an author's checkpoint, from the shapes of its backbone and, where it has one, its head."""
-    config = backbone.infer(DINOConfig, state, BACKBONE)
+    config = encoders.infer(DINOConfig, state, BACKBONE)
     last, length = state.get(HEAD + "last_layer.weight_v"), state.get(HEAD + "last_layer.weight_g")
     linears = [state[k] for k in sorted(state, key=_number) if k.startswith(HEAD + "mlp.") and state[k].ndim == 2]
     if last is None or length is None or not linears:
@@ -90,34 +84,31 @@ def _number(key: str) -> int:
     return int(digits[0]) if digits else -1
 
 
-def adapt(state: dict[str, Tensor], stored: DINOConfig, wanted: DINOConfig) -> dict[str, Tensor]:
-    """`state` for the channels and the image size of `wanted`, in student and teacher.
+def tidy(state: dict[str, Tensor], stored: DINOConfig) -> dict[str, Tensor]:
+    """`state` with what a file may lack: a backbone alone is marked, so that training begins with its heads.
 
-    A backbone alone is marked, so that training begins with its heads; a teacher alone is the student too, its centre
-    zero, which a warning says. Raises what the core's `adapt` does.
+    A teacher alone is the student too, its centre zero; a warning says so.
     """
-    for name in ("student", "teacher"):
-        check_shapes(state, {f"{name}.head.last_layer.weight_v": (stored.prototypes, stored.bottleneck)})
-    alone = state and not any(key.startswith((*LAYOUT.heads, *LAYOUT.copies)) for key in state)
+    alone = state and not any(key.startswith((*HEADS, *COPIES)) for key in state)
     if HEAD + "last_layer.weight_v" in state and not any(key.startswith("student.") for key in state):
-        warnings.warn("a teacher without a student: the student starts as its copy", stacklevel=3)
+        warnings.warn("a teacher without a student: the student starts as its copy", stacklevel=4)
         copied = {"student." + key.removeprefix("teacher."): state[key] for key in state if key.startswith("teacher.")}
         state = {"center": torch.zeros(1, stored.prototypes), **copied, **state}
-    return {"new_heads": torch.tensor(bool(alone)), **backbone.adapt(state, stored, wanted)}
+    return {"new_heads": torch.tensor(bool(alone)), **state}
 
 
-LAYOUT = Layout(
-    keymap=KEYMAP, to_theirs=backbone.to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt,
-    heads=(HEAD, "center"),
-    head_fields=("prototypes", "head_hidden", "bottleneck", "head_layers", "head_bn", "norm_last_layer"),
-    copies={"student.": "teacher."}, unwrap=unwrap,
-)  # fmt: skip
-
-
-def _export(to: str, method: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    ours = backbone.EXPORTS if isinstance(method.config, DINOConfig) else convert_dinov2.EXPORTS
-    return ours[to](method)
-
-
-EXPORTS = {to: partial(_export, to) for to in ("transformers", "timm")}
-"""What `ssl-dino export --to` writes beside our own layout: method -> (tensors, config.json)."""
+LAYOUTS = {
+    "dino": encoder_layout(
+        DINOConfig,
+        BACKBONE,
+        also=CHECKPOINT,
+        from_theirs=from_theirs,
+        infer=infer,
+        tidy=tidy,
+        unwrap=unwrap,
+        heads=HEADS,
+        head_fields=("prototypes", "head_hidden", "bottleneck", "head_layers", "head_bn", "norm_last_layer"),
+        copies=COPIES,
+    ),
+    "dinov2": DINOV2,
+}

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from ssl_core.hub.backbone import CLASSIFIERS, pixels, positive, statistics, timm_vit
 from torch import Tensor
 
 from ssl_core.config import ConfigError, from_dict
-from ssl_core.hub.keymap import BLOCK, EMBEDDINGS, VIT_TIMM, KeyMap, Row, prefixed
-from ssl_core.hub.pretrained import Layout, check_shapes
-from ssl_core.hub.resize import adapt_stem
-from ssl_core.patches import interpolate_positions, square_grid
+from ssl_core.hub.config_json import pixels, positive, read, written
+from ssl_core.hub.encoders import BLOCK, CLASSIFIERS, EMBEDDINGS, VIT_FIXED, VIT_NAMES, VIT_TIMM, timm_vit, vit_sizes
+from ssl_core.hub.keymap import KeyMap, Row, prefixed, same
+from ssl_core.hub.layout import Layout
+from ssl_core.hub.resize import positions, stem
 from ssl_dino.config import DINOv2Config
 
-if TYPE_CHECKING:
-    from ssl_dino.dinov2 import DINOv2
-
 SCALES: tuple[Row, ...] = (("ls1.gamma", "layer_scale1.lambda1"), ("ls2.gamma", "layer_scale2.lambda1"))
-NORMS_MLP: tuple[Row, ...] = tuple(
-    (f"{name}.{{w}}", f"{name}.{{w}}") for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
-)
+NORMS_MLP = same(*(f"{name}.{{w}}" for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")))
 
 ON_DISK: tuple[Row, ...] = (
     *NORMS_MLP,
@@ -41,10 +36,7 @@ IN_MEMORY: tuple[Row, ...] = (
 )
 """What transformers 5 names otherwise in memory."""
 
-AUTHORS: tuple[Row, ...] = (
-    *((name, name) for name, _ in BLOCK),
-    *((name, name) for name in ("ls1.gamma", "ls2.gamma", "mlp.w12.{w}", "mlp.w3.{w}")),
-)
+AUTHORS = same(*(name for name, _ in BLOCK), "ls1.gamma", "ls2.gamma", "mlp.w12.{w}", "mlp.w3.{w}")
 
 TRANSFORMERS: tuple[Row, ...] = (
     *prefixed(EMBEDDINGS, ours="encoder."),
@@ -69,36 +61,19 @@ KEYMAP = KeyMap(
     drop=CLASSIFIERS,
 )
 
-NAMES = {
-    "dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "mlp_ratio": "mlp_ratio",
-    "swiglu": "use_swiglu_ffn",
-    "patch_size": "patch_size",
-    "layer_norm_eps": "layer_norm_eps",
-}
+NAMES = {**VIT_NAMES, "mlp_ratio": "mlp_ratio", "swiglu": "use_swiglu_ffn"}
 """Our config fields and transformers' names for the same value."""
-_DEFAULTS = {"dim": 768, "depth": 12, "heads": 12}
+DEFAULTS = {"dim": 768, "depth": 12, "heads": 12}
 """Where transformers' defaults for absent keys are not ours."""
 
 
 def to_theirs(config: DINOv2Config) -> dict[str, Any]:
     """config.json of transformers' Dinov2Model, or of Dinov2WithRegistersModel where there are registers."""
-    kind = {"model_type": "dinov2", "architectures": ["Dinov2Model"]}
+    kind = ("dinov2_with_registers", "Dinov2WithRegistersModel") if config.registers else ("dinov2", "Dinov2Model")
+    more = {"image_size": config.image_size, "num_channels": config.in_channels, "layerscale_value": 1.0, **VIT_FIXED}
     if config.registers:
-        kind = {"model_type": "dinov2_with_registers", "architectures": ["Dinov2WithRegistersModel"]}
-    return {
-        **kind,
-        "dtype": "float32",
-        "image_size": config.image_size,
-        "num_channels": config.in_channels,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "layerscale_value": 1.0,
-        **({"num_register_tokens": config.registers} if config.registers else {}),
-        **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
-    }
+        more["num_register_tokens"] = config.registers
+    return written(*kind, config, NAMES, **more)
 
 
 def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DINOv2Config:
@@ -106,20 +81,14 @@ def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DINOv2C
 
     Raises ConfigError for another architecture or an option that we do not have.
     """
-    kind = values.get("model_type")
-    if kind not in ("dinov2", "dinov2_with_registers"):
-        raise ConfigError(f"model_type is {kind!r}: DINOv2 reads 'dinov2' and 'dinov2_with_registers'")
-    for key, expected in (("hidden_act", "gelu"), ("qkv_bias", True)):
-        if values.get(key, expected) != expected:
-            raise ConfigError(f"{key} = {values[key]!r} is not supported: use transformers for this model")
-    registers = kind == "dinov2_with_registers"
-    known = {ours: values[theirs] for ours, theirs in NAMES.items() if theirs in values}
-    return from_dict(DINOv2Config, {
-        **_DEFAULTS, **known, **pixels(DINOv2Config, values, preprocessor),
+    known = read(values, "dinov2", "dinov2_with_registers", names=NAMES, fixed=VIT_FIXED, by="DINOv2")
+    registers = values["model_type"] == "dinov2_with_registers"
+    known |= {
         "registers": values.get("num_register_tokens", 4) if registers else 0,
         "pos_interp": "antialias" if registers else "size",
-        **_crop(preprocessor),
-    })  # fmt: skip
+    }
+    seen = {**pixels(DINOv2Config, values, preprocessor), **_crop(preprocessor)}
+    return from_dict(DINOv2Config, {**DEFAULTS, **known, **seen})
 
 
 def _crop(preprocessor: dict[str, Any]) -> dict[str, float]:
@@ -134,31 +103,23 @@ def _crop(preprocessor: dict[str, Any]) -> dict[str, float]:
 
 
 def infer(state: Mapping[str, Tensor]) -> DINOv2Config:
-    """Config of an author's or timm's checkpoint, from shapes; heads are 64 wide.
+    """Config of an author's or timm's checkpoint, from shapes; heads are taken to be 64 wide.
 
     Raises ConfigError when the tensors are not a DINOv2's.
     """
     state = plain(state)
-    needed = {"encoder.patch_embed.proj.weight": 4, "encoder.pos_embed": 3, "encoder.blocks.0.ls1.gamma": 1}
-    for key, ndim in needed.items():
-        if key not in state or state[key].ndim != ndim:
-            raise ConfigError(f"the checkpoint is not a DINOv2: it has no {key} of {ndim} dimensions")
-    dim, channels, patch, _ = state["encoder.patch_embed.proj.weight"].shape
-    try:
-        rows, _ = square_grid(state["encoder.pos_embed"].shape[1] - 1)
-    except ValueError as error:
-        raise ConfigError(f"the checkpoint says no image size: {error}") from error
+    sizes = vit_sizes(DINOv2Config, state, what="DINOv2")
+    if (scale := state.get("encoder.blocks.0.ls1.gamma")) is None or scale.ndim != 1:
+        raise ConfigError("the checkpoint is not a DINOv2: it holds no encoder.blocks.0.ls1.gamma of 1 dimensions")
     registers = state.get("encoder.register_tokens")
     hidden = state.get("encoder.blocks.0.mlp.fc1.weight")
-    blocks = "encoder.blocks."
-    return from_dict(DINOv2Config, {
-        "dim": dim, "heads": max(1, dim // 64), "patch_size": patch, "image_size": rows * patch,
-        "depth": 1 + max(int(key[len(blocks) :].split(".")[0]) for key in state if key.startswith(blocks)),
-        "swiglu": hidden is None, "mlp_ratio": 4 if hidden is None else hidden.shape[0] // dim,
+    sizes |= {
+        "swiglu": hidden is None,
+        "mlp_ratio": 4 if hidden is None else hidden.shape[0] // sizes["dim"],
         "registers": 0 if registers is None else registers.shape[1],
         "pos_interp": "offset" if registers is None else "antialias",
-        **statistics(DINOv2Config, channels),
-    })  # fmt: skip
+    }
+    return from_dict(DINOv2Config, sizes)
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,21 +139,11 @@ def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def adapt(state: dict[str, Tensor], stored: DINOv2Config, wanted: DINOv2Config) -> dict[str, Tensor]:
-    """`state` for the channels and the image size of `wanted`; a mask token of zeros where a file has none.
-
-    Raises WeightsMismatch when `state` is not of `stored`'s sizes.
-    """
+def tidy(state: dict[str, Tensor], stored: DINOv2Config) -> dict[str, Tensor]:
+    """`plain` state, with a mask token of zeros where a file has none."""
     state = plain(state)
-    stem, positions = "encoder.patch_embed.proj.weight", "encoder.pos_embed"
-    dim, patch = stored.dim, stored.patch_size
-    check_shapes(state, {stem: (dim, stored.in_channels, patch, patch), positions: (1, 1 + stored.patches, dim)})
-    if stem in state and stored.in_channels != wanted.in_channels:
-        state[stem] = adapt_stem(state[stem], wanted.in_channels)
-    if positions in state and stored.grid != wanted.grid:
-        state[positions] = interpolate_positions(state[positions], stored.grid, wanted.grid, wanted.pos_interp)
-    if stem in state:
-        state.setdefault("mask_token", torch.zeros(1, dim))
+    if "encoder.patch_embed.proj.weight" in state:
+        state.setdefault("mask_token", torch.zeros(1, stored.dim))
     return state
 
 
@@ -204,26 +155,22 @@ def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key.removeprefix("backbone."): value for key, value in teacher.items() if key.startswith("backbone.")}
 
 
-LAYOUT = Layout(
-    keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt, unwrap=unwrap,
-)  # fmt: skip
-
-
-def to_transformers(method: DINOv2) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_transformers(state: dict[str, Tensor], config: DINOv2Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, config.json) of transformers' Dinov2Model or Dinov2WithRegistersModel."""
-    return KEYMAP.to_theirs(method.state_dict())[0], to_theirs(method.config)
+    return KEYMAP.to_theirs(state)[0], to_theirs(config)
 
 
-def to_timm(method: DINOv2) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_timm(state: dict[str, Tensor], config: DINOv2Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, config.json) of a timm model with the features of `encode`, for `create_model("local-dir:…")`.
 
     Raises ConfigError for an epsilon other than timm's.
     """
-    config, state = method.config, method.encoder.state_dict()
+    state = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
     arguments: dict[str, Any] = {"init_values": 1e-5}
     if config.registers:
-        positions = state.pop("pos_embed")
-        state |= {"cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
+        # timm has no position for CLS when there are registers, so CLS takes its own in
+        pos = state.pop("pos_embed")
+        state |= {"cls_token": state["cls_token"] + pos[:, :1], "pos_embed": pos[:, 1:]}
         state["reg_token"] = state.pop("register_tokens")
         arguments |= {"reg_tokens": config.registers, "no_embed_class": True}
     architecture = "vit_base_patch14_dinov2"
@@ -232,9 +179,18 @@ def to_timm(method: DINOv2) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state[key.replace("w12", "fc1").replace("w3", "fc2")] = state.pop(key)
         architecture = "vit_giant_patch14_dinov2"
         arguments["mlp_ratio"] = (state["blocks.0.mlp.fc1.weight"].shape[0] + 0.5) / config.dim  # timm rounds down
-    return {key: value.contiguous() for key, value in state.items()}, timm_vit(
-        config, architecture=architecture, **arguments
-    )
+    values = timm_vit(config, architecture=architecture, **arguments)
+    return {key: value.contiguous() for key, value in state.items()}, values
 
 
-EXPORTS = {"transformers": to_transformers, "timm": to_timm}
+LAYOUT = Layout(
+    keymap=KEYMAP,
+    to_theirs=to_theirs,
+    from_theirs=from_theirs,
+    infer=infer,
+    tidy=tidy,
+    unwrap=unwrap,
+    resize=((r"encoder\.patch_embed\.proj\.weight", stem), (r"encoder\.pos_embed", positions)),
+    pipelines=dict.fromkeys(("dinov2", "dinov2_with_registers"), "image-feature-extraction"),
+    exports={"transformers": to_transformers, "timm": to_timm},
+)

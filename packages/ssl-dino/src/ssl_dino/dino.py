@@ -31,10 +31,9 @@ from torch import Tensor, nn
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.ema import ema_update
-from ssl_core.encoder import PooledViT, build_encoder
+from ssl_core.encoder import ImageEncoder, PooledViT, build_encoder
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.pixels import normalize
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.resnet import ResNet
 from ssl_core.schedule import cosine
 from ssl_dino.config import DINOConfig
@@ -74,11 +73,11 @@ class Network(nn.Module):
         sync_batch_norm(self.backbone)
 
     def forward(self, crops: list[Tensor]) -> Tensor:
-        features = pooled(self.backbone, crops)  # v b d
+        features = features_of(self.backbone, crops)  # v b d
         return self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
 
-def pooled(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
+def features_of(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
     """Features (v, b, d) of crops (b, c, h, w), with one call of the backbone for all crops of one size."""
     sizes: dict[torch.Size, list[int]] = {}
     for i, crop in enumerate(crops):
@@ -91,13 +90,14 @@ def pooled(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
     return torch.stack(features)
 
 
-class DINO(nn.Module, Pretrained):
+class DINO(nn.Module, ImageEncoder, Pretrained):
     """Student, teacher and centre, built from a `DINOConfig`. `encode` is the teacher's backbone.
 
     Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and std.
     """
 
     config_class = DINOConfig
+    layout = "ssl_dino.convert:LAYOUTS[dino]"
     accumulates = True
     can_collapse = True
     center: Tensor
@@ -115,12 +115,6 @@ class DINO(nn.Module, Pretrained):
             self.accumulates = False  # its statistics span the batch
         self.pending: list[Tensor] = []
 
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_dino.convert import LAYOUT
-
-        return LAYOUT
-
     @property
     def encoder(self) -> PooledViT | ResNet:
         """The teacher's backbone, which is evaluated and published."""
@@ -131,7 +125,7 @@ class DINO(nn.Module, Pretrained):
 
         Beside it what tells of collapse: the teacher's entropy, the KL divergence to the student, the centre's norm.
         """
-        crops = [normalize(view, self.config.mean, self.config.std) for view in batch["views"]]
+        crops = [self.normalized(view) for view in batch["views"]]
         with torch.no_grad():
             teacher = self.teacher(crops[: self.config.global_crops])  # g b k
         student = self.student(crops)  # v b k
@@ -195,14 +189,6 @@ class DINO(nn.Module, Pretrained):
             return f"the teacher says the same of all images ({facts}): the centre lags behind, lower --center-momentum"
         return None
 
-    def encode(self, images: Tensor) -> Tensor:
-        """The teacher's features (b, d): the CLS token, the mean of the patches (`config.pool`), a ResNet's mean."""
-        return self.encoder(self._normalized(images))
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """The teacher's features of the patches, or the last map of a ResNet, (b, h, w, d)."""
-        return self.encoder.patch_features(self._normalized(images))
-
     def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
         """How much the teacher's CLS attends to each patch, per head of one block, (b, heads, h, w).
 
@@ -210,10 +196,7 @@ class DINO(nn.Module, Pretrained):
         """
         if not isinstance(self.encoder, PooledViT):
             raise InputError(f"a {self.config.backbone} has no attention: maps need backbone = 'vit'")
-        return self.encoder.attention_maps(self._normalized(images), block)
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self.config.mean, self.config.std)
+        return self.encoder.attention_maps(self.normalized(images), block)
 
 
 def clip_each(gradients: list[Tensor], limit: float) -> None:

@@ -13,17 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_core.encoder import init_linear
-from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.pixels import normalize
-from ssl_core.vit import ViT
+from ssl_core.encoder import ImageEncoder, init_linear
+from ssl_core.hub.pretrained import Pretrained
+from ssl_core.vit import ViT, pooled
 from ssl_dino.config import DINOv2Config
 
 LAYER_SCALE = 1e-5
 """Initial factor of every branch (section 4 and appendix A); the published models hold trained ones."""
 
 
-class DINOv2(nn.Module, Pretrained):
+class DINOv2(nn.Module, ImageEncoder, Pretrained):
     """The encoder, built from a `DINOv2Config`.
 
     Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and std; height and
@@ -32,15 +31,12 @@ class DINOv2(nn.Module, Pretrained):
     """
 
     config_class = DINOv2Config
+    layout = "ssl_dino.convert:LAYOUTS[dinov2]"
 
     def __init__(self, config: DINOv2Config) -> None:
         super().__init__()
         self.config = config
-        self.encoder = ViT(
-            image_size=config.size, patch_size=config.patch_size, in_channels=config.in_channels, dim=config.dim,
-            depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio, layer_norm_eps=config.layer_norm_eps,
-            pos_interp=config.pos_interp, layer_scale=LAYER_SCALE, swiglu=config.swiglu, registers=config.registers,
-        )  # fmt: skip
+        self.encoder = ViT.of(config, layer_scale=LAYER_SCALE, swiglu=config.swiglu, registers=config.registers)
         self.mask_token = nn.Parameter(torch.zeros(1, config.dim))
         self.apply(init_linear)
         nn.init.trunc_normal_(self.encoder.pos_embed, std=0.02)
@@ -48,24 +44,10 @@ class DINOv2(nn.Module, Pretrained):
         if self.encoder.register_tokens is not None:
             nn.init.normal_(self.encoder.register_tokens, std=1e-6)
 
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_dino.convert_dinov2 import LAYOUT
-
-        return LAYOUT
-
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d): the CLS token or the mean of the patches, as `config.pool` says."""
-        tokens = self.encoder(self._normalized(images))
-        return tokens[:, 0] if self.config.pool == "cls" else tokens[:, 1:].mean(1)
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """Features of the patches, (b, h, w, d)."""
-        return self.encoder.patch_features(self._normalized(images))
+        return pooled(self.encoder(self.normalized(images)), self.config.pool)
 
     def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
         """How much CLS attends to each patch, per head of one block, (b, heads, h, w)."""
-        return self.encoder.attention_maps(self._normalized(images), block)
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self.config.mean, self.config.std)
+        return self.encoder.attention_maps(self.normalized(images), block)

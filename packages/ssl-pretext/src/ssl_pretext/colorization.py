@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.encoder import build_encoder
-from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.pixels import as_float
 from ssl_pretext.ab_bins import ab_bins, annealed_mean, rebalancing, smoothing, soft_encode
 from ssl_pretext.config import ColorizationConfig
@@ -78,6 +78,7 @@ class Colorization(nn.Module, Pretrained):
     """
 
     config_class = ColorizationConfig
+    layout = "ssl_pretext.convert:LAYOUTS[colorization]"
     bins: Tensor
     prior: Tensor
 
@@ -93,12 +94,6 @@ class Colorization(nn.Module, Pretrained):
             self.register_buffer("prior", torch.full((len(bins),), 1 / len(bins)))
         self.seen: Tensor | None = None
         sync_batch_norm(self)
-
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_pretext.convert import COLORIZATION_LAYOUT
-
-        return COLORIZATION_LAYOUT
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of RGB images `batch["views"][0]`; with bins also the share of pixels whose nearest bin is the likeliest."""

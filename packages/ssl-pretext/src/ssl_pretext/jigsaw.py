@@ -27,9 +27,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_encoder
-from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.pixels import moved, normalize
+from ssl_core.encoder import ImageEncoder, build_encoder
+from ssl_core.hub.pretrained import Pretrained
+from ssl_core.pixels import moved
 from ssl_pretext.config import JigsawConfig
 from ssl_pretext.permutations import permutation_set
 from ssl_pretext.stage import stage_features
@@ -52,13 +52,14 @@ def jigsaw_loss(logits: Tensor, orders: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), orders)
 
 
-class Jigsaw(nn.Module, Pretrained):
+class Jigsaw(nn.Module, ImageEncoder, Pretrained):
     """An encoder of tiles and a classifier of their order, built from a `JigsawConfig`.
 
     Tiles are uint8 (b, 9, c, h, w) or float; images for `encode` uint8 (b, c, h, w) or float already normalised.
     """
 
     config_class = JigsawConfig
+    layout = "ssl_pretext.convert:LAYOUTS[jigsaw]"
     permutations: Tensor
 
     def __init__(self, config: JigsawConfig) -> None:
@@ -76,12 +77,6 @@ class Jigsaw(nn.Module, Pretrained):
         orders = permutation_set(config.permutations, TILES, config.seed)
         self.register_buffer("permutations", orders.to(torch.get_default_device()))
         sync_batch_norm(self)
-
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_pretext.convert import JIGSAW_LAYOUT
-
-        return JIGSAW_LAYOUT
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss and accuracy of the tiles `batch["views"][0]` in their true places, asked in `batch["orders"]` (b, m)."""
@@ -107,9 +102,4 @@ class Jigsaw(nn.Module, Pretrained):
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d) of whole images, of any size."""
-        images = normalize(images, self.config.mean, self.config.std)
-        return stage_features(self.encoder, images, self.config.feature_stage)
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """Features of the places of the encoder's last map, (b, h, w, d)."""
-        return self.encoder.patch_features(normalize(images, self.config.mean, self.config.std))
+        return stage_features(self.encoder, self.normalized(images), self.config.feature_stage)

@@ -24,9 +24,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_encoder
-from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.pixels import normalize
+from ssl_core.encoder import ImageEncoder, build_encoder
+from ssl_core.hub.pretrained import Pretrained
 from ssl_pretext.config import RelativePatchConfig
 from ssl_pretext.stage import stage_features
 from ssl_pretext.tiles import TILES, check_tiles, embed_tiles
@@ -51,13 +50,14 @@ def relative_patch_loss(logits: Tensor, directions: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), directions)
 
 
-class RelativePatch(nn.Module, Pretrained):
+class RelativePatch(nn.Module, ImageEncoder, Pretrained):
     """An encoder of tiles and a classifier of eight directions, built from a `RelativePatchConfig`.
 
     Tiles are uint8 (b, …, c, h, w) or float; images for `encode` uint8 (b, c, h, w) or float already normalised.
     """
 
     config_class = RelativePatchConfig
+    layout = "ssl_pretext.convert:LAYOUTS[relative-patch]"
     pairs: Tensor
 
     def __init__(self, config: RelativePatchConfig) -> None:
@@ -74,12 +74,6 @@ class RelativePatch(nn.Module, Pretrained):
         )  # fmt: skip
         self.register_buffer("pairs", neighbours(config.pairs), persistent=False)
         sync_batch_norm(self)
-
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_pretext.convert import RELATIVE_PATCH_LAYOUT
-
-        return RELATIVE_PATCH_LAYOUT
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss and accuracy of every pair of the tiles `batch["views"][0]`, (b, 9, c, h, w) in their true places."""
@@ -106,9 +100,4 @@ class RelativePatch(nn.Module, Pretrained):
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d) of whole images, of any size."""
-        images = normalize(images, self.config.mean, self.config.std)
-        return stage_features(self.encoder, images, self.config.feature_stage)
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """Features of the places of the encoder's last map, (b, h, w, d)."""
-        return self.encoder.patch_features(normalize(images, self.config.mean, self.config.std))
+        return stage_features(self.encoder, self.normalized(images), self.config.feature_stage)

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_encoder
-from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.pixels import moved, normalize
+from ssl_core.encoder import ImageEncoder, build_encoder
+from ssl_core.hub.pretrained import Pretrained
+from ssl_core.pixels import moved
 from ssl_pretext.config import RotationConfig
 from ssl_pretext.stage import stage_features
 
@@ -54,13 +54,14 @@ def turns_of(logits: Tensor) -> Tensor:
     return torch.arange(4, device=logits.device).repeat_interleave(len(logits) // 4)
 
 
-class Rotation(nn.Module, Pretrained):
+class Rotation(nn.Module, ImageEncoder, Pretrained):
     """An encoder and a linear classifier of four rotations, built from a `RotationConfig`.
 
     Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and std.
     """
 
     config_class = RotationConfig
+    layout = "ssl_pretext.convert:LAYOUTS[rotation]"
 
     def __init__(self, config: RotationConfig) -> None:
         super().__init__()
@@ -70,15 +71,9 @@ class Rotation(nn.Module, Pretrained):
         self.head = nn.Linear(self.encoder.features, 4)
         sync_batch_norm(self)
 
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_pretext.convert import ROTATION_LAYOUT
-
-        return ROTATION_LAYOUT
-
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss and accuracy over the four rotations of `batch["views"][0]`, square (b, c, s, s)."""
-        logits = self.head(self.encoder(four_rotations(self._normalized(batch["views"][0]))))
+        logits = self.head(self.encoder(four_rotations(self.normalized(batch["views"][0]))))
         right = logits.argmax(1) == turns_of(logits)
         return {"loss": rotation_loss(logits), "accuracy": right.float().mean()}
 
@@ -88,11 +83,4 @@ class Rotation(nn.Module, Pretrained):
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (b, d) of images of any size."""
-        return stage_features(self.encoder, self._normalized(images), self.config.feature_stage)
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """Features of the places of the encoder's last map, (b, h, w, d)."""
-        return self.encoder.patch_features(self._normalized(images))
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self.config.mean, self.config.std)
+        return stage_features(self.encoder, self.normalized(images), self.config.feature_stage)

@@ -340,7 +340,7 @@ def encoder_layout(
         "from_theirs": partial(from_theirs, cls),
         "infer": partial(infer, cls, ours=ours),
         "resize": ENCODER_SIZES,
-        "same": ("backbone", "small_stem"),
+        "kind": lambda config: "ViT" if config.is_vit else f"{config.backbone} (small_stem {config.small_stem})",
         "pipelines": PIPELINES,
         "exports": exports,
     }

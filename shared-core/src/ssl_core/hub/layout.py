@@ -63,8 +63,8 @@ class Layout:
     """fields of another config, beside the optimiser's, that no weights fix: views, masks, dropout"""
     copies: Mapping[str, str] = field(default_factory=dict)
     """prefix of a momentum copy → prefix of what it copies"""
-    same: tuple[str, ...] = ()
-    """fields that no resizing changes: a wanted config must have the stored values"""
+    kind: Callable[[Any], str] = lambda config: ""
+    """what of a config no resizing changes, in words: stored and wanted must be of one kind"""
     rewritten: tuple[str, ...] = ()
     """keys of `to_theirs` that transformers changes when it saves the folder again"""
     pipelines: Mapping[str, str] = field(default_factory=dict)
@@ -199,11 +199,10 @@ def _with_timms_facts(config: Any, values: dict[str, Any]) -> Any:
 def resized(state: dict[str, Tensor], stored: Any, wanted: Any, layout: Layout) -> dict[str, Tensor]:
     """`state` of a network with the config `stored`, for one with the config `wanted`.
 
-    Raises ConfigError when the two differ in a field that no resizing changes.
+    Raises ConfigError when the two are of different kinds.
     """
-    if any(getattr(stored, name) != getattr(wanted, name) for name in layout.same):
-        has, asked = (", ".join(f"{name} {getattr(c, name)}" for name in layout.same) for c in (stored, wanted))
-        raise ConfigError(f"the checkpoint has {has}; {asked} is asked for")
+    if (has := layout.kind(stored)) != (asked := layout.kind(wanted)):
+        raise ConfigError(f"the checkpoint is a {has}, but a {asked} is asked for")
     state = dict(state)
     for key in state:
         for pattern, resize in layout.resize:
