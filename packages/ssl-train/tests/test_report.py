@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from ssl_train.report.page import ReportError, write_report
+from ssl_train.report.page import write_report
+from ssl_train.report.read import ReportError
 
 SETTINGS = {"epochs": 100.0, "batch_size": 256, "weight_decay": 0.05, "mask_ratio": 0.75, "classes": ["<script>"]}
 CONFIG = {
@@ -245,12 +246,12 @@ GEOMETRY = ("d", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height"
 
 def chart(source: str, title: str) -> ElementTree.Element:
     """The drawing of the chart with this title."""
-    pattern = rf"<figcaption><b>{re.escape(title)}[^<]*</b>.*?</figcaption>(<svg.*?)</figure>"
+    pattern = rf"<figcaption><b>{re.escape(title)}[^<]*</b>.*?</figcaption>\s*(<svg.*?)</figure>"
     return ElementTree.fromstring(re.search(pattern, source, re.DOTALL)[1])
 
 
 def titles(source: str) -> list[str]:
-    return re.findall(r'<figure class="chart[^>]*><figcaption><b>(.*?)</b>', source)
+    return re.findall(r'<figure class="chart[^>]*>\s*<figcaption><b>(.*?)</b>', source)
 
 
 def labels(drawing: ElementTree.Element, axis: str) -> list[str]:
@@ -280,7 +281,7 @@ def test_header_names_method_data_date_steps_device_time_and_parameters(whole):
 
 def test_every_chart_has_axes_ticks_hover_titles_and_a_name(whole):
     source = whole[1]
-    expected = ["Loss", "Learning rate", "Gradient norm", "Images per second"]
+    expected = ["Loss", "Learning rate", "Gradient norm", "Samples per second"]
     expected += ["Time spent waiting for data", "Feature std", "RankMe"]
     assert set(expected) <= set(titles(source))
     for title in titles(source):
@@ -535,7 +536,7 @@ def test_rates_are_medians_and_shares_are_percent(tmp_path):
         {"step": s, "images_per_second": a, "data_wait": b} for s, (a, b) in enumerate(zip(speeds, waits, strict=True))
     ]
     source, page = read(make_run(tmp_path / "run", lines))
-    assert "Images per second 102 data wait 2 %" in page.text
+    assert "Samples per second 102 data wait 2 %" in page.text
     assert "Time spent waiting for data not finite Time" not in page.text
     assert "Time spent waiting for data not finite" in page.text and "finite %" not in page.text
     assert [t.text for t in chart(source, "Time spent waiting for data").iter("title")] == [
