@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ssl_train.report.numbers import labels, measured, number
+from ssl_train.report.numbers import labels, number, with_unit
 from ssl_train.report.read import Point, finite
 
 Ticks = Sequence[tuple[float, str]]  # (position, label)
@@ -83,11 +83,11 @@ def draw(curve: Curve, series: Mapping[str, list[Point]]) -> Chart | None:
         return (ticks[-1] - value) / (ticks[-1] - ticks[0])
 
     wide = curve.size == "wide"
-    ending = measured(points[-1][1], unit)
+    ending = with_unit(points[-1][1], unit)
     steps = [s for s in round_numbers(first, last, STEP_TICKS[curve.size]) if first <= s <= last and s.is_integer()]
     raw = [(x(step), y(height(value))) for step, value in points]
     lines = {"raw": raw, "line": smooth(raw)} if curve.smooth and len(known) >= 40 else {"line": raw}
-    named = [(x(s), y(height(value)), f"step {number(s)}: {measured(value, unit)}") for s, value in known]
+    named = [(x(s), y(height(value)), f"step {number(s)}: {with_unit(value, unit)}") for s, value in known]
     return Chart(
         title=curve.title + (" (log scale)" if log else ""),
         size=curve.size,

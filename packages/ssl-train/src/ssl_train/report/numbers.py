@@ -16,7 +16,7 @@ def number(value: float, digits: int = 4) -> str:
     return (f"{value:,.0f}" if is_whole else f"{value:,.{digits}g}").replace("-", "\u2212")
 
 
-def measured(value: float, unit: str = "") -> str:
+def with_unit(value: float, unit: str = "") -> str:
     """A number with its unit; a measured share in % does not deserve a fourth digit."""
     return number(float(f"{value:.3g}")) + unit if unit and not math.isnan(value) else number(value)
 

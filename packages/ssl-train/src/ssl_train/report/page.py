@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_train.report.charts import Chart, Curve, draw
-from ssl_train.report.numbers import duration, labels, measured, number, plural
+from ssl_train.report.numbers import duration, labels, number, plural, with_unit
 from ssl_train.report.read import PROTOCOLS, Point, Run, Score, finite, read_run
 
 STD, RANKME, KNN = "health/feature_std", "health/rankme", "health/knn"
@@ -67,11 +67,8 @@ def render(run: Run) -> str:
     room = PackageLoader("ssl_train.report")
     environment = Environment(loader=room, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": number, "labels": labels, "duration": duration, "plural": plural}
-    environment.filters |= {
-        "share": "{:.2%}".format,
-        "quote": shlex.quote,
-        "json": partial(json.dumps, ensure_ascii=False),
-    }
+    environment.filters |= {"quote": shlex.quote, "json": partial(json.dumps, ensure_ascii=False)}
+    environment.filters["share"] = "{:.2%}".format
     method = str(run.started.get("method", "run"))
     page = environment.get_template("page.html.jinja").render(
         run=run,
@@ -103,13 +100,13 @@ def tiles(run: Run) -> Iterator[tuple[str, str, str]]:
         yield title, first, " ".join(others[0]) if others else ours
     knn, std, rankme = run.series[KNN], run.series[STD], run.series[RANKME]
     if knn and not run.evaluation.columns:
-        yield "k-NN", measured(100 * knn[-1][1], " %"), f"at step {number(knn[-1][0])}"
+        yield "k-NN", with_unit(100 * knn[-1][1], " %"), f"at step {number(knn[-1][0])}"
     if std and rankme:
         yield "RankMe", number(rankme[-1][1]), f"feature std {number(std[-1][1])}"
     speed, wait = finite(run.series["images_per_second"]), finite(run.series["data_wait"])
     if speed and wait:
         rate, share = (statistics.median(value for _, value in points) for points in (speed, wait))
-        yield "Samples per second", labels([float(f"{rate:.3g}")])[0], f"data wait {measured(100 * share, ' %')}"
+        yield "Samples per second", labels([float(f"{rate:.3g}")])[0], f"data wait {with_unit(100 * share, ' %')}"
 
 
 def charts(run: Run, *curves: Curve) -> list[Chart]:
@@ -139,7 +136,10 @@ def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
 
 
 def verdict(columns: dict[str, dict[str, Score]]) -> tuple[str, bool]:
-    """(what ours gains over each baseline, whether one is as good), on the linear probe if there is one."""
+    """(what ours gains over each baseline, whether one is as good).
+
+    On the linear probe where there is one, else under the first protocol.
+    """
     if not columns:
         return "", False
     title = PROTOCOLS["linear"] if PROTOCOLS["linear"] in columns else next(iter(columns))

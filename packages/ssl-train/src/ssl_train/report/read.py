@@ -20,7 +20,6 @@ from ssl_core.errors import InputError
 
 Point = tuple[float, float]  # (step, value); the value is nan where the run logged nan or inf
 PROTOCOLS = {"knn": "k-NN", "linear": "Linear probe", "fewshot": "Few-shot", "finetune": "Fine-tuning"}
-PNG = b"\x89PNG\r\n\x1a\n"
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -176,7 +175,7 @@ def _pictures(folder: Path, damaged: list[str]) -> Iterator[Picture]:
         if name not in there:
             continue
         data = (folder / name).read_bytes()
-        if not data.startswith(PNG) or b"IEND" not in data[-16:]:
+        if not data.startswith(b"\x89PNG\r\n\x1a\n") or b"IEND" not in data[-16:]:
             damaged.append(f"figures/{name} is not a whole PNG file and was left out.")
             continue
         # The header of a PNG holds the width and the height right after its signature and type.
