@@ -1,0 +1,188 @@
+"""What a run folder holds, as plain dataclasses.
+
+Training writes metrics.jsonl, run.json, bad_samples.json, config.json and the weights. The verbs
+`train`, `evaluate` and `show` write evaluation.json and figures/. Only what they write is read.
+A file that is missing leaves its part of the page empty. So does a damaged one, and a note says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_core.errors import InputError
+
+Point = tuple[float, float]  # (step, value); the value is nan where the run logged nan or inf
+PROTOCOLS = {"knn": "k-NN", "linear": "Linear probe", "fewshot": "Few-shot", "finetune": "Fine-tuning"}
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+class ReportError(InputError):
+    """A folder that no report can be made of; the message says why."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy in [0, 1]; few-shot has the half width of its interval besides."""
+
+    mean: float
+    half: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """evaluation.json: accuracies under protocols, and the lines of the recipe's own `measure`."""
+
+    data: str
+    protocol: dict[str, Any]
+    encoders: list[str]  # ours first
+    columns: dict[str, dict[str, Score]]  # by the protocol's title, then by encoder
+    measured_on: str
+    measured: list[str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One PNG of figures/, in base64."""
+
+    caption: str
+    width: int
+    height: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the page shows."""
+
+    name: str  # the path as the caller wrote it: the commands on the page repeat it
+    folder: Path
+    files: dict[str, dict[str, Any]]  # config.json and run.json, empty where they are missing
+    series: dict[str, list[Point]]  # every scalar of metrics.jsonl, in order of step; [] for others
+    seconds: float  # wall time, summed over resumes
+    torn: list[int]  # lines of metrics.jsonl that could not be read
+    repeated: list[int]  # steps that were logged again, since the run was resumed
+    evaluation: Evaluation
+    pictures: list[Picture]
+    bad_samples: list[tuple[str, str]]  # (name, reason)
+    damaged: list[str]  # what could not be read of the other files
+
+    @property
+    def started(self) -> dict[str, Any]:
+        """run.json; without it, config.json still knows the method and its settings."""
+        return self.files["config.json"].get("ssl", {}) | self.files["run.json"]
+
+
+def finite(points: list[Point]) -> list[Point]:
+    """The points whose value is finite."""
+    return [point for point in points if not math.isnan(point[1])]
+
+
+def read_run(run: str | Path) -> Run:
+    """Read a run folder. Raises ReportError when training has not begun in it."""
+    folder, damaged = Path(run), []
+    if not folder.is_dir():
+        raise ReportError(f"{run} is not a folder: give the one that training wrote")
+    if not (folder / "metrics.jsonl").is_file():
+        raise ReportError(f"{folder} holds no metrics.jsonl: give a folder in which training has begun")
+    if not (folder / "config.json").is_file() and not (folder / "run.json").is_file():
+        raise ReportError(f"{folder} holds neither config.json nor run.json: give the folder that training wrote")
+    return Run(
+        name=str(run),
+        folder=folder,
+        files={name: _json(folder / name, dict, {}, damaged) for name in ("config.json", "run.json")},
+        **_metrics(folder / "metrics.jsonl"),
+        evaluation=_json(folder / "evaluation.json", _evaluation, {}, damaged),
+        pictures=list(_pictures(folder / "figures", damaged)),
+        bad_samples=_json(folder / "bad_samples.json", _bad_samples, [], damaged),
+        damaged=damaged,
+    )
+
+
+def _json(path: Path, parse: Callable[[Any], Any], empty: Any, damaged: list[str]) -> Any:
+    """`parse` of a JSON file, or of `empty` when the file is missing or damaged."""
+    if path.is_file():
+        try:
+            return parse(json.loads(path.read_bytes()))
+        except DAMAGED as error:
+            damaged.append(f"{path.name} is damaged and was left out ({type(error).__name__}: {error}).")
+    return parse(empty)
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    """Fields of Run; of a step that is logged again the later values win."""
+    rows: dict[int, dict[str, float]] = {}
+    torn, repeated = [], set()
+    seconds = clock = last = 0.0
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            entry = {key: _value(value) for key, value in json.loads(line).items()}
+            step = int(entry["step"])
+        except DAMAGED:
+            torn.append(number)
+            continue
+        repeated |= {step} & rows.keys()
+        rows.setdefault(step, {}).update(entry)
+        # The clock counts from the start of a process, so it falls back when a run is resumed.
+        now = entry.get("seconds", clock)
+        seconds += now if now < clock or step <= last else now - clock
+        clock, last = now, step
+    series: dict[str, list[Point]] = defaultdict(list)
+    for step in sorted(rows):
+        for key, value in rows[step].items():
+            series[key].append((step, value))
+    return {"series": series, "seconds": seconds, "torn": torn, "repeated": sorted(repeated)}
+
+
+def _value(value: Any) -> float:
+    """A number as a float; nan for anything else, and for what would overflow an axis."""
+    if not isinstance(value, int | float) or not abs(value) < 1e300:
+        return math.nan
+    return float(value) if abs(value) > 1e-300 else 0.0
+
+
+def _evaluation(content: dict[str, Any]) -> Evaluation:
+    columns: dict[str, dict[str, Score]] = defaultdict(dict)
+    for key, title in PROTOCOLS.items():
+        for row in content.get("rows", []):
+            if isinstance(few := row.get(key), dict):
+                score = Score(float(few["mean"]), float(few["interval"]))
+                columns[f"{title}, {few['shots']} a class"][row["features"]] = score
+            elif key in row:
+                columns[title][row["features"]] = Score(float(row[key]))
+    measured = content.get("measured", {"of": "", "summary": []})
+    return Evaluation(
+        data=content.get("data", ""),
+        protocol=dict(content.get("protocol", {})),
+        encoders=[row["features"] for row in content.get("rows", [])],
+        columns=columns,
+        measured_on=measured["of"],
+        measured=measured["summary"][1:],  # the first line repeats `of`
+    )
+
+
+def _pictures(folder: Path, damaged: list[str]) -> Iterator[Picture]:
+    """Those with a caption first, in the order of captions.json."""
+    captions = _json(folder / "captions.json", dict, {}, damaged)
+    there = sorted(path.name for path in folder.glob("*.png") if path.is_file())
+    for name in dict.fromkeys([*captions, *there]):
+        if name not in there:
+            continue
+        data = (folder / name).read_bytes()
+        if not data.startswith(b"\x89PNG\r\n\x1a\n") or b"IEND" not in data[-16:]:
+            damaged.append(f"figures/{name} is not a whole PNG file and was left out.")
+            continue
+        # The header of a PNG holds the width and the height right after its signature and type.
+        width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+        default = name.removesuffix(".png").replace("_", " ").capitalize()
+        yield Picture(captions.get(name, default), width, height, base64.b64encode(data).decode())
+
+
+def _bad_samples(content: list[dict[str, str]]) -> list[tuple[str, str]]:
+    return [(sample["name"], sample["reason"]) for sample in content]
