@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ssl_core.config import ImageConfig, TrainConfig, check, check_scale
 from ssl_core.method import Recipe
 
-DVAE_RECIPE = Recipe(
-    name="dvae",
-    package="ssl_beit",
-    config="ssl_beit.config:DVAEConfig",
-    presets="ssl_beit.config:DVAE_PRESETS",
-    method="ssl_beit.dvae:DVAE",
-    views="ssl_beit.views:build_dvae",
-    show="ssl_beit.show:show_dvae",
-    measure="ssl_beit.measure:measure_dvae",
-)
-
-BEIT_RECIPE = Recipe(
-    name="beit",
-    package="ssl_beit",
-    config="ssl_beit.config:BEiTConfig",
-    presets="ssl_beit.config:BEIT_PRESETS",
-    method="ssl_beit.beit:BEiT",
-    views="ssl_beit.views:build_beit",
-    show="ssl_beit.show:show_beit",
-    measure="ssl_beit.measure:measure_beit",
-)
-
-RECIPES = [BEIT_RECIPE, DVAE_RECIPE]
+RECIPES = {
+    "beit": Recipe(
+        name="beit",
+        package="ssl_beit",
+        config="ssl_beit.config:BEiTConfig",
+        method="ssl_beit.beit:BEiT",
+        views="ssl_beit.views:build_beit",
+        show="ssl_beit.show:show_beit",
+        measure="ssl_beit.measure:measure_beit",
+    ),
+    "dvae": Recipe(
+        name="dvae",
+        package="ssl_beit",
+        config="ssl_beit.config:DVAEConfig",
+        method="ssl_beit.dvae:DVAE",
+        views="ssl_beit.views:build_dvae",
+        show="ssl_beit.show:show_dvae",
+        measure="ssl_beit.measure:measure_dvae",
+    ),
+}
 
 STRIDE = 8
 """Pixels of a visual token's side: the tokenizer halves an image three times."""
@@ -261,11 +258,13 @@ def demo() -> BEiTConfig:
     )  # fmt: skip
 
 
-DVAE_PRESETS: dict[str, Callable[[], DVAEConfig]] = {"demo": demo_dvae, "small": small, "dalle": dalle}
-BEIT_PRESETS: dict[str, Callable[[], BEiTConfig]] = {
-    "demo": demo,
-    "vit_small": vit_small,
-    "vit_base": vit_base,
-    "vit_base_22k": vit_base_22k,
-    "vit_large": vit_large,
+PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
+    "beit": {
+        "demo": demo,
+        "vit_small": vit_small,
+        "vit_base": vit_base,
+        "vit_base_22k": vit_base_22k,
+        "vit_large": vit_large,
+    },
+    "dvae": {"demo": demo_dvae, "small": small, "dalle": dalle},
 }

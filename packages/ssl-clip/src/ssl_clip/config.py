@@ -9,20 +9,21 @@ from typing import Literal
 from ssl_core.config import ImageConfig, TrainConfig, check, check_scale
 from ssl_core.method import Recipe
 
-RECIPE = Recipe(
-    name="clip",
-    package="ssl_clip",
-    config="ssl_clip.config:CLIPConfig",
-    presets="ssl_clip.config:PRESETS",
-    method="ssl_clip.clip:CLIP",
-    views="ssl_clip.views:build",
-    show="ssl_clip.show:show",
-    source="ssl_clip.pairs:open_pairs",
-    built_in="captioned scenes",
-    blank="ssl_clip.views:blank",
-    settle="ssl_clip.lit:settle",
-    measure="ssl_clip.measure:measure",
-)
+RECIPES = {
+    "clip": Recipe(
+        name="clip",
+        package="ssl_clip",
+        config="ssl_clip.config:CLIPConfig",
+        method="ssl_clip.clip:CLIP",
+        views="ssl_clip.views:build",
+        show="ssl_clip.show:show",
+        source="ssl_clip.pairs:open_pairs",
+        built_in="captioned scenes",
+        blank="ssl_clip.views:blank",
+        settle="ssl_clip.lit:settle",
+        measure="ssl_clip.measure:measure",
+    )
+}
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -169,11 +170,13 @@ def demo() -> CLIPConfig:
     )  # fmt: skip
 
 
-PRESETS: dict[str, Callable[[], CLIPConfig]] = {
-    "demo": demo,
-    "small": small,
-    "vit_b32": vit_b32,
-    "vit_b16": vit_b16,
-    "vit_l14": vit_l14,
-    "rn50": rn50,
+PRESETS: dict[str, dict[str, Callable[[], CLIPConfig]]] = {
+    "clip": {
+        "demo": demo,
+        "small": small,
+        "vit_b32": vit_b32,
+        "vit_b16": vit_b16,
+        "vit_l14": vit_l14,
+        "rn50": rn50,
+    }
 }

@@ -304,31 +304,33 @@ def simsiam_demo() -> SimSiamConfig:
     return SimSiamConfig(**SCENES, **SCENES_ADAMW, epochs=14, head_layers=2, projection=512, predictor_hidden=128)
 
 
-SIMCLR: dict[str, Callable[[], SimCLRConfig]] = {
-    "demo": simclr_demo,
-    "cifar_resnet18": simclr_cifar_resnet18,
-    "vit_small": simclr_vit_small,
-    "imagenet_resnet50": simclr_imagenet_resnet50,
-    "v2_resnet50": simclr_v2_resnet50,
-}
-MOCO: dict[str, Callable[[], MoCoConfig]] = {
-    "demo": moco_demo,
-    "cifar_resnet18": moco_cifar_resnet18,
-    "vit_small": moco_vit_small,
-    "imagenet_resnet50": moco_imagenet_resnet50,
-    "v1_resnet50": moco_v1_resnet50,
-}
-BYOL: dict[str, Callable[[], BYOLConfig]] = {
-    "demo": byol_demo,
-    "cifar_resnet18": byol_cifar_resnet18,
-    "vit_small": byol_vit_small,
-    "imagenet_resnet50": byol_imagenet_resnet50,
-}
-SIMSIAM: dict[str, Callable[[], SimSiamConfig]] = {
-    "demo": simsiam_demo,
-    "cifar_resnet18": simsiam_cifar_resnet18,
-    "vit_small": simsiam_vit_small,
-    "imagenet_resnet50": simsiam_imagenet_resnet50,
+PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
+    "simclr": {
+        "demo": simclr_demo,
+        "cifar_resnet18": simclr_cifar_resnet18,
+        "vit_small": simclr_vit_small,
+        "imagenet_resnet50": simclr_imagenet_resnet50,
+        "v2_resnet50": simclr_v2_resnet50,
+    },
+    "moco": {
+        "demo": moco_demo,
+        "cifar_resnet18": moco_cifar_resnet18,
+        "vit_small": moco_vit_small,
+        "imagenet_resnet50": moco_imagenet_resnet50,
+        "v1_resnet50": moco_v1_resnet50,
+    },
+    "byol": {
+        "demo": byol_demo,
+        "cifar_resnet18": byol_cifar_resnet18,
+        "vit_small": byol_vit_small,
+        "imagenet_resnet50": byol_imagenet_resnet50,
+    },
+    "simsiam": {
+        "demo": simsiam_demo,
+        "cifar_resnet18": simsiam_cifar_resnet18,
+        "vit_small": simsiam_vit_small,
+        "imagenet_resnet50": simsiam_imagenet_resnet50,
+    },
 }
 
 
@@ -337,7 +339,6 @@ def _recipe(name: str, method: str) -> Recipe:
         name=name,
         package="ssl_contrastive",
         config=f"ssl_contrastive.config:{method}Config",
-        presets=f"ssl_contrastive.config:{name.upper()}",
         method=f"ssl_contrastive.{name}:{method}",
         views="ssl_contrastive.views:build",
         show="ssl_contrastive.show:show",

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ssl_core.config import BackboneConfig, ImageConfig, TrainConfig, check, check_jitter, check_scale, check_shares
 from ssl_core.method import Recipe
 
-RECIPE = Recipe(
-    name="dino",
-    package="ssl_dino",
-    config="ssl_dino.config:DINOConfig",
-    presets="ssl_dino.config:PRESETS",
-    method="ssl_dino.dino:DINO",
-    views="ssl_dino.views:build",
-    show="ssl_dino.show:show",
-)
-
-DINOV2 = Recipe(
-    name="dinov2",
-    package="ssl_dino",
-    config="ssl_dino.config:DINOv2Config",
-    presets="ssl_dino.config:DINOV2_PRESETS",
-    method="ssl_dino.dinov2:DINOv2",
-    views="",
-    show="ssl_dino.show:show",
-)
-
+RECIPES = {
+    "dino": Recipe(
+        name="dino",
+        package="ssl_dino",
+        config="ssl_dino.config:DINOConfig",
+        method="ssl_dino.dino:DINO",
+        views="ssl_dino.views:build",
+        show="ssl_dino.show:show",
+    ),
+    "dinov2": Recipe(
+        name="dinov2",
+        package="ssl_dino",
+        config="ssl_dino.config:DINOv2Config",
+        method="ssl_dino.dinov2:DINOv2",
+        views="",
+        show="ssl_dino.show:show",
+    ),
+}
 BLUR_P: dict[str, tuple[float, float, float]] = {"paper": (1.0, 0.1, 0.5), "released": (0.0, 0.9, 0.5)}
 """Probability of a blur in the first global crop, the other global crops and the local ones: as the papers of DINO and
 DINOv2 say, and as DINOv2's released code does it, where `RandomApply(p=1 - p)` turns the first two around."""
@@ -246,18 +244,20 @@ def vitg14() -> DINOv2Config:
     return DINOv2Config(dim=1536, depth=40, heads=24, swiglu=True)
 
 
-PRESETS: dict[str, Callable[[], DINOConfig]] = {
-    "demo": demo,
-    "small_data": small_data,
-    "vit_small": vit_small,
-    "vit_small_300": vit_small_300,
-    "vit_base": vit_base,
-    "resnet50": resnet50,
-}
-DINOV2_PRESETS: dict[str, Callable[[], DINOv2Config]] = {
-    "demo": vits14,
-    "vits14": vits14,
-    "vitb14": vitb14,
-    "vitl14": vitl14,
-    "vitg14": vitg14,
+PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
+    "dino": {
+        "demo": demo,
+        "small_data": small_data,
+        "vit_small": vit_small,
+        "vit_small_300": vit_small_300,
+        "vit_base": vit_base,
+        "resnet50": resnet50,
+    },
+    "dinov2": {
+        "demo": vits14,
+        "vits14": vits14,
+        "vitb14": vitb14,
+        "vitl14": vitl14,
+        "vitg14": vitg14,
+    },
 }

@@ -147,33 +147,6 @@ def gpt_demo() -> GPTConfig:
     )  # fmt: skip
 
 
-GPT_PRESETS: dict[str, Callable[[], GPTConfig]] = {
-    "demo": gpt_demo,
-    "small": gpt_small,
-    "gpt2": gpt2,
-    "gpt2_medium": gpt2_medium,
-    "gpt2_large": gpt2_large,
-    "gpt2_xl": gpt2_xl,
-}
-
-GPT_RECIPE = Recipe(
-    name="gpt",
-    package="ssl_lm",
-    config="ssl_lm.config:GPTConfig",
-    presets="ssl_lm.config:GPT_PRESETS",
-    method="ssl_lm.gpt:GPT",
-    views="ssl_lm.views:next_tokens",
-    show="ssl_lm.show:show",
-    eval_view="ssl_lm.views:whole_text",
-    source="ssl_lm.corpus:open_text",
-    built_in="stdlib",
-    blank="ssl_lm.views:blank",
-    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
-    settle="ssl_lm.corpus:settle",
-    measure="ssl_lm.evaluate:measure",
-)
-
-
 # ---------------------------------------------------------------- BERT
 
 
@@ -272,24 +245,6 @@ def bert_demo() -> BERTConfig:
 
 _TOKENIZERS: dict[str, Any] = dict.fromkeys(SPECIAL_IDS)
 """Every special token as the data's tokenizer numbers it."""
-
-BERT_PRESETS: dict[str, Callable[[], BERTConfig]] = {
-    "demo": bert_demo,
-    "small": bert_small,
-    "base": bert_base,
-    "large": bert_large,
-}
-
-BERT_RECIPE = replace(
-    GPT_RECIPE,
-    name="bert",
-    config="ssl_lm.config:BERTConfig",
-    presets="ssl_lm.config:BERT_PRESETS",
-    method="ssl_lm.bert:BERT",
-    views="ssl_lm.views:masked",
-    eval_view="ssl_lm.views:framed_text",
-    measure="ssl_lm.evaluate:measure_masked",
-)
 
 
 # ---------------------------------------------------------------- T5
@@ -424,26 +379,65 @@ def t5_demo() -> T5Config:
     )  # fmt: skip
 
 
-T5_PRESETS: dict[str, Callable[[], T5Config]] = {
-    "demo": t5_demo,
-    "small": t5_small,
-    "base": t5_base,
-    "large": t5_large,
-    "v1_1_small": t5_v1_1_small,
-    "v1_1_base": t5_v1_1_base,
-}
-
-T5_RECIPE = replace(
-    GPT_RECIPE,
-    name="t5",
-    config="ssl_lm.config:T5Config",
-    presets="ssl_lm.config:T5_PRESETS",
-    method="ssl_lm.t5:T5",
-    views="ssl_lm.views:spans",
-    measure="ssl_lm.evaluate:measure_spans",
-)
-
-
 # ---------------------------------------------------------------- what the command line lists
 
-RECIPES = [GPT_RECIPE, BERT_RECIPE, T5_RECIPE]
+PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
+    "gpt": {
+        "demo": gpt_demo,
+        "small": gpt_small,
+        "gpt2": gpt2,
+        "gpt2_medium": gpt2_medium,
+        "gpt2_large": gpt2_large,
+        "gpt2_xl": gpt2_xl,
+    },
+    "bert": {
+        "demo": bert_demo,
+        "small": bert_small,
+        "base": bert_base,
+        "large": bert_large,
+    },
+    "t5": {
+        "demo": t5_demo,
+        "small": t5_small,
+        "base": t5_base,
+        "large": t5_large,
+        "v1_1_small": t5_v1_1_small,
+        "v1_1_base": t5_v1_1_base,
+    },
+}
+
+GPT = Recipe(
+    name="gpt",
+    package="ssl_lm",
+    config="ssl_lm.config:GPTConfig",
+    method="ssl_lm.gpt:GPT",
+    views="ssl_lm.views:next_tokens",
+    show="ssl_lm.show:show",
+    eval_view="ssl_lm.views:whole_text",
+    source="ssl_lm.corpus:open_text",
+    built_in="stdlib",
+    blank="ssl_lm.views:blank",
+    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
+    settle="ssl_lm.corpus:settle",
+    measure="ssl_lm.measure:measure",
+)
+RECIPES = {
+    "gpt": GPT,
+    "bert": replace(
+        GPT,
+        name="bert",
+        config="ssl_lm.config:BERTConfig",
+        method="ssl_lm.bert:BERT",
+        views="ssl_lm.views:masked",
+        eval_view="ssl_lm.views:framed_text",
+        measure="ssl_lm.measure:measure_masked",
+    ),
+    "t5": replace(
+        GPT,
+        name="t5",
+        config="ssl_lm.config:T5Config",
+        method="ssl_lm.t5:T5",
+        views="ssl_lm.views:spans",
+        measure="ssl_lm.measure:measure_spans",
+    ),
+}

@@ -9,15 +9,16 @@ from typing import Literal
 from ssl_core.config import ImageConfig, TrainConfig, check, check_scale
 from ssl_core.method import Recipe
 
-RECIPE = Recipe(
-    name="mae",
-    package="ssl_mae",
-    config="ssl_mae.config:MAEConfig",
-    presets="ssl_mae.config:PRESETS",
-    method="ssl_mae.mae:MAE",
-    views="ssl_mae.views:build",
-    show="ssl_mae.show:show",
-)
+RECIPES = {
+    "mae": Recipe(
+        name="mae",
+        package="ssl_mae",
+        config="ssl_mae.config:MAEConfig",
+        method="ssl_mae.mae:MAE",
+        views="ssl_mae.views:build",
+        show="ssl_mae.show:show",
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +140,13 @@ def demo() -> MAEConfig:
     )  # fmt: skip
 
 
-PRESETS: dict[str, Callable[[], MAEConfig]] = {
-    "demo": demo,
-    "vit_tiny": vit_tiny,
-    "vit_small": vit_small,
-    "vit_base": vit_base,
-    "vit_large": vit_large,
-    "vit_huge": vit_huge,
+PRESETS: dict[str, dict[str, Callable[[], MAEConfig]]] = {
+    "mae": {
+        "demo": demo,
+        "vit_tiny": vit_tiny,
+        "vit_small": vit_small,
+        "vit_base": vit_base,
+        "vit_large": vit_large,
+        "vit_huge": vit_huge,
+    }
 }

@@ -19,7 +19,6 @@ def _recipe(name: str, module: str, method: str, view: str, source: str = "ssl_t
         name=name,
         package="ssl_pretext",
         config=f"ssl_pretext.config:{method}Config",
-        presets=f"ssl_pretext.config:{module.upper()}_PRESETS",
         method=f"ssl_pretext.{module}:{method}",
         views=f"ssl_pretext.views:{view}",
         show=f"ssl_pretext.show:show_{module}",
@@ -27,11 +26,12 @@ def _recipe(name: str, module: str, method: str, view: str, source: str = "ssl_t
     )
 
 
-ROTATION = _recipe("rotation", "rotation", "Rotation", "SquareView", "ssl_pretext.views:open_turnable")
-JIGSAW = _recipe("jigsaw", "jigsaw", "Jigsaw", "JigsawView")
-COLORIZATION = _recipe("colorization", "colorization", "Colorization", "SquareView")
-RELATIVE_PATCH = _recipe("relative-patch", "relative_patch", "RelativePatch", "TilesView")
-RECIPES = (ROTATION, JIGSAW, COLORIZATION, RELATIVE_PATCH)
+RECIPES = {
+    "rotation": _recipe("rotation", "rotation", "Rotation", "SquareView", "ssl_pretext.views:open_turnable"),
+    "jigsaw": _recipe("jigsaw", "jigsaw", "Jigsaw", "JigsawView"),
+    "colorization": _recipe("colorization", "colorization", "Colorization", "SquareView"),
+    "relative-patch": _recipe("relative-patch", "relative_patch", "RelativePatch", "TilesView"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,25 +284,27 @@ VIT: dict[str, Any] = {
 }  # fmt: skip
 """ViT-S/16, the encoder's defaults, and the recipe that supervised ViTs have."""
 
-ROTATION_PRESETS: dict[str, Callable[[], RotationConfig]] = {
-    "demo": demo_rotation,
-    "cifar": rotation_cifar,
-    "resnet50": rotation_resnet50,
-    "vit_small": rotation_vit_small,
-}
-JIGSAW_PRESETS: dict[str, Callable[[], JigsawConfig]] = {
-    "demo": demo_jigsaw,
-    "resnet50": jigsaw_resnet50,
-    "resnet50_many": jigsaw_resnet50_many,
-    "vit_small": jigsaw_vit_small,
-}
-COLORIZATION_PRESETS: dict[str, Callable[[], ColorizationConfig]] = {
-    "demo": demo_colorization,
-    "resnet50": colorization_resnet50,
-    "vit_small": colorization_vit_small,
-}
-RELATIVE_PATCH_PRESETS: dict[str, Callable[[], RelativePatchConfig]] = {
-    "demo": demo_relative_patch,
-    "resnet50": relative_patch_resnet50,
-    "doersch": relative_patch_doersch,
+PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
+    "rotation": {
+        "demo": demo_rotation,
+        "cifar": rotation_cifar,
+        "resnet50": rotation_resnet50,
+        "vit_small": rotation_vit_small,
+    },
+    "jigsaw": {
+        "demo": demo_jigsaw,
+        "resnet50": jigsaw_resnet50,
+        "resnet50_many": jigsaw_resnet50_many,
+        "vit_small": jigsaw_vit_small,
+    },
+    "colorization": {
+        "demo": demo_colorization,
+        "resnet50": colorization_resnet50,
+        "vit_small": colorization_vit_small,
+    },
+    "relative-patch": {
+        "demo": demo_relative_patch,
+        "resnet50": relative_patch_resnet50,
+        "doersch": relative_patch_doersch,
+    },
 }

@@ -201,15 +201,16 @@ LAYOUT = Layout(
     to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, adapt=adapt,
 )  # fmt: skip
 EXPORTS = {"transformers": lambda method: (LAYOUT.keymap.to_theirs(method.state_dict())[0], to_theirs(method.config))}
-PRESETS = {"demo": TinyConfig}
-RECIPE = Recipe(
-    name="tiny",
-    package="ssl_tiny",
-    config=f"{__name__}:TinyConfig",
-    presets=f"{__name__}:PRESETS",
-    method=f"{__name__}:Tiny",
-    views=f"{__name__}:TwoCrops",
-    show=f"{__name__}:show",
-    source=f"{__name__}:open_pictures",
-)
+PRESETS = {"tiny": {"demo": TinyConfig}}
+RECIPES = {
+    "tiny": Recipe(
+        name="tiny",
+        package="ssl_tiny",
+        config=f"{__name__}:TinyConfig",
+        method=f"{__name__}:Tiny",
+        views=f"{__name__}:TwoCrops",
+        show=f"{__name__}:show",
+        source=f"{__name__}:open_pictures",
+    )
+}
 sys.modules["ssl_tiny.convert"] = sys.modules[__name__]  # where `export` looks for EXPORTS

@@ -153,15 +153,15 @@ VERBS: dict[str, type] = {
 
 
 def main(
-    recipes: Sequence[Recipe], arguments: Sequence[str] | None = None, verbs: Mapping[str, Verb] | None = None
+    recipes: Mapping[str, Recipe], arguments: Sequence[str] | None = None, verbs: Mapping[str, Verb] | None = None
 ) -> int:
     """Run one command and return its exit code.
 
-    `recipes` are the package's methods, the first one the default; `verbs` its own commands.
+    `recipes` are the package's methods by name, the first one the default; `verbs` its own commands.
     """
     verbs = verbs or {}
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    program = recipes[0].package.replace("_", "-")
+    program = next(iter(recipes.values())).package.replace("_", "-")
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         print(_version(program) if arguments[:1] == ["--version"] else _overview(program, recipes, verbs))
         return 0
@@ -195,20 +195,20 @@ def main(
 
 
 def _choose_method(
-    recipes: Sequence[Recipe], arguments: list[str], default: str | None = None
+    recipes: Mapping[str, Recipe], arguments: list[str], default: str | None = None
 ) -> tuple[Recipe, list[str]]:
     """The recipe that --method names, else that of the run folder among the arguments; and the other arguments."""
+    first = next(iter(recipes))
     if len(recipes) == 1:
-        return recipes[0], arguments
+        return recipes[first], arguments
     known, rest = _peek(arguments, "--method")
-    names = {recipe.name: recipe for recipe in recipes}
-    name = known["method"] or _method_of(recipes, rest) or default or recipes[0].name
-    if name not in names:
-        raise ConfigError(f"no method {name!r}; there are {', '.join(names)}")
-    return names[name], rest
+    name = known["method"] or _method_of(recipes, rest) or default or first
+    if name not in recipes:
+        raise ConfigError(f"no method {name!r}; there are {', '.join(recipes)}")
+    return recipes[name], rest
 
 
-def _method_of(recipes: Sequence[Recipe], arguments: list[str]) -> str | None:
+def _method_of(recipes: Mapping[str, Recipe], arguments: list[str]) -> str | None:
     """Name of the method whose weights are in --init, --weights or the first argument without a flag that is one of our
     folders, or the weights in one."""
     given, _ = _peek(arguments, "--init", "--weights")
@@ -219,7 +219,7 @@ def _method_of(recipes: Sequence[Recipe], arguments: list[str]) -> str | None:
         if argument and not argument.startswith("-") and file.is_file():
             own = read_file(file).get("ssl")
             stored = own.get("method") if isinstance(own, dict) else None
-            return next((recipe.name for recipe in recipes if recipe.method == stored), None)
+            return next((name for name, recipe in recipes.items() if recipe.method == stored), None)
     return None
 
 
@@ -270,7 +270,7 @@ def defaults(recipe: Recipe, arguments: list[str]) -> Any:
 
 def preset(recipe: Recipe, name: str | None, *, built_in: bool = False) -> Any:
     """A preset's config; `demo` for the built-in data, else the paper's defaults. ConfigError for an unknown name."""
-    presets = load(recipe.presets)
+    presets = recipe.presets
     if name is None:
         return presets["demo"]() if built_in else load(recipe.config)()
     if name not in presets:
@@ -278,14 +278,14 @@ def preset(recipe: Recipe, name: str | None, *, built_in: bool = False) -> Any:
     return presets[name]()
 
 
-def _overview(program: str, recipes: Sequence[Recipe], verbs: Mapping[str, Verb]) -> str:
+def _overview(program: str, recipes: Mapping[str, Recipe], verbs: Mapping[str, Verb]) -> str:
     lines = [f"usage: {program} COMMAND [options]      {program} COMMAND --help", ""]
     for verb, cls in {**VERBS, **{name: load(own.arguments) for name, own in verbs.items()}}.items():
         lines.append(f"  {verb:10s}{' '.join((cls.__doc__ or '').split())}")
     if len(recipes) > 1:
-        lines += ["", f"methods (--method): {', '.join(recipe.name for recipe in recipes)}"]
-    for recipe in recipes:
-        lines.append(f"presets of {recipe.name} (--preset): {', '.join(load(recipe.presets))}")
+        lines += ["", f"methods (--method): {', '.join(recipes)}"]
+    for recipe in recipes.values():
+        lines.append(f"presets of {recipe.name} (--preset): {', '.join(recipe.presets)}")
     return "\n".join(lines)
 
 
