@@ -114,8 +114,6 @@ class ImageConfig:
     """pixel standard deviation per channel"""
     crop_pct: float = 0.875
     """share of the shorter side that an evaluation's centre crop keeps"""
-    pos_interp: Literal["offset", "size", "antialias"] = "size"
-    """how stored positions are resampled to another image size"""
 
     def __post_init__(self) -> None:
         parent = getattr(super(), "__post_init__", None)
@@ -152,25 +150,42 @@ class ImageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneConfig(ImageConfig):
+class ViTConfig(ImageConfig):
+    """A vision transformer (arXiv 2010.11929). The defaults are ViT-S/16's."""
+
+    dim: int = 384
+    """width of the ViT"""
+    depth: int = 12
+    """blocks of the ViT"""
+    heads: int = 6
+    """attention heads of the ViT"""
+    mlp_ratio: float = 4.0
+    """hidden width of the ViT's MLPs over its width"""
+    layer_norm_eps: float = 1e-6
+    """epsilon of the ViT's layer norms"""
+    pos_interp: Literal["offset", "size", "antialias"] = "size"
+    """how the ViT's stored positions are resampled to another image size"""
+    pool: Literal["cls", "mean"] = "cls"
+    """what `encode` returns of a ViT: the CLS token or the mean of the patches"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("dim", "heads"):
+            check(0 < getattr(self, name) <= 2**16, name, getattr(self, name), "must lie in 1 … 2^16")
+        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
+        check(0 < self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "must lie in (0, 1000]")
+        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
+        check(self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(ViTConfig):
     """The encoder of a method that works with a ViT and with a ResNet; `ssl_core.encoder` builds it."""
 
     backbone: Literal["vit", "resnet18", "resnet34", "resnet50"] = "vit"
     """architecture of the encoder"""
-    dim: int = 384
-    """vit: width"""
-    depth: int = 12
-    """vit: blocks"""
-    heads: int = 6
-    """vit: attention heads"""
-    mlp_ratio: float = 4.0
-    """vit: hidden width of an MLP over the width"""
-    layer_norm_eps: float = 1e-6
-    """vit: epsilon of the layer norms"""
     drop_path: float = 0.0
     """vit: share of samples that skip the last block in training, rising linearly from the first"""
-    pool: Literal["cls", "mean"] = "cls"
-    """vit: what `encode` returns, the CLS token or the mean of the patches; a resnet's map is averaged"""
     width: int = 64
     """resnet: channels of the first stage"""
     small_stem: bool = False
@@ -178,14 +193,9 @@ class BackboneConfig(ImageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dim", "heads", "in_channels"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
+        check(self.in_channels > 0, "in_channels", self.in_channels, "must be positive")
         check(0 < self.width <= 4096, "width", self.width, "must lie in 1 … 4096")
-        check(0 < self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "must lie in (0, 1000]")
-        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
         check(0 <= self.drop_path < 1, "drop_path", self.drop_path, "must lie in [0, 1)")
-        check(not self.is_vit or self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
 
     @property
     def is_vit(self) -> bool:

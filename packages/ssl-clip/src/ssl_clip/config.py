@@ -77,6 +77,8 @@ class CLIPConfig(ImageConfig, TrainConfig):
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     crop_pct: float = 1.0
+    pos_interp: Literal["offset", "size", "antialias"] = "size"
+    """how stored positions are resampled to another image size"""
 
     loss: Literal["clip", "siglip"] = "clip"
     """clip: softmax over the batch, both ways; siglip: a sigmoid for every pair, better at small batches"""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ssl_core.config import BackboneConfig, ImageConfig, TrainConfig, check, check_jitter, check_scale, check_shares
+from ssl_core.config import BackboneConfig, TrainConfig, ViTConfig, check, check_jitter, check_scale, check_shares
 from ssl_core.method import Recipe
 
 RECIPES = {
@@ -134,17 +134,11 @@ class DINOConfig(BackboneConfig, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DINOv2Config(ImageConfig):
+class DINOv2Config(ViTConfig):
     """The encoder of DINOv2 (arXiv 2304.07193), with registers or without. The defaults are ViT-S/14's."""
 
     image_size: int | tuple[int, int] = 518
     patch_size: int = 14
-    dim: int = 384
-    """width"""
-    depth: int = 12
-    """blocks"""
-    heads: int = 6
-    """attention heads"""
     pos_interp: Literal["offset", "size", "antialias"] = "offset"
     """how stored positions are resampled: offset in the authors' code, antialias with registers, size in transformers"""
     mlp_ratio: int = 4
@@ -153,20 +147,11 @@ class DINOv2Config(ImageConfig):
     """gated MLPs, as in ViT-g"""
     registers: int = 0
     """tokens without a position; 4 in the models that have them (arXiv 2309.16588)"""
-    layer_norm_eps: float = 1e-6
-    """epsilon of the layer norms"""
-    pool: Literal["cls", "mean"] = "cls"
-    """what `encode` returns, the CLS token or the mean of the patches"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dim", "heads", "in_channels"):
-            check(0 < getattr(self, name) <= 2**16, name, getattr(self, name), "must lie in 1 … 2^16")
-        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
+        check(0 < self.in_channels <= 2**16, "in_channels", self.in_channels, "must lie in 1 … 2^16")
         check(0 <= self.registers <= 1000, "registers", self.registers, "must lie in 0 … 1000")
-        check(0 < self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "must lie in (0, 1000]")
-        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
-        check(self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
 
 
 def vit_small() -> DINOConfig:
