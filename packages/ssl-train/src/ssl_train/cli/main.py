@@ -21,6 +21,7 @@ import tyro
 from ssl_core.config import ConfigError, from_dict, read_file, to_dict
 from ssl_core.errors import InputError, TrainingError
 from ssl_core.method import Recipe, Verb, load
+from ssl_train.cli.bounds import with_bounds
 from ssl_train.options import RunOptions
 from ssl_train.stop import EXIT_REQUEUE, Interrupted
 
@@ -176,7 +177,7 @@ def main(
         if allowed and recipe.name not in allowed:
             raise InputError(f"{verb} is for {' and '.join(allowed)}, not for {recipe.name}")
         if own is not None:
-            typed = tyro.cli(load(own.arguments), args=rest, prog=f"{program} {verb}")
+            typed = tyro.cli(with_bounds(load(own.arguments)), args=rest, prog=f"{program} {verb}")
             return load(own.run)(recipe, typed) or 0  # loads torch, which --help does without
         parsed = _parse(f"{program} {verb}", verb, recipe, rest)
         from ssl_train.cli import commands
@@ -238,11 +239,10 @@ def _peek(arguments: list[str], *flags: str) -> tuple[dict[str, str | None], lis
 def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tuple[Any, ...]:
     if verb != "train":
         return (tyro.cli(VERBS[verb], args=arguments, prog=program),)
-    fields = [
-        ("run", Train, Train()),
-        ("config", load(recipe.config), defaults(recipe, arguments)),
-        ("options", RunOptions, RunOptions()),
-    ]
+    config = defaults(recipe, arguments)
+    shown = with_bounds(type(config))
+    options = with_bounds(RunOptions)
+    fields = [("run", Train, Train()), ("config", shown, shown(**vars(config))), ("options", options, options())]
     Arguments = make_dataclass("Arguments", fields, frozen=True)
     parsed = tyro.cli(
         Arguments,
@@ -251,7 +251,7 @@ def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tup
         description=Train.__doc__,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return parsed.run, parsed.config, parsed.options
+    return parsed.run, type(config)(**vars(parsed.config)), RunOptions(**vars(parsed.options))
 
 
 def defaults(recipe: Recipe, arguments: list[str]) -> Any:
