@@ -26,14 +26,14 @@ from ssl_core.device import pick_device, seed_step
 from ssl_core.method import load
 from ssl_core.pixels import normalize
 from ssl_core.schedule import cosine
-from ssl_dino.config import RECIPE as DINO
+from ssl_dino.config import RECIPES as DINO
 from ssl_train.cli.main import preset
 from ssl_train.data.split import train_and_test
 from ssl_train.evaluate.evaluate import evaluate
 from ssl_train.fit import fit
 from ssl_train.probe import Probe
 
-RECIPES = {recipe.name: recipe for recipe in (*CONTRASTIVE.values(), DINO)}
+RECIPES = CONTRASTIVE | {"dino": DINO["dino"]}
 LR = {"byol": 4.0}
 """lightly averages the two directions of 1 - cos where the paper sums those of 2 - 2 cos: a quarter of the gradient."""
 

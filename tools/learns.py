@@ -17,12 +17,12 @@ from typing import Any
 
 from gate import cell, changed, flags, verdict
 
-from ssl_beit.config import BEIT_RECIPE as BEIT
+from ssl_beit.config import RECIPES as BEIT
 from ssl_contrastive.config import RECIPES as CONTRASTIVE
 from ssl_core.device import pick_device, seed_step
 from ssl_core.method import Recipe, load
-from ssl_dino.config import RECIPE as DINO
-from ssl_mae.config import RECIPE as MAE
+from ssl_dino.config import RECIPES as DINO
+from ssl_mae.config import RECIPES as MAE
 from ssl_pretext.config import RECIPES as PRETEXT
 from ssl_train.cli.main import preset
 from ssl_train.data.split import train_and_test
@@ -30,7 +30,7 @@ from ssl_train.evaluate.evaluate import evaluate
 from ssl_train.evaluate.features import histogram, pixels
 from ssl_train.run import train
 
-RECIPES = {recipe.name: recipe for recipe in (MAE, *CONTRASTIVE.values(), DINO, BEIT, *PRETEXT)}
+RECIPES = MAE | CONTRASTIVE | {"dino": DINO["dino"], "beit": BEIT["beit"]} | PRETEXT
 BASELINES = ("random init", "raw pixels", "colour histogram")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from gate import cell, changed, flags, verdict
 
-from ssl_clip.config import RECIPE, demo
+from ssl_clip.config import RECIPES, demo
 from ssl_clip.measure import measure
 from ssl_clip.pairs import open_pairs
 from ssl_train.data.views import eval_view
@@ -46,7 +46,7 @@ def main() -> None:
 def one_seed(config: Any, seed: int, out: Path) -> dict[str, Any]:
     """Figures of one seed and the minutes that its training took."""
     start = time.perf_counter()
-    method = train(RECIPE, dataclasses.replace(config, seed=seed), data=None, out=out)
+    method = train(RECIPES["clip"], dataclasses.replace(config, seed=seed), data=None, out=out)
     minutes = (time.perf_counter() - start) / 60
     figures = measure(method, method.attach(open_pairs(None, config=method.config, split="test")))
     print(f"seed {seed}, {minutes:.1f} minutes:", *figures["summary"], sep="\n  ", flush=True)

@@ -22,7 +22,7 @@ import torch
 from gate import cell, changed, flags, once, verdict
 
 from ssl_core.method import load
-from ssl_lm import evaluate
+from ssl_lm import measure
 from ssl_lm.config import RECIPES
 from ssl_lm.corpus import open_text
 from ssl_lm.gpt import GPT
@@ -32,15 +32,13 @@ from ssl_train.run import train
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import plain_gpt
 
-NAMES = {recipe.name: recipe for recipe in RECIPES}
-
 
 def main() -> None:
     parser = flags(__doc__, "runs/learns-text")
-    parser.add_argument("methods", nargs="*", default=["gpt"], help=", ".join(NAMES))
+    parser.add_argument("methods", nargs="*", default=["gpt"], help=", ".join(RECIPES))
     args = parser.parse_args()
     for name in args.methods:
-        config = NAMES[name].settled(changed(load(NAMES[name].presets)["demo"](), args.set), None)
+        config = RECIPES[name].settled(changed(RECIPES[name].presets["demo"](), args.set), None)
         runs = []
         for seed in args.seeds:
             seeded, folder = dataclasses.replace(config, seed=seed), args.out / name / str(seed)
@@ -59,7 +57,7 @@ def main() -> None:
 
 def one_seed(name: str, config: Any, out: Path) -> dict[str, Any]:
     """Train one seed; its figures on the held-out modules, and the CPU seconds of training."""
-    recipe = NAMES[name]
+    recipe = RECIPES[name]
     start = time.process_time()
     method = train(recipe, config, data=None, out=out, options=RunOptions(workers=0, device="cpu"))
     seconds = time.process_time() - start
@@ -80,8 +78,8 @@ def plain(config: Any, limit: float) -> dict[str, Any]:
     seconds = time.process_time() - start
     judge = GPT(config).eval()
     judge.load_state_dict(plain_gpt.turned(model.state_dict()))
-    documents = list(evaluate.at_most(open_text(None, config=config, split="test").texts(), evaluate.TOKENS))
-    return {**evaluate.perplexity(judge, documents), "cpu_seconds": seconds, "steps": steps}
+    documents = list(measure.at_most(open_text(None, config=config, split="test").texts(), measure.TOKENS))
+    return {**measure.perplexity(judge, documents), "cpu_seconds": seconds, "steps": steps}
 
 
 def table(name: str, runs: list[dict[str, Any]]) -> str:

@@ -18,10 +18,10 @@ from ssl_core import distributed
 from ssl_core.batch_norm import BatchNorm, sync_batch_norm
 from ssl_testing import children, faults
 from ssl_testing.state import apart, differing, newest, whole_state
-from ssl_testing.tiny import RECIPE, TinyConfig
+from ssl_testing.tiny import RECIPES, TinyConfig
 from ssl_testing.trial import Trial
 
-TRIAL = Trial(RECIPE, TinyConfig(precision="fp32", warmup_epochs=0.25))
+TRIAL = Trial(RECIPES["tiny"], TinyConfig(precision="fp32", warmup_epochs=0.25))
 QUIET = TRIAL.replace(dropout=0.0)
 
 

@@ -20,7 +20,7 @@ from step import Contender, as_fit, as_trainer, work
 from torch import Tensor
 
 from ssl_beit.beit import BEiT
-from ssl_beit.config import BEIT_PRESETS
+from ssl_beit.config import PRESETS
 from ssl_beit.views import block_mask
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     flags = measure.parser(__doc__)
-    flags.add_argument("--presets", nargs="+", choices=[*BEIT_PRESETS], default=["vit_base"])
+    flags.add_argument("--presets", nargs="+", choices=[*PRESETS["beit"]], default=["vit_base"])
     flags.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     flags.add_argument("--batch", type=int, default=4, help="images")
     args = flags.parse_args()
@@ -54,7 +54,7 @@ def compare(preset: str, precision: str, batch: int, chosen: Settings) -> None:
 
 def build(make: Callable[..., Contender], preset: str, precision: str, batch: int) -> Work:
     """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
-    config = dataclasses.replace(BEIT_PRESETS[preset](), tokenizer=None, tokenizer_hidden=0, drop_path=0.0)
+    config = dataclasses.replace(PRESETS["beit"][preset](), tokenizer=None, tokenizer_hidden=0, drop_path=0.0)
     torch.manual_seed(0)
     method = BEiT(config)
     images = torch.randn(batch, config.in_channels, *config.size)

@@ -21,10 +21,10 @@ from step import Contender, as_fit, as_trainer, work
 from torch import Tensor
 
 from ssl_core.method import Recipe, load
-from ssl_lm.config import BERT_RECIPE, T5_RECIPE
+from ssl_lm.config import RECIPES
 from ssl_train.data.loader import collate
 
-MODELS = {"bert": (BERT_RECIPE, "base", 128), "t5": (T5_RECIPE, "small", 256)}
+MODELS = {"bert": (RECIPES["bert"], "base", 128), "t5": (RECIPES["t5"], "small", 256)}
 CPU = torch.device("cpu")
 IGNORED = -100
 
@@ -57,7 +57,7 @@ def build(make: Callable[..., Contender], model: str, precision: str, batch: int
     """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
     recipe, preset, context = MODELS[model]
     settings: dict[str, Any] = {"context": context, "dropout": 0.0, "optimizer": "adamw", "clip_grad": 1.0}
-    config = dataclasses.replace(load(recipe.presets)[preset](), **settings)
+    config = dataclasses.replace(recipe.presets[preset](), **settings)
     torch.manual_seed(0)
     method = load(recipe.method)(config).train()
     return work(make(method, samples(recipe, config, batch)), precision)

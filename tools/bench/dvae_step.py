@@ -18,7 +18,7 @@ from einops import rearrange
 from measure import Case, Work
 from torch import Tensor
 
-from ssl_beit.config import DVAE_PRESETS
+from ssl_beit.config import PRESETS
 from ssl_beit.dvae import DVAE, Decoder, anneal, gumbel_noise
 from ssl_core.device import autocast
 
@@ -28,7 +28,7 @@ PROGRESS = 0.02
 
 def main() -> None:
     flags = measure.parser(__doc__)
-    flags.add_argument("--presets", nargs="+", choices=[*DVAE_PRESETS], default=["dalle", "small"])
+    flags.add_argument("--presets", nargs="+", choices=[*PRESETS["dvae"]], default=["dalle", "small"])
     flags.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     flags.add_argument("--batch", type=int, default=2, help="images")
     args = flags.parse_args()
@@ -44,7 +44,7 @@ def main() -> None:
 def build(make: Callable[..., Callable[[], Tensor]], preset: str, precision: str, batch: int) -> Work:
     """One contender with the weights of seed 0."""
     torch.manual_seed(0)
-    method = DVAE(dataclasses.replace(DVAE_PRESETS[preset](), image_size=112)).train()
+    method = DVAE(dataclasses.replace(PRESETS["dvae"][preset](), image_size=112)).train()
     pixels = torch.randint(0, 256, (batch, 3, 112, 112), dtype=torch.uint8)
     loss = make(method, pixels, torch.arange(batch))
     with torch.no_grad():

@@ -17,14 +17,14 @@ from plain_gpt import PlainGPT, turned
 from step import Contender, as_fit, as_trainer, follow, work
 from torch import Tensor
 
-from ssl_lm.config import GPT_PRESETS
+from ssl_lm.config import PRESETS
 from ssl_lm.gpt import GPT
 from ssl_train.optim import decay_groups
 
 
 def main() -> None:
     flags = measure.parser(__doc__)
-    flags.add_argument("--preset", choices=[name for name in GPT_PRESETS if name.startswith("gpt2")], default="gpt2")
+    flags.add_argument("--preset", choices=[name for name in PRESETS["gpt"] if name.startswith("gpt2")], default="gpt2")
     flags.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     flags.add_argument("--batch", type=int, default=4)
     flags.add_argument("--tokens", type=int, default=256)
@@ -51,7 +51,7 @@ def compare(preset: str, precision: str, batch: int, tokens: int, chosen: Settin
 def build(make: Callable[..., Contender], preset: str, precision: str, batch: int, tokens: int) -> Work:
     """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
     torch.manual_seed(0)
-    method = GPT(GPT_PRESETS[preset]())
+    method = GPT(PRESETS["gpt"][preset]())
     ids = torch.randint(50257, (batch, tokens + 1))
     return work(make(method, ids), precision)
 

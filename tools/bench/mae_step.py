@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     flags = measure.parser(__doc__)
-    flags.add_argument("--presets", nargs="+", choices=[*PRESETS], default=["vit_base", "vit_small"])
+    flags.add_argument("--presets", nargs="+", choices=[*PRESETS["mae"]], default=["vit_base", "vit_small"])
     flags.add_argument("--precisions", nargs="+", choices=[*BATCH], default=[*BATCH])
     flags.add_argument("--batch", type=int, help=f"images; {BATCH} by default")
     args = flags.parse_args()
@@ -57,7 +57,7 @@ def compare(preset: str, precision: str, batch: int, chosen: Settings) -> None:
         chosen,
     )
     rate = measure.matmul_rate(torch.bfloat16 if precision == "bf16" else torch.float32, chosen.clock)
-    needed = 6 * multiply_adds(PRESETS[preset]()) * batch
+    needed = 6 * multiply_adds(PRESETS["mae"][preset]()) * batch
     for result in results:
         if not result.missing:
             seconds = statistics.median(result.seconds(chosen.clock, "forward + backward"))
@@ -77,7 +77,7 @@ def multiply_adds(config: MAEConfig) -> float:
 
 def build(make: Callable[..., Contender], preset: str, precision: str, batch: int) -> Work:
     """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
-    config = PRESETS[preset]()
+    config = PRESETS["mae"][preset]()
     torch.manual_seed(0)
     method = MAE(config)
     h, w = config.size

@@ -19,7 +19,7 @@ MOMENTUM = 0.996
 
 def main() -> None:
     flags = measure.parser(__doc__)
-    flags.add_argument("--preset", choices=[*PRESETS], default="vit_base")
+    flags.add_argument("--preset", choices=[*PRESETS["mae"]], default="vit_base")
     args = flags.parse_args()
     chosen = measure.settings(args)
     preset = (args.preset,)
@@ -46,7 +46,7 @@ def main() -> None:
 
 def adamw_step(kind: str, preset: str) -> Work:
     torch.manual_seed(0)
-    method = MAE(PRESETS[preset]())
+    method = MAE(PRESETS["mae"][preset]())
     for p in method.parameters():
         p.grad = torch.randn_like(p) if p.requires_grad else None
     if kind == "fused":
@@ -64,7 +64,7 @@ def adamw_step(kind: str, preset: str) -> Work:
 
 def ema_step(update: Callable[[nn.Module, nn.Module], None], preset: str) -> Work:
     torch.manual_seed(0)
-    online = MAE(PRESETS[preset]())
+    online = MAE(PRESETS["mae"][preset]())
     target = frozen_copy(online)
 
     def run() -> Iterator[str]:

@@ -16,7 +16,7 @@ from measure import Case, Settings, Work
 from torch import Tensor
 
 from ssl_core.method import load
-from ssl_pretext.config import JIGSAW, RECIPES
+from ssl_pretext.config import RECIPES
 from ssl_pretext.jigsaw import jigsaw_loss, shuffle
 from ssl_train.data.loader import collate
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 def steps(batch: int, chosen: Settings) -> None:
     """Forward and backward of every task with its published head and sizes."""
-    cases = [Case(recipe.name, build_step, (recipe.name, batch)) for recipe in RECIPES]
+    cases = [Case(name, build_step, (name, batch)) for name in RECIPES]
     measure.report(f"Steps of the pretext tasks, {BACKBONE}, batch {batch}", measure.race(cases, chosen), chosen)
 
 
@@ -74,7 +74,7 @@ def drawn(recipe: Any, config: Any, batch: int) -> dict[str, Any]:
 
 
 def build_step(name: str, batch: int) -> Work:
-    [recipe] = [recipe for recipe in RECIPES if recipe.name == name]
+    recipe = RECIPES[name]
     torch.manual_seed(0)
     config = settings(recipe)
     method, data = load(recipe.method)(config).train(), drawn(recipe, config, batch)
@@ -89,10 +89,11 @@ def build_step(name: str, batch: int) -> Work:
 
 def build_orders(how: str, batch: int, number: int) -> Work:
     torch.manual_seed(0)
-    config = settings(JIGSAW, orders_per_image=number, dropout=0.0)
+    recipe = RECIPES["jigsaw"]
+    config = settings(recipe, orders_per_image=number, dropout=0.0)
     method, data = (
-        load(JIGSAW.method)(config).eval(),
-        drawn(JIGSAW, config, batch),
+        load(recipe.method)(config).eval(),
+        drawn(recipe, config, batch),
     )  # eval: batch norm sees other batches
     tiles, asked = data["views"][0], data["orders"]
     seen = []

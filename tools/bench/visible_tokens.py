@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     flags = measure.parser(__doc__)
-    flags.add_argument("--presets", nargs="+", choices=[*PRESETS], default=["vit_base", "vit_large"])
+    flags.add_argument("--presets", nargs="+", choices=[*PRESETS["mae"]], default=["vit_base", "vit_large"])
     flags.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     flags.add_argument("--batch", type=int, default=4)
     args = flags.parse_args()
@@ -68,7 +68,7 @@ class MaskTokensInEncoder(MAE):
 
 
 def build(kind: type[MAE], preset: str, precision: str, batch: int, decoder_depth: int | None = None) -> Work:
-    config = PRESETS[preset]()
+    config = PRESETS["mae"][preset]()
     config = dataclasses.replace(config, decoder_depth=decoder_depth or config.decoder_depth)
     torch.manual_seed(0)
     method = kind(config)

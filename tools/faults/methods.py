@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ssl_mae.config import RECIPE as MAE
-from ssl_mae.config import MAEConfig
+from ssl_mae.config import RECIPES, MAEConfig
 from ssl_testing import tiny
 from ssl_testing.trial import Trial
 
@@ -13,9 +12,9 @@ SETTINGS = {"batch_size": 8, "epochs": 7.5, "warmup_epochs": 0.5, "base_lr": 0.0
 PICTURES = "ssl_testing.tiny:open_pictures"
 
 METHODS = {
-    "tiny": Trial(tiny.RECIPE, tiny.TinyConfig(**SETTINGS)),
+    "tiny": Trial(tiny.RECIPES["tiny"], tiny.TinyConfig(**SETTINGS)),
     "mae": Trial(
-        dataclasses.replace(MAE, source=PICTURES),
+        dataclasses.replace(RECIPES["mae"], source=PICTURES),
         MAEConfig(
             image_size=8, patch_size=2, dim=16, depth=1, heads=2, decoder_dim=8, decoder_depth=1, decoder_heads=2,
             **SETTINGS,

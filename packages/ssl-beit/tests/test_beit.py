@@ -13,7 +13,7 @@ from torch import nn
 
 from ssl_beit import DVAE, BEiT, BEiTConfig, DVAEConfig, beit_loss, train
 from ssl_beit.beit import interpolate_table, masked_first, relative_positions
-from ssl_beit.config import BEIT_PRESETS, DVAE_PRESETS, demo, vit_base
+from ssl_beit.config import PRESETS, demo, vit_base
 from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.pixels import normalize
 from ssl_train.optim import build_optimizer
@@ -194,10 +194,10 @@ def test_the_base_preset_is_the_papers_recipe():
     assert (config.batch_size, config.epochs, config.weight_decay, config.clip_grad) == (2048, 800, 0.05, 3.0)
     assert (config.mask_patches, config.mask_block, config.drop_path, config.layer_scale) == (75, 16, 0.1, 0.1)
     assert (config.tokenizer_size, config.vocab) == ((112, 112), 8192)
-    assert BEIT_PRESETS["vit_large"]().layer_scale == 1e-5
+    assert PRESETS["beit"]["vit_large"]().layer_scale == 1e-5
 
 
-@pytest.mark.parametrize("presets", [BEIT_PRESETS, DVAE_PRESETS])
+@pytest.mark.parametrize("presets", [PRESETS["beit"], PRESETS["dvae"]])
 def test_presets_survive_json_and_say_where_they_stand(presets):
     for make in presets.values():
         config = make()
@@ -205,11 +205,11 @@ def test_presets_survive_json_and_say_where_they_stand(presets):
         assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize("name", BEIT_PRESETS)
+@pytest.mark.parametrize("name", PRESETS["beit"])
 def test_a_presets_tokenizer_is_the_one_that_it_names(name):
-    config = BEIT_PRESETS[name]()
+    config = PRESETS["beit"][name]()
     assert config.tokenizer is not None
-    tokenizer = DVAE_PRESETS[config.tokenizer]()
+    tokenizer = PRESETS["dvae"][config.tokenizer]()
     sizes = (tokenizer.hidden, tokenizer.blocks, tokenizer.decoder_init, tokenizer.vocab)
     assert (config.tokenizer_hidden, config.tokenizer_blocks, config.tokenizer_init, config.vocab) == sizes
 
@@ -347,7 +347,7 @@ def test_without_a_tokenizer_one_is_trained_first_and_that_is_said(data, tmp_pat
     quick = DVAEConfig(
         image_size=32, hidden=8, blocks=1, decoder_init=4, vocab=12, epochs=0.5, batch_size=8, precision="fp32"
     )
-    monkeypatch.setitem(DVAE_PRESETS, "demo", lambda: quick)
+    monkeypatch.setitem(PRESETS["dvae"], "demo", lambda: quick)
     trained = train(dataclasses.replace(RUN, tokenizer="demo"), data, tmp_path / "run", options=QUICK)
     assert "no tokenizer given: training one first, preset 'demo', into" in capsys.readouterr().out
     dvae = DVAE.from_pretrained(tmp_path / "run" / "tokenizer")
@@ -379,4 +379,4 @@ def test_a_tokenizer_that_does_not_exist_is_named(data, tmp_path):
 
 
 def test_the_demo_has_the_built_in_pictures_size():
-    assert demo().size == (32, 32) and demo().tokenizer_size == DVAE_PRESETS["demo"]().size
+    assert demo().size == (32, 32) and demo().tokenizer_size == PRESETS["dvae"]["demo"]().size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ssl_beit.config import BEIT_RECIPE, DVAE_RECIPE, BEiTConfig, DVAEConfig
+from ssl_beit.config import RECIPES, BEiTConfig, DVAEConfig
 from ssl_testing.conformance import Conformance
 
 TOKENIZER = DVAEConfig(
@@ -29,12 +29,12 @@ def trained_tokenizer() -> str:
 
 
 class TestDVAE(Conformance):
-    recipe = DVAE_RECIPE
+    recipe = RECIPES["dvae"]
     config = TOKENIZER
 
 
 class TestBEiT(Conformance):
-    recipe = BEIT_RECIPE
+    recipe = RECIPES["beit"]
     config = BEiTConfig(
         image_size=(8, 12), patch_size=4, dim=16, depth=2, heads=2, vocab=12, mask_patches=3, mask_block=1,
         tokenizer=trained_tokenizer(), tokenizer_hidden=4, tokenizer_blocks=1, tokenizer_init=4, crop_scale=(0.4, 1.0),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssl_beit import DVAE, DVAEConfig, gumbel_noise, kl_to_uniform, logit_laplace_loss
-from ssl_beit.config import DVAE_PRESETS, demo_dvae
+from ssl_beit.config import PRESETS, demo_dvae
 from ssl_beit.dvae import anneal, logit_laplace_log_density, map_pixels, unmap_pixels, usage
 from ssl_beit.views import build_dvae
 from ssl_core.config import ConfigError
@@ -107,7 +107,7 @@ def test_the_loss_is_the_sum_of_both_terms_over_the_values_of_the_image():
 
 
 def test_schedules_are_those_of_the_paper():
-    config, updates = DVAE_PRESETS["dalle"](), 3_000_000
+    config, updates = PRESETS["dvae"]["dalle"](), 3_000_000
 
     def temperature(step: int) -> float:
         return anneal(step / updates, 1.0, config.temperature, config.temperature_decay)
@@ -125,7 +125,7 @@ def test_schedules_are_those_of_the_paper():
 
 def test_parameters_and_shapes_are_as_published():
     with torch.device("meta"):
-        network = DVAE(DVAE_PRESETS["dalle"]())
+        network = DVAE(PRESETS["dvae"]["dalle"]())
         counts = [sum(p.numel() for p in part.parameters()) for part in network.online.children()]
         tensors = [len(list(part.parameters())) for part in network.online.children()]
         logits = network.online.encoder(torch.zeros(1, 3, 112, 112))

@@ -25,7 +25,7 @@ from transformers import (
 
 from ssl_beit import DVAE, BEiT, BEiTConfig, DVAEConfig, beit_loss
 from ssl_beit.beit import masked_first
-from ssl_beit.config import BEIT_RECIPE, DVAE_RECIPE
+from ssl_beit.config import RECIPES
 from ssl_beit.convert import DALLE, read_dalle
 from ssl_core.config import ConfigError
 from ssl_core.hub.keymap import KeyMap, prefixed
@@ -143,7 +143,7 @@ def test_an_exported_encoder_has_our_features(final_norm, tmp_path):
     alone = {"vocab": 0, "tokenizer_hidden": 0} if final_norm == "pooled" else {}
     beit = ours(final_norm=final_norm, pool="mean", **alone)
     beit.save_pretrained(tmp_path / "ours")
-    assert main([BEIT_RECIPE], ["export", str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
+    assert main(RECIPES, ["export", str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
     theirs, report = BeitModel.from_pretrained(tmp_path / "theirs", output_loading_info=True)
     assert not any(report.values()), report
     out = theirs.eval()(images())
@@ -287,7 +287,7 @@ def test_transformers_codebook_is_an_encoder_whose_decoder_is_missing(tmp_path):
 def test_an_exported_tokenizer_is_that_codebook(tmp_path):
     dvae = drawn(DVAE(TOKENIZER))
     dvae.save_pretrained(tmp_path / "ours")
-    assert main([DVAE_RECIPE], ["export", str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
+    assert main(RECIPES, ["export", str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
     theirs = FlavaImageCodebook.from_pretrained(tmp_path / "theirs")
     assert torch.equal(theirs.get_codebook_indices(0.8 * (pixels() / 255) + 0.1), dvae.tokenize(pixels()))
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ssl_clip import CLIP, CLIPConfig, train
-from ssl_clip.config import RECIPE
+from ssl_clip.config import RECIPES
 from ssl_clip.measure import measure
 from ssl_clip.pairs import open_pairs
 from ssl_core.config import ConfigError
@@ -203,7 +203,7 @@ def test_the_command_trains_on_ones_own_pairs_and_shows_what_it_found(tmp_path, 
         "--workers",
         "0",
     ]
-    assert main([RECIPE], [*command, "--accumulate", "2"]) == 0
+    assert main(RECIPES, [*command, "--accumulate", "2"]) == 0
     shown = capsys.readouterr().out
     assert "image to text: R@1" in shown and "20 samples" in shown
     assert "a red patch at the top left" in json.loads(Path("run/figures/captions.json").read_text())["search.png"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ssl_clip.config import RECIPE, CLIPConfig
+from ssl_clip.config import RECIPES, CLIPConfig
 from ssl_clip.pairs import open_pairs
 from ssl_testing.conformance import Conformance
 from ssl_testing.tiny import CLASSES, Pictures, write_pictures
@@ -48,7 +48,7 @@ class WordedPictures:
 
 
 class TestCLIP(Conformance):
-    recipe = RECIPE
+    recipe = RECIPES["clip"]
     config = TINY
     source = f"{__name__}:open_words"
 

@@ -155,12 +155,12 @@ def test_a_folder_of_open_clip_gives_its_outputs_and_goes_back(config, tmp_path)
 
 @pytest.mark.parametrize("vision", [VIT, RESNET | {"image_size": 32}], ids=["vit", "resnet"])
 def test_what_is_exported_to_open_clip_opens_there(vision, tmp_path):
-    from ssl_clip.config import RECIPE
+    from ssl_clip.config import RECIPES
     from ssl_train.cli.main import main
 
     theirs = open_clip_folder(tmp_path / "theirs", of_open_clip(vision))
     run = CLIP.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "run")
-    assert main([RECIPE], ["export", str(run), str(tmp_path / "out"), "--to", "open_clip"]) == 0
+    assert main(RECIPES, ["export", str(run), str(tmp_path / "out"), "--to", "open_clip"]) == 0
     back = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
     assert_same(outputs_of_open_clip(back), outputs_of_open_clip(theirs), 1e-6)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ssl_clip import CLIP, CLIPConfig, ImageIndex, Tokenizer, ZeroShotClassifier, embedding_map, modality_gap, retrieval
 from ssl_clip import index as index_module
 from ssl_clip.classify import top_accuracies
-from ssl_clip.config import RECIPE
+from ssl_clip.config import RECIPES
 from ssl_clip.index import IndexMismatch, build_lists, exact_search, fingerprint
 from ssl_clip.map import centred, sample_pairs
 from ssl_clip.tokenizer import TextError
@@ -394,7 +394,7 @@ def run(tmp_path, monkeypatch) -> Path:
 
 def typed(*arguments: str) -> int:
     try:
-        return main([RECIPE], list(arguments), verbs=VERBS)
+        return main(RECIPES, list(arguments), verbs=VERBS)
     except SystemExit as error:  # the parser of flags ends the process itself
         assert isinstance(error.code, int)
         return error.code

@@ -11,21 +11,21 @@ import pytest
 import torch
 
 from ssl_contrastive import BYOLConfig, MoCoConfig, SimCLRConfig
-from ssl_contrastive.config import BYOL, MOCO, SIMCLR, SIMSIAM
+from ssl_contrastive.config import PRESETS
 from ssl_contrastive.views import build
 from ssl_core.config import ConfigError
 
 IMAGE = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-PRESETS = [(table, name) for table in (SIMCLR, MOCO, BYOL, SIMSIAM) for name in table]
+NAMES = [(recipe, preset) for recipe, presets in PRESETS.items() for preset in presets]
 
 
 def two(config: Any, seed: int) -> list[torch.Tensor]:
     return build(config)({"image": IMAGE}, np.random.default_rng(seed))["views"]
 
 
-@pytest.mark.parametrize(("table", "name"), PRESETS)
-def test_every_preset_makes_two_different_views_that_a_seed_repeats(table, name):
-    config = dataclasses.replace(table[name](), image_size=32, patch_size=8)
+@pytest.mark.parametrize(("recipe", "name"), NAMES)
+def test_every_preset_makes_two_different_views_that_a_seed_repeats(recipe, name):
+    config = dataclasses.replace(PRESETS[recipe][name](), image_size=32, patch_size=8)
     first, second = two(config, 0)
     assert first.shape == second.shape == (3, 32, 32) and first.dtype is torch.uint8
     assert not torch.equal(first, second)

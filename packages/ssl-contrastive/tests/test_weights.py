@@ -161,7 +161,7 @@ def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_measured(tmp_pa
     folder = BYOL(config(BYOL)).save_pretrained(tmp_path)
     monkeypatch.setattr(BYOL, "encode", lambda *_: pytest.fail("it was measured"))
     line = ["evaluate", str(folder), "--protocols", "knn", "finetune", "--device", "cpu"]
-    assert main(list(RECIPES.values()), line) == 2
+    assert main(RECIPES, line) == 2
     assert "finetune is that of a ViT" in capsys.readouterr().err
 
 

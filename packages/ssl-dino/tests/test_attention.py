@@ -15,7 +15,7 @@ from PIL import Image
 from ssl_core.errors import InputError
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config, mass_mask, pca_colours
 from ssl_dino.attention import correspondences, draw_matches, drawn, fit, overlay
-from ssl_dino.config import DINOV2, RECIPE
+from ssl_dino.config import RECIPES
 from ssl_dino.show import show
 from ssl_dino.verbs import VERBS, Attention
 from ssl_train.cli.main import main
@@ -109,7 +109,7 @@ def test_the_command_draws_every_head_masks_colours_and_matches(kind, tmp_path, 
     first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 1)
     line = ["attention", str(first), "--weights", str(tmp_path / "weights"), "--match", str(second), "--device", "cpu"]
     method = ["--method", "dinov2"] if kind == "registers" else []  # else it is found in the folder
-    assert main([RECIPE, DINOV2], [*line, "--out", str(tmp_path / "out"), *method], verbs=VERBS) == 0
+    assert main(RECIPES, [*line, "--out", str(tmp_path / "out"), *method], verbs=VERBS) == 0
     names = ["a-attention.png", "a-mask.png", "a-pca.png", "a-b-match.png"]
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "out" / name) for name in names]
     with Image.open(tmp_path / "out" / "a-attention.png") as grid:
@@ -146,7 +146,7 @@ def test_a_matched_picture_is_read_and_run_once(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "read_image", lambda path, *rest: (read.append(path), read_image(path, *rest))[1])
     monkeypatch.setattr(DINO, "patch_features", lambda self, x: (ran.append(len(x)), patch_features(self, x))[1])
     line = ["attention", *paths[:2], "--weights", str(tmp_path / "weights"), "--match", paths[2], "--device", "cpu"]
-    assert main([RECIPE, DINOV2], [*line, "--out", str(tmp_path / "out")], verbs=VERBS) == 0
+    assert main(RECIPES, [*line, "--out", str(tmp_path / "out")], verbs=VERBS) == 0
     assert read == paths and ran == [1, 1, 1]
     assert (tmp_path / "out" / "a-c-match.png").is_file()
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_drawn_is_named_and_ends_with_2(line, message, tmp_path, 
     monkeypatch.chdir(tmp_path)
     line = [f"./{word}" if word in ("weights", "nothing", "resnet") else word for word in line]
     try:
-        code = main([RECIPE, DINOV2], ["attention", *line, "--device", "cpu"], verbs=VERBS)
+        code = main(RECIPES, ["attention", *line, "--device", "cpu"], verbs=VERBS)
     except SystemExit as ended:
         code = ended.code
     assert code == 2 and message in capsys.readouterr().err

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ssl_dino.config import RECIPE, DINOConfig
+from ssl_dino.config import RECIPES, DINOConfig
 from ssl_testing.conformance import Conformance
 
 
 class TestDINO(Conformance):
-    recipe = RECIPE
+    recipe = RECIPES["dino"]
     config = DINOConfig(
         image_size=8, patch_size=4, dim=16, depth=2, heads=2, crop_pct=1.0, drop_path=0.1, local_crops=2, local_size=4,
         prototypes=12, head_hidden=16, bottleneck=8, teacher_temp=0.07, warmup_teacher_temp_epochs=2,

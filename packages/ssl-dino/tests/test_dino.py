@@ -18,7 +18,7 @@ from ssl_core.batch_norm import BatchNorm
 from ssl_core.config import to_dict
 from ssl_core.device import seed_step
 from ssl_core.errors import InputError
-from ssl_dino.config import RECIPE, DINOConfig, vit_small
+from ssl_dino.config import RECIPES, DINOConfig, vit_small
 from ssl_dino.dino import DINO, clip_each, features_of, teacher_momentum, teacher_temperature
 from ssl_dino.heads import DINOHead
 from ssl_testing import children
@@ -342,7 +342,7 @@ def test_a_collapsed_run_stops_with_the_cause_when_it_was_asked_to(tmp_path):
         TINY, image_size=8, epochs=10, batch_size=8, teacher_temp=2.0, warmup_teacher_temp=2.0, student_temp=1.0,
         warmup_teacher_temp_epochs=0, precision="fp32",
     )  # fmt: skip
-    recipe = replace(RECIPE, source="ssl_testing.tiny:open_pictures")
+    recipe = replace(RECIPES["dino"], source="ssl_testing.tiny:open_pictures")
     ended = Trial(recipe, config).train(tmp_path / "run", stop_on_collapse=True)
     assert ended.error.startswith("Collapsed") and "the teacher is uniform" in ended.error, ended
 
@@ -377,7 +377,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
     torch.save(built(config).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
     given = replace(TINY, prototypes=9, local_crops=1, epochs=1, warmup_epochs=0, batch_size=32, precision="fp32")
     (tmp_path / "given.json").write_text(json.dumps(to_dict(given)))
-    recipe = replace(RECIPE, source="ssl_testing.tiny:open_pictures")
+    recipe = replace(RECIPES["dino"], source="ssl_testing.tiny:open_pictures")
 
     def typed() -> dict:
         line = ["train", "--config", "given.json", "--init", "./backbone.pth", "--out", "run", "--local-size", "8"]
@@ -403,7 +403,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
 def test_a_preset_of_a_resnet_takes_the_vit_that_it_starts_from(tmp_path):
     torch.save(built(replace(TINY, dim=64, heads=1)).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
     with pytest.warns(UserWarning, match="these are initialised anew"):
-        config = defaults(RECIPE, ["--preset", "demo", "--init", str(tmp_path / "backbone.pth")])
+        config = defaults(RECIPES["dino"], ["--preset", "demo", "--init", str(tmp_path / "backbone.pth")])
         assert DINO.from_pretrained(tmp_path / "backbone.pth", config=config).new_heads
     assert (config.backbone, config.dim, config.image_size) == ("vit", 64, 8)
     assert (config.prototypes, config.base_lr, config.crop_pct) == (64, 4e-3, 1.0)
@@ -445,4 +445,4 @@ def test_fine_tuning_trains_the_teachers_backbone_though_it_is_frozen_here(tmp_p
     assert not any(p.requires_grad for p in method.encoder.parameters()), "the method's own stays as it was"
     built(replace(TINY, backbone="resnet18", width=4, small_stem=True)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="finetune is that of a ViT"):
-        compare({"rows": []}, RECIPE, tmp_path, None, None, tmp_path, epochs=1, options=RunOptions())
+        compare({"rows": []}, RECIPES["dino"], tmp_path, None, None, tmp_path, epochs=1, options=RunOptions())

@@ -10,7 +10,7 @@ import torch
 
 from ssl_core.config import from_dict, to_dict
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config
-from ssl_dino.config import DINOV2, DINOV2_PRESETS, PRESETS, RECIPE, vit_small
+from ssl_dino.config import PRESETS, RECIPES, vit_small
 from ssl_dino.verbs import VERBS
 from ssl_train.cli.main import main
 
@@ -21,7 +21,7 @@ from ssl_train.cli.main import main
 )
 def test_dinov2_has_as_many_parameters_as_the_authors_models(preset, parameters):
     with torch.device("meta"):
-        network = DINOv2(DINOV2_PRESETS[preset]())
+        network = DINOv2(PRESETS["dinov2"][preset]())
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
@@ -41,41 +41,41 @@ def test_the_default_is_the_authors_run_of_vit_small():
         "offset",
         1e-6,
     )
-    assert config.norm_last_layer and not PRESETS["vit_small_300"]().norm_last_layer
+    assert config.norm_last_layer and not PRESETS["dino"]["vit_small_300"]().norm_last_layer
 
 
 def test_resnet50_is_the_run_that_the_authors_advise_for_convnets():
-    config = PRESETS["resnet50"]()
+    config = PRESETS["dino"]["resnet50"]()
     assert (config.optimizer, config.base_lr, config.momentum, config.epochs) == ("sgd", 0.03, 0.9, 100)
     assert (config.weight_decay, config.weight_decay_end) == (1e-4, None)
     assert (config.global_scale, config.local_scale) == ((0.14, 1.0), (0.05, 0.14))
     assert config.norm_last_layer and config.teacher_temp == 0.04
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PRESETS["dino"])
 def test_a_preset_builds_says_where_it_stands_and_survives_json(name):
-    config = PRESETS[name]()
-    assert PRESETS[name].__name__ == name and PRESETS[name].__doc__
+    config = PRESETS["dino"][name]()
+    assert PRESETS["dino"][name].__name__ == name and PRESETS["dino"][name].__doc__
     with torch.device("meta"):
         network = DINO(dataclasses.replace(config, depth=1))
     assert network.center.shape == (1, config.prototypes)
     assert from_dict(DINOConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize("name", DINOV2_PRESETS)
+@pytest.mark.parametrize("name", PRESETS["dinov2"])
 def test_an_encoders_preset_survives_json(name):
-    config = DINOV2_PRESETS[name]()
+    config = PRESETS["dinov2"][name]()
     assert from_dict(DINOv2Config, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_dinov2_is_described_and_not_trained(capsys):
-    assert main([RECIPE, DINOV2], ["info", "--method", "dinov2", "--preset", "vits14"], verbs=VERBS) == 0
+    assert main(RECIPES, ["info", "--method", "dinov2", "--preset", "vits14"], verbs=VERBS) == 0
     assert "dinov2: 22,056,576 parameters" in capsys.readouterr().out
-    assert main([RECIPE, DINOV2], ["train", "--method", "dinov2"], verbs=VERBS) == 2
+    assert main(RECIPES, ["train", "--method", "dinov2"], verbs=VERBS) == 2
     assert "dinov2 is an encoder that is used as it is, there is no training of it here" in capsys.readouterr().err
 
 
 def test_the_cost_of_a_run_is_told_before_it(capsys):
-    assert main([RECIPE, DINOV2], ["info", "--preset", "small_data", "--device", "cpu"], verbs=VERBS) == 0
+    assert main(RECIPES, ["info", "--preset", "small_data", "--device", "cpu"], verbs=VERBS) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("dino: ") and "GFLOPs forward per sample" in shown

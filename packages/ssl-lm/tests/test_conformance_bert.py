@@ -10,12 +10,12 @@ import torch
 from tiny_text import IDS, VOCABULARY, TextConformance, open_windows, tiny_tokenizer
 
 from ssl_lm.bert import BERT, word_starts
-from ssl_lm.config import BERT_RECIPE, BERTConfig
+from ssl_lm.config import RECIPES, BERTConfig
 from ssl_lm.views import masked
 
 
 class TestBERT(TextConformance):
-    recipe = BERT_RECIPE
+    recipe = RECIPES["bert"]
     config = BERTConfig(
         vocab_size=VOCABULARY, context=14, dim=16, depth=1, heads=2, hidden=24, dropout=0.1, clip_grad=None,
         unk_token_id=1, cls_token_id=2, sep_token_id=3, mask_token_id=4, first_sentinel=399, **IDS,

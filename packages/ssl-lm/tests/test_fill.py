@@ -11,7 +11,7 @@ from tiny_text import IDS, VOCABULARY, tiny_tokenizer
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
 from ssl_lm.bert import BERT, word_starts
-from ssl_lm.config import BERT_RECIPE, RECIPES, BERTConfig, bert_base, bert_demo, bert_large, bert_small
+from ssl_lm.config import RECIPES, BERTConfig, bert_base, bert_demo, bert_large, bert_small
 from ssl_lm.fill import fill
 from ssl_lm.tokenizer import train_tokenizer
 from ssl_lm.verbs import VERBS
@@ -111,4 +111,4 @@ def test_presets_have_the_papers_sizes():
         assert preset().vocab_size is None, "the tokenizer decides"
         with pytest.raises(ConfigError, match="vocab_size"):
             BERT(preset())
-    assert BERT_RECIPE.name == "bert"
+    assert RECIPES["bert"].name == "bert"

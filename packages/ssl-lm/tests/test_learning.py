@@ -10,10 +10,10 @@ import torch
 from tiny_text import IDS, VOCABULARY, write_prepared
 
 from ssl_core.method import load
-from ssl_lm.config import BERT_RECIPE, T5_RECIPE, BERTConfig, T5Config
+from ssl_lm.config import RECIPES, BERTConfig, T5Config
 from ssl_lm.corpus import open_text
-from ssl_lm.evaluate import measure_spans, objective
 from ssl_lm.loss import IGNORED
+from ssl_lm.measure import measure_spans, objective
 from ssl_lm.t5 import T5
 from ssl_lm.views import spans
 from ssl_train.options import RunOptions
@@ -32,7 +32,9 @@ SCHEDULE = {"batch_size": 32, "precision": "fp32"}
 
 
 @pytest.mark.parametrize(
-    ("recipe", "config", "margin"), [(BERT_RECIPE, BERT_CONFIG, 0.4), (T5_RECIPE, T5_CONFIG, 0.5)], ids=["bert", "t5"]
+    ("recipe", "config", "margin"),
+    [(RECIPES["bert"], BERT_CONFIG, 0.4), (RECIPES["t5"], T5_CONFIG, 0.5)],
+    ids=["bert", "t5"],
 )
 def test_a_short_run_leaves_the_plateau_of_the_token_frequencies(recipe, config, margin, tmp_path):
     config = dataclasses.replace(config, **SCHEDULE)

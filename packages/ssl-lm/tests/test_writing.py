@@ -17,9 +17,9 @@ from ssl_core.config import ConfigError
 from ssl_core.errors import DataError
 from ssl_core.method import load
 from ssl_lm import BERT, GPT, T5, BERTConfig, GPTConfig, T5Config, complete
-from ssl_lm.config import BERT_RECIPE, GPT_RECIPE, RECIPES, T5_RECIPE
-from ssl_lm.evaluate import at_most, baselines, measure, measure_masked, parsing_share, perplexity
+from ssl_lm.config import RECIPES
 from ssl_lm.generate import Writer
+from ssl_lm.measure import at_most, baselines, measure, measure_masked, parsing_share, perplexity
 from ssl_lm.ngram import NGram
 from ssl_lm.show import save_attention, save_text, show
 from ssl_lm.verbs import VERBS
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     """A run folder of a few seconds on the tiny text."""
     out = tmp_path_factory.mktemp("runs") / "run"
     data = write_prepared(out.parent / "data", CONFIG.window, CONFIG.stride)
-    recipe = dataclasses.replace(GPT_RECIPE, settle=None)
+    recipe = dataclasses.replace(RECIPES["gpt"], settle=None)
     train(recipe, CONFIG, data=data, out=out, options=RunOptions(workers=0, device="cpu"))
     return out
 
@@ -278,7 +278,7 @@ def test_a_command_for_another_model_says_so(verb, name, message, untrained, tmp
 @pytest.mark.parametrize("name", ["bert", "whole words", "t5"])
 def test_what_is_measured_of_the_other_models(name, untrained, tmp_path):
     method = untrained[name]
-    measure = load((T5_RECIPE if name == "t5" else BERT_RECIPE).measure)
+    measure = load((RECIPES["t5"] if name == "t5" else RECIPES["bert"]).measure)
     source = method.attach(open_windows(None, config=method.config, split="test"))
     figures = measure(method, source)
     assert math.log(VOCABULARY) - 1 < figures["loss"] and 0 < figures["unigram_entropy"] < 5

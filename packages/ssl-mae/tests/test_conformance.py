@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ssl_mae.config import RECIPE, MAEConfig
+from ssl_mae.config import RECIPES, MAEConfig
 from ssl_testing.conformance import Conformance
 
 
 class TestMAE(Conformance):
-    recipe = RECIPE
+    recipe = RECIPES["mae"]
     config = MAEConfig(
         image_size=8, patch_size=2, dim=16, depth=1, heads=2, decoder_dim=8, decoder_depth=1, decoder_heads=2,
         crop_scale=(0.4, 1.0),

@@ -7,7 +7,7 @@ import torch
 
 from ssl_core.hub.transfer import HubError
 from ssl_mae import MAE, MAEConfig
-from ssl_mae.config import RECIPE
+from ssl_mae.config import RECIPES
 from ssl_train.cli.main import main
 
 pytest_plugins = ["ssl_testing.fixtures"]
@@ -55,17 +55,17 @@ def test_a_revision_pins_the_weights(hub, mae):
 def test_the_command_pushes_a_run_and_reads_it_back(hub, mae, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     run, name = str(mae.save_pretrained(tmp_path / "run")), f"{hub.user}/from-a-run"
-    assert main([RECIPE], ["push", run, name]) == 0
+    assert main(RECIPES, ["push", run, name]) == 0
     assert f"/{name}/commit/" in capsys.readouterr().out
-    assert main([RECIPE], ["info", name]) == 0
-    assert main([RECIPE], ["push", run, name, "--dry-run"]) == 0
+    assert main(RECIPES, ["info", name]) == 0
+    assert main(RECIPES, ["push", run, name, "--dry-run"]) == 0
     assert "model.safetensors" in capsys.readouterr().out
 
 
 def test_a_repository_that_does_not_exist_is_one_line_and_exit_code_2(hub, capsys):
     with pytest.raises(HubError):
         MAE.from_pretrained("nobody/nothing")
-    assert main([RECIPE], ["embed", "nobody/nothing"]) == 2
+    assert main(RECIPES, ["embed", "nobody/nothing"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("ssl-mae: ") and "nobody/nothing" in message and "Traceback" not in message
 

@@ -28,7 +28,7 @@ from ssl_core.patches import interpolate_positions, take_tokens
 from ssl_core.pixels import normalize
 from ssl_core.vit import ViT
 from ssl_mae import MAE, MAEConfig
-from ssl_mae.config import RECIPE
+from ssl_mae.config import RECIPES
 from ssl_mae.convert import to_timm
 from ssl_train.cli.main import main
 from ssl_train.data.views import eval_view
@@ -235,7 +235,7 @@ def test_initial_encoder_sees_the_same_with_the_patches_dropped_after_the_projec
 
 def export(mae: MAE, to: str, folder: Path) -> Path:
     weights, out = mae.save_pretrained(folder / "run"), folder / to
-    assert main([RECIPE], ["export", str(weights), str(out), "--to", to]) == 0
+    assert main(RECIPES, ["export", str(weights), str(out), "--to", to]) == 0
     return out
 
 
@@ -281,14 +281,14 @@ def test_export_to_timm_refuses_an_epsilon_that_timm_has_not(tmp_path, capsys):
     with pytest.raises(ConfigError, match="layer_norm_eps = 1e-12: timm has 1e-6"):
         to_timm(mae.state_dict(), mae.config)
     weights = mae.save_pretrained(tmp_path / "run")
-    assert main([RECIPE], ["export", str(weights), str(tmp_path / "out"), "--to", "timm"]) == 2
+    assert main(RECIPES, ["export", str(weights), str(tmp_path / "out"), "--to", "timm"]) == 2
     assert "timm has 1e-6" in capsys.readouterr().err
 
 
 def test_an_export_never_writes_over_a_run_or_published_weights(tmp_path, capsys):
     weights = ours().save_pretrained(tmp_path / "run")
     before = (weights / "config.json").read_bytes()
-    assert main([RECIPE], ["export", str(weights), str(weights), "--to", "timm"]) == 2
+    assert main(RECIPES, ["export", str(weights), str(weights), "--to", "timm"]) == 2
     assert "published weights, which the export would write over" in capsys.readouterr().err
     assert (weights / "config.json").read_bytes() == before
 

@@ -10,13 +10,13 @@ import torch
 
 from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_mae import MAE, MAEConfig
-from ssl_mae.config import PRESETS, RECIPE, demo, vit_base
+from ssl_mae.config import PRESETS, RECIPES, demo, vit_base
 
 
 @pytest.mark.parametrize(("preset", "parameters"), [("vit_base", 111_907_840), ("vit_large", 329_541_888)])
 def test_parameters_are_as_many_as_the_authors_models_have(preset, parameters):
     with torch.device("meta"):
-        network = MAE(PRESETS[preset]())
+        network = MAE(PRESETS["mae"][preset]())
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
@@ -32,15 +32,15 @@ def test_the_base_preset_is_the_papers_recipe():
 
 
 def test_the_huge_preset_cuts_patches_of_14():
-    config = PRESETS["vit_huge"]()
+    config = PRESETS["mae"]["vit_huge"]()
     assert (config.dim, config.depth, config.heads, config.patch_size, config.grid) == (1280, 32, 16, 14, (16, 16))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PRESETS["mae"])
 def test_a_preset_builds_says_where_it_stands_and_survives_json(name):
-    config = PRESETS[name]()
-    assert PRESETS[name].__name__ == name
-    assert PRESETS[name].__doc__
+    config = PRESETS["mae"][name]()
+    assert PRESETS["mae"][name].__name__ == name
+    assert PRESETS["mae"][name].__doc__
     with torch.device("meta"):
         network = MAE(dataclasses.replace(config, depth=1, decoder_depth=1))
     assert network.encoder.pos_embed.shape == (1, 1 + config.patches, config.dim)
@@ -49,7 +49,7 @@ def test_a_preset_builds_says_where_it_stands_and_survives_json(name):
 
 
 def test_the_demo_is_the_preset_of_the_built_in_pictures():
-    assert RECIPE.presets == "ssl_mae.config:PRESETS"
+    assert RECIPES["mae"].presets == "ssl_mae.config:PRESETS"
     assert demo().size == (32, 32)
     assert demo().precision == "fp32", "what it computes does not depend on the machine"
 

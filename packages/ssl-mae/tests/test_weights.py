@@ -23,7 +23,7 @@ from ssl_core.hub.pretrained import WeightsMismatch
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
 from ssl_core.patches import interpolate_positions
 from ssl_mae import MAE, MAEConfig
-from ssl_mae.config import RECIPE
+from ssl_mae.config import RECIPES
 from ssl_train.cli.main import defaults, preset
 
 # Heads of 64 and 32, so that a checkpoint without a config can be read by its shapes.
@@ -483,7 +483,10 @@ def test_a_run_that_starts_from_weights_takes_their_sizes_and_the_presets_recipe
         mask_ratio=0.5, norm_pix_loss=False, crop_scale=(0.3, 0.9),
     )  # fmt: skip
     folder = MAE(stored).save_pretrained(tmp_path)
-    settings, demo = defaults(RECIPE, ["--preset", "demo", "--init", str(folder)]), preset(RECIPE, "demo")
+    settings, demo = (
+        defaults(RECIPES["mae"], ["--preset", "demo", "--init", str(folder)]),
+        preset(RECIPES["mae"], "demo"),
+    )
     for name in ("image_size", "patch_size", "dim", "depth", "heads", "decoder_dim", "decoder_depth", "decoder_heads"):
         assert getattr(settings, name) == getattr(stored, name), name
     for name in ("mask_ratio", "norm_pix_loss", "crop_scale", "crop_pct", "base_lr", "epochs"):

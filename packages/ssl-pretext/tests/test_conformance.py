@@ -9,10 +9,7 @@ import torch
 
 from ssl_pretext.ab_bins import ab_bins
 from ssl_pretext.config import (
-    COLORIZATION,
-    JIGSAW,
-    RELATIVE_PATCH,
-    ROTATION,
+    RECIPES,
     ColorizationConfig,
     JigsawConfig,
     RelativePatchConfig,
@@ -34,28 +31,28 @@ def warm() -> None:
 
 
 class TestRotation(Conformance):
-    recipe = ROTATION
+    recipe = RECIPES["rotation"]
     config = RotationConfig(**VIT, image_size=8)
 
 
 class TestJigsaw(Conformance):
-    recipe = JIGSAW
+    recipe = RECIPES["jigsaw"]
     config = JigsawConfig(**VIT, **TILES, image_size=8, permutations=9, orders_per_image=2)
     noiseless = {"dropout": 0.0}
 
 
 class TestColorization(Conformance):
-    recipe = COLORIZATION
+    recipe = RECIPES["colorization"]
     config = ColorizationConfig(**{**VIT, "patch_size": 8}, image_size=16, hidden=4, bin_size=20.0)
 
 
 class TestRelativePatch(Conformance):
-    recipe = RELATIVE_PATCH
+    recipe = RECIPES["relative-patch"]
     config = RelativePatchConfig(**VIT, **TILES, image_size=8, pairs="all", color_drop=True)
 
 
 class TestRotationOfAResNet(Contract):
     """What a ResNet could break: its statistics are buffers, span the processes, and do not accumulate."""
 
-    recipe = ROTATION
+    recipe = RECIPES["rotation"]
     config = RotationConfig(**RESNET, image_size=8)

@@ -14,7 +14,7 @@ import torch
 from ssl_core.device import seed_step
 from ssl_core.method import Recipe, load
 from ssl_pretext import rgb_to_lab
-from ssl_pretext.config import COLORIZATION, JIGSAW, RELATIVE_PATCH, ROTATION
+from ssl_pretext.config import RECIPES
 from ssl_train.data.loader import collate
 from ssl_train.data.scenes import CLASSES, render
 from ssl_train.data.sources import ImageArray
@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 
 def trained(recipe: Recipe, data: ImageArray, folder: Path, **fields: Any) -> Any:
-    config = replace(load(recipe.presets)["demo"](), width=8, warmup_epochs=0.3, batch_size=32, **fields)
+    config = replace(recipe.presets["demo"](), width=8, warmup_epochs=0.3, batch_size=32, **fields)
     seed_step(config.seed)
     network = load(recipe.method)(config)
     fit(network, data, load(recipe.views)(config), config, folder, run_id="learns", device=torch.device("cpu"),
@@ -73,30 +73,30 @@ def test_a_short_run_knows_the_rotation_of_new_pictures_and_its_features_beat_un
 
     Measured: .349 of the turns; linear probe of 16 classes .245, of three untrained networks .088, .118 and .130.
     """
-    network = trained(ROTATION, data[0], tmp_path, epochs=2, base_lr=0.8)
-    assert asked(ROTATION, network, data[1]) > 0.3
+    network = trained(RECIPES["rotation"], data[0], tmp_path, epochs=2, base_lr=0.8)
+    assert asked(RECIPES["rotation"], network, data[1]) > 0.3
     untrained = []
     for seed in range(3):
         seed_step(seed)
-        untrained.append(probe(load(ROTATION.method)(network.config).eval().encode, *data))
+        untrained.append(probe(load(RECIPES["rotation"].method)(network.config).eval().encode, *data))
     assert probe(network.encode, *data) > max(untrained) + 0.03
 
 
 def test_a_short_run_solves_puzzles_of_new_pictures(data, tmp_path):
     """Nine orders, chance .11; measured .93."""
-    network = trained(JIGSAW, data[0], tmp_path, epochs=1, permutations=9, orders_per_image=4, hidden=64)
-    assert asked(JIGSAW, network, data[1]) > 0.5
+    network = trained(RECIPES["jigsaw"], data[0], tmp_path, epochs=1, permutations=9, orders_per_image=4, hidden=64)
+    assert asked(RECIPES["jigsaw"], network, data[1]) > 0.5
 
 
 def test_a_short_run_places_tiles_of_new_pictures(data, tmp_path):
     """Eight directions, chance .125; measured .38."""
-    network = trained(RELATIVE_PATCH, data[0], tmp_path, epochs=2, hidden=64)
-    assert asked(RELATIVE_PATCH, network, data[1]) > 0.2
+    network = trained(RECIPES["relative-patch"], data[0], tmp_path, epochs=2, hidden=64)
+    assert asked(RECIPES["relative-patch"], network, data[1]) > 0.2
 
 
 def test_a_short_run_knows_the_colours_of_new_pictures(data, tmp_path):
     """Mean distance in the ab plane to the true colours, against the best single colour for all pixels: measured .59 of it."""
-    network = trained(COLORIZATION, data[0], tmp_path, epochs=1, base_lr=0.4)
+    network = trained(RECIPES["colorization"], data[0], tmp_path, epochs=1, base_lr=0.4)
     images = torch.stack([data[1].load(i)["image"] for i in range(500)])
     true, found = rgb_to_lab(images)[:, 1:], rgb_to_lab(network.colorize(images))[:, 1:]
     single = (true.mean((0, 2, 3), keepdim=True) - true).norm(dim=1).mean()

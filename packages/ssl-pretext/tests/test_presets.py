@@ -11,21 +11,20 @@ import torch
 from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.method import load
 from ssl_pretext.config import (
-    JIGSAW,
+    PRESETS,
     RECIPES,
-    RELATIVE_PATCH,
     ColorizationConfig,
     JigsawConfig,
     RelativePatchConfig,
     RotationConfig,
 )
 
-PRESETS = [(recipe, name) for recipe in RECIPES for name in load(recipe.presets)]
+NAMES = [(recipe, preset) for recipe, presets in PRESETS.items() for preset in presets]
 
 
-@pytest.mark.parametrize(("recipe", "name"), PRESETS, ids=[f"{recipe.name} {name}" for recipe, name in PRESETS])
+@pytest.mark.parametrize(("recipe", "name"), NAMES)
 def test_a_preset_builds_says_where_it_stands_and_survives_json(recipe, name):
-    preset = load(recipe.presets)[name]
+    preset, recipe = PRESETS[recipe][name], RECIPES[recipe]
     config = preset()
     assert type(config) is load(recipe.config)
     assert preset.__doc__ and ("Not run here" in preset.__doc__ or "docs/benchmarks.md" in preset.__doc__)
@@ -36,10 +35,10 @@ def test_a_preset_builds_says_where_it_stands_and_survives_json(recipe, name):
 
 
 def test_there_are_four_methods_and_each_has_a_demo_in_fp32():
-    assert [recipe.name for recipe in RECIPES] == ["rotation", "jigsaw", "colorization", "relative-patch"]
-    for recipe in RECIPES:
-        demo = load(recipe.presets)["demo"]()
-        assert demo.size == ((48, 48) if recipe in (JIGSAW, RELATIVE_PATCH) else (32, 32))
+    assert [*RECIPES] == ["rotation", "jigsaw", "colorization", "relative-patch"]
+    for name, presets in PRESETS.items():
+        demo = presets["demo"]()
+        assert demo.size == ((48, 48) if name in ("jigsaw", "relative-patch") else (32, 32))
         assert demo.precision == "fp32", "what it computes does not depend on the machine"
 
 
@@ -71,9 +70,8 @@ def test_the_colorization_of_the_paper():
     ],
 )
 def test_a_resnet50_has_as_many_parameters_as_the_published_one_and_its_head(name, parameters):
-    [recipe] = [recipe for recipe in RECIPES if recipe.name == name]
     with torch.device("meta"):
-        network = load(recipe.method)(load(recipe.presets)["resnet50"]())
+        network = load(RECIPES[name].method)(PRESETS[name]["resnet50"]())
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 

@@ -18,7 +18,7 @@ from ssl_core.hub.weights_file import save_weights
 from ssl_core.method import load
 from ssl_core.pixels import normalize
 from ssl_pretext import Colorization, ColorizationConfig, Jigsaw, JigsawConfig, RelativePatch, Rotation, RotationConfig
-from ssl_pretext.config import COLORIZATION, RECIPES, ROTATION
+from ssl_pretext.config import RECIPES
 from ssl_train.cli.main import main
 
 VIT: dict[str, Any] = {"backbone": "vit", "image_size": 32, "patch_size": 8, "dim": 32, "depth": 2, "heads": 2}
@@ -28,7 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "rotation": {}, "jigsaw": {**TILES, "permutations": 20}, "colorization": {"hidden": 8}, "relative-patch": TILES,
 }  # fmt: skip
 
-every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 
 
 def drawn(recipe, fields: dict[str, Any]) -> Any:
@@ -111,7 +111,7 @@ def test_exports_to_transformers_and_timm_have_the_same_features(recipe, fields,
 
 
 def test_a_colorization_publishes_that_its_encoder_sees_one_channel(tmp_path):
-    folder = drawn(COLORIZATION, VIT).save_pretrained(tmp_path)
+    folder = drawn(RECIPES["colorization"], VIT).save_pretrained(tmp_path)
     assert json.loads((folder / "config.json").read_text())["num_channels"] == 1
     preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
     assert (preprocessor["image_mean"], preprocessor["image_std"], preprocessor["do_convert_rgb"]) == (
@@ -155,7 +155,7 @@ def test_an_encoder_of_colours_sees_grey_the_same_once_it_sees_lightness(tmp_pat
 
 
 def test_a_jigsaw_starts_from_the_encoder_of_another_task(tmp_path):
-    other = drawn(ROTATION, RESNET)
+    other = drawn(RECIPES["rotation"], RESNET)
     (folder := other.save_pretrained(tmp_path)).joinpath("heads.safetensors").unlink()
     (folder / "SHA256SUMS").unlink()
     config = JigsawConfig(**RESNET, **SMALL["jigsaw"])
@@ -168,7 +168,7 @@ def test_a_jigsaw_starts_from_the_encoder_of_another_task(tmp_path):
 
 
 def test_other_channels_and_sizes_are_adapted(tmp_path):
-    network = drawn(ROTATION, VIT)
+    network = drawn(RECIPES["rotation"], VIT)
     folder = network.save_pretrained(tmp_path)
     grey = Rotation.from_pretrained(folder, in_channels=1, image_size=48)
     x = torch.randn(2, 1, 48, 48)
@@ -193,7 +193,7 @@ def test_a_damaged_head_or_encoder_is_listed(recipe, tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
-    network = drawn(ROTATION, RESNET)
+    network = drawn(RECIPES["rotation"], RESNET)
     folder = network.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="the checkpoint is a resnet18"):
         Rotation.from_pretrained(folder, config=RotationConfig(**VIT))
@@ -204,7 +204,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
 
 
 def test_a_resnet_is_exported_to_transformers_only_with_the_stem_that_it_has(tmp_path, capsys):
-    folder = drawn(ROTATION, {**RESNET, "small_stem": True}).save_pretrained(tmp_path / "run")
+    folder = drawn(RECIPES["rotation"], {**RESNET, "small_stem": True}).save_pretrained(tmp_path / "run")
     assert main(RECIPES, ["export", str(folder), str(tmp_path / "out")]) == 2
     assert "ResNetModel has the ImageNet stem only" in capsys.readouterr().err
 
@@ -219,6 +219,6 @@ def test_the_commands_know_the_method_of_a_folder(tmp_path, capsys):
 
 
 def test_a_config_of_another_task_is_refused(tmp_path):
-    folder = drawn(ROTATION, RESNET).save_pretrained(tmp_path)
+    folder = drawn(RECIPES["rotation"], RESNET).save_pretrained(tmp_path)
     with pytest.raises((ConfigError, WeightsMismatch)):
         RelativePatch.from_pretrained(folder)

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 
 from ssl_core.ema import ema_update
 from ssl_testing.conformance import Conformance
-from ssl_testing.tiny import RECIPE, Tiny, TinyConfig
+from ssl_testing.tiny import RECIPES, Tiny, TinyConfig
 
 
 class TestTiny(Conformance):
-    recipe = RECIPE
+    recipe = RECIPES["tiny"]
     config = TinyConfig()
     noiseless = {"dropout": 0.0}
 
@@ -142,7 +142,7 @@ FLAWS = [
 @pytest.mark.parametrize(("flaw", "test", "message"), FLAWS, ids=lambda value: getattr(value, "__name__", None))
 def test_the_suite_sees_a_method_that(flaw, test, message, tmp_path):
     suite = TestTiny()
-    suite.recipe = dataclasses.replace(RECIPE, method=f"{__name__}:{flaw.__name__}")
+    suite.recipe = dataclasses.replace(RECIPES["tiny"], method=f"{__name__}:{flaw.__name__}")
     given = {"workers": 0, "kills": [11], "tmp_path": tmp_path, "reference": tmp_path / "whole"}
     needs = inspect.signature(getattr(suite, test)).parameters
     if "reference" in needs:

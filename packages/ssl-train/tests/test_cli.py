@@ -18,14 +18,16 @@ from ssl_core.errors import InputError, TrainingError
 from ssl_core.method import Verb
 from ssl_testing import children, faults
 from ssl_testing.state import newest
-from ssl_testing.tiny import RECIPE, Tiny, TinyConfig
+from ssl_testing.tiny import RECIPES, Tiny, TinyConfig
 from ssl_train.cli import commands
 from ssl_train.cli import main as cli
 from ssl_train.options import RunOptions
 
 SHORT = ("--epochs", "0.5", "--warmup-epochs", "0", "--precision", "fp32", "--device", "cpu", "--workers", "0")
-OTHER = dataclasses.replace(RECIPE, name="other", presets=f"{__name__}:OTHER_PRESETS")
-OTHER_PRESETS = {"demo": lambda: TinyConfig(dim=8), "large": lambda: TinyConfig(dim=64)}
+TINY = RECIPES["tiny"]
+OTHER = dataclasses.replace(TINY, name="other", config=f"{__name__}:TinyConfig")
+PRESETS = {"other": {"demo": lambda: TinyConfig(dim=8), "large": lambda: TinyConfig(dim=64)}}
+BOTH = RECIPES | {"other": OTHER}
 
 
 @pytest.fixture
@@ -34,8 +36,8 @@ def parsed(monkeypatch):
     seen = []
     monkeypatch.setattr(commands, "train", lambda *arguments: seen.append(arguments))
 
-    def parse(*arguments, recipes=(RECIPE,)):
-        assert cli.main(list(recipes), ["train", *arguments]) == 0
+    def parse(*arguments, recipes=RECIPES):
+        assert cli.main(recipes, ["train", *arguments]) == 0
         return seen[-1]
 
     return parse
@@ -43,7 +45,7 @@ def parsed(monkeypatch):
 
 def test_without_a_command_the_verbs_and_presets_are_listed(capsys):
     for arguments in ([], ["--help"], ["-h"]):
-        assert cli.main([RECIPE, OTHER], arguments) == 0
+        assert cli.main(BOTH, arguments) == 0
         shown = capsys.readouterr().out
         assert all(re.search(rf"^  {verb} ", shown, re.M) for verb in cli.VERBS)
         assert "methods (--method): tiny, other" in shown and "presets of other (--preset): demo, large" in shown
@@ -51,12 +53,12 @@ def test_without_a_command_the_verbs_and_presets_are_listed(capsys):
 
 def test_the_version_names_the_package_and_the_core(capsys, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: {"ssl-tiny": "1.2", "ssl-core": "3.4"}[name])
-    assert cli.main([RECIPE], ["--version"]) == 0
+    assert cli.main(RECIPES, ["--version"]) == 0
     assert capsys.readouterr().out == "ssl-tiny 1.2, ssl-core 3.4\n"
 
 
 def test_an_unknown_command_is_named_with_those_that_there_are(capsys):
-    assert cli.main([RECIPE], ["tarin"]) == 2
+    assert cli.main(RECIPES, ["tarin"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ssl-tiny: no command 'tarin'; there are train, evaluate") and error.count("\n") == 1
 
@@ -74,30 +76,30 @@ def count(recipe, flags):
 
 def test_a_package_adds_commands_of_its_own(capsys):
     verbs = {"count": Verb(f"{__name__}:Count", f"{__name__}:count")}
-    assert cli.main([RECIPE, OTHER], ["count", "--to", "2", "--method", "other"], verbs=verbs) == 0
+    assert cli.main(BOTH, ["count", "--to", "2", "--method", "other"], verbs=verbs) == 0
     assert capsys.readouterr().out == "other 0 1\n"
-    assert cli.main([RECIPE], [], verbs=verbs) == 0
+    assert cli.main(RECIPES, [], verbs=verbs) == 0
     assert re.search(r"^  count +Count upwards", capsys.readouterr().out, re.M)
-    assert cli.main([RECIPE], ["tarin"], verbs=verbs) == 2
+    assert cli.main(RECIPES, ["tarin"], verbs=verbs) == 2
     assert "export, count" in capsys.readouterr().err
 
 
 def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
     verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", methods=("tiny", "other"))}
     elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
-    for stored, name in ((RECIPE.method, "tiny"), ("ssl_other:Other", "other"), ("ssl_third:Third", "tiny")):
+    for stored, name in ((TINY.method, "tiny"), ("ssl_other:Other", "other"), ("ssl_third:Third", "tiny")):
         (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": stored}}))
-        for recipes in ([RECIPE, elsewhere], [elsewhere, RECIPE]):
+        for recipes in (RECIPES | {"other": elsewhere}, {"other": elsewhere} | RECIPES):
             assert cli.main(recipes, ["count", str(tmp_path)], verbs=verbs) == 0
             assert capsys.readouterr().out == f"{name}\n"
             assert cli.main(recipes, ["count", str(tmp_path / "model.safetensors")], verbs=verbs) == 0
             assert capsys.readouterr().out == f"{name}\n"
     Tiny(TinyConfig(dim=8)).save_pretrained(tmp_path)
-    assert cli._method_of([RECIPE], ["--data", "somewhere", str(tmp_path)]) == "tiny"
-    assert cli._method_of([RECIPE], ["nowhere", "--out", str(tmp_path)]) is None
-    assert cli._method_of([RECIPE], ["nowhere", "--weights", str(tmp_path)]) == "tiny"
-    assert parsed("--init", str(tmp_path), recipes=[elsewhere, RECIPE])[0] is RECIPE
-    assert cli.main([RECIPE, elsewhere], ["count", "nowhere", "--method", "other"], verbs=verbs) == 0
+    assert cli._method_of(RECIPES, ["--data", "somewhere", str(tmp_path)]) == "tiny"
+    assert cli._method_of(RECIPES, ["nowhere", "--out", str(tmp_path)]) is None
+    assert cli._method_of(RECIPES, ["nowhere", "--weights", str(tmp_path)]) == "tiny"
+    assert parsed("--init", str(tmp_path), recipes={"other": elsewhere} | RECIPES)[0] is TINY
+    assert cli.main(RECIPES | {"other": elsewhere}, ["count", "nowhere", "--method", "other"], verbs=verbs) == 0
     assert capsys.readouterr().out == "other\n"
 
 
@@ -106,10 +108,10 @@ def test_a_command_refuses_the_weights_of_a_method_that_it_is_not_for(capsys, tm
     elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
     (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": "ssl_other:Other"}}))
     for arguments in ([str(tmp_path)], ["nowhere", "--method", "other"]):
-        assert cli.main([elsewhere, RECIPE], ["count", *arguments], verbs=verbs) == 2
+        assert cli.main({"other": elsewhere} | RECIPES, ["count", *arguments], verbs=verbs) == 2
         said = capsys.readouterr()
         assert said.err.endswith("count is for tiny, not for other\n") and not said.out
-    assert cli.main([elsewhere, RECIPE], ["count", "nowhere"], verbs=verbs) == 0
+    assert cli.main({"other": elsewhere} | RECIPES, ["count", "nowhere"], verbs=verbs) == 0
     assert capsys.readouterr().out == "tiny\n"
 
 
@@ -129,7 +131,7 @@ def test_flags_set_the_run_the_config_and_the_options(parsed):
         "--data", "pictures", "--out", "here", "--epochs", "3", "--betas", "0.8", "0.9", "--clip-grad", "1.5",
         "--image-size", "16", "--workers", "3", "--compile", "--accumulate", "2",
     )  # fmt: skip
-    assert recipe is RECIPE and (run.data, run.out) == ("pictures", "here")
+    assert recipe is TINY and (run.data, run.out) == ("pictures", "here")
     assert config == TinyConfig(epochs=3.0, betas=(0.8, 0.9), clip_grad=1.5, image_size=16)
     assert options == RunOptions(workers=3, compile=True, accumulate=2)
 
@@ -157,9 +159,9 @@ def test_the_architecture_of_init_is_taken_and_its_recipe_is_not(parsed, tmp_pat
 
 
 def test_a_method_is_chosen_by_name_the_first_by_default(parsed, capsys):
-    assert parsed(recipes=[RECIPE, OTHER])[0] is RECIPE
-    assert parsed("--method", "other", recipes=[RECIPE, OTHER])[0] is OTHER
-    assert cli.main([RECIPE, OTHER], ["train", "--method", "third"]) == 2
+    assert parsed(recipes=BOTH)[0] is TINY
+    assert parsed("--method", "other", recipes=BOTH)[0] is OTHER
+    assert cli.main(BOTH, ["train", "--method", "third"]) == 2
     assert capsys.readouterr().err == "ssl-tiny: no method 'third'; there are tiny, other\n"
 
 
@@ -180,7 +182,7 @@ def test_a_method_is_chosen_by_name_the_first_by_default(parsed, capsys):
 def test_a_wrong_value_ends_with_2_and_is_named(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
-        code = cli.main([RECIPE], ["train", *arguments])
+        code = cli.main(RECIPES, ["train", *arguments])
     except SystemExit as end:
         code = end.code
     shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
@@ -198,7 +200,7 @@ def test_each_kind_of_error_has_its_exit_code_and_one_line(error, code, capsys, 
         raise error
 
     monkeypatch.setattr(commands, "info", fail)
-    assert cli.main([RECIPE], ["info"]) == code
+    assert cli.main(RECIPES, ["info"]) == code
     assert capsys.readouterr().err == "ssl-tiny: x\n"
 
 
@@ -208,7 +210,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
     monkeypatch.setattr(commands, "info", fail)
     with pytest.raises(KeyError, match="bug"):
-        cli.main([RECIPE], ["info"])
+        cli.main(RECIPES, ["info"])
 
 
 def train(folder, *faulty, arguments=SHORT):
@@ -218,7 +220,7 @@ def train(folder, *faulty, arguments=SHORT):
         os.chdir(folder)
         for fault in faulty:
             fault(Tiny, 4)
-        sys.exit(cli.main([RECIPE], ["train", *arguments, "--out", "run"]))
+        sys.exit(cli.main(RECIPES, ["train", *arguments, "--out", "run"]))
 
     return children.run(typed, warns=True)
 
@@ -262,7 +264,7 @@ def test_data_that_cannot_be_evaluated_as_asked_ends_with_2_and_a_line(tmp_path,
             "30 shots cannot be drawn from it: ask for fewer",
         ),
     ):
-        code = cli.main([RECIPE], ["evaluate", "weights", *arguments, "--protocols", "fewshot", "--device", "cpu"])
+        code = cli.main(RECIPES, ["evaluate", "weights", *arguments, "--protocols", "fewshot", "--device", "cpu"])
         error = capsys.readouterr().err
         assert code == 2 and said in error and "Traceback" not in error, error
 
@@ -290,7 +292,7 @@ def test_what_a_run_says_can_be_typed(tmp_path):
 def test_help_of_every_verb_names_its_flags(capsys):
     for verb, cls in cli.VERBS.items():
         with pytest.raises(SystemExit) as end:
-            cli.main([RECIPE], [verb, "--help"])
+            cli.main(RECIPES, [verb, "--help"])
         shown = capsys.readouterr().out
         assert end.value.code == 0
         for field in dataclasses.fields(cls):

@@ -53,12 +53,12 @@ def build(config: ToyConfig):
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     module = types.ModuleType("toy_method")
     vars(module).update(
-        ToyConfig=ToyConfig, Toy=Toy, build=build, PRESETS={"demo": ToyConfig},
+        ToyConfig=ToyConfig, Toy=Toy, build=build, PRESETS={"toy": {"demo": ToyConfig}},
         open=lambda data, *, config, split: Pictures(),
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "toy_method", module)
     return Recipe(
-        name="toy", package="toy", config="toy_method:ToyConfig", presets="toy_method:PRESETS", method="toy_method:Toy",
+        name="toy", package="toy", config="toy_method:ToyConfig", method="toy_method:Toy",
         views="toy_method:build", show="toy_method:show", source="toy_method:open",
     )  # fmt: skip
 

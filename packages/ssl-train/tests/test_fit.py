@@ -22,7 +22,7 @@ from ssl_core.config import ConfigError
 from ssl_core.device import seed_step
 from ssl_testing import children, faults
 from ssl_testing.state import apart, differing, newest, whole_state
-from ssl_testing.tiny import RECIPE, Pictures, Tiny, TinyConfig, TwoCrops, open_pictures, write_pictures
+from ssl_testing.tiny import RECIPES, Pictures, Tiny, TinyConfig, TwoCrops, open_pictures, write_pictures
 from ssl_testing.trial import Trial
 from ssl_train.checkpoint import CheckpointError
 from ssl_train.data.sources import digest
@@ -35,7 +35,7 @@ from ssl_train.probe import Collapsed, Probe
 from ssl_train.run import RunError
 from ssl_train.stop import Interrupted, StopSignal
 
-TRIAL = Trial(RECIPE, TinyConfig(precision="fp32", warmup_epochs=0.25))
+TRIAL = Trial(RECIPES["tiny"], TinyConfig(precision="fp32", warmup_epochs=0.25))
 CPU = torch.device("cpu")
 
 

@@ -135,11 +135,11 @@ LAYOUT = Layout(
     infer=lambda state: BigramConfig(),
     adapt=lambda state, stored, wanted: state,
 )
+PRESETS = {"bigram": {"demo": BigramConfig}}
 RECIPE = Recipe(
     name="bigram",
     package="ssl_bigram",
     config=f"{__name__}:BigramConfig",
-    presets=f"{__name__}:PRESETS",
     method=f"{__name__}:Bigram",
     views=f"{__name__}:Corrupted",
     show=f"{__name__}:show",
@@ -219,8 +219,7 @@ def test_data_settles_fields_and_figures_without_labels_end_a_run(tmp_path, monk
     monkeypatch.setattr("ssl_train.cli.commands.figures", lambda *_: [])
     monkeypatch.chdir(tmp_path)
     out = ("--out", "run", "--device", "cpu", "--workers", "0", "--epochs", "0.25", "--precision", "fp32")
-    monkeypatch.setattr(f"{__name__}.PRESETS", {"demo": BigramConfig}, raising=False)
-    assert main([recipe], ["train", *out]) == 0
+    assert main({"bigram": recipe}, ["train", *out]) == 0
     said = capsys.readouterr().out
     assert "20 tokens are known" in said and said.endswith("Bigram.from_pretrained('run').encode(tokens)\n")
     assert Bigram.from_pretrained("run").config.vocabulary == 20
@@ -232,7 +231,9 @@ def test_data_settles_fields_and_figures_without_labels_end_a_run(tmp_path, monk
             "summary": ["measured on the data's own test split", "20 tokens are known"],
         },
     }  # fmt: skip
-    assert main([recipe], ["evaluate", "run", "--device", "cpu"]) == 0, "there are no labels, and none are needed"
+    assert main({"bigram": recipe}, ["evaluate", "run", "--device", "cpu"]) == 0, (
+        "there are no labels, and none are needed"
+    )
     assert capsys.readouterr().out.endswith("20 tokens are known\n")
 
 

@@ -7,6 +7,14 @@ class InputError(Exception):
     """Something that was given cannot be used: a setting, a file, weights, a folder. Commands exit with 2."""
 
 
+class ConfigError(InputError, ValueError):
+    """A configuration that cannot be used; the message names the field and says what to do."""
+
+
+class OutOfRange(ConfigError):
+    """A value of the right type that breaks a bound of its field."""
+
+
 class DataError(InputError, ValueError):
     """The data as a whole cannot be used. The message says what to do."""
 

@@ -25,6 +25,7 @@ and, where its paper needs them,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -48,7 +49,7 @@ def attach(method: Any, source: Any) -> Any:
 class Recipe:
     """One method, as import strings.
 
-    `config` is its frozen dataclass, `presets` a dict of name -> function returning that dataclass, `method` the module
+    `config` is its frozen dataclass, beside which `PRESETS` stand, `method` the module
     (built as `Method(config)`), `views` a function `build(config) -> transform` whose result makes one sample's
     tensors in a worker (empty for an encoder that is not trained here; its `check(source)`, where it has one, refuses
     data that it cannot use), `show` a function `show(method, source, folder)` that draws the figures and returns their
@@ -63,7 +64,6 @@ class Recipe:
     name: str
     package: str
     config: str
-    presets: str
     method: str
     views: str
     show: str
@@ -74,6 +74,11 @@ class Recipe:
     raw: tuple[str, str] = ("raw pixels", "ssl_train.evaluate.features:pixels")
     settle: str | None = None
     measure: str | None = None
+
+    @property
+    def presets(self) -> dict[str, Callable[[], Any]]:
+        """Preset name -> function that returns its config: `PRESETS[name]` of the config's module."""
+        return load(f"{self.config.partition(':')[0]}:PRESETS")[self.name]
 
     def settled(self, config: Any, data: Any) -> Any:
         """`config` with every field that `data` decides."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-PosInterp = Literal["offset", "size", "antialias"]
+from ssl_core.config import PosInterp
 
 
 def grid_of(images: Tensor, patch_size: int) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ssl_template.config import RECIPE, RotNetConfig
+from ssl_template.config import RECIPES, RotNetConfig
 from ssl_testing.conformance import Conformance
 
 
 class TestRotNet(Conformance):
-    recipe = RECIPE
+    recipe = RECIPES["rotation"]
     config = RotNetConfig(image_size=8, patch_size=2, dim=16, depth=1, heads=2)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_beit.config import DVAE_PRESETS, BEiTConfig
+from ssl_beit.config import PRESETS, BEiTConfig
 from ssl_beit.dvae import DVAE, Tokenizer
 from ssl_core import distributed
 from ssl_core.config import ConfigError
@@ -239,12 +239,12 @@ class BEiT(Pretrained, nn.Module):
             if init is None or self.tokenizer is None:
                 raise ConfigError("tokenizer = None: nothing brings a tokenizer; give --tokenizer FOLDER or a preset")
             return
-        if config.tokenizer not in DVAE_PRESETS:
+        if config.tokenizer not in PRESETS["dvae"]:
             self.adopt(DVAE.from_pretrained(config.tokenizer))
             return
         from ssl_beit.training import train
 
-        preset = DVAE_PRESETS[config.tokenizer]()
+        preset = PRESETS["dvae"][config.tokenizer]()
         sizes = dataclasses.replace(
             preset, batch_size=min(preset.batch_size, config.batch_size), seed=config.seed,
             image_size=config.tokenizer_size, vocab=config.vocab,

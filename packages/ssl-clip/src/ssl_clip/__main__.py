@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from ssl_clip.config import RECIPE
+from ssl_clip.config import RECIPES
 from ssl_clip.verbs import VERBS
 from ssl_train.cli.main import main as run
 
 
 def main() -> None:
-    sys.exit(run([RECIPE], verbs=VERBS))
+    sys.exit(run(RECIPES, verbs=VERBS))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from ssl_train.cli.main import main as run
 
 
 def main() -> None:
-    sys.exit(run([*RECIPES.values()]))
+    sys.exit(run(RECIPES))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ssl_core.config import BackboneConfig, Optimizer, TrainConfig, check, check_jitter, check_scale, check_shares
+from annotated_types import Ge, Interval, Predicate
+
+from ssl_core.bounds import Count, Jitter, Positive, Scale, Share, Width, rising
+from ssl_core.config import BackboneConfig, Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -18,43 +21,35 @@ class ContrastiveConfig(BackboneConfig, TrainConfig):
 
     backbone: Literal["vit", "resnet18", "resnet34", "resnet50"] = "resnet50"
     """architecture of the encoder"""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: Scale = (0.08, 1.0)
     """share of the image's area in a random crop"""
     flip: bool = True
     """mirror at random"""
-    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    jitter: Jitter = (0.8, 0.8, 0.8, 0.2)
     """strength of brightness, contrast, saturation and hue; the last two need RGB"""
-    jitter_p: float = 0.8
+    jitter_p: Share = 0.8
     """share of views whose colours are jittered"""
-    grayscale_p: float = 0.2
+    grayscale_p: Share = 0.2
     """share of views without colour"""
-    blur_p: tuple[float, float] = (0.5, 0.5)
+    blur_p: tuple[Share, Share] = (0.5, 0.5)
     """share of first and of second views that are blurred"""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_sigma: Annotated[tuple[Positive, Positive], Predicate(rising)] = (0.1, 2.0)
     """range of the blur's standard deviation in pixels"""
-    solarize_p: tuple[float, float] = (0.0, 0.0)
+    solarize_p: tuple[Share, Share] = (0.0, 0.0)
     """share of first and of second views whose bright pixels are inverted"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_scale("crop_scale", self.crop_scale)
-        check_jitter("jitter", self.jitter)
-        low, high = self.blur_sigma
-        check(0 < low <= high, "blur_sigma", self.blur_sigma, "must be two rising positive numbers")
-        for name in ("jitter_p", "grayscale_p", "blur_p", "solarize_p"):
-            check_shares(name, getattr(self, name))
-        check(self.batch_size > 1, "batch_size", self.batch_size, "batch norm needs at least two samples")
+    batch_size: Annotated[int, Ge(2)] = 256
+    """samples per optimiser step, over all processes and micro-batches; batch norm needs at least two"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig(ContrastiveConfig):
     """The defaults are the paper's ResNet-50 for 100 epochs (arXiv 2002.05709)."""
 
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """of the softmax over cosine similarities"""
     head_layers: Literal[2, 3] = 2
     """layers of the projector: 2 in the paper, 3 in SimCLRv2"""
-    projection: int = 128
+    projection: Width = 128
     """width of what is compared"""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     """SimCLR gives its network pixels in [0, 1] as they are"""
@@ -68,29 +63,24 @@ class SimCLRConfig(ContrastiveConfig):
     warmup_epochs: float = 10
     weight_decay: float = 1e-6
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.temperature > 0, "temperature", self.temperature, "must be positive")
-        check(self.projection > 0, "projection", self.projection, "must be positive")
-
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoConfig(ContrastiveConfig):
     """The defaults are MoCo v2's ResNet-50 for 200 epochs (arXiv 2003.04297)."""
 
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """of the softmax over cosine similarities"""
-    queue: int = 65536
+    queue: Annotated[int, Interval(ge=1, lt=2**31)] = 65536
     """keys of earlier steps that serve as negatives"""
-    ema: float = 0.999
+    ema: Share = 0.999
     """momentum of the key encoder"""
     head_layers: Literal[1, 2] = 2
     """layers of the projector: 1 in v1, 2 in v2"""
-    projection: int = 128
+    projection: Width = 128
     """width of what is compared"""
     symmetric: bool = False
     """each view is query once and key once, which counts as about twice the epochs"""
-    bn_splits: int = 8
+    bn_splits: Count = 8
     """parts of the global batch that batch norm sees apart, shuffled between query and key: the authors' 8 GPUs"""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -103,24 +93,20 @@ class MoCoConfig(ContrastiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.temperature > 0, "temperature", self.temperature, "must be positive")
-        check(0 < self.queue < 2**31, "queue", self.queue, "must hold at least one key")
-        check_shares("ema", self.ema)
-        check(self.projection > 0, "projection", self.projection, "must be positive")
         most = self.batch_size if self.is_vit else self.batch_size // 2
-        check(1 <= self.bn_splits <= most, "bn_splits", self.bn_splits,
-              f"a batch of {self.batch_size} can be split into 1 … {most} parts of two samples or more")  # fmt: skip
+        parts = f"a batch of {self.batch_size} can be split into 1 … {most} parts of two samples or more"
+        check(self.bn_splits <= most, "bn_splits", self.bn_splits, parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BYOLConfig(ContrastiveConfig):
     """The defaults are the paper's ResNet-50 for 1000 epochs (arXiv 2006.07733)."""
 
-    ema: float = 0.996
+    ema: Share = 0.996
     """momentum of the target at the start; it rises to 1 by a cosine"""
-    hidden: int = 4096
+    hidden: Width = 4096
     """hidden width of projector and predictor"""
-    projection: int = 256
+    projection: Width = 256
     """width of what is predicted"""
 
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
@@ -133,12 +119,6 @@ class BYOLConfig(ContrastiveConfig):
     warmup_epochs: float = 10
     weight_decay: float = 1.5e-6
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_shares("ema", self.ema)
-        for name in ("hidden", "projection"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SimSiamConfig(ContrastiveConfig):
@@ -146,9 +126,9 @@ class SimSiamConfig(ContrastiveConfig):
 
     head_layers: Literal[2, 3] = 3
     """layers of the projector: 3 in the paper, 2 for CIFAR"""
-    projection: int = 2048
+    projection: Width = 2048
     """width of what is predicted"""
-    predictor_hidden: int = 512
+    predictor_hidden: Width = 512
     """hidden width of the predictor, a quarter of the projection"""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -159,32 +139,23 @@ class SimSiamConfig(ContrastiveConfig):
     base_lr: float = 0.05
     weight_decay: float = 1e-4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("projection", "predictor_hidden"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
 
+SMALL_RESNET: Any = {"backbone": "resnet18", "small_stem": True, "image_size": 32, "crop_pct": 1.0}
 
-CIFAR: dict[str, Any] = {
-    "backbone": "resnet18", "small_stem": True, "image_size": 32, "crop_pct": 1.0, "mean": CIFAR_MEAN, "std": CIFAR_STD,
-    "batch_size": 512, "blur_p": (0.0, 0.0),
-}  # fmt: skip
+CIFAR: Any = SMALL_RESNET | {"mean": CIFAR_MEAN, "std": CIFAR_STD, "batch_size": 512, "blur_p": (0.0, 0.0)}
 """What every recipe for CIFAR-10 has: ResNet-18 with the small stem, no blur at 32 pixels."""
 
-SCENES: dict[str, Any] = {
-    "backbone": "resnet18", "width": 12, "small_stem": True, "image_size": 32, "crop_pct": 1.0, "precision": "fp32",
-    "crop_scale": (0.5, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "batch_size": 128,
-    "blur_p": (0.3, 0.3), "solarize_p": (0.0, 0.0),
-}  # fmt: skip
+SCENE_VIEWS: Any = {"crop_scale": (0.5, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "blur_p": (0.3, 0.3)}
+SCENES: Any = (
+    SMALL_RESNET | SCENE_VIEWS | {"solarize_p": (0.0, 0.0), "width": 12, "batch_size": 128, "precision": "fp32"}
+)
 """A small ResNet-18 for the built-in scenes in minutes on a CPU; the figures stand in docs/benchmarks.md."""
 
-SCENES_ADAMW: dict[str, Any] = {"optimizer": "adamw", "base_lr": 4e-3, "weight_decay": 0.05, "warmup_epochs": 1.0}
+SCENES_ADAMW: Any = {"optimizer": "adamw", "base_lr": 4e-3, "weight_decay": 0.05, "warmup_epochs": 1.0}
 """Its optimiser. The papers' SGD leaves the plateau that these runs begin with for two of three seeds."""
 
-VIT_SMALL: dict[str, Any] = {
-    "backbone": "vit", "dim": 384, "depth": 12, "heads": 6, "optimizer": "adamw", "batch_size": 1024,
-    "base_lr": 1.5e-4, "warmup_epochs": 40.0, "epochs": 300.0, "weight_decay": 0.1, "drop_path": 0.0,
-}  # fmt: skip
+VIT_ADAMW: Any = {"optimizer": "adamw", "base_lr": 1.5e-4, "weight_decay": 0.1, "warmup_epochs": 40.0}
+VIT_SMALL: Any = VIT_ADAMW | {"backbone": "vit", "batch_size": 1024, "epochs": 300.0}
 """ViT-S/16 with MoCo v3's optimiser (arXiv 2104.02057): no figure of these four papers, a start for one machine."""
 
 
@@ -235,10 +206,8 @@ def moco_v1_resnet50() -> MoCoConfig:
 def moco_cifar_resnet18() -> MoCoConfig:
     """CIFAR-10 as in the authors' notebook: k-NN 82.6 % after 200 epochs, 88.7 % after 800 (85.3 and 89.7 % with
     symmetric=True). Not run here."""
-    return MoCoConfig(
-        **CIFAR, crop_scale=(0.08, 1.0), temperature=0.1, queue=4096, ema=0.99, head_layers=1, base_lr=0.03,
-        weight_decay=5e-4,
-    )  # fmt: skip
+    head = {"temperature": 0.1, "queue": 4096, "ema": 0.99, "head_layers": 1}
+    return MoCoConfig(**CIFAR, **head, crop_scale=(0.08, 1.0), weight_decay=5e-4)
 
 
 def moco_vit_small() -> MoCoConfig:
@@ -264,8 +233,7 @@ def byol_cifar_resnet18() -> BYOLConfig:
 
     solo-learn's table has 92.58 % (linear, 1000 epochs) with a LARS of another kind. Not run here.
     """
-    fields: dict[str, Any] = CIFAR | {"batch_size": 256}
-    return BYOLConfig(**fields, base_lr=2.0, weight_decay=1e-6)
+    return BYOLConfig(**CIFAR | {"batch_size": 256}, base_lr=2.0, weight_decay=1e-6)
 
 
 def byol_vit_small() -> BYOLConfig:
@@ -275,10 +243,8 @@ def byol_vit_small() -> BYOLConfig:
 
 def byol_demo() -> BYOLConfig:
     """The built-in scenes in minutes on a CPU."""
-    return BYOLConfig(
-        **SCENES, hidden=512, projection=128, ema=0.98, optimizer="sgd", epochs=16, base_lr=0.2, weight_decay=2e-3,
-        warmup_epochs=1,
-    )  # fmt: skip
+    sgd: Any = {"optimizer": "sgd", "base_lr": 0.2, "weight_decay": 2e-3, "warmup_epochs": 1}
+    return BYOLConfig(**SCENES, **sgd, hidden=512, projection=128, ema=0.98, epochs=16)
 
 
 def simsiam_imagenet_resnet50() -> SimSiamConfig:
@@ -304,31 +270,33 @@ def simsiam_demo() -> SimSiamConfig:
     return SimSiamConfig(**SCENES, **SCENES_ADAMW, epochs=14, head_layers=2, projection=512, predictor_hidden=128)
 
 
-SIMCLR: dict[str, Callable[[], SimCLRConfig]] = {
-    "demo": simclr_demo,
-    "cifar_resnet18": simclr_cifar_resnet18,
-    "vit_small": simclr_vit_small,
-    "imagenet_resnet50": simclr_imagenet_resnet50,
-    "v2_resnet50": simclr_v2_resnet50,
-}
-MOCO: dict[str, Callable[[], MoCoConfig]] = {
-    "demo": moco_demo,
-    "cifar_resnet18": moco_cifar_resnet18,
-    "vit_small": moco_vit_small,
-    "imagenet_resnet50": moco_imagenet_resnet50,
-    "v1_resnet50": moco_v1_resnet50,
-}
-BYOL: dict[str, Callable[[], BYOLConfig]] = {
-    "demo": byol_demo,
-    "cifar_resnet18": byol_cifar_resnet18,
-    "vit_small": byol_vit_small,
-    "imagenet_resnet50": byol_imagenet_resnet50,
-}
-SIMSIAM: dict[str, Callable[[], SimSiamConfig]] = {
-    "demo": simsiam_demo,
-    "cifar_resnet18": simsiam_cifar_resnet18,
-    "vit_small": simsiam_vit_small,
-    "imagenet_resnet50": simsiam_imagenet_resnet50,
+PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
+    "simclr": {
+        "demo": simclr_demo,
+        "cifar_resnet18": simclr_cifar_resnet18,
+        "vit_small": simclr_vit_small,
+        "imagenet_resnet50": simclr_imagenet_resnet50,
+        "v2_resnet50": simclr_v2_resnet50,
+    },
+    "moco": {
+        "demo": moco_demo,
+        "cifar_resnet18": moco_cifar_resnet18,
+        "vit_small": moco_vit_small,
+        "imagenet_resnet50": moco_imagenet_resnet50,
+        "v1_resnet50": moco_v1_resnet50,
+    },
+    "byol": {
+        "demo": byol_demo,
+        "cifar_resnet18": byol_cifar_resnet18,
+        "vit_small": byol_vit_small,
+        "imagenet_resnet50": byol_imagenet_resnet50,
+    },
+    "simsiam": {
+        "demo": simsiam_demo,
+        "cifar_resnet18": simsiam_cifar_resnet18,
+        "vit_small": simsiam_vit_small,
+        "imagenet_resnet50": simsiam_imagenet_resnet50,
+    },
 }
 
 
@@ -337,12 +305,11 @@ def _recipe(name: str, method: str) -> Recipe:
         name=name,
         package="ssl_contrastive",
         config=f"ssl_contrastive.config:{method}Config",
-        presets=f"ssl_contrastive.config:{name.upper()}",
         method=f"ssl_contrastive.{name}:{method}",
         views="ssl_contrastive.views:build",
         show="ssl_contrastive.show:show",
     )
 
 
-RECIPES = {name: _recipe(name, method) for name, method in
-           (("simclr", "SimCLR"), ("moco", "MoCo"), ("byol", "BYOL"), ("simsiam", "SimSiam"))}  # fmt: skip
+METHODS = {"simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL", "simsiam": "SimSiam"}
+RECIPES = {name: _recipe(name, method) for name, method in METHODS.items()}

@@ -5,4 +5,4 @@ from __future__ import annotations
 from ssl_contrastive.config import RECIPES
 from ssl_train.training import trainer
 
-train = trainer([*RECIPES.values()])
+train = trainer(RECIPES)

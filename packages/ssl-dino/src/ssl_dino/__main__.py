@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from ssl_dino.config import DINOV2, RECIPE
+from ssl_dino.config import RECIPES
 from ssl_dino.verbs import VERBS
 from ssl_train.cli.main import main as run
 
 
 def main() -> None:
-    sys.exit(run([RECIPE, DINOV2], verbs=VERBS))
+    sys.exit(run(RECIPES, verbs=VERBS))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_dino.config import RECIPE
+from ssl_dino.config import RECIPES
 from ssl_train.training import trainer
 
-train = trainer([RECIPE])
+train = trainer(RECIPES)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import tyro
 
+from ssl_core.bounds import Checked, Count, PositiveShare
 from ssl_core.config import check
 from ssl_core.method import Verb
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Checked):
     """Draw what a ViT attends to in pictures: maps per head, masks, patch features as colours, correspondences."""
 
     images: tyro.conf.Positional[tuple[str, ...]]
@@ -20,11 +21,11 @@ class Attention:
     """run folder, Hub id or checkpoint file"""
     match: str | None = None
     """another picture: draw which patches of the first correspond to which of it"""
-    mass: float = 0.6
+    mass: PositiveShare = 0.6
     """share of the attention that a mask holds"""
     block: int = -1
     """which block, counted from 0 or from the end"""
-    size: int | None = None
+    size: Count | None = None
     """pixels of the shorter side; the picture's own by default, at most 480"""
     out: str = "attention"
     """folder of the pictures"""
@@ -32,9 +33,8 @@ class Attention:
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(len(self.images) > 0, "images", self.images, "give at least one picture")
-        check(0 < self.mass <= 1, "mass", self.mass, "must lie in (0, 1]")
-        check(self.size is None or self.size > 0, "size", self.size, "must be positive")
 
 
 VERBS = {"attention": Verb("ssl_dino.verbs:Attention", "ssl_dino.attention:attention")}

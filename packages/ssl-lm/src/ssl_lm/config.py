@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval, MultipleOf
+
+from ssl_core.bounds import CountOrZero, Depth, Positive, PositiveShare, Rate, Width
 from ssl_core.config import Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
@@ -17,42 +20,34 @@ SPECIAL_IDS = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "
 class LMConfig(TrainConfig):
     """What every language model knows of its text."""
 
-    vocab_size: int | None = None
+    vocab_size: Annotated[int, Interval(ge=1, lt=2**31)] | None = None
     """rows of the embedding; None: as many as the data's tokenizer has"""
-    context: int = 1024
+    context: Annotated[int, Interval(ge=2, le=2**20)] = 1024
     """tokens that the model sees at once"""
-    pad_token_id: int | None = None
+    pad_token_id: CountOrZero | None = None
     """fills up the shorter rows of a batch; None: the tokenizer's"""
-    eos_token_id: int | None = None
+    eos_token_id: CountOrZero | None = None
     """stands between documents and ends a text; None: the tokenizer's"""
-    dim: int = 768
+    dim: Width = 768
     """width"""
-    depth: int = 12
+    depth: Depth = 12
     """blocks, of the encoder where there is a decoder too"""
-    heads: int = 12
+    heads: Width = 12
     """attention heads"""
-    hidden: int | None = None
+    hidden: Annotated[int, Interval(ge=1, le=2**20)] | None = None
     """hidden width of an MLP; four times the width by default"""
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Positive = 1e-5
     """epsilon of the norms"""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """of embeddings, attention and residuals"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         size = self.vocab_size
-        check(size is None or 0 < size < 2**31, "vocab_size", size, "must be positive")
-        check(1 < self.context <= 2**20, "context", self.context, "must lie in 2 … 2^20")
         for name in SPECIAL_IDS:
             token = getattr(self, name, None)
-            below = token is None or (token >= 0 and (size is None or token < size))
-            check(below, name, token, f"must lie in 0 … {'vocab_size' if size is None else size} - 1")
-        check(0 < self.dim <= 2**16, "dim", self.dim, "must lie in 1 … 65536")
-        check(0 < self.depth <= 1000, "depth", self.depth, "must lie in 1 … 1000")
-        check(0 < self.heads <= 2**16, "heads", self.heads, "must lie in 1 … 65536")
-        check(self.hidden is None or 0 < self.hidden <= 2**20, "hidden", self.hidden, "must lie in 1 … 2^20")
-        check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be positive")
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "must lie in [0, 1)")
+            known = token is None or size is None or token < size
+            check(known, name, token, f"must lie below vocab_size = {size}")
 
     @property
     def window(self) -> int:
@@ -133,45 +128,15 @@ def gpt2_xl() -> GPTConfig:
 
 def gpt_small() -> GPTConfig:
     """Half of GPT-2's width and depth for text of one's own, with the tokenizer of that text. Not run here."""
-    return GPTConfig(
-        vocab_size=None, context=256, dim=384, depth=6, heads=6,
-        epochs=10, batch_size=64, base_lr=4e-3, min_lr=1e-4, warmup_epochs=0.2,
-    )  # fmt: skip
+    network: Any = {"vocab_size": None, "context": 256, "dim": 384, "depth": 6, "heads": 6}
+    return GPTConfig(**network, epochs=10, batch_size=64, base_lr=4e-3, min_lr=1e-4, warmup_epochs=0.2)
 
 
 def gpt_demo() -> GPTConfig:
     """The source of Python's standard library in minutes on two CPU cores; figures stand in docs/benchmarks.md."""
-    return GPTConfig(
-        vocab_size=None, context=128, dim=128, depth=4, heads=4,
-        epochs=1.2, batch_size=16, base_lr=0.048, min_lr=1e-4, warmup_epochs=0.1, precision="fp32",
-    )  # fmt: skip
-
-
-GPT_PRESETS: dict[str, Callable[[], GPTConfig]] = {
-    "demo": gpt_demo,
-    "small": gpt_small,
-    "gpt2": gpt2,
-    "gpt2_medium": gpt2_medium,
-    "gpt2_large": gpt2_large,
-    "gpt2_xl": gpt2_xl,
-}
-
-GPT_RECIPE = Recipe(
-    name="gpt",
-    package="ssl_lm",
-    config="ssl_lm.config:GPTConfig",
-    presets="ssl_lm.config:GPT_PRESETS",
-    method="ssl_lm.gpt:GPT",
-    views="ssl_lm.views:next_tokens",
-    show="ssl_lm.show:show",
-    eval_view="ssl_lm.views:whole_text",
-    source="ssl_lm.corpus:open_text",
-    built_in="stdlib",
-    blank="ssl_lm.views:blank",
-    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
-    settle="ssl_lm.corpus:settle",
-    measure="ssl_lm.evaluate:measure",
-)
+    network: Any = {"vocab_size": None, "context": 128, "dim": 128, "depth": 4, "heads": 4}
+    run: Any = {"epochs": 1.2, "batch_size": 16, "base_lr": 0.048, "min_lr": 1e-4, "warmup_epochs": 0.1}
+    return GPTConfig(**network, **run, precision="fp32")
 
 
 # ---------------------------------------------------------------- BERT
@@ -182,28 +147,28 @@ class BERTConfig(LMConfig):
     """Network, masking and recipe of BERT. The defaults are BERT-base (arXiv 1810.04805)."""
 
     vocab_size: int | None = 30522
-    context: int = 512
+    context: Annotated[int, Interval(ge=5)] = 512
     pad_token_id: int | None = 0
-    unk_token_id: int | None = 100
+    unk_token_id: CountOrZero | None = 100
     """stands for what the vocabulary lacks; None: the tokenizer's"""
-    cls_token_id: int | None = 101
+    cls_token_id: CountOrZero | None = 101
     """begins a sequence; None: the tokenizer's"""
-    sep_token_id: int | None = 102
+    sep_token_id: CountOrZero | None = 102
     """ends a sequence; None: the tokenizer's"""
-    mask_token_id: int | None = 103
+    mask_token_id: CountOrZero | None = 103
     """hides a token; None: the tokenizer's"""
     first_sentinel: int | None = None
     """T5's <extra_id_0> where the vocabulary has it: never a random replacement, nor the `sentinels` below it"""
     sentinels: int = 100
     """sentinels of such a vocabulary"""
-    token_types: int = 2
+    token_types: Width = 2
     """kinds of segments: the sentences of a pair"""
     layer_norm_eps: float = 1e-12
-    init_std: float = 0.02
+    init_std: PositiveShare = 0.02
     """spread of every matrix before training, embeddings too; narrow models leave the loss of the token frequencies
     sooner with 1/√dim, about 0.1"""
     dropout: float = 0.1
-    mask_rate: float = 0.15
+    mask_rate: Annotated[float, Interval(gt=0, lt=1)] = 0.15
     """share of the tokens that are predicted"""
     whole_words: bool = False
     """mask all pieces of a word together"""
@@ -219,10 +184,6 @@ class BERTConfig(LMConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_heads()
-        check(self.context > 4, "context", self.context, "must be at least 5: two tokens frame the text")
-        check(0 < self.token_types <= 2**16, "token_types", self.token_types, "must lie in 1 … 65536")
-        check(0 < self.init_std <= 1, "init_std", self.init_std, "must lie in (0, 1]")
-        check(0 < self.mask_rate < 1, "mask_rate", self.mask_rate, "must lie between 0 and 1")
 
     @property
     def window(self) -> int:
@@ -255,41 +216,20 @@ def bert_large() -> BERTConfig:
 
 def bert_small() -> BERTConfig:
     """BERT of half the width and depth for text of one's own, with the tokenizer of that text. Not run here."""
-    return BERTConfig(
-        vocab_size=None, context=256, dim=384, depth=6, heads=6, dropout=0.0, **_TOKENIZERS,
-        epochs=40, batch_size=64, base_lr=2e-3, warmup_epochs=1,
-    )  # fmt: skip
+    network: Any = {"vocab_size": None, "context": 256, "dim": 384, "depth": 6, "heads": 6, "dropout": 0.0}
+    return BERTConfig(**_TOKENIZERS, **network, epochs=40, batch_size=64, base_lr=2e-3, warmup_epochs=1)
 
 
 def bert_demo() -> BERTConfig:
-    """The source of Python's standard library, two to five minutes on a CPU core: 12.3 % of held-out targets are guessed, the
-    most frequent token is 3.7 % (docs/benchmarks.md)."""
-    return BERTConfig(
-        vocab_size=None, context=64, dim=128, depth=3, heads=4, init_std=0.09, dropout=0.0, **_TOKENIZERS,
-        epochs=1, batch_size=32, base_lr=0.012, warmup_epochs=0.1, precision="fp32",
-    )  # fmt: skip
+    """The source of Python's standard library, two to five minutes on a CPU core: 12.3 % of held-out targets are
+    guessed, the most frequent token is 3.7 % (docs/benchmarks.md)."""
+    network: Any = {"vocab_size": None, "context": 64, "dim": 128, "depth": 3, "heads": 4, "dropout": 0.0}
+    run: Any = {"epochs": 1, "batch_size": 32, "base_lr": 0.012, "warmup_epochs": 0.1, "precision": "fp32"}
+    return BERTConfig(**_TOKENIZERS, **network, init_std=0.09, **run)
 
 
-_TOKENIZERS: dict[str, Any] = dict.fromkeys(SPECIAL_IDS)
+_TOKENIZERS: Any = dict.fromkeys(SPECIAL_IDS)
 """Every special token as the data's tokenizer numbers it."""
-
-BERT_PRESETS: dict[str, Callable[[], BERTConfig]] = {
-    "demo": bert_demo,
-    "small": bert_small,
-    "base": bert_base,
-    "large": bert_large,
-}
-
-BERT_RECIPE = replace(
-    GPT_RECIPE,
-    name="bert",
-    config="ssl_lm.config:BERTConfig",
-    presets="ssl_lm.config:BERT_PRESETS",
-    method="ssl_lm.bert:BERT",
-    views="ssl_lm.views:masked",
-    eval_view="ssl_lm.views:framed_text",
-    measure="ssl_lm.evaluate:measure_masked",
-)
 
 
 # ---------------------------------------------------------------- T5
@@ -300,17 +240,17 @@ class T5Config(LMConfig):
     """Network, corruption and recipe of T5. The defaults are T5-base v1.0 (arXiv 1910.10683)."""
 
     vocab_size: int | None = 32128
-    context: int = 512
+    context: Annotated[int, Interval(ge=5, le=2**16)] = 512
     """tokens of the corrupted text, its end included"""
     pad_token_id: int | None = 0
     eos_token_id: int | None = 1
     first_sentinel: int | None = 32099
     """<extra_id_0>; the others count down from it; None: the tokenizer's"""
-    sentinels: int = 100
+    sentinels: Annotated[int, Interval(ge=0, le=2**16)] = 100
     """how many there are"""
-    decoder_depth: int = 12
+    decoder_depth: Depth = 12
     """blocks of the decoder"""
-    head_dim: int = 64
+    head_dim: Width = 64
     """width of a head"""
     hidden: int = 3072
     """hidden width of an MLP"""
@@ -318,16 +258,16 @@ class T5Config(LMConfig):
     """v1.1: tanh-GELU gated by a second projection, instead of ReLU"""
     tied: bool = True
     """v1.0: the embedding is the output matrix too, and states are scaled by dim^-1/2 before it"""
-    buckets: int = 32
+    buckets: Annotated[int, Interval(ge=4), MultipleOf(4)] = 32
     """of relative positions"""
     max_distance: int = 128
     """distance from which on all share a bucket"""
     layer_norm_eps: float = 1e-6
     dropout: float = 0.1
     """of embeddings, attention, MLP and residuals; v1.1 is pretrained with 0"""
-    density: float = 0.15
+    density: Annotated[float, Interval(gt=0, le=0.9)] = 0.15
     """share of the tokens that are removed"""
-    mean_span: float = 3.0
+    mean_span: Annotated[float, Interval(ge=1, le=1000)] = 3.0
     """mean length of a removed span"""
 
     epochs: float = 1
@@ -339,20 +279,16 @@ class T5Config(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.decoder_depth <= 1000, "decoder_depth", self.decoder_depth, "must lie in 1 … 1000")
-        check(0 < self.head_dim <= 2**16, "head_dim", self.head_dim, "must lie in 1 … 65536")
-        check(self.buckets >= 4 and self.buckets % 4 == 0, "buckets", self.buckets, "must be a multiple of 4")
-        check(self.max_distance > self.buckets // 2, "max_distance", self.max_distance,
-              f"must be larger than half of the {self.buckets} buckets")  # fmt: skip
-        check(0 < self.density <= 0.9, "density", self.density, "must lie in (0, 0.9]")
-        check(1 <= self.mean_span <= 1000, "mean_span", self.mean_span, "must lie in 1 … 1000")
-        check(4 < self.context <= 2**16, "context", self.context, "must lie in 5 … 65536")
-        check(0 <= self.sentinels <= 2**16, "sentinels", self.sentinels, "must lie in 0 … 65536")
-        first = self.first_sentinel
-        check(first is None or self.sentinels <= first + 1 <= (self.vocab_size or 2**31), "first_sentinel", first,
-              f"with {self.sentinels} sentinels counting down from it they leave the vocabulary")  # fmt: skip
-        check(self.spans <= self.sentinels, "sentinels", self.sentinels, f"a text of {self.window} tokens has "
-              f"{self.spans} spans, each needs its own: a shorter context or longer spans")  # fmt: skip
+        far, near = self.max_distance, self.buckets // 2
+        check(far > near, "max_distance", far, f"must be larger than half of the {self.buckets} buckets")
+        first, below = (
+            self.first_sentinel,
+            f"with {self.sentinels} sentinels counting down from it they leave the vocabulary",
+        )
+        inside = first is None or self.sentinels <= first + 1 <= (self.vocab_size or 2**31)
+        check(inside, "first_sentinel", first, below)
+        each = f"a text of {self.window} tokens has {self.spans} spans, each needs its own: a shorter context or longer spans"
+        check(self.spans <= self.sentinels, "sentinels", self.sentinels, each)
 
     @property
     def window(self) -> int:
@@ -404,9 +340,8 @@ def t5_large() -> T5Config:
 
 def t5_v1_1_small() -> T5Config:
     """T5 v1.1 small, 77 M: gated, untied, no dropout, unlabelled text only (the authors' released checkpoints)."""
-    return T5Config(
-        dim=512, depth=8, decoder_depth=8, heads=6, hidden=1024, gated=True, tied=False, dropout=0.0
-    )  # fmt: skip
+    sizes = {"dim": 512, "depth": 8, "decoder_depth": 8, "heads": 6, "hidden": 1024}
+    return T5Config(**sizes, gated=True, tied=False, dropout=0.0)
 
 
 def t5_v1_1_base() -> T5Config:
@@ -415,35 +350,74 @@ def t5_v1_1_base() -> T5Config:
 
 
 def t5_demo() -> T5Config:
-    """The source of Python's standard library, four minutes on a CPU core: 6.7 % of the tokens of held-out spans are guessed,
-    the most frequent is 3.1 %, and the loss lies 0.5 nats below that of the frequencies (docs/benchmarks.md)."""
-    return T5Config(
-        vocab_size=None, pad_token_id=None, eos_token_id=None, first_sentinel=None,
-        context=128, dim=128, depth=2, decoder_depth=2, heads=4, head_dim=32, hidden=512, dropout=0.0,
-        epochs=0.8, batch_size=16, base_lr=0.48, warmup_epochs=0.08, precision="fp32",
-    )  # fmt: skip
-
-
-T5_PRESETS: dict[str, Callable[[], T5Config]] = {
-    "demo": t5_demo,
-    "small": t5_small,
-    "base": t5_base,
-    "large": t5_large,
-    "v1_1_small": t5_v1_1_small,
-    "v1_1_base": t5_v1_1_base,
-}
-
-T5_RECIPE = replace(
-    GPT_RECIPE,
-    name="t5",
-    config="ssl_lm.config:T5Config",
-    presets="ssl_lm.config:T5_PRESETS",
-    method="ssl_lm.t5:T5",
-    views="ssl_lm.views:spans",
-    measure="ssl_lm.evaluate:measure_spans",
-)
+    """The source of Python's standard library, four minutes on a CPU core: 6.7 % of the tokens of held-out spans are
+    guessed, the most frequent is 3.1 %, and the loss lies 0.5 nats below that of the frequencies
+    (docs/benchmarks.md)."""
+    tokens: Any = dict.fromkeys(("vocab_size", "pad_token_id", "eos_token_id", "first_sentinel"))
+    sizes: Any = {"context": 128, "dim": 128, "depth": 2, "decoder_depth": 2, "heads": 4, "head_dim": 32, "hidden": 512}
+    run: Any = {"epochs": 0.8, "batch_size": 16, "base_lr": 0.48, "warmup_epochs": 0.08, "precision": "fp32"}
+    return T5Config(**tokens, **sizes, dropout=0.0, **run)
 
 
 # ---------------------------------------------------------------- what the command line lists
 
-RECIPES = [GPT_RECIPE, BERT_RECIPE, T5_RECIPE]
+PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
+    "gpt": {
+        "demo": gpt_demo,
+        "small": gpt_small,
+        "gpt2": gpt2,
+        "gpt2_medium": gpt2_medium,
+        "gpt2_large": gpt2_large,
+        "gpt2_xl": gpt2_xl,
+    },
+    "bert": {
+        "demo": bert_demo,
+        "small": bert_small,
+        "base": bert_base,
+        "large": bert_large,
+    },
+    "t5": {
+        "demo": t5_demo,
+        "small": t5_small,
+        "base": t5_base,
+        "large": t5_large,
+        "v1_1_small": t5_v1_1_small,
+        "v1_1_base": t5_v1_1_base,
+    },
+}
+
+GPT = Recipe(
+    name="gpt",
+    package="ssl_lm",
+    config="ssl_lm.config:GPTConfig",
+    method="ssl_lm.gpt:GPT",
+    views="ssl_lm.views:next_tokens",
+    show="ssl_lm.show:show",
+    eval_view="ssl_lm.views:whole_text",
+    source="ssl_lm.corpus:open_text",
+    built_in="stdlib",
+    blank="ssl_lm.views:blank",
+    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
+    settle="ssl_lm.corpus:settle",
+    measure="ssl_lm.measure:measure",
+)
+RECIPES = {
+    "gpt": GPT,
+    "bert": replace(
+        GPT,
+        name="bert",
+        config="ssl_lm.config:BERTConfig",
+        method="ssl_lm.bert:BERT",
+        views="ssl_lm.views:masked",
+        eval_view="ssl_lm.views:framed_text",
+        measure="ssl_lm.measure:measure_masked",
+    ),
+    "t5": replace(
+        GPT,
+        name="t5",
+        config="ssl_lm.config:T5Config",
+        method="ssl_lm.t5:T5",
+        views="ssl_lm.views:spans",
+        measure="ssl_lm.measure:measure_spans",
+    ),
+}

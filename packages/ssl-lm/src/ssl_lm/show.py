@@ -57,7 +57,7 @@ def save_attention(maps: Tensor, path: Path, gap: int = 4) -> None:
 
 def samples_over_training(method: Any, run: Path) -> dict[str, str]:
     """What the same seed writes with the weights before training, of every checkpoint that `run` still has, and now."""
-    from ssl_lm.evaluate import samples
+    from ssl_lm.measure import samples
 
     seed_step(method.config.seed)
     model = type(method)(method.config).to(next(method.parameters()).device).eval()

@@ -6,32 +6,16 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ssl_core.config import BackboneConfig, Optimizer, TrainConfig, check, check_scale, check_shares
+from annotated_types import Interval
+
+from ssl_core.bounds import Count, PositiveShare, Rate, Scale, Share, Width
+from ssl_core.config import BackboneConfig, Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
-Backbone = Literal["vit", "resnet18", "resnet34", "resnet50"]
-
-
-def _recipe(name: str, module: str, method: str, view: str, source: str = "ssl_train.data.split:open_images") -> Recipe:
-    return Recipe(
-        name=name,
-        package="ssl_pretext",
-        config=f"ssl_pretext.config:{method}Config",
-        presets=f"ssl_pretext.config:{module.upper()}_PRESETS",
-        method=f"ssl_pretext.{module}:{method}",
-        views=f"ssl_pretext.views:{view}",
-        show=f"ssl_pretext.show:show_{module}",
-        source=source,
-    )
-
-
-ROTATION = _recipe("rotation", "rotation", "Rotation", "SquareView", "ssl_pretext.views:open_turnable")
-JIGSAW = _recipe("jigsaw", "jigsaw", "Jigsaw", "JigsawView")
-COLORIZATION = _recipe("colorization", "colorization", "Colorization", "SquareView")
-RELATIVE_PATCH = _recipe("relative-patch", "relative_patch", "RelativePatch", "TilesView")
-RECIPES = (ROTATION, JIGSAW, COLORIZATION, RELATIVE_PATCH)
+Hidden = Annotated[int, Interval(ge=1, le=2**20)]
+"""Width of a layer of a classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +23,8 @@ class PretextConfig(BackboneConfig, TrainConfig):
     """What the four have in common. The recipe's defaults are those of Goyal et al. 2019 (arXiv 1905.01235) for ResNet-50:
     SGD, 105 epochs, learning rate 0.1 at batch 256; theirs falls in four steps, ours along a cosine."""
 
-    backbone: Backbone = "resnet50"
-    """architecture of the encoder"""
-    crop_scale: tuple[float, float] = (1.0, 1.0)
+    backbone: Literal["vit", "resnet18", "resnet34", "resnet50"] = "resnet50"
+    crop_scale: Scale = (1.0, 1.0)
     """area of the random square over that of the largest square in the image"""
     flip: bool = True
     """mirror left to right at random, before anything else is done"""
@@ -57,11 +40,9 @@ class PretextConfig(BackboneConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scale("crop_scale", self.crop_scale)
-        stage = self.feature_stage
+        stage, (height, width) = self.feature_stage, self.size
         check(stage == 4 or not self.is_vit, "feature_stage", stage, "a ViT has no stages: leave it at 4")
-        square = self.size[0] == self.size[1]
-        check(square, "image_size", self.image_size, "must be a square, of which the tasks are made")
+        check(height == width, "image_size", self.image_size, "must be a square, of which the tasks are made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,33 +50,28 @@ class RotationConfig(PretextConfig):
     """Rotation prediction (arXiv 1803.07728)."""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """area of the random square over that of the largest square in the image"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TilesConfig(PretextConfig):
     """A square cut into 3 x 3 cells, of each of which a tile is seen."""
 
-    puzzle_size: int = 255
+    puzzle_size: Width = 255
     """pixels of the square that is cut"""
-    tile_size: int = 64
+    tile_size: Width = 64
     """pixels of a tile's side; it lies anywhere in its cell of puzzle_size / 3"""
-    grayscale: float = 0.66
+    grayscale: Share = 0.66
     """share of the images that are seen grey, so that chromatic aberration gives nothing away"""
-    embedding: int = 1000
+    embedding: Hidden = 1000
     """width to which a tile's features are brought"""
-    hidden: int = 4096
+    hidden: Hidden = 4096
     """hidden width of the classifier"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.puzzle_size > 0, "puzzle_size", self.puzzle_size, "must be positive")
-        check(0 < self.tile_size <= self.cell, "tile_size", self.tile_size, f"must lie in 1 … {self.cell}, a cell")
-        check(self.tile_size % self.stride == 0, "tile_size", self.tile_size,
-              f"must be divisible by the patch size {self.patch_size}")  # fmt: skip
-        check_shares("grayscale", self.grayscale)
-        for width in ("embedding", "hidden"):
-            check(0 < getattr(self, width) <= 2**20, width, getattr(self, width), "must lie in 1 … 1048576")
+        tile = self.tile_size
+        check(tile <= self.cell, "tile_size", tile, f"must be at most {self.cell}, a cell")
+        check(tile % self.stride == 0, "tile_size", tile, f"must be divisible by the patch size {self.patch_size}")
 
     @property
     def cell(self) -> int:
@@ -107,20 +83,17 @@ class TilesConfig(PretextConfig):
 class JigsawConfig(TilesConfig):
     """Jigsaw puzzles (arXiv 1603.09246), as Goyal et al. train them."""
 
-    permutations: int = 100
+    permutations: Annotated[int, Interval(ge=2, le=math.factorial(9))] = 100
     """orders that are told apart, as different from each other as orders can be"""
-    orders_per_image: int = 1
+    orders_per_image: Count = 1
     """orders that are asked about each image; all of them cost one pass of the encoder"""
-    dropout: float = 0.5
+    dropout: Rate = 0.5
     """share of the classifier's hidden units that are dropped"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        most = math.factorial(9)
-        check(2 <= self.permutations <= most, "permutations", self.permutations, f"must lie in 2 … {most}")
-        check(1 <= self.orders_per_image <= self.permutations, "orders_per_image", self.orders_per_image,
-              f"must lie in 1 … {self.permutations}, the permutations")  # fmt: skip
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "must lie in [0, 1)")
+        orders, most = self.orders_per_image, self.permutations
+        check(orders <= most, "orders_per_image", orders, f"must be at most {most}, the permutations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,30 +112,24 @@ class ColorizationConfig(PretextConfig):
 
     target: Literal["bins", "regression"] = "bins"
     """bins: classes of colours; regression: a and b themselves, whose mean is grey"""
-    bin_size: float = 10.0
+    bin_size: Annotated[float, Interval(ge=4, le=20)] = 10.0
     """side of a cell of the ab plane"""
-    neighbours: int = 10
+    neighbours: Annotated[int, Interval(ge=1, le=16)] = 10
     """cells among which a colour is divided; 5 in the paper, 10 in the authors' code"""
-    uniform: float = 0.5
+    uniform: PositiveShare = 0.5
     """share of the uniform distribution in the prior by which colours are weighted; 1 weighs all alike"""
-    prior_momentum: float = 0.99
+    prior_momentum: Rate = 0.99
     """of the running mean of the colours seen, which is the prior"""
-    temperature: float = 0.38
+    temperature: Annotated[float, Interval(ge=0.01, le=10)] = 0.38
     """of the annealed mean: 1 gives the mean, near 0 the most likely colour"""
-    hidden: int = 128
+    hidden: Width = 128
     """channels of the decoder"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.in_channels == 3, "in_channels", self.in_channels, "colours are predicted of RGB images, 3 channels")
-        check(self.size[0] % self.cell == 0, "image_size", self.image_size,
-              f"must be divisible by {self.cell}, the pixels of a cell of the encoder's map")  # fmt: skip
-        check(4 <= self.bin_size <= 20, "bin_size", self.bin_size, "must lie in [4, 20]")
-        check(1 <= self.neighbours <= 16, "neighbours", self.neighbours, "must lie in 1 … 16")
-        check(0 < self.uniform <= 1, "uniform", self.uniform, "must lie in (0, 1]")
-        check(0 <= self.prior_momentum < 1, "prior_momentum", self.prior_momentum, "must lie in [0, 1)")
-        check(0.01 <= self.temperature <= 10, "temperature", self.temperature, "must lie in [0.01, 10]")
-        check(0 < self.hidden <= 2**16, "hidden", self.hidden, "must lie in 1 … 65536")
+        cells = f"must be divisible by {self.cell}, the pixels of a cell of the encoder's map"
+        check(self.size[0] % self.cell == 0, "image_size", self.image_size, cells)
 
     @property
     def encoder(self) -> BackboneConfig:
@@ -181,18 +148,21 @@ class ColorizationConfig(PretextConfig):
         return math.gcd(4, self.cell)
 
 
-SMALL: dict[str, Any] = {
-    "image_size": 32, "crop_pct": 1.0, "backbone": "resnet18", "small_stem": True, "precision": "fp32",
-    "width": 16, "batch_size": 64, "base_lr": 0.2,
-}  # fmt: skip
-"""The network of the demos."""
-CLOSE: dict[str, Any] = SMALL | {"image_size": 48, "crop_scale": (0.3, 1.0)}
+SMALL_RESNET: Any = {"backbone": "resnet18", "small_stem": True, "image_size": 32, "crop_pct": 1.0}
+SMALL: Any = SMALL_RESNET | {"width": 16, "batch_size": 64, "base_lr": 0.2, "precision": "fp32"}
+"""The network of the demos, and how it is trained."""
+CLOSE: Any = SMALL | {"image_size": 48, "crop_scale": (0.3, 1.0)}
 """The same where tiles are looked at: whole scenes of 32 pixels give a tile's place away by their outlines."""
+TILES: Any = {"puzzle_size": 36, "tile_size": 10, "feature_stage": 3, "embedding": 64, "hidden": 256}
+"""The puzzles of the demos, and their classifier."""
+ADAMW: Any = {"optimizer": "adamw", "base_lr": 5e-4, "weight_decay": 0.05, "warmup_epochs": 10}
+VIT: Any = ADAMW | {"backbone": "vit", "pool": "mean", "epochs": 100, "batch_size": 512}
+"""ViT-S/16, the encoder's defaults, and the recipe that supervised ViTs have."""
 
 
 def demo_rotation() -> RotationConfig:
     """The built-in scenes, lit from anywhere, in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
-    return RotationConfig(**{**SMALL, "width": 12}, crop_scale=(0.6, 1.0), epochs=2, warmup_epochs=0.3)
+    return RotationConfig(**SMALL | {"width": 12}, crop_scale=(0.6, 1.0), epochs=2, warmup_epochs=0.3)
 
 
 def rotation_resnet50() -> RotationConfig:
@@ -206,10 +176,8 @@ def rotation_cifar() -> RotationConfig:
     With the paper's network, frozen after its second block, a non-linear classifier reaches 89.06 %, supervised 92.80
     (the paper). Not run here.
     """
-    return RotationConfig(
-        backbone="resnet18", small_stem=True, image_size=32, crop_pct=1.0, crop_scale=(0.6, 1.0),
-        epochs=200, batch_size=128, base_lr=0.2, warmup_epochs=0, weight_decay=5e-4,
-    )  # fmt: skip
+    run = {"epochs": 200, "batch_size": 128, "base_lr": 0.2, "warmup_epochs": 0, "weight_decay": 5e-4}
+    return RotationConfig(**SMALL_RESNET, crop_scale=(0.6, 1.0), **run)
 
 
 def rotation_vit_small() -> RotationConfig:
@@ -219,10 +187,8 @@ def rotation_vit_small() -> RotationConfig:
 
 def demo_jigsaw() -> JigsawConfig:
     """The built-in scenes at 48 pixels in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
-    return JigsawConfig(
-        **CLOSE, puzzle_size=36, tile_size=10, permutations=504, orders_per_image=8, feature_stage=3,
-        embedding=64, hidden=256, dropout=0.0, epochs=4, warmup_epochs=0.5,
-    )  # fmt: skip
+    orders = {"permutations": 504, "orders_per_image": 8}
+    return JigsawConfig(**CLOSE, **TILES, **orders, dropout=0.0, epochs=4, warmup_epochs=0.5)
 
 
 def jigsaw_resnet50() -> JigsawConfig:
@@ -245,10 +211,7 @@ def jigsaw_vit_small() -> JigsawConfig:
 
 def demo_relative_patch() -> RelativePatchConfig:
     """The built-in scenes at 48 pixels in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
-    return RelativePatchConfig(
-        **CLOSE, puzzle_size=36, tile_size=10, pairs="all", feature_stage=3, embedding=64, hidden=256,
-        epochs=4, warmup_epochs=0.5,
-    )  # fmt: skip
+    return RelativePatchConfig(**CLOSE, **TILES, pairs="all", epochs=4, warmup_epochs=0.5)
 
 
 def relative_patch_resnet50() -> RelativePatchConfig:
@@ -263,9 +226,7 @@ def relative_patch_doersch() -> RelativePatchConfig:
 
 def demo_colorization() -> ColorizationConfig:
     """The built-in scenes in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
-    return ColorizationConfig(
-        **SMALL, crop_scale=(0.6, 1.0), hidden=64, epochs=5, warmup_epochs=0.5,
-    )  # fmt: skip
+    return ColorizationConfig(**SMALL, crop_scale=(0.6, 1.0), hidden=64, epochs=5, warmup_epochs=0.5)
 
 
 def colorization_resnet50() -> ColorizationConfig:
@@ -278,31 +239,48 @@ def colorization_vit_small() -> ColorizationConfig:
     return ColorizationConfig(**VIT, crop_scale=(0.2, 1.0))
 
 
-VIT: dict[str, Any] = {
-    "backbone": "vit", "pool": "mean", "optimizer": "adamw", "base_lr": 5e-4, "weight_decay": 0.05,
-    "epochs": 100, "batch_size": 512, "warmup_epochs": 10,
-}  # fmt: skip
-"""ViT-S/16, the encoder's defaults, and the recipe that supervised ViTs have."""
+PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
+    "rotation": {
+        "demo": demo_rotation,
+        "cifar": rotation_cifar,
+        "resnet50": rotation_resnet50,
+        "vit_small": rotation_vit_small,
+    },
+    "jigsaw": {
+        "demo": demo_jigsaw,
+        "resnet50": jigsaw_resnet50,
+        "resnet50_many": jigsaw_resnet50_many,
+        "vit_small": jigsaw_vit_small,
+    },
+    "colorization": {
+        "demo": demo_colorization,
+        "resnet50": colorization_resnet50,
+        "vit_small": colorization_vit_small,
+    },
+    "relative-patch": {
+        "demo": demo_relative_patch,
+        "resnet50": relative_patch_resnet50,
+        "doersch": relative_patch_doersch,
+    },
+}
 
-ROTATION_PRESETS: dict[str, Callable[[], RotationConfig]] = {
-    "demo": demo_rotation,
-    "cifar": rotation_cifar,
-    "resnet50": rotation_resnet50,
-    "vit_small": rotation_vit_small,
-}
-JIGSAW_PRESETS: dict[str, Callable[[], JigsawConfig]] = {
-    "demo": demo_jigsaw,
-    "resnet50": jigsaw_resnet50,
-    "resnet50_many": jigsaw_resnet50_many,
-    "vit_small": jigsaw_vit_small,
-}
-COLORIZATION_PRESETS: dict[str, Callable[[], ColorizationConfig]] = {
-    "demo": demo_colorization,
-    "resnet50": colorization_resnet50,
-    "vit_small": colorization_vit_small,
-}
-RELATIVE_PATCH_PRESETS: dict[str, Callable[[], RelativePatchConfig]] = {
-    "demo": demo_relative_patch,
-    "resnet50": relative_patch_resnet50,
-    "doersch": relative_patch_doersch,
+
+def _recipe(name: str, method: str, view: str, source: str = "ssl_train.data.split:open_images") -> Recipe:
+    module = name.replace("-", "_")
+    return Recipe(
+        name=name,
+        package="ssl_pretext",
+        config=f"ssl_pretext.config:{method}Config",
+        method=f"ssl_pretext.{module}:{method}",
+        views=f"ssl_pretext.views:{view}",
+        show=f"ssl_pretext.show:show_{module}",
+        source=source,
+    )
+
+
+RECIPES = {
+    "rotation": _recipe("rotation", "Rotation", "SquareView", "ssl_pretext.views:open_turnable"),
+    "jigsaw": _recipe("jigsaw", "Jigsaw", "JigsawView"),
+    "colorization": _recipe("colorization", "Colorization", "SquareView"),
+    "relative-patch": _recipe("relative-patch", "RelativePatch", "TilesView"),
 }

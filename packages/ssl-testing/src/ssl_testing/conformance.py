@@ -1,11 +1,11 @@
 """The tests that every method passes, inherited in a few lines:
 
 from ssl_testing.conformance import Conformance
-from ssl_mae.config import RECIPE, MAEConfig
+from ssl_mae.config import RECIPES, MAEConfig
 
 
 class TestMAE(Conformance):
-    recipe = RECIPE
+    recipe = RECIPES["mae"]
     config = MAEConfig(image_size=8, patch_size=4, dim=16, depth=1, heads=2, …)
 
 Training runs in children forked from the test process, so that a kill is a kill and costs no new Python. The suite runs

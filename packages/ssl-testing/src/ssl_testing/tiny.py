@@ -197,14 +197,15 @@ KEYMAP = KeyMap(rows=(("teacher.{i}.{w}", "encoder.{i}.{w}"),))
 LAYOUT = Layout(
     keymap=KEYMAP, to_theirs=to_theirs, from_theirs=from_theirs, infer=infer, exports={"transformers": export}
 )
-PRESETS = {"demo": TinyConfig}
-RECIPE = Recipe(
-    name="tiny",
-    package="ssl_tiny",
-    config=f"{__name__}:TinyConfig",
-    presets=f"{__name__}:PRESETS",
-    method=f"{__name__}:Tiny",
-    views=f"{__name__}:TwoCrops",
-    show=f"{__name__}:show",
-    source=f"{__name__}:open_pictures",
-)
+PRESETS = {"tiny": {"demo": TinyConfig}}
+RECIPES = {
+    "tiny": Recipe(
+        name="tiny",
+        package="ssl_tiny",
+        config=f"{__name__}:TinyConfig",
+        method=f"{__name__}:Tiny",
+        views=f"{__name__}:TwoCrops",
+        show=f"{__name__}:show",
+        source=f"{__name__}:open_pictures",
+    )
+}

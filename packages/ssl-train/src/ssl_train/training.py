@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ssl_core.method import Recipe, load
 from ssl_train.options import RunOptions
 
 
-def trainer(recipes: Sequence[Recipe]) -> Callable[..., Any]:
+def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., Any]:
     """A package's `train`, for a notebook: what its command does, with the method whose config is given."""
 
     def train_config(
@@ -26,10 +26,11 @@ def trainer(recipes: Sequence[Recipe]) -> Callable[..., Any]:
         `runs/<method>`, and return it in eval mode; see `ssl_train.run.train`."""
         from ssl_train.run import train  # here, so that importing a package stays cheap
 
-        for recipe in recipes:
+        trained = [recipe for recipe in recipes.values() if recipe.views]
+        for recipe in trained:
             if load(recipe.config) is type(config):
                 return train(recipe, config, data=data, out=out or f"runs/{recipe.name}", init=init, options=options)
-        known = ", ".join(recipe.config.partition(":")[2] for recipe in recipes)
+        known = ", ".join(recipe.config.partition(":")[2] for recipe in trained)
         raise ConfigError(f"{type(config).__name__} is the config of no method here; there are {known}")
 
     return train_config

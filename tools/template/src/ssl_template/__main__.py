@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from ssl_template.config import RECIPE
+from ssl_template.config import RECIPES
 from ssl_train.cli.main import main as run
 
 
 def main() -> None:
-    sys.exit(run([RECIPE]))
+    sys.exit(run(RECIPES))
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from ssl_core.config import ImageConfig, TrainConfig, check
 from ssl_core.method import Recipe
 
-RECIPE = Recipe(
-    name="rotation",
-    package="ssl_template",
-    config="ssl_template.config:RotNetConfig",
-    presets="ssl_template.config:PRESETS",
-    method="ssl_template.rotation:RotNet",
-    views="ssl_template.views:build",
-    show="ssl_template.show:show",
-)
+RECIPES = {
+    "rotation": Recipe(
+        name="rotation",
+        package="ssl_template",
+        config="ssl_template.config:RotNetConfig",
+        method="ssl_template.rotation:RotNet",
+        views="ssl_template.views:build",
+        show="ssl_template.show:show",
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,4 +57,4 @@ def demo() -> RotNetConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RotNetConfig]] = {"demo": demo}
+PRESETS: dict[str, dict[str, Callable[[], RotNetConfig]]] = {"rotation": {"demo": demo}}

@@ -26,7 +26,7 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
     if not recipe.views:
         return describe_encoder(recipe, config)
     if built_in is None:
-        built_in = config == load(recipe.presets)["demo"]()
+        built_in = config == recipe.presets["demo"]()
     known_data = data is not None or built_in
     target = pick_device(device)
     if known_data:

@@ -21,6 +21,7 @@ import tyro
 from ssl_core.config import ConfigError, from_dict, read_file, to_dict
 from ssl_core.errors import InputError, TrainingError
 from ssl_core.method import Recipe, Verb, load
+from ssl_train.cli.bounds import with_bounds
 from ssl_train.options import RunOptions
 from ssl_train.stop import EXIT_REQUEUE, Interrupted
 
@@ -153,15 +154,15 @@ VERBS: dict[str, type] = {
 
 
 def main(
-    recipes: Sequence[Recipe], arguments: Sequence[str] | None = None, verbs: Mapping[str, Verb] | None = None
+    recipes: Mapping[str, Recipe], arguments: Sequence[str] | None = None, verbs: Mapping[str, Verb] | None = None
 ) -> int:
     """Run one command and return its exit code.
 
-    `recipes` are the package's methods, the first one the default; `verbs` its own commands.
+    `recipes` are the package's methods by name, the first one the default; `verbs` its own commands.
     """
     verbs = verbs or {}
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    program = recipes[0].package.replace("_", "-")
+    program = next(iter(recipes.values())).package.replace("_", "-")
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         print(_version(program) if arguments[:1] == ["--version"] else _overview(program, recipes, verbs))
         return 0
@@ -176,7 +177,7 @@ def main(
         if allowed and recipe.name not in allowed:
             raise InputError(f"{verb} is for {' and '.join(allowed)}, not for {recipe.name}")
         if own is not None:
-            typed = tyro.cli(load(own.arguments), args=rest, prog=f"{program} {verb}")
+            typed = tyro.cli(with_bounds(load(own.arguments)), args=rest, prog=f"{program} {verb}")
             return load(own.run)(recipe, typed) or 0  # loads torch, which --help does without
         parsed = _parse(f"{program} {verb}", verb, recipe, rest)
         from ssl_train.cli import commands
@@ -195,20 +196,20 @@ def main(
 
 
 def _choose_method(
-    recipes: Sequence[Recipe], arguments: list[str], default: str | None = None
+    recipes: Mapping[str, Recipe], arguments: list[str], default: str | None = None
 ) -> tuple[Recipe, list[str]]:
     """The recipe that --method names, else that of the run folder among the arguments; and the other arguments."""
+    first = next(iter(recipes))
     if len(recipes) == 1:
-        return recipes[0], arguments
+        return recipes[first], arguments
     known, rest = _peek(arguments, "--method")
-    names = {recipe.name: recipe for recipe in recipes}
-    name = known["method"] or _method_of(recipes, rest) or default or recipes[0].name
-    if name not in names:
-        raise ConfigError(f"no method {name!r}; there are {', '.join(names)}")
-    return names[name], rest
+    name = known["method"] or _method_of(recipes, rest) or default or first
+    if name not in recipes:
+        raise ConfigError(f"no method {name!r}; there are {', '.join(recipes)}")
+    return recipes[name], rest
 
 
-def _method_of(recipes: Sequence[Recipe], arguments: list[str]) -> str | None:
+def _method_of(recipes: Mapping[str, Recipe], arguments: list[str]) -> str | None:
     """Name of the method whose weights are in --init, --weights or the first argument without a flag that is one of our
     folders, or the weights in one."""
     given, _ = _peek(arguments, "--init", "--weights")
@@ -219,7 +220,7 @@ def _method_of(recipes: Sequence[Recipe], arguments: list[str]) -> str | None:
         if argument and not argument.startswith("-") and file.is_file():
             own = read_file(file).get("ssl")
             stored = own.get("method") if isinstance(own, dict) else None
-            return next((recipe.name for recipe in recipes if recipe.method == stored), None)
+            return next((name for name, recipe in recipes.items() if recipe.method == stored), None)
     return None
 
 
@@ -238,11 +239,10 @@ def _peek(arguments: list[str], *flags: str) -> tuple[dict[str, str | None], lis
 def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tuple[Any, ...]:
     if verb != "train":
         return (tyro.cli(VERBS[verb], args=arguments, prog=program),)
-    fields = [
-        ("run", Train, Train()),
-        ("config", load(recipe.config), defaults(recipe, arguments)),
-        ("options", RunOptions, RunOptions()),
-    ]
+    config = defaults(recipe, arguments)
+    shown = with_bounds(type(config))
+    options = with_bounds(RunOptions)
+    fields = [("run", Train, Train()), ("config", shown, shown(**vars(config))), ("options", options, options())]
     Arguments = make_dataclass("Arguments", fields, frozen=True)
     parsed = tyro.cli(
         Arguments,
@@ -251,7 +251,7 @@ def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tup
         description=Train.__doc__,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return parsed.run, parsed.config, parsed.options
+    return parsed.run, type(config)(**vars(parsed.config)), RunOptions(**vars(parsed.options))
 
 
 def defaults(recipe: Recipe, arguments: list[str]) -> Any:
@@ -270,7 +270,7 @@ def defaults(recipe: Recipe, arguments: list[str]) -> Any:
 
 def preset(recipe: Recipe, name: str | None, *, built_in: bool = False) -> Any:
     """A preset's config; `demo` for the built-in data, else the paper's defaults. ConfigError for an unknown name."""
-    presets = load(recipe.presets)
+    presets = recipe.presets
     if name is None:
         return presets["demo"]() if built_in else load(recipe.config)()
     if name not in presets:
@@ -278,14 +278,14 @@ def preset(recipe: Recipe, name: str | None, *, built_in: bool = False) -> Any:
     return presets[name]()
 
 
-def _overview(program: str, recipes: Sequence[Recipe], verbs: Mapping[str, Verb]) -> str:
+def _overview(program: str, recipes: Mapping[str, Recipe], verbs: Mapping[str, Verb]) -> str:
     lines = [f"usage: {program} COMMAND [options]      {program} COMMAND --help", ""]
     for verb, cls in {**VERBS, **{name: load(own.arguments) for name, own in verbs.items()}}.items():
         lines.append(f"  {verb:10s}{' '.join((cls.__doc__ or '').split())}")
     if len(recipes) > 1:
-        lines += ["", f"methods (--method): {', '.join(recipe.name for recipe in recipes)}"]
-    for recipe in recipes:
-        lines.append(f"presets of {recipe.name} (--preset): {', '.join(load(recipe.presets))}")
+        lines += ["", f"methods (--method): {', '.join(recipes)}"]
+    for recipe in recipes.values():
+        lines.append(f"presets of {recipe.name} (--preset): {', '.join(recipe.presets)}")
     return "\n".join(lines)
 
 

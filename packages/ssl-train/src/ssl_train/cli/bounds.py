@@ -1,0 +1,27 @@
+"""Bounds of fields in `--help`. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import tyro
+
+from ssl_core.bounds import bounds_in_words, field_hints
+
+C = TypeVar("C")
+
+
+def with_bounds(cls: type[C]) -> type[C]:
+    """The dataclass `cls` as tyro should read it: a subclass whose `--help` shows bounds, "(above 0, default: 100)".
+
+    tyro takes help texts from docstrings and has no place for bounds there, but its `help_behavior_hint` stands behind
+    them, with the default. Only annotations differ, so an instance has the fields and values of a `cls`.
+    """
+    annotations = {}
+    for name, hints in field_hints(cls).items():
+        if words := bounds_in_words(*hints):
+            shown = tyro.conf.arg(help_behavior_hint=f"({words}, default: {{}})".format)
+            annotations[name] = Annotated[hints[0], shown]
+    return type(
+        cls.__name__, (cls,), {"__annotations__": annotations, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    )

@@ -1,0 +1,162 @@
+"""Types with bounds for the fields of dataclasses, and the one check of them.
+
+The bounds of a field stand in its type, `epochs: Annotated[float, Gt(0)] = 100`, in the words of annotated-types. They
+hold in every subclass, which may give the field another default and a narrower type. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import operator
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Predicate
+
+from ssl_core.errors import ConfigError, OutOfRange
+
+
+def rising(pair: tuple[float, float]) -> bool:
+    """Whether the second number is at least the first."""
+    return pair[0] <= pair[1]
+
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+"""A probability, or a part of a whole."""
+PositiveShare = Annotated[float, Interval(gt=0, le=1)]
+Rate = Annotated[float, Interval(ge=0, lt=1)]
+"""A share that is never the whole: of dropout, of a moving average."""
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+Width = Annotated[int, Interval(ge=1, le=2**16)]
+"""Features, channels or heads of a layer."""
+Depth = Annotated[int, Interval(ge=1, le=1000)]
+"""Layers or blocks of a network."""
+Ratio = Annotated[float, Interval(gt=0, le=1000)]
+"""Hidden width of an MLP over the width."""
+Scale = Annotated[tuple[PositiveShare, PositiveShare], Predicate(rising)]
+"""Range of the share of an image's area that a random crop keeps."""
+Jitter = tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Interval(ge=0, le=0.5)]]
+"""Strengths of brightness, contrast, saturation and hue; a hue of 0.5 is half a circle."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Base of the dataclasses whose fields are checked: every type and every bound that its annotation states."""
+
+    def __post_init__(self) -> None:
+        for name, hints in field_hints(type(self)).items():
+            for hint in hints:
+                read(getattr(self, name), hint, name)
+
+
+@functools.cache
+def field_hints(cls: type) -> dict[str, list[Any]]:
+    """Field -> its type as the dataclass `cls` states it, then as its bases do: their bounds hold too."""
+    stated = [get_type_hints(base, include_extras=True) for base in cls.__mro__ if dataclasses.is_dataclass(base)]
+    hints: dict[str, list[Any]] = {field.name: [] for field in dataclasses.fields(cls)}
+    for name, found in hints.items():
+        for hint in (own[name] for own in stated if name in own):
+            if hint not in found:
+                found.append(hint)
+    return hints
+
+
+def read(value: Any, hint: Any, field: str) -> Any:
+    """`value` as the type that `hint` says; only an int for a float, and a list for a tuple, are converted.
+
+    Raises OutOfRange for a bound that it breaks, ConfigError for another type.
+    """
+    if isinstance(hint, type):
+        return _read_plain(value, hint, field)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        found, bounds = read(value, args[0], field), _bounds(args[1:])
+        for name, limit in bounds:
+            if not BOUNDS[name][0](found, limit):
+                raise OutOfRange(f"{field} = {value!r}: must be {_words(bounds)}")
+        return found
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return read(value, option, field)
+            except OutOfRange:
+                raise
+            except ConfigError:  # the value may have the type of the next option
+                continue
+    elif origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
+        hints = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(hints) == len(value):
+            return tuple(read(v, h, f"{field}[{i}]") for i, (v, h) in enumerate(zip(value, hints, strict=True)))
+    raise ConfigError(f"{field} = {value!r}: expected {_name(hint)}")
+
+
+def _read_plain(value: Any, hint: type, field: str) -> Any:
+    """`read` for a type that is a class."""
+    if hint is float and type(value) is int:
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is int):
+        raise ConfigError(f"{field} = {value!r}: expected {_name(hint)}")
+    if hint is float and not math.isfinite(value):
+        raise OutOfRange(f"{field} = {value!r}: must be finite")
+    if hint is int and abs(value) >= 2**63:
+        raise OutOfRange(f"{field} = {value!r}: must be below 2^63")
+    return value
+
+
+BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "gt": (operator.gt, "above {}"),
+    "ge": (operator.ge, "at least {}"),
+    "lt": (operator.lt, "below {}"),
+    "le": (operator.le, "at most {}"),
+    "multiple_of": (lambda value, divisor: value % divisor == 0, "a multiple of {}"),
+    "func": (lambda value, holds: holds(value), "{}"),
+}
+"""Attribute of an annotated-types bound -> whether a value keeps that limit, and the limit in words."""
+
+
+@functools.cache
+def _bounds(metadata: tuple[Any, ...]) -> list[tuple[str, Any]]:
+    """(attribute, limit) of every bound that an `Annotated` type states."""
+    found = [(name, getattr(stated, name, None)) for stated in metadata for name in BOUNDS]
+    return [(name, limit) for name, limit in found if limit is not None]
+
+
+def _words(bounds: list[tuple[str, Any]]) -> str:
+    """Bounds as an error and `--help` say them: "at least 0 and below 1"."""
+    limits = [limit.__name__ if callable(limit) else f"{limit:,}" for _, limit in bounds]
+    return " and ".join(BOUNDS[name][1].format(limit) for (name, _), limit in zip(bounds, limits, strict=True))
+
+
+def bounds_in_words(*hints: Any) -> str:
+    """What types ask of a value and of its elements, in words; empty where they ask for nothing."""
+    found = []
+    for hint in hints:
+        inner, own = get_args(hint), ""
+        if get_origin(hint) is Annotated:
+            inner, own = inner[:1], _words(_bounds(inner[1:]))
+        found += [bounds_in_words(*inner), own]
+    return ", ".join(dict.fromkeys(filter(None, found)))
+
+
+def _name(hint: Any) -> str:
+    """A type as an error names it: "float or None"."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _name(args[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    names = ["..." if arg is Ellipsis else _name(arg) for arg in args]
+    if origin is tuple:
+        return f"({', '.join(names)})"
+    return " or ".join(names) or ("None" if hint is type(None) else hint.__name__)
