@@ -24,8 +24,7 @@ from ssl_core.method import Recipe, load
 from ssl_dino.config import RECIPES as DINO
 from ssl_mae.config import RECIPES as MAE
 from ssl_pretext.config import RECIPES as PRETEXT
-from ssl_train.cli.main import preset
-from ssl_train.data.split import train_and_test
+from ssl_train.data.split import Opened
 from ssl_train.evaluate.evaluate import evaluate
 from ssl_train.evaluate.features import histogram, pixels
 from ssl_train.run import train
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--preset", default="demo")
     args = parser.parse_args()
     for name in RECIPES if args.method == "all" else [args.method]:
-        config = changed(preset(RECIPES[name], args.preset), args.set)
+        config = changed(RECIPES[name].preset(args.preset), args.set)
         runs = [one_seed(RECIPES[name], config, seed, args.data, args.out / name / str(seed)) for seed in args.seeds]
         print("\n" + table(name, runs))
 
@@ -52,7 +51,7 @@ def one_seed(recipe: Recipe, config: Any, seed: int, data: str | None, out: Path
     start = time.perf_counter()
     method = train(recipe, config, data=data, out=out)
     minutes = (time.perf_counter() - start) / 60
-    train_data, test_data, _ = train_and_test(data, None, config=config)
+    train_data, test_data, _ = Opened(recipe, config, data).labelled()
     seed_step(seed)
     fresh = load(recipe.method)(method.config).eval()
     encoders = {"pretrained": method.encode, "random init": fresh.encode,

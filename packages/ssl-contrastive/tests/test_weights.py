@@ -25,7 +25,7 @@ from ssl_contrastive.config import RECIPES
 from ssl_contrastive.convert import EXPORTS
 from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import WeightsMismatch
-from ssl_train.cli.main import defaults, main, preset
+from ssl_train.cli.main import defaults, main
 
 SMALL: dict[str, Any] = {"backbone": "resnet18", "width": 4, "image_size": 32, "batch_size": 8, "warmup_epochs": 0.0}
 VIT = SMALL | {"backbone": "vit", "patch_size": 8, "dim": 64, "depth": 2, "heads": 1}
@@ -149,7 +149,7 @@ def test_a_run_that_starts_from_an_encoder_keeps_the_presets_recipe(tmp_path):
     line = ["--preset", "demo", "--init", str(tmp_path / "resnet18.pth"), "--data", "photos/"]
     with pytest.warns(UserWarning, match="these are initialised anew"):
         settings = defaults(RECIPES["moco"], line)
-    demo = preset(RECIPES["moco"], "demo")
+    demo = RECIPES["moco"].preset("demo")
     assert settings == replace(demo, width=64, small_stem=False)
 
     network = stirred(MoCo, queue=12, temperature=0.5)

@@ -24,7 +24,7 @@ from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
 from ssl_core.patches import interpolate_positions
 from ssl_mae import MAE, MAEConfig
 from ssl_mae.config import RECIPES
-from ssl_train.cli.main import defaults, preset
+from ssl_train.cli.main import defaults
 
 # Heads of 64 and 32, so that a checkpoint without a config can be read by its shapes.
 SMALL = MAEConfig(
@@ -485,7 +485,7 @@ def test_a_run_that_starts_from_weights_takes_their_sizes_and_the_presets_recipe
     folder = MAE(stored).save_pretrained(tmp_path)
     settings, demo = (
         defaults(RECIPES["mae"], ["--preset", "demo", "--init", str(folder)]),
-        preset(RECIPES["mae"], "demo"),
+        RECIPES["mae"].preset("demo"),
     )
     for name in ("image_size", "patch_size", "dim", "depth", "heads", "decoder_dim", "decoder_depth", "decoder_heads"):
         assert getattr(settings, name) == getattr(stored, name), name

@@ -21,6 +21,7 @@ from ssl_testing.state import newest
 from ssl_testing.tiny import RECIPES, Tiny, TinyConfig
 from ssl_train.cli import commands
 from ssl_train.cli import main as cli
+from ssl_train.cli.verbs import VERBS
 from ssl_train.options import RunOptions
 
 SHORT = ("--epochs", "0.5", "--warmup-epochs", "0", "--precision", "fp32", "--device", "cpu", "--workers", "0")
@@ -47,7 +48,7 @@ def test_without_a_command_the_verbs_and_presets_are_listed(capsys):
     for arguments in ([], ["--help"], ["-h"]):
         assert cli.main(BOTH, arguments) == 0
         shown = capsys.readouterr().out
-        assert all(re.search(rf"^  {verb} ", shown, re.M) for verb in cli.VERBS)
+        assert all(re.search(rf"^  {verb} ", shown, re.M) for verb in VERBS)
         assert "methods (--method): tiny, other" in shown and "presets of other (--preset): demo, large" in shown
 
 
@@ -143,13 +144,13 @@ def test_a_file_wins_over_the_preset_and_a_flag_over_the_file(parsed, tmp_path):
         file = ("--config", str(tmp_path / name))
         assert parsed(*file)[2] == TinyConfig(dim=32, epochs=7.0)
         assert parsed(*file, "--epochs", "9")[2] == TinyConfig(dim=32, epochs=9.0)
-        assert parsed("--preset", "large", *file, recipes=[OTHER])[2] == TinyConfig(dim=32, epochs=7.0)
-    assert parsed("--preset", "large", recipes=[OTHER])[2].dim == 64
+        assert parsed("--preset", "large", *file, recipes={"other": OTHER})[2] == TinyConfig(dim=32, epochs=7.0)
+    assert parsed("--preset", "large", recipes={"other": OTHER})[2].dim == 64
 
 
 def test_the_demo_is_the_default_for_the_built_in_data_alone(parsed):
-    assert parsed(recipes=[OTHER])[2] == TinyConfig(dim=8)
-    assert parsed("--data", "pictures", recipes=[OTHER])[2] == TinyConfig()
+    assert parsed(recipes={"other": OTHER})[2] == TinyConfig(dim=8)
+    assert parsed("--data", "pictures", recipes={"other": OTHER})[2] == TinyConfig()
 
 
 def test_the_architecture_of_init_is_taken_and_its_recipe_is_not(parsed, tmp_path):
@@ -290,7 +291,7 @@ def test_what_a_run_says_can_be_typed(tmp_path):
 
 
 def test_help_of_every_verb_names_its_flags(capsys):
-    for verb, cls in cli.VERBS.items():
+    for verb, cls in VERBS.items():
         with pytest.raises(SystemExit) as end:
             cli.main(RECIPES, [verb, "--help"])
         shown = capsys.readouterr().out

@@ -13,7 +13,9 @@ from torch import nn
 
 from ssl_core.config import ImageConfig, TrainConfig
 from ssl_core.method import Recipe
-from ssl_train.cli.estimate import _duration, describe, matmul_rate, sample, step_cost
+from ssl_train.cli import commands
+from ssl_train.cli.estimate import _duration, describe, matmul_rate, on_meta, sample, step_cost
+from ssl_train.cli.verbs import Info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Toy(nn.Module):
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
+        self.config = config
         self.first, self.second = nn.Linear(192, 10, bias=False), nn.Linear(10, 1, bias=False)
         self.fixed = nn.Parameter(torch.zeros(7), requires_grad=False)
 
@@ -53,7 +56,7 @@ def build(config: ToyConfig):
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     module = types.ModuleType("toy_method")
     vars(module).update(
-        ToyConfig=ToyConfig, Toy=Toy, build=build, PRESETS={"toy": {"demo": ToyConfig}},
+        ToyConfig=ToyConfig, Toy=Toy, build=build, PRESETS={"toy": {"demo": ToyConfig, "long": lambda: ToyConfig(epochs=3)}},
         open=lambda data, *, config, split: Pictures(),
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "toy_method", module)
@@ -92,9 +95,18 @@ def test_an_input_that_two_layers_keep_is_counted_once():
     assert (flops, activations) == (24, 24)
 
 
+def test_the_copy_on_meta_is_the_same_network_without_values():
+    method = Toy(ToyConfig())
+    copied = on_meta(method)
+    assert {name: (p.shape, p.requires_grad) for name, p in copied.named_parameters()} == {
+        name: (p.shape, p.requires_grad) for name, p in method.named_parameters()
+    }
+    assert all(p.is_meta for p in copied.parameters()) and not any(p.is_meta for p in method.parameters())
+
+
 def test_description_names_parameters_work_memory_and_time(recipe, monkeypatch):
     monkeypatch.setattr("ssl_train.cli.estimate.matmul_rate", lambda device, precision: 1e6)
-    text = describe(recipe, ToyConfig(), data=None, device="cpu")
+    text = describe(recipe, Toy(ToyConfig()), device=torch.device("cpu"), samples=100)
     lines = text.splitlines()
     assert lines[0] == "toy: 1,937 parameters, 1,930 trained"
     assert "in fp32" in lines[3]
@@ -103,10 +115,12 @@ def test_description_names_parameters_work_memory_and_time(recipe, monkeypatch):
     assert lines[4].startswith("100 samples, 12 steps of 16: about")
 
 
-def test_without_data_only_the_demo_knows_its_steps(recipe, monkeypatch):
+def test_without_data_only_the_demo_knows_its_steps(recipe, monkeypatch, capsys):
     monkeypatch.setattr("ssl_train.cli.estimate.matmul_rate", lambda device, precision: 1e6)
-    assert "samples" not in describe(recipe, ToyConfig(epochs=3), data=None, device="cpu")
-    assert "100 samples, 18 steps" in describe(recipe, ToyConfig(epochs=3), data="folder", device="cpu")
+    for preset, data, steps in (("demo", None, 12), ("long", None, None), ("long", "folder", 18)):
+        commands.info(recipe, Info(preset=preset, data=data, device="cpu"))
+        said = capsys.readouterr().out
+        assert ("samples" not in said) if steps is None else (f"100 samples, {steps} steps" in said)
 
 
 def test_the_rate_of_this_machine_is_measured():

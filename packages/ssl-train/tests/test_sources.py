@@ -16,8 +16,9 @@ from PIL import Image
 
 from ssl_core.errors import BadSample, DataError
 from ssl_train.data.images import to_tensor
+from ssl_train.data.listing import digest
 from ssl_train.data.scenes import Scenes
-from ssl_train.data.sources import ImageFiles, PathTable, digest, open_source
+from ssl_train.data.sources import ImageFiles, PathTable, open_source
 
 
 def save(file: Path, value: int = 0, size: tuple[int, int] = (6, 5), **options) -> Path:

@@ -29,7 +29,8 @@ from ssl_testing.state import differing, newest, whole_state
 from ssl_testing.trial import Trial
 from ssl_train.cli import commands
 from ssl_train.cli.main import main
-from ssl_train.data.sources import digest
+from ssl_train.data.listing import digest
+from ssl_train.data.split import Opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +261,7 @@ def report_source(method, source):
 )
 def test_figures_say_which_data_they_are_of(data, test, expected):
     recipe = dataclasses.replace(RECIPE, source=f"{__name__}:open_named", measure=f"{__name__}:report_source")
-    figures = commands.measured(recipe, types.SimpleNamespace(config=None), data, test)["measured"]
+    figures = commands.measured(Opened(recipe, None, data, test))["measured"]
     assert (figures["data"], figures["split"], figures["of"]) == expected
     assert figures["summary"] == [f"measured on {figures['of']}"]
 
@@ -268,4 +269,4 @@ def test_figures_say_which_data_they_are_of(data, test, expected):
 def test_test_data_that_cannot_be_read_are_not_replaced_by_training_data():
     recipe = dataclasses.replace(RECIPE, source=f"{__name__}:open_named", measure=f"{__name__}:report_source")
     with pytest.raises(DataError, match="cannot be read"):
-        commands.measured(recipe, types.SimpleNamespace(config=None), "torn")
+        commands.measured(Opened(recipe, None, "torn"))

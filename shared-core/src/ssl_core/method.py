@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from ssl_core.config import ConfigError
+
 
 def load(name: str) -> Any:
     """The object behind "package.module:Name", or the entry of a dict there behind "package.module:NAME[key]"."""
@@ -79,6 +81,15 @@ class Recipe:
     def presets(self) -> dict[str, Callable[[], Any]]:
         """Preset name -> function that returns its config: `PRESETS[name]` of the config's module."""
         return load(f"{self.config.partition(':')[0]}:PRESETS")[self.name]
+
+    def preset(self, name: str | None, *, built_in: bool = False) -> Any:
+        """A preset's config; without a name `demo` for the built-in data, else the paper's. Raises ConfigError."""
+        if name is None and not built_in:
+            return load(self.config)()
+        presets, name = self.presets, name or "demo"
+        if name not in presets:
+            raise ConfigError(f"no preset {name!r}; there are {', '.join(presets)}")
+        return presets[name]()
 
     def settled(self, config: Any, data: Any) -> Any:
         """`config` with every field that `data` decides."""

@@ -417,7 +417,7 @@ def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
 
 def _scan(root: Path, skip: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """(path below root, (bytes, time in ns)) of every image, hidden folders left out."""
-    from ssl_train.data.sources import EXTENSIONS
+    from ssl_train.data.listing import EXTENSIONS
 
     for folder, names, files in os.walk(root):
         names[:] = sorted(name for name in names if not name.startswith(".") and Path(folder, name).resolve() != skip)

@@ -116,11 +116,11 @@ def run(recipe: Any, args: Map) -> None:
     from pathlib import Path
 
     from ssl_clip.clip import CLIP
-    from ssl_train.cli.commands import test_data
+    from ssl_train.data.split import Opened
 
     need_viz("matplotlib", *(["sklearn"] if args.method == "tsne" else []))
     clip = CLIP.from_pretrained(args.weights, device=pick_device(args.device))
-    source, _ = test_data(recipe, clip, args.data)
+    source, _ = Opened(recipe, clip.config, args.data, method=clip).shown()
     texts = list(args.texts)
     if texts:
         images = sample_images(source, clip.config, args.number)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +11,9 @@ import numpy as np
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.images import to_tensor
+from ssl_train.data.listing import contained, digest, read_table
 from ssl_train.data.scenes import CLASSES, SLOTS, draw, held_out, render
-from ssl_train.data.sources import ImageFiles, PathTable, Source, built_in, contained, digest, open_source, scan
+from ssl_train.data.sources import ImageFiles, PathTable, Source, built_in, open_source
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "title", "sentences")
@@ -44,12 +43,13 @@ def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str =
     text = os.fspath(data)
     path = Path(text).expanduser()
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl") and path.is_file():
-        columns = _columns(path)
+        names, rows = read_table(path)
+        columns = _columns(path, names)
         if columns is None:
             return open_source(data, channels=config.in_channels, split=split, size=size)
         if split == "test":
             raise NoTestSplit(f"{path} has no test split: name the test data's own file")
-        return PairFiles.of_rows(path.parent, _rows(path, *columns), config.in_channels, path)
+        return PairFiles.of_rows(path.parent, _pairs(rows, *columns), config.in_channels, path)
     if path.is_dir():
         return _open_folder(path, config.in_channels, split, size)
     source = open_source(data, channels=config.in_channels, split=split, size=size)
@@ -170,15 +170,11 @@ def _open_hf(source: Any, data: str) -> Any:
 
 def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
     """Captions beside the images; a folder without any is one of images alone."""
-    test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
-    parted = test is not None and (folder / "train").is_dir()
-    part = folder / (("train" if split == "train" else str(test)) if parted else "")
-    pictures = [part / path for path in scan(part)]
+    source: Any = open_source(folder, channels=channels, split=split, size=size)
+    pictures = [folder / path for path in source.paths]
     lonely = [path for path in pictures if not path.with_suffix(".txt").is_file()]
     if len(lonely) == len(pictures):  # other texts, a readme, do not count
-        return open_source(folder, channels=channels, split=split, size=size)
-    if split == "test" and not parted:
-        raise NoTestSplit(f"{folder} has no test split: make {folder}/train and {folder}/test")
+        return source
     if lonely:
         raise DataError(f"{len(lonely)} of {len(pictures)} images have no caption, the first {lonely[0]}: "
                         f"write {lonely[0].with_suffix('.txt').name} beside it, one caption a line, or move it away")  # fmt: skip
@@ -193,13 +189,8 @@ def _lines(file: Path) -> list[str]:
         raise DataError(f"cannot read {file}: {error}") from error
 
 
-def _columns(file: Path) -> tuple[str, str] | None:
+def _columns(file: Path, names: list[str]) -> tuple[str, str] | None:
     """Names of the image and the caption column, or None where there is no caption column."""
-    if file.suffix.lower() == ".jsonl":
-        first = next(_objects(file), ("", {}))[1]
-        names = list(first)
-    else:
-        names = _table(file)[0]
     lower = {name.strip().lower(): name for name in names}
     image = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
     text = next((lower[name] for name in TEXT_COLUMNS if name in lower), None)
@@ -210,50 +201,11 @@ def _columns(file: Path) -> tuple[str, str] | None:
     return image, text
 
 
-def _rows(file: Path, image: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
+def _pairs(rows: Iterator[tuple[str, dict[str, Any]]], image: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
     """(row's name, path, captions) of each row."""
-    if file.suffix.lower() == ".jsonl":
-        for where, row in _objects(file):
-            value = row.get(text)
-            captions = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-            if not isinstance(row.get(image), str):
-                raise DataError(f"{where} has no {image!r}")
-            yield where, row[image], [caption if isinstance(caption, str) else "" for caption in captions]
-        return
-    names, rows = _table(file)
-    for number, cells in rows:
-        if len(cells) != len(names):
-            raise DataError(f"{file}, row {number}: {len(cells)} columns, the header has {len(names)}: "
-                            'put a caption with a separator in it between "quotes"')  # fmt: skip
-        row = dict(zip(names, cells, strict=True))
-        yield f"{file}, row {number}", row[image], [row[text]]
-
-
-def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each line of a .jsonl file."""
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    value = json.loads(line)
-                    if not isinstance(value, dict):
-                        raise DataError(f"{file}, line {number}: {line[:60]!r} is no object")
-                    yield f"{file}, line {number}", value
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"cannot read {file}: {error}") from error
-
-
-def _table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """(header, (row number as an editor counts, cells) of each row that is not blank); tab, semicolon or comma."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            first = lines.readline()
-            delimiter = max("\t;,", key=first.count)
-            lines.seek(0)
-            rows = csv.reader(lines, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(rows, [])]
-            return header, [(rows.line_num, cells) for cells in rows if cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {file}: {error}") from error
+    for place, row in rows:
+        value = row.get(text)
+        captions = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        if not isinstance(row.get(image), str):
+            raise DataError(f"{place} has no {image!r}")
+        yield place, row[image], [caption if isinstance(caption, str) else "" for caption in captions]

@@ -194,7 +194,7 @@ class TokenizedPairs:
         return {"image": self.source.load(index)["image"], "input_ids": ids}
 
     def fingerprint(self) -> str:
-        from ssl_train.data.sources import digest
+        from ssl_train.data.listing import digest
 
         return digest(self.source.fingerprint().encode(), self.tokenizer.fingerprint().encode())
 

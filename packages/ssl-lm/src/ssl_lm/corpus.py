@@ -23,7 +23,7 @@ from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits
 from ssl_lm.shards import META, Shards
 from ssl_lm.texts import BadText, Piece, decode, list_files
-from ssl_train.data.sources import digest, number_labels
+from ssl_train.data.listing import digest, number_labels, split_folder
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
@@ -200,11 +200,7 @@ def _rows(path: Path, text: str) -> Iterator[dict[str, str]]:
 
 
 def _folder(folder: Path, split: str) -> Texts:
-    test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if test is not None and (folder / "train").is_dir():
-        folder = folder / ("train" if split == "train" else test)
-    elif split == "test":
-        raise NoTestSplit(f"{folder} has no test split: make {folder}/train and {folder}/test")
+    folder = split_folder(folder, split)
     texts, names, tops = [], [], []
     for file in list_files(folder):
         try:

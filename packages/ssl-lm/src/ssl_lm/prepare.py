@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ssl_core.errors import InputError
+from ssl_core.errors import InputError, NoTestSplit
 from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
 from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
+from ssl_train.data.listing import split_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -136,12 +137,13 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
         return {"train": cut(path, length, 0, border), "test": cut(path, length, border)}
     if not path.is_dir():
         raise InputError(f"there is no {text!r}: give a text file, a .jsonl file, a folder of them, or hf:NAME")
-    test_folder = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
-    if test_folder is not None and (path / "train").is_dir():
-        return {"train": _whole(list_files(path / "train")), "test": _whole(list_files(test_folder))}
-    files = sorted(list_files(path), key=lambda file: hashlib.sha256(str(file.relative_to(path)).encode()).digest())
-    count = min(len(files) - 1, max(1, round(held_out * len(files)))) if held_out else 0
-    return {"train": _whole(sorted(files[count:])), "test": _whole(sorted(files[:count]))}
+    try:
+        test = split_folder(path, "test")
+    except NoTestSplit:
+        files = sorted(list_files(path), key=lambda file: hashlib.sha256(str(file.relative_to(path)).encode()).digest())
+        count = min(len(files) - 1, max(1, round(held_out * len(files)))) if held_out else 0
+        return {"train": _whole(sorted(files[count:])), "test": _whole(sorted(files[:count]))}
+    return {"train": _whole(list_files(split_folder(path, "train"))), "test": _whole(list_files(test))}
 
 
 def _whole(files: Iterable[Path]) -> list[Piece]:

@@ -18,7 +18,8 @@ from ssl_core.method import load
 from ssl_testing import children
 from ssl_testing.children import Ended
 from ssl_testing.suite import Suite
-from ssl_train.cli.main import VERBS, main
+from ssl_train.cli.main import main
+from ssl_train.cli.verbs import VERBS
 
 
 class Commands(Suite):

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from ssl_core.config import TrainConfig, to_dict
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import DataError, InputError
-from ssl_core.method import Recipe, load
 from ssl_core.pixels import normalize
 from ssl_core.vit import DropPath, ViT
-from ssl_train.data.sources import digest
+from ssl_train.data.listing import digest
 from ssl_train.data.views import eval_view, random_flip, random_resized_crop
 from ssl_train.evaluate.accuracy import mean_per_class, top1
 from ssl_train.evaluate.features import extract
@@ -194,28 +193,34 @@ def finetune(
 
 
 def check_encoder(method: Any) -> None:
-    """InputError for an encoder that cannot be fine-tuned by layer."""
+    """Raises InputError for an encoder that is no ViT, which this protocol needs for its rates by layer."""
     if not isinstance(getattr(method, "encoder", None), ViT):
         raise InputError("the protocol finetune is that of a ViT, and this encoder is none: leave it out")
 
 
 def compare(
-    result: dict[str, Any], recipe: Recipe, weights: str, train: Any, test: Any, folder: Path, *,
-    epochs: float, options: RunOptions,
-) -> dict[str, Any]:  # fmt: skip
-    """`result` of `evaluate` with a `finetune` figure for the pretrained encoder and one for training from scratch."""
-    method = load(recipe.method).from_pretrained(weights)
-    check_encoder(method)
-    seed_step(getattr(method.config, "seed", 0))
-    fresh = load(recipe.method)(method.config)
+    result: dict[str, Any],
+    encoders: dict[str, ViT],
+    image: Any,
+    data: tuple[Any, Any],
+    folder: Path,
+    *,
+    epochs: float,
+    options: RunOptions,
+) -> dict[str, Any]:
+    """`result` of `evaluate` with a figure `finetune` for each of `encoders`; only "pretrained" has lower rates below.
+
+    `image` is the method's config, `data` the training and the test source.
+    """
+    train, test = data
     batch = min(1024, 2 ** int(np.log2(max(2, len(train) // 8))))
     config = FinetuneConfig(epochs=epochs, warmup_epochs=epochs / 20, batch_size=batch)
     scratch = dataclasses.replace(config, layer_decay=1.0)
     rows = {row["features"]: dict(row) for row in result["rows"]}
-    for name, encoder, settings in (("pretrained", method.encoder, config), ("random init", fresh.encoder, scratch)):
-        scores = finetune(
-            encoder, method.config, train, test, settings, folder / name.replace(" ", "-"), options=options
-        )
+    for name, encoder in encoders.items():
+        settings = config if name == "pretrained" else scratch
+        own = folder / name.replace(" ", "-")
+        scores = finetune(encoder, image, train, test, settings, own, options=options)
         row = rows.setdefault(name, {"features": name})
         row["finetune"] = scores["top1"]
         row.setdefault("details", {})["finetune"] = scores

@@ -10,11 +10,13 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from ssl_core import distributed
@@ -22,8 +24,9 @@ from ssl_core.config import TrainConfig, differences, to_dict
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import InputError
 from ssl_core.hub.weights_file import write_whole
-from ssl_core.method import Recipe, attach, load
+from ssl_core.method import Recipe, load
 from ssl_train.checkpoint import CheckpointError, bytes_needed
+from ssl_train.data.split import Opened
 from ssl_train.fit import fit
 from ssl_train.options import RunOptions
 from ssl_train.probe import Probe
@@ -44,57 +47,90 @@ def train(
 ) -> Any:
     """Train `recipe`'s method on `data` into the folder `out` and return it, in eval mode.
 
-    When `out` already holds this run, it goes on from the last checkpoint and ends with the same bits; other settings
-    than it began with are refused. `init` is anything that `from_pretrained` reads.
-    Raises RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after SIGTERM, saved.
+    If `out` already holds this run, it resumes from the last checkpoint and ends with the same bits;
+    changed settings are refused. `init` is anything that `from_pretrained` reads.
+    Raises RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after
+    SIGTERM, saved.
     """
     with distributed.process_group():
-        device = pick_device(options.device)
-        config = dataclasses.replace(config, precision=pick_precision(config.precision, device))  # type: ignore[arg-type]
-        config = recipe.settled(config, data)
-        source = load(recipe.source)(data, config=config, split="train")
-        transform = load(recipe.views)(config)
-        folder = Path(out)
-        with _locked(folder):
-            identity = {
-                "method": recipe.method,
-                "config": to_dict(config),
-                "data": str(data) if data is not None else "built-in",
-                "data_fingerprint": source.fingerprint(),
-                "init": str(init) if init is not None else None,
-            }
-            seed_step(config.seed)
-            method_class = load(recipe.method)
-            method = method_class.from_pretrained(init, config=config) if init else method_class(config)
-            source = attach(method, source)
-            if (check := getattr(transform, "check", None)) is not None:
-                check(source)
-            facts = {
-                "device": str(device),
-                "parameters": sum(p.numel() for p in method.parameters()),
-                "can_collapse": getattr(method, "can_collapse", False),
-            }
-            run_id = open_run(folder, identity, facts)
-            if (prepare := getattr(method, "prepare", None)) is not None:
-                prepare(data=data, init=init, folder=folder, options=options)
-            method = method.to(device)
-            check_space(folder, bytes_needed(method))
-            probe = Probe(source, load(recipe.eval_view)(config), device=device)
-            bad = fit(
-                method,
-                source,
-                transform,
-                config,
-                folder,
-                run_id=run_id,
-                device=device,
-                options=options,
-                probe=probe,
-            )
-            if distributed.is_main():
-                publish(method, folder, bad)
-            distributed.barrier()
+        return run(set_up(recipe, config, data=data, init=init, device=options.device), Path(out), options)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained on which data: opened and built once, for the estimate, the run and its figures."""
+
+    recipe: Recipe
+    config: TrainConfig
+    """with the fields that the data and the hardware decide"""
+    opened: Opened
+    method: Any
+    transform: Any
+    """makes a sample of the training data"""
+    device: torch.device
+    init: str | Path | None
+
+
+def set_up(
+    recipe: Recipe, config: TrainConfig, *, data: str | Path | None, init: str | Path | None, device: str | None
+) -> Setup:
+    """Open the data and build the network, or load it from `init`. Nothing is written yet."""
+    target = pick_device(device)
+    config = dataclasses.replace(config, precision=pick_precision(config.precision, target))  # type: ignore[arg-type]
+    config = recipe.settled(config, data)
+    opened = Opened(recipe, config, data)
+    opened.raw("train")  # data that cannot be opened are an error before a network is built
+    transform = load(recipe.views)(config)
+    seed_step(config.seed)
+    method_class = load(recipe.method)
+    method = method_class.from_pretrained(init, config=config) if init else method_class(config)
+    opened.method = method
+    if (check := getattr(transform, "check", None)) is not None:
+        check(opened.train)
+    return Setup(recipe, config, opened, method, transform, target, init)
+
+
+def run(setup: Setup, out: Path, options: RunOptions) -> Any:
+    """Train what was set up into the folder `out`, publish its weights there and return it in eval mode."""
+    recipe, config, opened, method = setup.recipe, setup.config, setup.opened, setup.method
+    with _locked(out):
+        # The folder must be empty or hold this very run.
+        source = opened.train
+        run_id = open_run(out, identity_of(setup), facts_of(setup))
+
+        # Get what the method needs besides its config, and see that there is room for checkpoints.
+        if (prepare := getattr(method, "prepare", None)) is not None:
+            prepare(data=opened.data, init=setup.init, folder=out, options=options)
+        method = method.to(setup.device)
+        check_space(out, bytes_needed(method))
+
+        probe = Probe(source, load(recipe.eval_view)(config), device=setup.device)
+        where = {"run_id": run_id, "device": setup.device, "options": options}
+        bad = fit(method, source, setup.transform, config, out, probe=probe, **where)
+        if distributed.is_main():
+            publish(method, out, bad)
+        distributed.barrier()
     return method.eval()
+
+
+def identity_of(setup: Setup) -> dict[str, Any]:
+    """What makes a run this run: with another value of any of these it is refused."""
+    return {
+        "method": setup.recipe.method,
+        "config": to_dict(setup.config),
+        "data": str(setup.opened.data) if setup.opened.data is not None else "built-in",
+        "data_fingerprint": setup.opened.raw("train").fingerprint(),
+        "init": str(setup.init) if setup.init is not None else None,
+    }
+
+
+def facts_of(setup: Setup) -> dict[str, Any]:
+    """What run.json says besides."""
+    return {
+        "device": str(setup.device),
+        "parameters": sum(p.numel() for p in setup.method.parameters()),
+        "can_collapse": getattr(setup.method, "can_collapse", False),
+    }
 
 
 def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""What the verbs of the command line do; `ssl_train.cli.main` parses, this file imports torch."""
+"""What each command does. `ssl_train.cli.main` parses and then imports this file, which imports torch."""
 
 from __future__ import annotations
 
@@ -11,31 +11,35 @@ from typing import Any
 
 import torch
 
-from ssl_core.config import to_dict
+from ssl_core import distributed
 from ssl_core.device import pick_device, seed_step
-from ssl_core.errors import InputError, NoTestSplit
+from ssl_core.errors import InputError
 from ssl_core.hub.layout import layout_of
-from ssl_core.method import Recipe, attach, load
-from ssl_train.cli import main as cli
+from ssl_core.method import Recipe, load
+from ssl_train.cli import verbs
+from ssl_train.cli.estimate import describe, describe_encoder
+from ssl_train.data.split import Opened
 from ssl_train.options import RunOptions
+from ssl_train.run import run, set_up
 
 
-def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> None:
-    from ssl_train.cli.estimate import describe
-    from ssl_train.run import train as run
-
+def train(recipe: Recipe, args: verbs.Train, config: Any, options: RunOptions) -> None:
     if not recipe.views:
-        raise InputError(f"{recipe.name} is an encoder that is used as it is, there is no training of it here")
+        raise InputError(f"{recipe.name} is an encoder that is used as it is: it cannot be trained here")
     out = Path(args.out or f"runs/{recipe.name}")
-    if os.environ.get("RANK", "0") == "0":
-        built_in = args.data is None
-        print(describe(recipe, config, data=args.data, device=options.device, built_in=built_in), flush=True)
-    method = run(recipe, config, data=args.data, out=out, init=args.init, options=options)
+    with distributed.process_group():
+        # the data are opened and the network is built once, for the estimate, the run and the figures
+        setup = set_up(recipe, config, data=args.data, init=args.init, device=options.device)
+        if distributed.is_main():
+            samples = len(setup.opened.raw("train"))
+            print(describe(recipe, setup.method, device=setup.device, samples=samples), flush=True)
+        run(setup, out, options)
     if os.environ.get("RANK", "0") != "0":
         return
+
     program = recipe.package.replace("_", "-")
     try:
-        figures(recipe, method, args.data, out / "figures")
+        figures(setup.opened, out / "figures")
     except Exception as error:  # whatever drawing raises, the run is done and its weights are there
         warnings.warn(
             f"the figures could not be drawn ({type(error).__name__}: {error}); the weights are in {out}, "
@@ -45,7 +49,7 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
     lines = []
     if recipe.measure is not None:
         try:
-            result = measured(recipe, method, args.data)
+            result = measured(setup.opened)
             write_json(out, "evaluation.json", result)
             lines = result["measured"]["summary"]
         except InputError as error:  # too little test data, say: the run is done all the same
@@ -55,50 +59,45 @@ def train(recipe: Recipe, args: cli.Train, config: Any, options: RunOptions) -> 
     print(f"\nlook at  {out / 'report.html'}")
     print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
     print(f"         {program} embed {out} --data your/folder --out features.npz")
-    _, inputs, *_ = inspect.signature(type(method).encode).parameters
-    print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
+    _, inputs, *_ = inspect.signature(type(setup.method).encode).parameters
+    print(f"         {type(setup.method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
 
 
-def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
-    from ssl_train.data.split import train_and_test
+def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     from ssl_train.evaluate.evaluate import PROTOCOLS, table
-    from ssl_train.evaluate.evaluate import evaluate as measure
+    from ssl_train.evaluate.evaluate import evaluate as compare_features
+    from ssl_train.finetune import check_encoder, compare
 
     device = pick_device(args.device)
     method = load(recipe.method).from_pretrained(args.weights, device=device)
     if "finetune" in args.protocols:
-        from ssl_train.finetune import check_encoder
-
         check_encoder(method)
     out = Path(args.out or args.weights)
-    result = measured(recipe, method, args.data, args.test)
+    opened = Opened(recipe, method.config, args.data, args.test, method)
+
+    result = measured(opened)
     lines = result.get("measured", {}).get("summary", [])
-    if lines and open_data(recipe, method, args.data, "train").labels is None:
+    if lines and opened.train.labels is None:  # the method's own figures need no labels
         _write_evaluation(recipe, args, out, result)
         print(*lines, sep="\n")
         return
-    train_data, test_data, how = train_and_test(
-        args.data, args.test, config=method.config,
-        source=lambda data, *, config, split: open_data(recipe, method, data, split),
-    )  # fmt: skip
+
+    train_data, test_data, how = opened.labelled()
     seed_step(getattr(method.config, "seed", 0))
     fresh = load(recipe.method)(method.config).to(device).eval()
-    raw, baseline = recipe.raw
-    encoders = {"pretrained": method.encode, "random init": fresh.encode, raw: load(baseline)}
-    view = load(recipe.eval_view)(method.config)
     frozen = [p for p in args.protocols if p in PROTOCOLS]
     if frozen:
-        result |= measure(
-            encoders, train_data, test_data, view, frozen, args.shots,
-            data=result["data"], device=device, workers=args.workers, progress=True,
-        )  # fmt: skip
+        raw, baseline = recipe.raw
+        encoders = {"pretrained": method.encode, "random init": fresh.encode, raw: load(baseline)}
+        view, options = load(recipe.eval_view)(method.config), {"device": device, "workers": args.workers}
+        result |= compare_features(
+            encoders, train_data, test_data, view, frozen, args.shots, data=result["data"], progress=True, **options
+        )
     if "finetune" in args.protocols:
-        from ssl_train.finetune import compare
-
-        result = compare(
-            result, recipe, args.weights, train_data, test_data, out / "finetune", epochs=args.finetune_epochs,
-            options=RunOptions(device=args.device, workers=args.workers),
-        )  # fmt: skip
+        networks = {"pretrained": method.encoder, "random init": fresh.encoder}
+        how_to_run = RunOptions(device=args.device, workers=args.workers)
+        data, epochs = (train_data, test_data), args.finetune_epochs
+        result = compare(result, networks, method.config, data, out / "finetune", epochs=epochs, options=how_to_run)
     result["protocol"]["split"] = how
     _write_evaluation(recipe, args, out, result)
     print(table(result))
@@ -106,43 +105,29 @@ def evaluate(recipe: Recipe, args: cli.Evaluate) -> None:
     print(*lines, sep="\n")
 
 
-def measured(recipe: Recipe, method: Any, data: str | None, test: str | None = None) -> dict[str, Any]:
-    """evaluation.json without protocols: the figures of the recipe's `measure`, and which data they are of."""
+def measured(opened: Opened) -> dict[str, Any]:
+    """evaluation.json before any protocol: the name of the data, and the figures of the recipe's `measure`."""
     own: dict[str, Any] = {}
-    if recipe.measure is not None:
-        source, which = test_data(recipe, method, data, test)
-        figures = load(recipe.measure)(method, source)
-        own = {"measured": {**figures, "of": which, "summary": [f"measured on {which}", *figures["summary"]]}}
-    return {"data": Path(data).name if data else recipe.built_in, "protocol": {}, "rows": [], **own}
+    if opened.recipe.measure is not None:
+        source, which = opened.shown()
+        found = load(opened.recipe.measure)(opened.method, source)
+        own = {"measured": {**found, "of": which, "summary": [f"measured on {which}", *found["summary"]]}}
+    name = Path(opened.data).name if opened.data else opened.recipe.built_in
+    return {"data": name, "protocol": {}, "rows": [], **own}
 
 
-def _write_evaluation(recipe: Recipe, args: cli.Evaluate, out: Path, result: dict[str, Any]) -> None:
+def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: dict[str, Any]) -> None:
     if args.out or Path(args.weights).is_dir():
         write_json(out, "evaluation.json", result)
         finish(recipe, out)
 
 
-def open_data(recipe: Recipe, method: Any, data: str | None, split: str) -> Any:
-    """`data` as `method` reads it."""
-    return attach(method, load(recipe.source)(data, config=method.config, split=split))
-
-
-def test_data(recipe: Recipe, method: Any, data: str | None, test: str | None = None) -> tuple[Any, str]:
-    """(`test`, or the test part of `data`, or all of it where it has none; which of them that is)."""
-    if test is not None:
-        return open_data(recipe, method, test, "train"), f"test data: {test}"
-    try:
-        return open_data(recipe, method, data, "test"), "the data's own test split"
-    except NoTestSplit:
-        return open_data(recipe, method, data, "train"), "TRAINING data, for there is no other"
-
-
-def embed(recipe: Recipe, args: cli.Embed) -> None:
+def embed(recipe: Recipe, args: verbs.Embed) -> None:
     from ssl_train.evaluate.features import extract
 
     device = pick_device(args.device)
     method = load(recipe.method).from_pretrained(args.weights, device=device)
-    source = open_data(recipe, method, args.data, "train")
+    source = Opened(recipe, method.config, args.data, method=method).train
     view = load(recipe.eval_view)(method.config)
     features = extract(method.encode, source, view, device=device, workers=args.workers, progress=True)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -150,40 +135,47 @@ def embed(recipe: Recipe, args: cli.Embed) -> None:
     print(f"{len(features)} features of width {features.features.shape[1]} in {args.out}")
 
 
-def show(recipe: Recipe, args: cli.Show) -> None:
+def show(recipe: Recipe, args: verbs.Show) -> None:
     method = load(recipe.method).from_pretrained(args.weights, device=pick_device(args.device))
-    run = Path(args.weights)
-    folder = Path(args.out) if args.out else (run if run.is_dir() else Path()) / "figures"
-    for path in figures(recipe, method, args.data, folder):
+    weights = Path(args.weights)
+    folder = Path(args.out) if args.out else (weights if weights.is_dir() else Path()) / "figures"
+    for path in figures(Opened(recipe, method.config, args.data, method=method), folder):
         print(path)
-    if args.out is None and run.is_dir():
-        finish(recipe, run)
+    if args.out is None and weights.is_dir():
+        finish(recipe, weights)
 
 
-def push(recipe: Recipe, args: cli.Push) -> None:
+def push(recipe: Recipe, args: verbs.Push) -> None:
     from ssl_core.hub.card import write_card
     from ssl_core.hub.remote import push as upload
 
     write_card(args.folder, name=args.repo_id, layout=layout_of(load(recipe.method)), license=args.license)
-    print(
-        upload(
-            args.folder, args.repo_id, revision=args.revision, private=args.private or None,
-            create_pr=args.create_pr, dry_run=args.dry_run,
-        )
-    )  # fmt: skip
+    options = {"revision": args.revision, "create_pr": args.create_pr, "dry_run": args.dry_run}
+    print(upload(args.folder, args.repo_id, private=args.private or None, **options))
 
 
-def info(recipe: Recipe, args: cli.Info) -> None:
-    from ssl_train.cli.estimate import describe
-
+def info(recipe: Recipe, args: verbs.Info) -> None:
     if args.weights is not None:
-        config = load(recipe.method).from_pretrained(args.weights).config
+        method = load(recipe.method).from_pretrained(args.weights)
+        config = method.config
     else:
-        config = cli.preset(recipe, args.preset)
-    print(describe(recipe, config, data=args.data, device=args.device))
+        method, config = None, recipe.preset(args.preset)
+
+    # the number of steps is known for given data, and for the demo, which has its own
+    samples = None
+    if recipe.views and (args.data is not None or config == recipe.preset("demo")):
+        config = recipe.settled(config, args.data)
+        samples = len(Opened(recipe, config, args.data).raw("train"))
+    if method is None:
+        with torch.device("meta"):
+            method = load(recipe.method)(config)
+    if recipe.views:
+        print(describe(recipe, method, device=pick_device(args.device), samples=samples))
+    else:
+        print(describe_encoder(recipe, method))
 
 
-def export(recipe: Recipe, args: cli.Export) -> None:
+def export(recipe: Recipe, args: verbs.Export) -> None:
     from ssl_core.hub.weights_file import save_weights
 
     method = load(recipe.method).from_pretrained(args.weights)
@@ -193,7 +185,7 @@ def export(recipe: Recipe, args: cli.Export) -> None:
     out = Path(args.out)
     if (out / "SHA256SUMS").exists() or (out / "run.json").exists():
         raise InputError(
-            f"{out} is a run or holds published weights, which the export would write over: give another OUT"
+            f"{out} is a run or holds published weights, which the export would overwrite: give another OUT"
         )
     state, config, *named = exports[args.to](method.state_dict(), method.config)
     out.mkdir(parents=True, exist_ok=True)
@@ -203,37 +195,30 @@ def export(recipe: Recipe, args: cli.Export) -> None:
     print(f"{sum(t.numel() for t in state.values()):,} parameters in {out}, {args.to}'s layout")
 
 
-def architecture(recipe: Recipe, init: str) -> dict[str, Any]:
-    """The fields of `init`'s config that its weights fix."""
-    method = load(recipe.method).from_pretrained(init)
-    values = to_dict(method.config)
-    return {key: values[key] for key in method.architecture()}
-
-
-def figures(recipe: Recipe, method: Any, data: str | None, folder: Path) -> list[Path]:
-    """Draw the package's figures and their captions into `folder`, of test data where there is some."""
-    source, _ = test_data(recipe, method, data)
+def figures(opened: Opened, folder: Path) -> list[Path]:
+    """Draw the package's figures and write their captions into `folder`, of test data if there are any."""
+    source, _ = opened.shown()
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        captions = load(recipe.show)(method, source, folder)
+        captions = load(opened.recipe.show)(opened.method, source, folder)
     write_json(folder, "captions.json", captions)
     return [folder / name for name in captions]
 
 
-def finish(recipe: Recipe, run: Path) -> None:
-    """Model card and report of a run folder, from what it holds by now."""
+def finish(recipe: Recipe, folder: Path) -> None:
+    """Write the model card and the report of a run folder, from what it holds by now."""
     from ssl_core.hub.card import write_card
     from ssl_train.report.page import write_report
 
-    if (run / "config.json").exists():
-        write_card(run, name=run.resolve().name, layout=layout_of(load(recipe.method)))
-    if (run / "metrics.jsonl").exists():
-        write_report(run)
+    if (folder / "config.json").exists():
+        write_card(folder, name=folder.resolve().name, layout=layout_of(load(recipe.method)))
+    if (folder / "metrics.jsonl").exists():
+        write_report(folder)
 
 
-def summary(run: Path) -> str:
+def summary(folder: Path) -> str:
     """The last line of metrics.jsonl as a small table."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     first, last = json.loads(lines[0]), json.loads(lines[-1])
     rows = [
         ("steps", f"{last['step']:,} ({last['epoch']:g} epochs)"),

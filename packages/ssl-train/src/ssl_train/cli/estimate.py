@@ -1,7 +1,8 @@
-"""What a method costs before it runs: parameters, FLOPs, memory, time."""
+"""What a run will cost: parameters, FLOPs, memory, time."""
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_core.device import pick_device, pick_precision
+from ssl_core.device import pick_precision
 from ssl_core.method import Recipe, load
 from ssl_train.data.loader import Plan, collate
 
@@ -18,26 +19,18 @@ SHARE_OF_PEAK = 0.6
 """Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
 
 
-def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | None, built_in: bool | None = None) -> str:
-    """A few lines on the cost of pretraining with `config`, on this machine and, where it is known, this data.
+def describe(recipe: Recipe, method: nn.Module, *, device: torch.device, samples: int | None) -> str:
+    """A few lines on the cost of pretraining `method` on this machine, and on the whole run if `samples` are known.
 
-    Without `data` the built-in data is meant where `built_in` says so, by default with the demo's config.
+    The method stays as it is: one sample without content passes a copy of it that holds no memory.
     """
-    if not recipe.views:
-        return describe_encoder(recipe, config)
-    if built_in is None:
-        built_in = config == recipe.presets["demo"]()
-    known_data = data is not None or built_in
-    target = pick_device(device)
-    if known_data:
-        config = recipe.settled(config, data)
-    precision = pick_precision(config.precision, target)
-    with torch.device("meta"):
-        method = load(recipe.method)(config).eval()  # batch norm does not train on one sample
+    config: Any = method.config
+    precision = pick_precision(config.precision, device)
     parameters = sum(p.numel() for p in method.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    flops, activations = step_cost(method, sample(recipe, config))
-    rate = matmul_rate(target, precision)
+    # in eval mode, since batch norm does not train on one sample
+    flops, activations = step_cost(on_meta(method).eval(), sample(recipe, config))
+    rate = matmul_rate(device, precision)
     seconds = 3 * flops * config.batch_size / (SHARE_OF_PEAK * rate)
     lines = [
         f"{recipe.name}: {parameters:,} parameters, {trained:,} trained",
@@ -45,26 +38,29 @@ def describe(recipe: Recipe, config: Any, *, data: str | None, device: str | Non
         "three times that in training",
         f"memory: {trained * 16 / 1e9:.2f} GB for weights, gradient and AdamW, "
         f"{activations * config.batch_size / 1e9:.2f} GB for the activations of a batch of {config.batch_size}",
-        f"on this {target.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
+        f"on this {device.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
     ]
-    if known_data:
-        source = load(recipe.source)(data, config=config, split="train")
-        plan = Plan(len(source), config.batch_size, config.epochs, config.seed)
+    if samples is not None:
+        plan = Plan(samples, config.batch_size, config.epochs, config.seed)
         total = _duration(seconds * plan.steps)
-        lines.append(f"{len(source):,} samples, {plan.steps:,} steps of {config.batch_size}: about {total}")
+        lines.append(f"{samples:,} samples, {plan.steps:,} steps of {config.batch_size}: about {total}")
     return "\n".join(lines)
 
 
-def describe_encoder(recipe: Recipe, config: Any) -> str:
+def describe_encoder(recipe: Recipe, method: nn.Module) -> str:
     """A line on an encoder that is not trained here."""
-    with torch.device("meta"):
-        method = load(recipe.method)(config).eval()
-        images = torch.empty(1, config.in_channels, *config.size)
-        with FlopCounterMode(display=False) as counter:
-            method.encode(images)
+    h, w = method.config.size
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        on_meta(method).eval().encode(torch.empty(1, method.config.in_channels, h, w))
     parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
-    h, w = config.size
     return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
+
+
+def on_meta(method: nn.Module) -> nn.Module:
+    """A copy of `method` whose weights and buffers have shapes and no values: no constructor runs, no memory is taken."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in method.buffers()}
+    return copy.deepcopy(method, memo)
 
 
 def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
@@ -73,9 +69,9 @@ def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
 
 
 def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:
-    """(multiply-adds of the forward pass, bytes kept for the backward pass) of one sample, computed on no data."""
+    """(multiply-adds of the forward pass, bytes kept for the backward pass) of one sample, for a method on meta."""
     kept: dict[int, int] = {}
-    weights = {id(p.untyped_storage()) for p in method.parameters()}  # a product keeps views of them
+    weights = {id(p.untyped_storage()) for p in method.parameters()}  # a product keeps views of these
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -83,17 +79,14 @@ def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:
             kept[id(storage)] = storage.nbytes()
         return tensor
 
-    on_meta = {k: [v.to("meta") for v in x] if isinstance(x, list) else x.to("meta") for k, x in batch.items()}
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-    ):
-        method(on_meta, 0.0)
+    given = {k: [v.to("meta") for v in x] if isinstance(x, list) else x.to("meta") for k, x in batch.items()}
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        method(given, 0.0)
     return counter.get_total_flops() / 2, sum(kept.values())
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Multiply-adds per second of a large matrix product on `device`, measured for a tenth of a second or so."""
+    """Multiply-adds per second of a large matrix product on `device`. Measuring takes about a tenth of a second."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     size = 1024 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)

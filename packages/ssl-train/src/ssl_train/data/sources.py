@@ -1,4 +1,4 @@
-"""Sources: where samples are found, by number, with a label and a name each.
+"""Sources: samples by number, each with a name and perhaps a label.
 
 `open_source` turns what a user writes after `--data` into one. A source is opened in the main
 process and shared with the workers: it holds a million paths in two flat buffers and opens a file
@@ -7,21 +7,18 @@ only to load it.
 
 from __future__ import annotations
 
-import csv
-import difflib
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 
 from ssl_core.errors import DataError, NoTestSplit
 from ssl_train.data.images import faster_jpeg, read_image, to_tensor
+from ssl_train.data.listing import EXTENSIONS, contained, digest, near, number_labels, read_table, scan, split_folder
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-MANY = 10_000  # files from which on importing a faster decoder pays
+MANY = 10_000  # from this many files on, importing a faster decoder pays
 _KINDS = (
     "a folder of images, a .csv or .tsv file with a column 'path', an .npz file with an array "
     "'images', scenes, photos, torchvision:<name> or hf:<name or path>"
@@ -29,7 +26,7 @@ _KINDS = (
 
 
 class Source(Protocol):
-    """What the loader and the evaluation read. `labels` is int64 (n,), -1 = no label, or None."""
+    """What the loader and the evaluation read. `labels` is int64 (n,) with -1 for no label, or None."""
 
     @property
     def classes(self) -> list[str] | None: ...
@@ -40,11 +37,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> dict[str, Any]:
-        """{"image": uint8 tensor (c, h, w)}. Raises BadSample where it cannot be read."""
+        """{"image": uint8 tensor (c, h, w)}. Raises BadSample if it cannot be read."""
         ...
 
     def name(self, index: int) -> str:
-        """The sample in messages and in `embed`'s output: for files, the path in the folder."""
+        """The sample in messages and in the output of `embed`: of a file, its path in the folder."""
         ...
 
     def fingerprint(self) -> str:
@@ -63,17 +60,18 @@ def open_source(
 
     - None or "scenes": rendered pictures (`ssl_train.data.scenes`), 8,000 to train, 2,000 to test;
     - "photos": crops of real photographs (`ssl_train.data.photos`), 4,000 and 1,000;
-    - a folder: all images in it, labelled by the first sub-folder where there are two or more; with
-      `train` and `test` (or `val`) in it, these are the splits;
-    - a .csv or .tsv file with the header `path,label` or `path`, paths from its own folder on;
-    - an .npz file with uint8 or uint16 `images` (n, h, w, c) or (n, h, w) and perhaps integer `labels` (n,);
-    - "torchvision:CIFAR10", from the folder in TORCHVISION_DATA, else `data`;
-    - "hf:name" by the `datasets` package: of the Hub, a local folder or a .parquet file.
-    The last two take a split of their own after another colon: "torchvision:STL10:unlabeled". A `Path` is always a
-    path; a folder that is called like one of these is reached by a string too, as "./scenes".
+    - a folder: all images in it, labelled by the first sub-folder if there are two or more; if it
+      holds `train` and `test` (or `val`), these are the splits;
+    - a .csv or .tsv file with the header `path,label` or `path`; paths start at its own folder;
+    - an .npz file with uint8 or uint16 `images` (n, h, w, c) or (n, h, w), and perhaps integer
+      `labels` (n,);
+    - "torchvision:CIFAR10", from the folder in TORCHVISION_DATA, else from `data`;
+    - "hf:name" through the `datasets` package: a Hub id, a local folder or a .parquet file.
+    The last two take a split of their own after another colon: "torchvision:STL10:unlabeled". A
+    `Path` is always a path. A folder that has one of these names is reached as "./scenes".
 
-    `split` is "train" or "test". `size` is the side in pixels of pictures made on the fly (default
-    32); files keep theirs. Raises DataError, which says what to do, where the data cannot be used.
+    `split` is "train" or "test". `size` is the side in pixels of rendered pictures (32 by default);
+    files keep their size. Raises DataError, which says what to do, if the data cannot be used.
     """
     if split not in ("train", "test"):
         raise DataError(f"unknown split {split!r}: choose 'train' or 'test'")
@@ -104,9 +102,9 @@ def open_source(
 
 
 def built_in(data: str | os.PathLike[str] | None) -> str | None:
-    """The built-in pictures that `data` means, "scenes" or "photos"; None where it means something else.
+    """The built-in pictures that `data` names, "scenes" or "photos"; None if it names something else.
 
-    Raises DataError where a file or folder here has that name too: neither is taken silently.
+    Raises DataError if a file or folder here has that name too, since either could be meant.
     """
     if data is None:
         return "scenes"
@@ -114,8 +112,8 @@ def built_in(data: str | os.PathLike[str] | None) -> str | None:
         return None
     if os.path.lexists(data):
         raise DataError(
-            f"{data!r} is the name of built-in pictures and of a folder here: write ./{data} for the folder; for the "
-            "pictures start in another folder"
+            f"{data!r} is the name of built-in pictures and of a folder here: write ./{data} for the folder; "
+            "start in another folder for the pictures"
         )
     return data
 
@@ -123,7 +121,7 @@ def built_in(data: str | os.PathLike[str] | None) -> str | None:
 class PathTable(Sequence[str]):
     """An immutable list of paths in one buffer: workers share it, and it pickles at memory speed.
 
-    A list of a million `str` would be copied into every worker by its reference counts.
+    Reference counts would copy a list of a million `str` into every worker.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -141,7 +139,10 @@ class PathTable(Sequence[str]):
 
 
 class ImageFiles:
-    """Image files under `root`; the paths are relative to it, or absolute."""
+    """Image files under `root`; their paths are relative to it, or absolute.
+
+    `parts` holds both splits of a folder that has two: who opens one has listed the other.
+    """
 
     def __init__(
         self,
@@ -150,9 +151,11 @@ class ImageFiles:
         channels: int,
         labels: np.ndarray | None = None,
         classes: list[str] | None = None,
+        parts: Mapping[str, ImageFiles] | None = None,
     ) -> None:
         self.root, self.paths, self.channels = str(root), PathTable(paths), channels
         self.labels, self.classes = labels, classes
+        self.parts = {} if parts is None else parts
         if len(self.paths) >= MANY:
             faster_jpeg()
 
@@ -187,25 +190,15 @@ class ImageArray:
         return len(self.images)
 
     def load(self, index: int) -> dict[str, Any]:
-        # a copy, since whoever changes a sample in place would change the data
+        # a copy: a sample that is changed in place must not change the data
         return {"image": to_tensor(self.images[index].copy(), self.channels)}
 
     def name(self, index: int) -> str:
         return f"{self.title}[{index}]"
 
     def fingerprint(self) -> str:
-        ends = self.images[[0, -1]]  # as many bytes as tell two files of one shape apart
+        ends = self.images[[0, -1]]  # enough to tell two files of one shape apart
         return digest(self.title.encode(), np.array(self.images.shape), ends, self.labels)
-
-
-def digest(*parts: bytes | np.ndarray | None) -> str:
-    """Sixteen hex digits of the parts' bytes and lengths."""
-    total = hashlib.sha256()
-    for part in parts:
-        data = part.tobytes() if isinstance(part, np.ndarray) else part or b""
-        total.update(len(data).to_bytes(8, "little"))
-        total.update(data)
-    return total.hexdigest()[:16]
 
 
 def _open_built_in(name: str, channels: int, split: str, size: int) -> Source:
@@ -223,144 +216,39 @@ def _open_built_in(name: str, channels: int, split: str, size: int) -> Source:
 
 
 def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
-    test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if test is None or not (folder / "train").is_dir():
-        if split == "test":
-            raise NoTestSplit(
-                f"{folder} has no test split: make {folder}/train and {folder}/test, "
-                "or name the test images' own folder"
-            )
-        part, others = "", {}
-    else:
-        # both are listed, so that a class that one of them lacks does not shift the other's labels
-        part, other = ("train", test) if split == "train" else (test, "train")
-        others = {path.partition("/")[0] for path in scan(folder / other) if "/" in path}
-    paths = scan(folder / part)
-    if not paths:
+    """Image files of a folder. If it has two splits, both are listed, so that both number the classes alike."""
+    root = split_folder(folder, split)
+    roots = {split: root} if root == folder else {name: split_folder(folder, name) for name in ("train", "test")}
+    paths = {name: scan(place) for name, place in roots.items()}
+    if not paths[split]:
         raise DataError(
-            f"no images in {folder / part}: looked for {' '.join(EXTENSIONS)} "
-            "in it and its sub-folders, hidden ones left out"
+            f"no images in {root}: looked for {' '.join(EXTENSIONS)} in it and its sub-folders, hidden ones left out"
         )
-    tops = [path.partition("/")[0] if "/" in path else "" for path in paths]
-    classes = sorted({*tops, *others} - {""})
-    full = (f"{part}/{path}" for path in paths) if part else paths
-    if len(classes) < 2:
-        return ImageFiles(folder, full, channels)
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number.get(top, -1) for top in tops], dtype=np.int64)
-    return ImageFiles(folder, full, channels, labels, classes)
-
-
-def scan(root: Path) -> list[str]:
-    """Image files below `root`, relative and sorted.
-
-    Each real folder is entered once, so links that lead in circles end.
-    """
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    todo = [""]
-    while todo:
-        inside = todo.pop()
-        try:
-            place = os.stat(root / inside)
-            if (place.st_dev, place.st_ino) in seen:
-                continue
-            seen.add((place.st_dev, place.st_ino))
-            with os.scandir(root / inside) as entries:
-                visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
-        except OSError as error:
-            raise DataError(f"cannot list {root / inside}: {error.strerror}") from error
-        for entry in reversed(visible):  # `todo` gives the last one first
-            if _is_folder(entry):
-                todo.append(f"{inside}{entry.name}/")
-            elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
-                found.append(inside + entry.name)
-    return sorted(found)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    # a broken link stays in, to be reported as a bad sample; a pipe would block whoever opens it
-    return entry.is_symlink() or entry.is_file()
+    # a class is a sub-folder directly below the root; images beside these have no label
+    tops = {name: [path.rpartition("/")[0].partition("/")[0] for path in found] for name, found in paths.items()}
+    classes = sorted({top for found in tops.values() for top in found} - {""})
+    number = {top: i for i, top in enumerate(classes)}
+    parts: dict[str, ImageFiles] = {}
+    for name, place in roots.items():
+        full = [f"{place.name}/{path}" for path in paths[name]] if place != folder else paths[name]
+        labels = np.array([number.get(top, -1) for top in tops[name]], dtype=np.int64)
+        known = (labels, classes) if len(classes) > 1 else (None, None)
+        if full:  # an empty part is an error of whoever asks for it
+            parts[name] = ImageFiles(folder, full, channels, *known, parts=parts)
+    return parts[split]
 
 
 def _open_csv(file: Path, channels: int) -> ImageFiles:
-    paths: list[str] = []
-    words: list[str] = []
-    try:
-        # a path may hold any bytes, as file names do
-        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for row, path, word in _csv_rows(file, lines):
-                paths.append(contained(path, f"{file}, row {row}"))
-                words.append(word)
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
-    if not paths:
+    columns, rows = read_table(file, strict=False)
+    if "path" not in columns:
+        raise DataError(
+            f"{file}: the first row is {','.join(columns)[:80]!r}: write the header 'path,label' or 'path' there"
+        )
+    table = [(contained(row["path"], place), row.get("label", "").strip()) for place, row in rows]
+    if not table:
         raise DataError(f"{file} has no row below its header")
+    paths, words = zip(*table, strict=True)
     return ImageFiles(file.parent, paths, channels, *number_labels(words))
-
-
-def _csv_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, str, str]]:
-    """(row number as an editor counts, path, label or "") of each row that is not blank."""
-    delimiter = "\t" if "\t" in lines.readline() else ","
-    lines.seek(0)
-    rows = csv.reader(lines, delimiter=delimiter)
-    try:
-        header = next(rows, [])
-        names = [name.strip().lower() for name in header]
-        if "path" not in names:
-            raise DataError(
-                f"{file}: the first row is {delimiter.join(header)[:80]!r}: "
-                "write the header 'path,label' or 'path' there"
-            )
-        for cells in rows:
-            if not cells:
-                continue
-            if len(cells) != len(names):
-                raise DataError(
-                    f"{file}, row {rows.line_num}: {len(cells)} columns, the header has "
-                    f'{len(names)}: put a path with a comma in it between "quotes"'
-                )
-            row = dict(zip(names, cells, strict=True))
-            yield rows.line_num, row["path"], row.get("label", "").strip()
-    except csv.Error as error:
-        raise DataError(f"{file}, row {rows.line_num}: {error}") from error
-
-
-def contained(path: str, where: str) -> str:
-    """A path as the user wrote it if absolute, else one that cannot leave the folder."""
-    if not path.strip() or "\0" in path:
-        raise DataError(f"{where}: {path!r} is not a path")
-    if os.path.isabs(path):
-        return path
-    clean = os.path.normpath(path)
-    if clean == ".." or clean.startswith(".." + os.sep):
-        raise DataError(f"{where}: {path!r} leaves the file's folder: write an absolute path")
-    return clean
-
-
-def number_labels(words: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:
-    """Words or numbers to (labels int64 (n,), classes): sorted, by value where all are integers.
-
-    "" and, among integers, "-1" mean no label. (None, None) where no sample has one.
-    """
-    try:
-        values: list[Any] = [int(word) if word else -1 for word in words]
-        missing: Any = -1
-    except ValueError:
-        values, missing = list(words), ""
-    classes = sorted(set(values) - {missing})
-    if not classes:
-        return None, None
-    number = {value: i for i, value in enumerate(classes)}
-    labels = np.array([number.get(value, -1) for value in values], dtype=np.int64)
-    return labels, [str(value) for value in classes]
 
 
 def _open_npz(file: Path, channels: int) -> ImageArray:
@@ -392,12 +280,6 @@ def _open_npz(file: Path, channels: int) -> ImageArray:
         )
     classes = [str(i) for i in range(labels.max() + 1)]
     return ImageArray(images, channels, file.name, labels.astype(np.int64), classes)
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    """A question after the names in `known` that resemble `word`, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def _near_path(path: Path) -> str:

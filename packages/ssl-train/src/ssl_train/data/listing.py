@@ -1,0 +1,187 @@
+"""What there is to read: the files of a folder, its splits, the rows of a table, their labels.
+
+This file opens no picture and imports no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_core.errors import DataError, NoTestSplit
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+
+def split_folder(folder: Path, split: str) -> Path:
+    """Where the split "train" or "test" of `folder` lies: `train/`, and `test/` or else `val/`.
+
+    A folder without both parts is training data as a whole; asked for "test", it raises NoTestSplit.
+    """
+    test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
+    if test is not None and (folder / "train").is_dir():
+        return folder / ("train" if split == "train" else test)
+    if split == "test":
+        raise NoTestSplit(
+            f"{folder} has no test split: make {folder}/train and {folder}/test, or name the test data's own folder"
+        )
+    return folder
+
+
+def scan(root: Path) -> list[str]:
+    """Image files below `root`, as sorted paths relative to it; hidden files and folders are left out.
+
+    It enters each real folder once, so links that lead in circles end. Raises DataError if a folder
+    cannot be listed.
+    """
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    todo = [""]
+    while todo:
+        inside = todo.pop()
+        try:
+            place = os.stat(root / inside)
+            if (place.st_dev, place.st_ino) in seen:
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            with os.scandir(root / inside) as entries:
+                visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
+        except OSError as error:
+            raise DataError(f"cannot list {root / inside}: {error.strerror}") from error
+        for entry in reversed(visible):  # the stack `todo` gives the last one first
+            if _is_folder(entry):
+                todo.append(f"{inside}{entry.name}/")
+            elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
+                found.append(inside + entry.name)
+    return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    # A broken link stays in the list and is reported as a bad sample. A pipe would block its reader.
+    return entry.is_symlink() or entry.is_file()
+
+
+def read_table(file: Path, *, strict: bool = True) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
+    """(columns, (place, {column: value}) of each row that is not blank) of a .csv, .tsv or .jsonl file.
+
+    Names of CSV columns come in lower case; the separator is a comma, a tab or a semicolon, whichever the header
+    has most of. The columns of a .jsonl file are the keys of its first line. With `strict` the text must be
+    UTF-8 and quotes must close; without it cells may hold any bytes, as file names do.
+    Raises DataError, which names the file and the row; the rows raise it while they are read.
+    """
+    if file.suffix.lower() == ".jsonl":
+        return list(next(_objects(file), ("", {}))[1]), _objects(file)
+    rows = _csv_rows(file, strict)
+    columns = [name.strip().lower() for name in next(rows)[1]]
+    return columns, _named(file, rows, columns)
+
+
+def _csv_rows(file: Path, strict: bool) -> Iterator[tuple[int, list[str]]]:
+    """(row number as an editor counts, cells) of the header, [] if the file is empty, and of each row."""
+    number = 1
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="strict" if strict else "surrogateescape") as lines:
+            separator = max(",\t;", key=lines.readline().count)
+            lines.seek(0)
+            rows = csv.reader(lines, delimiter=separator, strict=strict)
+            yield 1, next(rows, [])
+            for cells in rows:
+                number = rows.line_num
+                if cells:
+                    yield number, cells
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}, row {number + 1}: {error}") from error
+
+
+def _named(
+    file: Path, rows: Iterator[tuple[int, list[str]]], columns: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, cells in rows:
+        if len(cells) != len(columns):
+            raise DataError(
+                f"{file}, row {number}: {len(cells)} columns, the header has {len(columns)}: "
+                'put a cell that holds a separator between "quotes"'
+            )
+        yield f"{file}, row {number}", dict(zip(columns, cells, strict=True))
+
+
+def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of each line of a .jsonl file that is not blank."""
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    value = json.loads(line)
+                    if not isinstance(value, dict):
+                        raise DataError(f"{file}, line {number}: {line[:60]!r} is no object")
+                    yield f"{file}, line {number}", value
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}: {error}") from error
+
+
+def contained(path: str, where: str) -> str:
+    """An absolute path as the user wrote it; a relative one without detours.
+
+    Raises DataError if a relative path leaves the folder, or if it is no path.
+    """
+    if not path.strip() or "\0" in path:
+        raise DataError(f"{where}: {path!r} is not a path")
+    if os.path.isabs(path):
+        return path
+    clean = os.path.normpath(path)
+    if clean == ".." or clean.startswith(".." + os.sep):
+        raise DataError(f"{where}: {path!r} leaves the file's folder: write an absolute path")
+    return clean
+
+
+def number_labels(words: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:
+    """(labels int64 (n,), classes) of words or numbers; classes are sorted, by value if all are integers.
+
+    "" and, among integers, "-1" mean no label. Returns (None, None) if no sample has a label.
+    """
+    try:
+        values: list[Any] = [int(word) if word else -1 for word in words]
+        missing: Any = -1
+    except ValueError:
+        values, missing = list(words), ""
+    classes = sorted(set(values) - {missing})
+    if not classes:
+        return None, None
+    number = {value: i for i, value in enumerate(classes)}
+    labels = np.array([number.get(value, -1) for value in values], dtype=np.int64)
+    return labels, [str(value) for value in classes]
+
+
+def digest(*parts: bytes | np.ndarray | None) -> str:
+    """Sixteen hex digits of the bytes and the lengths of `parts`."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.tobytes() if isinstance(part, np.ndarray) else part or b""
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.hexdigest()[:16]
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """A question that offers the names in `known` that resemble `word`; empty if none does."""
+    close = difflib.get_close_matches(word, list(known), n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
