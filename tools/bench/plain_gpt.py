@@ -1,7 +1,7 @@
 """GPT-2 as a short training script has it: one module, whole logits, random windows, torch's AdamW.
 
-The peer of `gpt_step` and of `tools/learns_text.py`. Parameter names are ours, so that both can start from the
-same weights, which `turned` lays out.
+The peer of `gpt_step` and of `tools/learns.py`. Its parameters have our names, so that both can start
+from the same weights; `turned` transposes the matrices.
 """
 
 from __future__ import annotations
