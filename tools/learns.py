@@ -208,8 +208,9 @@ def pairs_table(name: str, runs: list[Figures]) -> str:
 def plain_script(config: Any, data: str | None, run: Figures) -> Figures:
     """Bits per byte of a plain script that trains for as many CPU seconds as `run` did."""
     from bench import plain_gpt
-    from ssl_lm.gpt import GPT
     from ssl_lm.measure import TOKENS, at_most, perplexity
+
+    from ssl_lm.gpt import GPT
 
     train_data, test_data = (load(RECIPES["gpt"].source)(data, config=config, split=part) for part in ("train", "test"))
     stream = torch.from_numpy(train_data.shards.read(0, len(train_data.shards)))
