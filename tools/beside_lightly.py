@@ -2,10 +2,10 @@
 
     python tools/beside_lightly.py byol
 
-Data, views, the encoder's first weights, optimiser, schedule and number of steps come from our `demo`
-preset. Heads, loss, queue, centre and moving average are lightly's, put together as in its examples.
-Compare the printed figures with the table of `tools/learns.py`. Both runs log the k-NN accuracy of
-their checkpoints in metrics.jsonl.
+Data, views, the encoder's first weights, optimiser, schedule and number of steps come from our
+`demo` preset. Heads, loss, queue, centre and moving average are lightly's, put together as in its
+examples. Compare the printed figures with the table of `tools/learns.py`. Both runs log the k-NN
+accuracy of their checkpoints in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ssl_train.fit import fit
 from ssl_train.probe import Probe
 
 LR = {"byol": 4.0}
-"""lightly averages 1 - cos over both directions, the paper sums 2 - 2 cos: four times the gradient."""
+"""lightly averages 1 - cos over both directions; the paper sums 2 - 2 cos, four times as much."""
 
 
 class Peer(nn.Module):

@@ -19,7 +19,7 @@ Graph = Mapping[str, set[str]]
 
 
 def module_files(sources: Iterable[Path]) -> dict[str, Path]:
-    """Dotted name -> file of every module below the `sources`, folders like `packages/ssl-mae/src`."""
+    """Dotted name -> file of every module below `sources`, such as `packages/ssl-mae/src`."""
     files: dict[str, Path] = {}
     for source in sources:
         for path in sorted(source.rglob("*.py")):

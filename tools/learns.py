@@ -1,16 +1,18 @@
 """What the methods learn: three seeds of a short run, judged on held-out data, beside baselines.
 
-    python tools/learns.py                       every method, on its built-in data
-    python tools/learns.py mae dino              some of them
-    python tools/learns.py mae --data torchvision:CIFAR10 --preset vit_tiny --set image_size=32 patch_size=4
+    python tools/learns.py               every method, on its built-in data
+    python tools/learns.py mae dino      some of them
+    python tools/learns.py mae --data torchvision:CIFAR10 --preset vit_tiny --set patch_size=4
     python tools/learns.py clip --set loss='"siglip"' --out runs/learns-siglip
 
 | method | judged by | must beat |
 | --- | --- | --- |
-| image methods | a linear probe of `encode`'s features | random init, raw pixels, colour histograms |
-| clip | zero-shot top-1; recall both ways | chance; the class of the nearest training picture |
-| gpt | bits per byte | unigrams, 3-grams; a plain script with equal CPU time stands beside it |
+| image methods | a linear probe of `encode` | random init, raw pixels, colour histogram |
+| clip | zero-shot top-1; recall both ways | chance; the nearest training image |
+| gpt | bits per byte | unigrams, 3-grams |
 | bert, t5 | accuracy at the hidden tokens | the most frequent token |
+
+GPT's table also has a plain script that trains for the same CPU time.
 
 A gate holds if the mean over three seeds beats every baseline's mean by more than three times the
 spread. With fewer seeds there is no verdict.
@@ -94,7 +96,7 @@ def changed(config: Any, settings: Sequence[str]) -> Any:
 
 
 def once(file: Path, settings: Mapping[str, Any], run: Callable[[], Figures]) -> Figures:
-    """The figures of `run()`, read from `file` if it holds them. SystemExit if its settings differ."""
+    """The figures of `run()`, or those in `file`. SystemExit if its settings differ."""
     if file.exists():
         kept = json.loads(file.read_text())
         if kept["settings"] != json.loads(json.dumps(settings)):
@@ -149,7 +151,7 @@ def costs(runs: list[Figures], key: str = "minutes") -> str:
 
 
 def probed(recipe: Recipe, method: Any, data: str | None) -> Figures:
-    """Accuracies of frozen features: {"rows": {features: {"linear", "knn", "fewshot"}}, "summary"}."""
+    """Accuracies of frozen features: {"rows": {features: {"linear", …}}, "summary"}."""
     train_data, test_data, _ = train_and_test(data, None, config=method.config)
     device = pick_device()
     seed_step(method.config.seed)
@@ -208,9 +210,9 @@ def pairs_table(name: str, runs: list[Figures]) -> str:
 def plain_script(config: Any, data: str | None, run: Figures) -> Figures:
     """Bits per byte of a plain script that trains for as many CPU seconds as `run` did."""
     from bench import plain_gpt
-    from ssl_lm.measure import TOKENS, at_most, perplexity
 
     from ssl_lm.gpt import GPT
+    from ssl_lm.measure import TOKENS, at_most, perplexity
 
     train_data, test_data = (load(RECIPES["gpt"].source)(data, config=config, split=part) for part in ("train", "test"))
     stream = torch.from_numpy(train_data.shards.read(0, len(train_data.shards)))

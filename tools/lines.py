@@ -3,8 +3,8 @@
     python tools/lines.py            one row per distribution
     python tools/lines.py ssl-mae    one row per file of the distributions named
 
-A line of code is neither blank, nor only a comment, nor part of a docstring. Strings below a field or
-a constant, which document it, count as docstrings.
+A line of code is neither blank, nor only a comment, nor part of a docstring. Strings below a field
+or a constant, which document it, count as docstrings.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def count(text: str) -> Count:
 
 
 def documentation(tree: ast.AST) -> Iterable[ast.Expr]:
-    """Strings that stand alone as a statement: docstrings, and those below a field or a constant."""
+    """Strings that are statements: docstrings, and strings below a field or a constant."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node

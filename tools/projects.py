@@ -50,7 +50,7 @@ class Project:
 
     @property
     def ours(self) -> list[str]:
-        """Its requirements on other distributions of this repository, as written in pyproject.toml."""
+        """Its requirements on our other distributions, as written in pyproject.toml."""
         return [line for line in self.table["project"]["dependencies"] if line.startswith("ssl-")]
 
 
@@ -65,7 +65,7 @@ def projects(root: Path = ROOT) -> dict[str, Project]:
 
 
 def methods(root: Path = ROOT) -> dict[str, Project]:
-    """Name -> project of the method packages alone."""
+    """Name -> project of the method packages."""
     return {name: project for name, project in projects(root).items() if project.kind == "method"}
 
 
@@ -78,7 +78,8 @@ def paper_modules(project: Project) -> list[str]:
 def model_modules(project: Project) -> list[str]:
     """What loading weights and encoding may need, so it imports the core alone.
 
-    These are config, convert*, heads and loss, as far as the package has them, and its papers' modules.
+    These are config, convert*, heads and loss, as far as the package has them, and its papers'
+    modules.
     """
     patterns = ("config.py", "convert*.py", "heads.py", "loss.py")
     named = {path.stem for pattern in patterns for path in project.module.glob(pattern)}

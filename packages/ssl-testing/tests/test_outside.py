@@ -24,7 +24,8 @@ class TestDenoising(Conformance):
 def test_a_package_outside_the_repository_passes_the_suite(tmp_path):
     shutil.copytree(PACKAGE, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "test_conformance.py").write_text(SUITE)
-    # our packages are found where this process has them; the working directory holds nothing of ours
+    # our packages are found where this process has them; the working directory holds nothing of
+    # ours
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
     done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True, timeout=250)

@@ -192,8 +192,9 @@ def _run(function: Callable[[], Any], env: dict[str, str], warns: bool, written:
         warnings.simplefilter("always")
         warnings.showwarning = _show  # otherwise pytest collects them
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    # A fork has a stale thread pool, which torch renews when a thread first asks for it. The threads
-    # of a backward pass ask at the same time; that race aborts the process. So we ask here first.
+    # A fork has a stale thread pool, which torch renews when a thread first asks for it. The
+    # threads of a backward pass ask at the same time; that race aborts the process. So we ask here
+    # first.
     torch.set_num_threads(torch.get_num_threads())
     # The inherited lock is shared with the parent, and a killed child would leave it locked.
     tqdm.set_lock(threading.RLock())

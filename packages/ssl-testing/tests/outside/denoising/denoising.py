@@ -44,7 +44,7 @@ class Denoising(nn.Module, Pretrained):
         return {"loss": F.mse_loss(self.denoise(noisy).float(), images.float())}
 
     def denoise(self, images: Tensor) -> Tensor:
-        """Normalised noisy images (b, c, h, w) -> the prediction without noise, of the same shape."""
+        """Normalised noisy images (b, c, h, w) -> the predicted images without noise."""
         return self.head(self.decoder(self.encoder(images)))
 
     def encode(self, images: Tensor) -> Tensor:
