@@ -17,7 +17,8 @@ BUILT = shutil.ignore_patterns("__pycache__", "runs", "dist", ".*_cache")
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the copy, where the new package is importable but not installed."""
-    path = os.pathsep.join([str(folder / "packages/ssl-rot/src"), str(folder / "installed")])
+    new = [str(folder / "packages/ssl-rot/src"), str(folder / "installed")]
+    path = os.pathsep.join([*new, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=550)
 
