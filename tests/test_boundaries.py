@@ -1,4 +1,4 @@
-"""Boundaries that neither import-linter nor ruff can state."""
+"""Rules that neither import-linter nor ruff can state."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ DISTRIBUTION = {
     "yaml": "pyyaml",
 }
 
-# Put together from parts, so that this file does not name them.
+# Joined from parts, so that this file does not contain them.
 HOSTS = re.compile("|".join(["pypi" + r"\.org", "python" + r"hosted\.", "registry" + r"\.npmjs"]))
 FOLDERS = "|".join(["work", "farm", "opt", "root", "tmp"])
 MACHINE_PATH = re.compile(rf"(?<![\w.)}}/-])/({FOLDERS})/\w")
 
 
 def tracked_lines() -> list[tuple[str, str]]:
-    """(place, line) of every text file that git has or would take."""
+    """(place, line) of every text file that git tracks or would add."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     paths = [ROOT / name for name in listed.decode().split("\0") if name]
@@ -53,14 +53,14 @@ def test_no_file_names_a(pattern):
 
 
 def declared(project: Path, *, extras: bool) -> set[str]:
-    """Names of the distributions that a project requires, by itself or as an extra."""
+    """Names of the distributions that a project requires, with its extras or without."""
     fields = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     optional = fields.get("optional-dependencies", {}) if extras else {}
     return {re.split(r"[^\w-]", line)[0] for line in chain(fields["dependencies"], *optional.values())}
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Top-level names that a module imports, wherever in it."""
+    """Top-level names that a module imports anywhere."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -71,7 +71,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def brought(project: Project) -> set[str]:
-    """What a project may import: itself, and all that its own requirements on us bring."""
+    """What a project may import of ours, and what those distributions require."""
     ours = [projects(ROOT)[line.partition(">=")[0]] for line in project.ours]
     below = [declared(other.folder, extras=False) | brought(other) for other in ours]
     return {project.name}.union(*below)
@@ -91,7 +91,7 @@ def is_constant(node: ast.expr | None, value: bool) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_code_unpickles_nothing_and_runs_no_foreign_code(path):
-    # pickle.load and its kin are ruff's S301; these are the calls that unpickle on request
+    # ruff's S301 covers pickle.load and its kin; these calls unpickle if asked to
     for call in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)):
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         name = ast.unparse(call.func)
@@ -111,7 +111,7 @@ def test_shipped_code_unpickles_nothing_and_runs_no_foreign_code(path):
         "AutoModel.from_pretrained(name, trust_remote_code=flag)",
     ],
 )
-def test_an_unsafe_call_is_seen(line, tmp_path):
+def test_an_unsafe_call_is_found(line, tmp_path):
     path = tmp_path / "unsafe.py"
     path.write_text(line)
     with pytest.raises(AssertionError, match="line 1"):
@@ -119,7 +119,7 @@ def test_an_unsafe_call_is_seen(line, tmp_path):
 
 
 def required(names: set[str]) -> set[str]:
-    """Distributions that installing these brings, extras left out, as the metadata of this environment says."""
+    """Everything that installing `names` without extras brings, by this environment's metadata."""
     found: set[str] = set()
     todo = list(names)
     while todo:

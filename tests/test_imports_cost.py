@@ -1,4 +1,4 @@
-"""What it costs to import a package and to ask for help, in CPU seconds of a fresh process."""
+"""CPU seconds of a new process that imports a package or prints its help."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OWN = [
     if (ROOT / "packages" / module.replace("_", "-") / "src" / module / "verbs.py").is_file()
     for verb in import_module(f"{module}.verbs").VERBS
 ]
-TRIES = 5  # noise only ever adds CPU time, so the cheapest of a few tries is the cost
+TRIES = 5  # noise only adds CPU time, so the cheapest try is the cost
 
 IMPORT = """
 import json, sys, time
@@ -58,7 +58,7 @@ def in_new_process(code: str, *arguments: str) -> list:
 
 
 def cheapest(limit: float, code: str, *arguments: str) -> list:
-    """The first of a few tries that stays within `limit` CPU seconds, else the cheapest one."""
+    """The first try within `limit` CPU seconds, or else the cheapest of all tries."""
     tries = []
     for _ in range(TRIES):
         tries.append(in_new_process(code, *arguments))
@@ -68,7 +68,7 @@ def cheapest(limit: float, code: str, *arguments: str) -> list:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_import_costs_little_over_torch_and_brings_nothing_heavy(module):
+def test_import_adds_little_to_torch_and_loads_nothing_heavy(module):
     seconds, names, loaded = cheapest(0.1, IMPORT, module)
     assert names > 2
     assert HEAVY.intersection(loaded) == set()

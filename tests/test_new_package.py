@@ -1,4 +1,4 @@
-"""tools/new_package.py in a copy of the tree: what it makes is a package like the others."""
+"""tools/new_package.py in a copy of the tree makes a package like the others."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ BUILT = shutil.ignore_patterns("__pycache__", "runs", "dist", ".*_cache")
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a copy of the tree whose new package is importable though not installed."""
-    path = os.pathsep.join([str(folder / "packages/ssl-rot/src"), str(folder / "installed")])
+    """Run a command in the copy, where the new package is importable but not installed."""
+    new = [str(folder / "packages/ssl-rot/src"), str(folder / "installed")]
+    path = os.pathsep.join([*new, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=550)
 
@@ -29,7 +30,7 @@ def succeeds(folder: Path, *command: str) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A copy of the tree in which `new_package.py ssl-rot` has run."""
+    """A copy of the tree after `new_package.py ssl-rot`."""
     folder = tmp_path_factory.mktemp("tree")
     for name in COPIED:
         source = ROOT / name
@@ -90,7 +91,7 @@ def test_a_broken_contract_is_named(made, file, line, contract):
     ("name", "message"),
     [("ssl-mae", "exists already"), ("ssl-lint", "taken"), ("rot", "no package name")],
 )
-def test_a_name_that_cannot_be_is_refused(made, name, message):
+def test_a_bad_name_is_refused(made, name, message):
     refused = run(made, sys.executable, "tools/new_package.py", name)
     assert refused.returncode == 1
     assert message in refused.stderr

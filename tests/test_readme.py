@@ -1,4 +1,7 @@
-"""The snippets of every README and of the site run, in order, in an empty folder (CONTRIBUTING.md: "Snippets")."""
+"""Run the snippets of every README and of the site, in order, in an empty folder.
+
+CONTRIBUTING.md explains the marks in its section "Snippets".
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ FENCE = re.compile(r"^```(?P<language>\w*) *(?P<mark>\w*)\n(?P<code>.*?)^```$", 
 
 
 def snippets(page: str) -> list[tuple[int, str, str]]:
-    """(line, language, code) of what runs: `python` not marked norun, `bash` marked run."""
+    """(line, language, code) of what runs: `python` without norun, `bash` with run."""
     found = []
     for fence in FENCE.finditer(page):
         language, mark = fence["language"], fence["mark"]
@@ -27,7 +30,7 @@ def snippets(page: str) -> list[tuple[int, str, str]]:
 
 
 def run(page: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
-    """Run a page's snippets in `folder`; the number run. Python snippets share their names."""
+    """Run a page's snippets in `folder`; returns how many. Python snippets share their names."""
     monkeypatch.chdir(folder)
     names: dict[str, object] = {"__name__": "__main__"}
     todo = snippets(page.read_text())

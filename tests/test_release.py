@@ -1,4 +1,4 @@
-"""tools/release.py in a small repository of its own, with a stand-in for tox."""
+"""tools/release.py in a small repository, with a stand-in for tox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ exit $(cat tox.exit)
 
 
 class Repository:
-    """A copy of what the release reads, as a git repository."""
+    """A git repository with copies of the files that a release reads."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,10 +1,11 @@
-"""lightly's SimCLR, MoCo, BYOL, SimSiam or DINO in place of ours, on the built-in scenes, for one seed.
+"""lightly's SimCLR, MoCo, BYOL, SimSiam or DINO instead of ours, on the built-in scenes.
 
     python tools/beside_lightly.py byol
 
-Data, views, first weights of the encoder, optimiser, schedule and number of steps are our `demo` preset's; heads, loss,
-queue, centre and moving average are lightly's, put together as its examples do. What is printed stands beside the table of
-`tools/learns.py`; the k-NN of the checkpoints of both runs lies in their metrics.jsonl.
+Data, views, the encoder's first weights, optimiser, schedule and number of steps come from our
+`demo` preset. Heads, loss, queue, centre and moving average are lightly's, put together as in its
+examples. Compare the printed figures with the table of `tools/learns.py`. Both runs log the k-NN
+accuracy of their checkpoints in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -15,30 +16,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gate import changed, flags
+from learns import RECIPES, changed, flags
 from lightly.loss import DINOLoss, NegativeCosineSimilarity, NTXentLoss
 from lightly.models.modules import heads
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
-from ssl_contrastive.config import RECIPES as CONTRASTIVE
 from ssl_core.device import pick_device, seed_step
 from ssl_core.method import load
 from ssl_core.pixels import normalize
 from ssl_core.schedule import cosine
-from ssl_dino.config import RECIPES as DINO
-from ssl_train.data.split import Opened
+from ssl_train.cli.main import preset
+from ssl_train.data.split import train_and_test
 from ssl_train.evaluate.evaluate import evaluate
 from ssl_train.fit import fit
 from ssl_train.probe import Probe
 
-RECIPES = CONTRASTIVE | {"dino": DINO["dino"]}
 LR = {"byol": 4.0}
-"""lightly averages the two directions of 1 - cos where the paper sums those of 2 - 2 cos: a quarter of the gradient."""
+"""lightly averages 1 - cos over both directions; the paper sums 2 - 2 cos, four times as much."""
 
 
 class Peer(nn.Module):
-    """What `fit` trains: the encoder of ours, the rest from `parts`."""
+    """What `fit` trains: our encoder under lightly's heads and loss."""
 
     def __init__(self, config: Any, encoder: nn.Module, features: int) -> None:
         super().__init__()
@@ -143,13 +142,17 @@ class LightlyDINO(Peer):
         self.follow([(self.encoder, encoder), (self.head, head)], momentum)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The teacher's features, as ours."""
+        """The teacher's features, as in our DINO."""
         return self.teacher[0](normalize(images, self.config.mean, self.config.std))
 
 
 PEERS: dict[str, Callable[..., Peer]] = {
-    "simclr": SimCLR, "moco": MoCo, "byol": BYOL, "simsiam": SimSiam, "dino": LightlyDINO,
-}  # fmt: skip
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "dino": LightlyDINO,
+}
 
 
 def main() -> None:
@@ -158,9 +161,9 @@ def main() -> None:
     args = parser.parse_args()
     recipe = RECIPES[args.method]
     for seed in args.seeds:
-        config = dataclasses.replace(changed(recipe.preset("demo"), args.set), seed=seed)
+        config = dataclasses.replace(changed(preset(recipe, "demo"), args.set), seed=seed)
         config = dataclasses.replace(config, base_lr=config.base_lr * LR.get(args.method, 1.0))
-        source, test, _ = Opened(recipe, config, None).labelled()
+        source, test, _ = train_and_test(None, None, config=config)
         view, device = load(recipe.eval_view)(config), pick_device()
         seed_step(seed)
         ours = load(recipe.method)(config)
@@ -168,10 +171,8 @@ def main() -> None:
         peer = PEERS[args.method](config, backbone, backbone.features).to(device)
         folder = args.out / args.method / str(seed)
         folder.mkdir(parents=True, exist_ok=True)
-        fit(
-            peer, source, load(recipe.views)(config), config, folder, run_id="lightly", device=device,
-            probe=Probe(source, view, device=device),
-        )  # fmt: skip
+        views, probe = load(recipe.views)(config), Probe(source, view, device=device)
+        fit(peer, source, views, config, folder, run_id="lightly", device=device, probe=probe)
         for row in evaluate({"lightly": peer.eval().encode}, source, test, view, data="scenes", device=device)["rows"]:
             print(
                 f"seed {seed}: linear {row['linear']:.3f}, k-NN {row['knn']:.3f}, 5-shot {row['fewshot']['mean']:.3f}"

@@ -1,9 +1,9 @@
-"""The first command: pretrain a masked autoencoder from a folder of images and look at what it learned.
+"""Pretrain a masked autoencoder on a folder of images, and look at what it learned.
 
     tox -e demo                     the built-in scenes, as PNG files
     tox -e demo -- --data photos    crops of real photographs, as JPEG files
 
-Each step is a command that you would type yourself, and is printed before it runs.
+Each step is a command that you could type yourself; it is printed before it runs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def write_images(data: str, folder: Path) -> Path:
-    """Train and test images as files in class folders, as a user has them; what is there already is kept."""
+    """Write train and test images into class folders, unless the folders exist."""
     print(f"writing {data} into {folder}")
     for split, number, seed in (("train", 8000, 0), ("test", 2000, 1)):
         if (folder / split).exists():
@@ -72,7 +72,7 @@ def command(*arguments: str) -> None:
 
 @torch.inference_mode()
 def check_reload(model: MAE, out: Path, folder: Path) -> None:
-    """The published weights against the last checkpoint of the training process."""
+    """Exit unless the published weights give the features of the last checkpoint."""
     source = open_source(folder, split="test")
     images = torch.stack([source.load(i)["image"] for i in range(64)])
     last = max((out / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))

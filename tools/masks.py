@@ -2,8 +2,9 @@
 
     python tools/masks.py runs/dino            a run folder of ssl-dino with a ViT
 
-The mask of each head, and of their mean, beside the same network at random initialisation, of which there are five because
-they differ much, and a box in the middle. The head and the box's side are chosen on scenes other than those that are measured.
+Measures the mask of the best head and that of the heads' mean. Baselines are five random
+initialisations, which differ a lot, and a box in the middle. Head and box are chosen on other
+scenes than those measured.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ssl_dino import DINO, mass_mask
 from ssl_train.data.scenes import render
 
 CHOICE, TEST = 7001, 7002
-"""Seeds of the scenes on which heads and box are chosen, and of those that are measured."""
+"""Seeds of the scenes on which head and box are chosen, and of the scenes that are measured."""
 
 
 def main() -> None:
@@ -53,14 +54,14 @@ def scenes(seed: int, number: int, size: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def ious(method: DINO, images: Tensor, objects: Tensor, mass: float) -> Tensor:
-    """(n, heads + 1): of every head's mask and, last, of that of their mean."""
+    """IoU (n, heads + 1) of each head's mask and, last, of the mask of their mean."""
     maps = torch.cat([method.attention_maps(part).float() for part in images.split(100)])
     masks = mass_mask(torch.cat([maps, maps.mean(1, keepdim=True)], 1), mass)
     return iou(F.interpolate(masks.float(), images.shape[-2:]) > 0, objects[:, None])
 
 
 def box_ious(objects: Tensor, side: int) -> Tensor:
-    """(n,): of a square of `side` pixels in the middle."""
+    """IoU (n,) of a square of `side` pixels in the middle."""
     size = objects.shape[-1]
     box, low = torch.zeros(size, size, dtype=torch.bool), (size - side) // 2
     box[low : low + side, low : low + side] = True

@@ -1,7 +1,7 @@
 """Start a method package: `python tools/new_package.py ssl-x`.
 
-Copies `tools/template`, a small method that trains, to `packages/ssl-x` under the new name, and tells
-tox.ini and the import contracts of pyproject.toml about it.
+Copies `tools/template`, a small method that trains, to `packages/ssl-x` under the new name. Adds
+the package to tox.ini and to the import contracts of pyproject.toml.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TEMPLATE = ROOT / "tools" / "template"
 def check_name(name: str) -> None:
     """Raises ValueError unless a package of this name can be made."""
     if not re.fullmatch(r"ssl-[a-z][a-z0-9]*", name):
-        raise ValueError(f"{name!r} is no package name: ssl- and one word of small letters and digits")
+        raise ValueError(f"{name!r} is no package name: write ssl- and one word of small letters and digits")
     if (ROOT / "packages" / name).exists():
         raise ValueError(f"packages/{name} exists already")
     tox = configparser.ConfigParser(interpolation=None)
@@ -31,7 +31,7 @@ def check_name(name: str) -> None:
 
 
 def copy_template(name: str) -> Path:
-    """The new package's folder, every `ssl-template` in it renamed."""
+    """Copy the template under a new name; returns the new folder."""
     module = name.replace("-", "_")
     folder = ROOT / "packages" / name
     shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -44,7 +44,7 @@ def copy_template(name: str) -> Path:
 
 
 def replace_once(file: str, pattern: str, replacement: str) -> None:
-    """Edit one place of a file of the root. Raises ValueError when it is not there exactly once."""
+    """Edit a file of the root in one place. Raises ValueError unless exactly one place matches."""
     path = ROOT / file
     text, count = re.subn(pattern, replacement, path.read_text(), flags=re.MULTILINE)
     if count != 1:
@@ -53,7 +53,7 @@ def replace_once(file: str, pattern: str, replacement: str) -> None:
 
 
 def register(name: str) -> None:
-    """Enter a package into tox.ini and into the import contracts."""
+    """Add a package to tox.ini and to the import contracts."""
     word, module = name.removeprefix("ssl-"), name.replace("-", "_")
     replace_once("tox.ini", r"^(env_list = .*), cross,", rf"\1, {word}, cross,")
     replace_once("tox.ini", r"^(all =\n(?:    .*\n)+)", rf"\1    -e ./packages/{name}\n")

@@ -1,16 +1,20 @@
-"""The distributions of this repository, and which of four kinds each one is. Tests and tools ask here and nowhere else."""
+"""The distributions of this repository, and which of four kinds each one is.
+
+Tests and tools ask here and nowhere else.
+"""
 
 from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 Kind = Literal["core", "engine", "suite", "method"]
 SHARED: dict[str, Kind] = {"ssl-core": "core", "ssl-train": "engine", "ssl-testing": "suite"}
-"""What is no method package, in the order in which one stands on the other."""
+"""The distributions that are not method packages, each after the one it depends on."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,12 @@ class Project:
 
     @property
     def ours(self) -> list[str]:
-        """The requirements on other distributions of this repository, as they are written."""
+        """Its requirements on our other distributions, as written in pyproject.toml."""
         return [line for line in self.table["project"]["dependencies"] if line.startswith("ssl-")]
 
 
 def projects(root: Path = ROOT) -> dict[str, Project]:
-    """Name -> project of all distributions: the core, the engine, the suite, then the method packages by name."""
+    """Name -> project of every distribution: core, engine, suite, then method packages by name."""
     found = [
         Project(path.parent) for path in (root / "shared-core/pyproject.toml", *root.glob("packages/*/pyproject.toml"))
     ]
@@ -61,5 +65,22 @@ def projects(root: Path = ROOT) -> dict[str, Project]:
 
 
 def methods(root: Path = ROOT) -> dict[str, Project]:
-    """Name -> project of the method packages alone."""
+    """Name -> project of the method packages."""
     return {name: project for name, project in projects(root).items() if project.kind == "method"}
+
+
+def paper_modules(project: Project) -> list[str]:
+    """Modules of the methods that a package's recipes name: one for each paper."""
+    recipes = import_module(f"{project.module.name}.config").RECIPES
+    return sorted({recipe.method.partition(":")[0] for recipe in recipes.values()})
+
+
+def model_modules(project: Project) -> list[str]:
+    """What loading weights and encoding may need, so it imports the core alone.
+
+    These are config, convert*, heads and loss, as far as the package has them, and its papers'
+    modules.
+    """
+    patterns = ("config.py", "convert*.py", "heads.py", "loss.py")
+    named = {path.stem for pattern in patterns for path in project.module.glob(pattern)}
+    return sorted({f"{project.module.name}.{stem}" for stem in named}.union(paper_modules(project)))

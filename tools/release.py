@@ -3,7 +3,7 @@
     tox -e release -- ssl-mae 1.2.0 --dry-run      check, and show what would be written
     tox -e release -- ssl-mae 1.2.0                bump, changelog, tox, commit, tag ssl-mae-v1.2.0
 
-A package whose core or engine is not released yet is refused: its users could not install it.
+A package can only be released after its core and engine, or users could not install it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERSION_LINE = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
 
 
 class ReleaseError(RuntimeError):
-    """A release that must not be made; the message says why."""
+    """The release is refused; the message says why."""
 
 
 def git(*arguments: str) -> str:
@@ -75,7 +75,7 @@ def write_version(folder: Path, version: str) -> None:
 
 
 def towncrier(name: str, version: str, *flags: str) -> None:
-    """Let towncrier move the fragments of a distribution into its changelog."""
+    """Move the fragments of a distribution into its changelog."""
     where = ("--config", str(ROOT / "pyproject.toml"), "--dir", str(folder_of(name)))
     command = ("towncrier", "build", *where, "--name", name, "--version", version, *flags)
     subprocess.run(command, cwd=ROOT, check=True)

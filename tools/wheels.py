@@ -3,9 +3,9 @@
     tox -e wheels                  all of them
     tox -e wheels -- ssl-mae       one of them
 
-A wheel is built from its sdist, so what the sdist forgets is missing here. Our own requirements are
-the wheels just built, given by path: no index can put another in their place. Prints how much a
-package brings over torch and torchvision.
+A wheel is built from its sdist, so files missing there are missing here. Requirements on our own
+packages are given as paths of the wheels just built, so no index can replace them. Prints how much
+a package adds to torch and torchvision.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from projects import projects
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 MOST = (22, 30.0)
-"""Packages, with ours, and MB that a package may bring over torch and torchvision."""
+"""Packages, ours included, and MB that a package may add to torch and torchvision."""
 MOST_OF = {"ssl-clip": (23, 40.0), "ssl-lm": (23, 40.0)}  # tokenizers
 SHORT = ("--epochs", "0.05", "--warmup-epochs", "0")  # a few steps on the built-in data
 METHOD = {"ssl-beit": ("--method", "dvae")}  # BEiT itself would train a whole tokenizer first
@@ -43,7 +43,7 @@ for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
 
 
 def run(*command: str | Path, cwd: Path) -> None:
-    """Run a command whose environment does not lead back to the tree.
+    """Run a command without the variables that would lead Python back to this tree.
 
     Raises subprocess.CalledProcessError when it fails.
     """
@@ -53,7 +53,7 @@ def run(*command: str | Path, cwd: Path) -> None:
 
 
 def build(project: Path, folder: Path) -> Path:
-    """Build a project's sdist and from it the wheel, in a new `folder`; the wheel's path."""
+    """Build a project's wheel from its sdist, in a new `folder`; returns the wheel's path."""
     folder.mkdir()
     run("uv", "build", "--quiet", "-b", CONSTRAINTS, "-o", folder, project, cwd=folder)
     (wheel,) = folder.glob("*.whl")
@@ -61,7 +61,7 @@ def build(project: Path, folder: Path) -> Path:
 
 
 def check_contents(wheel: Path, module: str) -> None:
-    """The wheel holds the package, its type marker, its licence and nothing else, or ValueError."""
+    """ValueError unless the wheel holds the package, its type marker, its licence and no more."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     if strange := [n for n in names if not n.startswith(f"{module}/") and ".dist-info/" not in n]:
@@ -72,7 +72,7 @@ def check_contents(wheel: Path, module: str) -> None:
 
 
 def needed(name: str, wheels: dict[str, Path]) -> list[Path]:
-    """The wheel of `name` and those of ours that it requires."""
+    """The wheel of `name` and our wheels that it requires."""
     requirements = [Requirement(line).name for line in projects()[name].ours]
     return [
         wheels[name],
@@ -81,7 +81,7 @@ def needed(name: str, wheels: dict[str, Path]) -> list[Path]:
 
 
 def torch_alone(folder: Path) -> set[str]:
-    """Names of torch, torchvision and all that these two need."""
+    """Names of torch, torchvision and everything they need."""
     wanted = folder / "torch.in"
     wanted.write_text("torch\ntorchvision\n")
     command = ("uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header", "-c", CONSTRAINTS)
@@ -90,13 +90,13 @@ def torch_alone(folder: Path) -> set[str]:
 
 
 def megabytes(distribution: Distribution) -> float:
-    """Size of what a distribution installed, without the byte code that Python wrote later."""
+    """Size of the files that a distribution installed, without byte code."""
     paths = [Path(str(file.locate())) for file in distribution.files or ()]
     return sum(p.stat().st_size for p in paths if p.is_file() and p.suffix != ".pyc") / 1e6
 
 
 def check_footprint(name: str, venv: Path, torch: set[str]) -> str:
-    """A line that says what `name` brought beside `torch`; ValueError where it is too much."""
+    """A line on what `name` brought besides `torch`. Raises ValueError if it is too much."""
     (site_packages,) = venv.glob("lib/python*/site-packages")
     installed = {canonicalize_name(d.name): d for d in distributions(path=[str(site_packages)])}
     brought = {n: megabytes(d) for n, d in installed.items() if n not in torch}
@@ -113,7 +113,7 @@ def check_footprint(name: str, venv: Path, torch: set[str]) -> str:
 
 
 def check(name: str, wheels: dict[str, Path], torch: set[str], folder: Path) -> str:
-    """Install one wheel alone in a new `folder` and start it; a line about its size."""
+    """Install one wheel alone in a new `folder` and start it; returns a line about its size."""
     folder.mkdir()
     venv, module = folder / "venv", name.replace("-", "_")
     python = venv / "bin" / "python"

@@ -1,6 +1,7 @@
-"""The fused attention kernel against the plain product, by dtype and shape: what `ssl_core.vit.attention` rests on.
+"""The fused attention kernel beside the plain product, by dtype and shape.
 
-A row's ratios are times over those of what its rule chooses, so they do not fall below 1 where the rule is right.
+`ssl_core.vit.attention` chooses between them by a rule. A row's ratios are times over the time of
+the rule's choice, so none is below 1 where the rule is right.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def lines(raced: list[Result], chosen: Settings) -> list[list[str]]:
-    """Forward alone, which is what evaluation runs, and both passes."""
+    """Forward alone, as in an evaluation, and forward with backward."""
     rule, *others = raced
     text = []
     for label, part in (("forward", "forward"), ("both", None)):

@@ -1,8 +1,8 @@
-"""The training step of BEiT at 224 pixels, ours and transformers', on the same weights, images, masks and tokens.
+"""BEiT's training step at 224 pixels: ours and transformers', with the same weights and inputs.
 
-Both are given the tokens: the tokenizer's pass is the same for everybody, `dvae_step` has its cost. The parts are
-forward + backward, and what follows it: `ssl_train.fit` clips at 3 and steps the fused AdamW, transformers' Trainer
-clips at 1 and steps the same.
+Both get the visual tokens as input, because the tokenizer's pass costs both the same; `dvae_step`
+measures it. The parts are forward + backward, and what follows: `ssl_train.fit` clips at 3,
+transformers' Trainer at 1, and both step the fused AdamW.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def compare(preset: str, precision: str, batch: int, chosen: Settings) -> None:
 
 
 def build(make: Callable[..., Contender], preset: str, precision: str, batch: int) -> Work:
-    """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
+    """One contender with the weights of seed 0; its loss is computed in fp32 before training."""
     config = dataclasses.replace(PRESETS["beit"][preset](), tokenizer=None, tokenizer_hidden=0, drop_path=0.0)
     torch.manual_seed(0)
     method = BEiT(config)

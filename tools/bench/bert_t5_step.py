@@ -1,9 +1,9 @@
-"""The training step of BERT-base (masked language modelling) and T5-small (span corruption), ours and transformers', on
-the same weights and batches, without dropout. Both have AdamW and cut the gradient, T5 too,
-whose own is Adafactor.
+"""The training steps of BERT-base and T5-small: ours and transformers', without dropout.
 
-The parts are forward + backward, and what follows: ours as `ssl_train.fit` does it, transformers' as its `Trainer`.
-BERT has 15 % of its tokens masked; transformers' head works on all of them, ours on those.
+Weights and batches are the same. Both models use AdamW and clip the gradient; T5's own optimiser
+would be Adafactor. The parts are forward + backward, and what follows: ours as in `ssl_train.fit`,
+transformers' as in its `Trainer`. 15 % of BERT's tokens are masked; transformers' head computes all
+positions, ours the masked ones.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def compare(model: str, precision: str, batch: int, chosen: Settings) -> None:
 
 
 def build(make: Callable[..., Contender], model: str, precision: str, batch: int) -> Work:
-    """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
+    """One contender with the weights of seed 0; its loss is computed in fp32 before training."""
     recipe, preset, context = MODELS[model]
     settings: dict[str, Any] = {"context": context, "dropout": 0.0, "optimizer": "adamw", "clip_grad": 1.0}
     config = dataclasses.replace(recipe.presets[preset](), **settings)
@@ -64,7 +64,7 @@ def build(make: Callable[..., Contender], model: str, precision: str, batch: int
 
 
 def samples(recipe: Recipe, config: Any, batch: int) -> dict[str, Tensor]:
-    """A batch of random text as the method's view makes it, one document a row."""
+    """A batch of random text from the method's own view, one document per row."""
     view, rng = load(recipe.views)(config), np.random.default_rng(0)
     window = config.window
     texts = [torch.from_numpy(rng.integers(1000, 30000, window)) for _ in range(batch)]

@@ -1,4 +1,7 @@
-"""CLIP's and SigLIP's loss with its gradient, at N = 8192 pairs of width 512: ours, open_clip, transformers."""
+"""CLIP's and SigLIP's losses with gradients: ours, open_clip's and transformers'.
+
+There are 8,192 pairs of width 512.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,12 @@ def main() -> None:
     args = flags.parse_args()
     chosen = measure.settings(args)
     size = (args.pairs, args.width)
-    for title, cases in {
-        "CLIP's loss": [
-            ("ours", ours, ()), ("open_clip", of_open_clip, ("open_clip",)),
-            ("transformers", of_transformers, ("transformers",)),
-        ],
+    peers = [("open_clip", of_open_clip, ("open_clip",)), ("transformers", of_transformers, ("transformers",))]
+    subjects = {
+        "CLIP's loss": [("ours", ours, ()), *peers],
         "SigLIP's loss": [("ours", our_siglip, ()), ("open_clip", open_clip_siglip, ("open_clip",))],
-    }.items():  # fmt: skip
+    }
+    for title, cases in subjects.items():
         results = measure.race([Case(name, loss_step, (loss, *size), needs) for name, loss, needs in cases], chosen)
         measure.report(f"{title}, {size[0]} x {size[1]}, fp32", results, chosen)
         measure.same(results, "loss of 256", within=1e-4)

@@ -1,4 +1,7 @@
-"""NT-Xent and InfoNCE, forward and backward, in blocks and as the peers compute them: time and memory at large batches."""
+"""NT-Xent and InfoNCE, forward and backward: time and memory at large batches.
+
+Ours works in blocks; the peers hold the whole matrix.
+"""
 
 from __future__ import annotations
 

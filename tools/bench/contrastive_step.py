@@ -1,7 +1,7 @@
-"""SimCLR's training step on a ResNet, ours and lightly's parts put together as its documentation does.
+"""SimCLR's training step on a ResNet: ours, and lightly's parts put together as in its examples.
 
-lightly's script passes the two views one after the other, so that batch norm sees n images at a time; ours passes 2n, as
-the paper does. The optimiser is the same SGD on both sides.
+lightly's example passes the two views one after the other, so batch norm sees n images at a time.
+Ours passes 2n, as the paper does. Both use the same SGD.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssl_contrastive import SimCLR, SimCLRConfig
 
 NETWORKS = {"resnet18": (32, 256), "resnet50": (224, 16)}
-"""Pixels of a side and images of a batch."""
+"""Pixels per side, and images per batch."""
 CPU = torch.device("cpu")
 
 
@@ -35,8 +35,10 @@ def main() -> None:
 
 def compare(network: str, precision: str, batch: int, chosen: Settings) -> None:
     side = NETWORKS[network][0]
-    cases = [Case("ours", build, (ours, network, precision, batch)),
-             Case("lightly", build, (lightly, network, precision, batch), ("lightly", "torchvision"))]  # fmt: skip
+    cases = [
+        Case("ours", build, (ours, network, precision, batch)),
+        Case("lightly", build, (lightly, network, precision, batch), ("lightly", "torchvision")),
+    ]
     title = f"SimCLR step, {network} at {side} pixels, {precision}, batch {batch}"
     measure.report(title, measure.race(cases, chosen), chosen)
 

@@ -1,5 +1,8 @@
-"""DINO's loss alone, forward and backward, of 10 crops (2 of them the teacher's) and 65,536 prototypes in fp32: ours, the
-authors' style (a log-softmax per pair), lightly's (one einsum)."""
+"""DINO's loss with its gradient: ours, one in the authors' style, and lightly's.
+
+There are 10 crops, 2 of them the teacher's, and 65,536 prototypes, in fp32. The authors take a
+log-softmax per pair of crops, lightly one einsum.
+"""
 
 from __future__ import annotations
 

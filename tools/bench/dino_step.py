@@ -1,8 +1,9 @@
-"""The training step of DINO ViT-S/16, two crops of 224 and eight of 96 pixels: ours, the authors' style, lightly's.
+"""DINO's training step with a ViT-S/16: ours, one in the authors' style, and lightly's.
 
-All have the same weights and crops, no drop path, and the same loss. The parts are forward + backward, and what follows
-it: clipping per tensor, AdamW, the teacher's average; ours with `ssl_train.fit`'s optimiser and in the order of its
-loop. Small batches overstate what does not grow with the batch: head, optimiser, average.
+There are two crops of 224 and eight of 96 pixels. Weights, crops and loss are the same, without
+drop path. The parts are forward + backward, and what follows: clipping per tensor, AdamW and the
+teacher's average; ours in the order of `ssl_train.fit`. Small batches overstate what does not grow
+with the batch: head, optimiser and average.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ def compare(prototypes: int, precision: str, batch: int, chosen: Settings) -> No
     )
     title = f"DINO step, ViT-S/16, 2 x 224 + 8 x 96, {prototypes:,} prototypes, {precision}, batch {batch}"
     measure.report(title, results, chosen)
-    measure.same(results, within=1e-3)  # the authors' style sums 18 pairs apart
+    measure.same(results, within=1e-3)  # the authors' style sums 18 pairs one by one
 
 
 def build(make: Callable[..., Contender], prototypes: int, precision: str, batch: int) -> Work:
-    """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
+    """One contender with the weights of seed 0; its loss is computed in fp32 before training."""
     config = replace(vit_small(), prototypes=prototypes, drop_path=0.0, pos_interp="antialias", freeze_last_layer=0)
     torch.manual_seed(0)
     method = DINO(config)

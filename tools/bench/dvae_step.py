@@ -1,8 +1,8 @@
 """The training step of DALL-E's tokenizer, forward and backward, at 112 pixels.
 
-Nobody else trains it, so the peer is plain torch: transformers' FlavaImageCodebook as encoder, the published decoder,
-both in torch's default memory layout, and noise drawn as `F.gumbel_softmax` draws it. The first loss, on the same
-weights, pixels and noise, has to be ours.
+No other project trains it, so the peer is plain torch: transformers' FlavaImageCodebook as encoder
+and the published decoder, both in torch's default memory layout, with noise as `F.gumbel_softmax`
+draws it. With the same weights, pixels and noise its first loss must equal ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""From a folder of JPEG files to trained weights: `ssl-contrastive train` and a script of lightly's parts.
+"""From a folder of JPEG files to weights: `ssl-contrastive train` and a script of lightly's parts.
 
-SimCLR on a ResNet-18, the same recipe, batch and number of steps; loading happens in the process itself, so that its CPU
-seconds are all that the run costs. Ours counts what the command does beside the steps: the index of the folder, k-NN
-looks, metrics and checkpoints. lightly's is its example (examples/pytorch/simclr.py) and saves its weights at the end.
+Both train SimCLR on a ResNet-18 with the same recipe, batch and number of steps. They load images
+in the training process, so its CPU seconds are the whole cost. Ours includes what the command does
+besides the steps: the folder's index, k-NN accuracy, metrics and checkpoints. lightly's is its
+example (examples/pytorch/simclr.py), which saves its weights at the end.
 """
 
 from __future__ import annotations
@@ -33,9 +34,16 @@ def main() -> None:
     args = flags.parse_args()
     chosen = measure.settings(args)
     config = SimCLRConfig(
-        backbone="resnet18", image_size=args.size, batch_size=args.batch, optimizer="sgd", base_lr=0.2, epochs=1,
-        warmup_epochs=0, precision="fp32", temperature=0.5,
-    )  # fmt: skip
+        backbone="resnet18",
+        image_size=args.size,
+        batch_size=args.batch,
+        optimizer="sgd",
+        base_lr=0.2,
+        epochs=1,
+        warmup_epochs=0,
+        precision="fp32",
+        temperature=0.5,
+    )
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "photos"
         files.mkdir()

@@ -1,6 +1,7 @@
-"""Writing with GPT-2 small, greedily: ours, transformers' `generate`, and a loop that computes every token again.
+"""Greedy generation with GPT-2 small: ours, transformers' `generate`, and a loop without a cache.
 
-All write the same tokens, or the run fails. `a token` is the time over the tokens written, the prompt's work included.
+The run fails unless all write the same tokens. `a token` is the time divided by the tokens written;
+it includes reading the prompt.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
 def build(make: Callable[..., Callable[[], Tensor]], prompt: int, new: int) -> Work:
     torch.manual_seed(0)
     method = GPT(gpt2()).eval()
-    method.config = type(method.config)()  # no eos: all write to the end
+    method.config = type(method.config)()  # without an eos token all write to the end
     write = make(method, torch.randint(50257, (1, prompt)), new)
 
     def run() -> Iterator[str]:

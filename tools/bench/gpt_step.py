@@ -1,7 +1,8 @@
-"""The training step of GPT-2, ours, transformers' and a plain module's, on the same weights and tokens.
+"""GPT-2's training step: ours, transformers' and a plain module's, on the same weights and tokens.
 
-After the backward pass ours and transformers clip and step fused AdamW; the plain script clips and steps AdamW as torch
-makes it. Small batches overstate the optimiser: `forward + backward` is what a large run feels.
+After the backward pass, ours and transformers' clip and step the fused AdamW; the plain script
+clips and steps torch's default AdamW. Small batches overstate the optimiser, so for a large run
+`forward + backward` is what counts.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def compare(preset: str, precision: str, batch: int, tokens: int, chosen: Settin
 
 
 def build(make: Callable[..., Contender], preset: str, precision: str, batch: int, tokens: int) -> Work:
-    """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
+    """One contender with the weights of seed 0; its loss is computed in fp32 before training."""
     torch.manual_seed(0)
     method = GPT(PRESETS["gpt"][preset]())
     ids = torch.randint(50257, (batch, tokens + 1))

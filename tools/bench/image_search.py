@@ -1,5 +1,8 @@
-"""Search by text: images indexed per second (ViT-B/32, JPEG files) beside transformers' own loop, and milliseconds and
-recall of a query over many clustered vectors."""
+"""Image search by text.
+
+Measures images indexed per second (ViT-B/32, JPEG files) beside a loop with transformers, and
+milliseconds and recall of a query among many clustered vectors.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,11 @@ def main() -> None:
     flags.add_argument("--width", type=int, default=128)
     args = flags.parse_args()
     chosen = measure.settings(args)
-    results = measure.race([
+    cases = [
         Case("ours", ours, (args.images,)),
         Case("transformers, one image a call", transformers_loop, (args.images,), ("transformers",)),
-    ], chosen)  # fmt: skip
+    ]
+    results = measure.race(cases, chosen)
     measure.report(f"Index {args.images} JPEG files of 500 x 375", results, chosen)
     if find_spec("faiss") is None:
         raise SystemExit("the search over many vectors needs faiss-cpu")
@@ -73,7 +77,7 @@ def transformers_loop(images: int) -> Work:
 
 
 def queries(count: int, width: int) -> str:
-    """Clustered vectors of length 1, a thousand queries beside them: exact search and faiss's lists."""
+    """Exact search and faiss's lists, for a thousand queries near clustered vectors of length 1."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(max(1, count // 100), width)).astype(np.float32)
     parts = []
@@ -110,7 +114,7 @@ def _timed(search, asked: np.ndarray) -> float:
 
 
 def _files(images: int) -> tempfile.TemporaryDirectory[str]:
-    """A folder `photos` of JPEG files, which is there as long as what is returned."""
+    """A temporary folder with JPEG files in `photos`; it is removed with the returned object."""
     kept = tempfile.TemporaryDirectory()
     folder = Path(kept.name)
     (folder / "photos").mkdir()

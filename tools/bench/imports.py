@@ -1,7 +1,8 @@
-"""What a package costs before it does anything: CPU seconds of its import over torch's, packages and MB over torch.
+"""What a package costs before it does anything: import time, packages and MB on top of torch.
 
-Each is installed alone into an environment of its own, with torch and torchvision and the versions of constraints.txt;
-ours from this tree. The warm-up compiles the byte code. Needs uv, and the package index or uv's cache.
+Each package is installed into its own environment, with torch, torchvision and the versions of
+constraints.txt; ours come from this tree. The warm-up round compiles the byte code. Needs uv, and
+the package index or uv's cache.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ print(time.process_time() - cpu, time.perf_counter() - wall)
 class Package(NamedTuple):
     install: tuple[str, ...]
     statements: tuple[str, ...]
-    """the plain import, and where there is one that of the masked autoencoder"""
+    """the plain import, and that of the masked autoencoder if there is one"""
 
 
 PACKAGES = {
     "ssl-mae": Package(
-        (str(ROOT / "shared-core"), str(ROOT / "packages/ssl-mae")), ("import ssl_mae", "from ssl_mae import MAE")
+        tuple(str(ROOT / folder) for folder in ("shared-core", "packages/ssl-train", "packages/ssl-mae")),
+        ("import ssl_mae", "from ssl_mae import MAE"),
     ),
     "lightly": Package(
         ("lightly[timm]",), ("import lightly", "from lightly.models.modules import MaskedVisionTransformerTIMM")
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def measured(names: list[str], folder: Path, warmup: int, rounds: int) -> list[Result]:
-    """One result for each statement; a peer that cannot be installed is missing."""
+    """One result per statement; a peer that cannot be installed is marked as missing."""
     base = sizes(install(folder / "base", BASE))
     pairs: list[tuple[Result, Path]] = []
     results = []
@@ -97,7 +99,10 @@ def row(result: Result, clock: str) -> list[str]:
 
 
 def install(venv: Path, requirements: tuple[str, ...]) -> Path:
-    """Python of a new environment that holds `requirements`. Raises CalledProcessError when it cannot be made."""
+    """The Python of a new environment with `requirements`.
+
+    Raises CalledProcessError if they cannot be installed.
+    """
     python = venv / "bin" / "python"
     output("uv", "venv", "--quiet", "--python", sys.executable, venv)
     command = ("uv", "pip", "install", "--quiet", "--python", python)
@@ -106,13 +111,13 @@ def install(venv: Path, requirements: tuple[str, ...]) -> Path:
 
 
 def output(*command: str | Path) -> str:
-    """What a command prints, in an environment that does not lead back to the tree."""
+    """What a command prints; it does not see the variables that lead Python back to this tree."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=env).stdout
 
 
 def sizes(python: Path) -> dict[str, float]:
-    """MB of each distribution beside `python`, byte code left out."""
+    """MB of each distribution in the environment of `python`, without byte code."""
     (folder,) = python.parents[1].glob("lib/python*/site-packages")
     found = {}
     for distribution in distributions(path=[str(folder)]):

@@ -1,7 +1,9 @@
-"""k-nearest neighbours of 10,000 queries (--queries) in a bank of 50,000 features of width 384, k = 20: ours, faiss, lightly.
+"""k-nearest neighbours: ours, faiss's and lightly's.
 
-faiss searches alone, its vote is not counted; lightly is asked in batches of 256. Features are random around the means
-of a hundred classes. The predictions of ours and of lightly are compared, the run fails where more than 1 in 1,000 differ.
+10,000 queries (--queries) search a bank of 50,000 features of width 384 with k = 20. faiss's time
+is that of the search without the vote; lightly gets batches of 256. Features are random around the
+means of a hundred classes. The run fails if more than 1 in 1,000 predictions of ours and lightly's
+differ.
 """
 
 from __future__ import annotations

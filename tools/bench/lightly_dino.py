@@ -1,5 +1,8 @@
-"""DINO from lightly's parts, put together as its documentation does (lightly 1.6, examples/pytorch/dino.py), on timm's
-ViT: a pass of backbone and head for every view."""
+"""DINO from lightly's parts on timm's ViT, put together as in its example.
+
+The example is examples/pytorch/dino.py of lightly 1.6: every view passes backbone and head by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from ssl_dino.dino import DINO, Network
 
 
 class LightlyDINO(nn.Module):
-    """Loss of crops (b, c, h, w); the centre moves with it."""
+    """Loss of crops (b, c, h, w); updates the centre."""
 
     def __init__(self, method: DINO) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class LightlyDINO(nn.Module):
 
 
 def _ours(network: Network, name: str) -> Tensor:
-    """Our tensor for one of the head's: `layers` is our `mlp`, the last layer is weight-normed there too."""
+    """Our tensor for one of lightly's head, whose `layers` are our `mlp`."""
     head = network.head.state_dict()
     if name.startswith("last_layer."):
         return head["last_layer.weight_g" if name.endswith(("weight_g", "original0")) else "last_layer.weight_v"]

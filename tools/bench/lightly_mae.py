@@ -1,4 +1,4 @@
-"""A masked autoencoder from lightly's parts, put together as its documentation does (lightly 1.6, examples/mae)."""
+"""A masked autoencoder from lightly's parts, put together as in lightly 1.6's examples/mae."""
 
 from __future__ import annotations
 
@@ -20,22 +20,30 @@ class LightlyMAE(nn.Module):
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
         self.config = config
+        shared = {"mlp_ratio": config.mlp_ratio, "norm_layer": partial(nn.LayerNorm, eps=config.layer_norm_eps)}
         vit = VisionTransformer(
-            img_size=config.size, patch_size=config.patch_size, in_chans=config.in_channels, num_classes=0,
-            embed_dim=config.dim, depth=config.depth, num_heads=config.heads, mlp_ratio=config.mlp_ratio,
-            norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
-        )  # fmt: skip
+            img_size=config.size,
+            patch_size=config.patch_size,
+            in_chans=config.in_channels,
+            num_classes=0,
+            embed_dim=config.dim,
+            depth=config.depth,
+            num_heads=config.heads,
+            **shared,
+        )
         self.backbone = MaskedVisionTransformerTIMM(vit=vit)
         self.decoder_embed = nn.Linear(config.dim, config.decoder_dim)
         self.decoder = MaskedVisionTransformerDecoderTIMM(
-            num_patches=config.patches, embed_dim=config.decoder_dim, depth=config.decoder_depth,
-            num_heads=config.decoder_heads, mlp_ratio=config.mlp_ratio,
-            norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
-        )  # fmt: skip
+            num_patches=config.patches,
+            embed_dim=config.decoder_dim,
+            depth=config.decoder_depth,
+            num_heads=config.decoder_heads,
+            **shared,
+        )
         self.prediction_head = nn.Linear(config.decoder_dim, config.patch_size**2 * config.in_channels)
 
     def load(self, method: MAE) -> None:
-        """Our weights into lightly's parts."""
+        """Copy our weights into lightly's parts."""
         decoder = method.decoder.state_dict()
         for name, module in (("embed", self.decoder_embed), ("pred", self.prediction_head)):
             module.load_state_dict({key: decoder.pop(f"{name}.{key}") for key in ("weight", "bias")})

@@ -1,8 +1,9 @@
-"""From a JPEG file to MAE's view of it: images per second of one process, ours, torchvision's transforms and lightly.
+"""From a JPEG file to MAE's view: images per second, ours, torchvision's and lightly's.
 
-All crop 20 to 100 % of the area to 224 pixels, bicubic, flip and normalise; ours hands on bytes and normalises the
-batch where the model is, which is counted. The files are made here, 500 x 375 with grain; those of ImageNet are larger,
-and decoding, which all share, takes more of the time.
+One process reads the files. All crop 20 to 100 % of the area, resize to 224 pixels with bicubic
+interpolation, flip and normalise. Ours passes bytes on and normalises the batch where the model is;
+that time is included. The files are made here, 500 x 375 pixels with grain. ImageNet's are larger,
+so there decoding, which all share, takes a larger part of the time.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def write_images(folder: Path, number: int = IMAGES) -> None:
-    """Smooth colours with grain: about 80 KB a file, as photographs of this size have."""
+    """Smooth colours with grain: about 80 KB per file, like photographs of this size."""
     rng = np.random.default_rng(0)
     for i in range(number):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -67,7 +68,7 @@ def write_images(folder: Path, number: int = IMAGES) -> None:
 
 
 def build(make: Callable[[], tuple[Callable[[Path], Any], Callable[[list[Any]], Tensor]]], folder: str) -> Work:
-    """Each file through `view`, then all of them through `collate`."""
+    """Apply `view` to each file, then `collate` to all of them."""
     files = sorted(Path(folder).glob("*.jpg"))
     view, collate = make()
     sizes = statistics.mean(file.stat().st_size for file in files)
@@ -113,7 +114,7 @@ def lightly() -> tuple[Callable[[Path], Any], Callable[[list[Any]], Tensor]]:
 
 
 def waiting(run: Path) -> str:
-    """What a run's own log says of the time that it waited for data."""
+    """The share of time that a run waited for data, from its own log."""
     log = run / "metrics.jsonl"
     if not log.exists():
         return f"{log} is not there: run `tox -e demo` first, or name a run with --run"

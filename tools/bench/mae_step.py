@@ -1,12 +1,15 @@
-"""The training step of a masked autoencoder at 224 pixels, ours and its peers' on the same weights, images and masks.
+"""A masked autoencoder's training step at 224 pixels: ours and its peers'.
 
-The parts are forward + backward, and what the project's own script does after it:
+Weights, images and masks are the same.
+
+The parts are forward + backward, and what each project's own script does afterwards:
   ours          `ssl_train.fit`: norm of the gradient, fused AdamW, freed memory kept
   transformers  `Trainer` with its defaults: clipping at 1, fused AdamW
-  lightly       examples/pytorch/mae.py: AdamW as torch makes it
-  plain         a module as the paper describes it, AdamW as torch makes it with two groups
+  lightly       examples/pytorch/mae.py: torch's default AdamW
+  plain         a module as the paper describes it, torch's default AdamW with two groups
 
-Small batches overstate the optimiser: at batch 4096 it is nothing, so `forward + backward` is what a large run feels.
+Small batches overstate the optimiser. At batch 4096 its cost vanishes, so `forward + backward` is
+what counts.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ def compare(preset: str, precision: str, batch: int, chosen: Settings) -> None:
 
 
 def multiply_adds(config: MAEConfig) -> float:
-    """Of the forward pass of one image; the backward pass needs twice as many."""
+    """FLOP of the forward pass of one image; the backward pass needs twice as many."""
     with torch.device("meta"):
         method = MAE(config)
     h, w = config.size
@@ -76,7 +79,7 @@ def multiply_adds(config: MAEConfig) -> float:
 
 
 def build(make: Callable[..., Contender], preset: str, precision: str, batch: int) -> Work:
-    """One contender with the weights of seed 0; its loss is computed in fp32 before anything is trained."""
+    """One contender with the weights of seed 0; its loss is computed in fp32 before training."""
     config = PRESETS["mae"][preset]()
     torch.manual_seed(0)
     method = MAE(config)
@@ -86,7 +89,7 @@ def build(make: Callable[..., Contender], preset: str, precision: str, batch: in
 
 
 def ours(method: MAE, images: Tensor, noise: Tensor) -> Contender:
-    """What `fit` does with a batch; the pixels are normalised inside, which the peers leave to their loaders."""
+    """What `fit` does with a batch. It normalises inside; the peers do so in their loaders."""
     batch = {"views": [images], "noise": noise}
     return Contender(lambda: method(batch, 0.0)["loss"], as_fit(method))
 

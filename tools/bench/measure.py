@@ -1,9 +1,10 @@
-"""Cases side by side: in alternating order, each in a process of its own, timed in CPU seconds or on the wall.
+"""Measure cases side by side: in alternating order, each in its own process.
 
-A round runs every case once, A B C in even rounds and C B A in odd ones, so that whatever else the machine does falls
-on all of them. A ratio compares two times of the same round. Every case keeps freed memory, as our training loop does
-for itself: what is given back and fetched again costs large matrices more than their arithmetic. With --give-back no
-case does, which is how an ordinary script runs.
+Times are CPU seconds or wall-clock seconds. A round runs every case once, A B C in even rounds and
+C B A in odd ones, so other load on the machine affects all of them. A ratio compares two times of
+the same round. Every case keeps freed memory, as our training loop does: returning memory to the
+system and fetching it again can cost large matrices more than their arithmetic. With --give-back no
+case keeps it, as in an ordinary script.
 """
 
 from __future__ import annotations
@@ -30,16 +31,14 @@ import torch
 
 from ssl_core.device import keep_freed_memory
 
-PROJECTS = (
-    "torch", "torchvision", "timm", "lightly", "transformers", "open_clip_torch", "faiss-cpu", "datasets", "tokenizers",
-    "scikit-image", "pillow",
-)  # fmt: skip
+PROJECTS = ["torch", "torchvision", "timm", "lightly", "transformers", "open_clip_torch"]
+PROJECTS += ["faiss-cpu", "datasets", "tokenizers", "scikit-image", "pillow"]
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
 class Work:
-    """`run` does the work once. It is a generator: each name that it yields ends a part of the time."""
+    """`run` does the work once. It is a generator: each name it yields ends a part of the time."""
 
     run: Callable[[], Iterator[str]]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +47,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """`build(*args)` makes the work, in another process: both are pickled. `needs` are modules of other projects."""
+    """`build(*args)` makes the work in another process, so both are pickled.
+
+    `needs` are the modules of other projects without which the case is left out.
+    """
 
     name: str
     build: Callable[..., Work]
@@ -64,7 +66,7 @@ class Settings:
     warmup: int
     json: Path | None
     keep: bool
-    """whether freed memory stays with the process"""
+    """whether the process keeps freed memory"""
 
 
 class Time(NamedTuple):
@@ -74,16 +76,16 @@ class Time(NamedTuple):
 
 @dataclass
 class Result:
-    """What was measured of one case; `missing` names the modules for want of which nothing was."""
+    """What was measured of one case; `missing` names modules that are not installed."""
 
     case: str
     missing: list[str] = field(default_factory=list)
     rounds: list[dict[str, Time]] = field(default_factory=list)
     """seconds of each part"""
     extra: float = 0.0
-    """most memory in MB that a round took over what was there before it"""
+    """MB that a round used at most, on top of what was used before it"""
     peak: float = 0.0
-    """most memory in MB that the process had"""
+    """MB that the process used at most"""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -99,8 +101,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """The flags that every subject has."""
     flags = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--threads", type=int, default=1, help="of torch")
-    flags.add_argument("--clock", choices=("cpu", "wall"), default="cpu",
-                       help="cpu: seconds of the process, for a machine that others use too")  # fmt: skip
+    clock = "cpu: seconds of the process, for a machine that others use too"
+    flags.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help=clock)
     flags.add_argument("--rounds", type=int, default=7)
     flags.add_argument("--warmup", type=int, default=1, help="rounds before those that count")
     flags.add_argument("--give-back", action="store_true", help="freed memory goes back to the system")
@@ -109,7 +111,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """The shared flags, applied to this process too."""
+    """The shared flags; they are applied to this process too."""
     chosen = Settings(args.threads, args.clock, args.rounds, args.warmup, args.json, not args.give_back)
     _prepare(chosen)
     return chosen
@@ -124,8 +126,9 @@ def _prepare(chosen: Settings) -> None:
 def race(cases: Sequence[Case], chosen: Settings, *, isolate: bool = True) -> list[Result]:
     """Run all cases in turn, `warmup` + `rounds` times.
 
-    Without `isolate` they share this process: for kernels, where starting processes would take longer than measuring.
-    Raises RuntimeError with the traceback of a case that failed, or the exit code of one whose process is gone.
+    Without `isolate` they share this process: for kernels, where starting processes would take
+    longer than measuring. Raises RuntimeError with the traceback of a case that failed, or with the
+    exit code of its process.
     """
     results = [Result(case.name, missing=[name for name in case.needs if find_spec(name) is None]) for case in cases]
     with ExitStack() as stack:
@@ -144,7 +147,10 @@ def race(cases: Sequence[Case], chosen: Settings, *, isolate: bool = True) -> li
 
 
 def same(results: Sequence[Result], fact: str = "loss", *, within: float) -> None:
-    """Raises SystemExit when the contenders' `fact` differs by more than `within`: then they do not do the same work."""
+    """Raises SystemExit when the contenders' `fact` differs by more than `within`.
+
+    Then they do not do the same work.
+    """
     values = {result.case: result.facts[fact] for result in results if not result.missing}
     if max(values.values()) - min(values.values()) > within:
         raise SystemExit(f"the contenders do not compute the same {fact}: {values}")
@@ -186,7 +192,7 @@ def _process(case: Case, chosen: Settings) -> Iterator[tuple[dict[str, Any], Cal
 
 
 def _serve(pipe: Any, case: Case, chosen: Settings) -> None:
-    """The other process: build, then one round for each message, until the pipe is closed."""
+    """In the other process: build, then run a round per message until the pipe closes."""
     _prepare(chosen)
     try:
         work = case.build(*case.args)
@@ -201,7 +207,7 @@ def _serve(pipe: Any, case: Case, chosen: Settings) -> None:
 
 
 def _timed(work: Work) -> tuple[dict[str, Time], float, float]:
-    """(seconds of each part, MB over what was there, peak MB) of one run."""
+    """(seconds of each part, MB on top of what was used before, peak MB) of one run."""
     before = _restart_peak()
     times: dict[str, Time] = {}
     cpu, wall = time.process_time(), time.perf_counter()
@@ -214,7 +220,7 @@ def _timed(work: Work) -> tuple[dict[str, Time], float, float]:
 
 
 def _restart_peak() -> float:
-    """Resident MB now, from which the kernel's record of the peak starts again; 0 where there is no /proc."""
+    """Reset the kernel's record of the peak; the MB now resident, or 0 without /proc."""
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
@@ -227,7 +233,7 @@ def _status(key: str) -> float:
 
 
 def matmul_rate(dtype: torch.dtype, clock: str) -> float:
-    """FLOP per second of a large matrix product with the threads that are set, by the same clock."""
+    """FLOP per second of a large matrix product, with the same threads and clock."""
     size, best = 2048, float("inf")
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     now = time.process_time if clock == "cpu" else time.perf_counter
@@ -239,7 +245,7 @@ def matmul_rate(dtype: torch.dtype, clock: str) -> float:
 
 
 def ratios(result: Result, first: Result, clock: str, part: str | None = None) -> str:
-    """Time over that of the first case in the same round: median and range."""
+    """Time divided by that of the first case in the same round: median and range."""
     pairs = zip(result.seconds(clock, part), first.seconds(clock, part), strict=True)
     values = [mine / base for mine, base in pairs]
     return f"{statistics.median(values):.2f} [{min(values):.2f}–{max(values):.2f}]"
@@ -253,7 +259,7 @@ def duration(seconds: float) -> str:
 
 
 def table(results: Sequence[Result], chosen: Settings) -> str:
-    """Markdown: a row for each case with the median of each part, its ratio to the first case, memory and facts."""
+    """Markdown: per case the medians, their ratios to the first case, memory and facts."""
     first = results[0]
     parts: list[str | None] = [*first.parts] if len(first.parts) == 1 else [*first.parts, None]
     facts = list(dict.fromkeys(key for result in results for key in result.facts))
@@ -267,24 +273,24 @@ def table(results: Sequence[Result], chosen: Settings) -> str:
             continue
         row = [result.case]
         for part in parts:
-            row += [duration(statistics.median(result.seconds(chosen.clock, part))),
-                    ratios(result, first, chosen.clock, part)]  # fmt: skip
+            median = statistics.median(result.seconds(chosen.clock, part))
+            row += [duration(median), ratios(result, first, chosen.clock, part)]
         row += [f"{result.extra:,.0f}", f"{result.peak:,.0f}"]
         rows.append([*row, *(str(result.facts.get(fact, "")) for fact in facts)])
     return markdown([*head, "extra MB", "peak MB", *facts], rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that reads as text too; short rows are filled up."""
+    """A table that is also readable as text; short rows are padded."""
     lines = [list(head), *([*row, *[""] * (len(head) - len(row))] for row in rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(head))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-            for line in lines]  # fmt: skip
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    text = [f"| {' | '.join(line)} |" for line in padded]
     return "\n".join([text[0], "| " + " | ".join("-" * width for width in widths) + " |", *text[1:]])
 
 
 def report(title: str, results: Sequence[Result], chosen: Settings, text: str | None = None) -> None:
-    """Print a table below its title and the machine, and append everything measured to the JSON file."""
+    """Print a table below its title and the machine; append all measurements to the JSON file."""
     machine = hardware(chosen)
     print(f"\n### {title}\n\n{machine}\n\n{text or table(results, chosen)}", flush=True)
     if chosen.json:
@@ -295,7 +301,7 @@ def report(title: str, results: Sequence[Result], chosen: Settings, text: str | 
 
 
 def hardware(chosen: Settings) -> str:
-    """One line: processor, what it computes in hardware, how it was used, versions, and how busy it was."""
+    """One line: processor and its features, settings, versions, and the load of the machine."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     name, family, model = (_cpuinfo(info, key) for key in ("model name", "cpu family", "model"))
     flags = [flag for flag in FLAGS if flag in _cpuinfo(info, "flags").split()]

@@ -1,5 +1,8 @@
-"""DINO in the style of the authors' script, on timm's ViT: a pass per size of crop, a log-softmax per pair of crops,
-a weight-normed last layer, clipping and averaging tensor by tensor."""
+"""DINO in the style of the authors' script, on timm's ViT.
+
+It has one pass per crop size, a log-softmax per pair of crops and a weight-normed last layer, and
+clips and averages tensor by tensor.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class PlainHead(nn.Module):
 
 
 class PlainNetwork(nn.Module):
-    """Crops that follow each other in one size share a pass; the head sees all of them at once."""
+    """Consecutive crops of one size share a pass; the head sees all crops at once."""
 
     def __init__(self, config: DINOConfig, network: Network) -> None:
         super().__init__()
@@ -47,7 +50,7 @@ class PlainNetwork(nn.Module):
 
 
 class PlainDINO(nn.Module):
-    """Loss of crops (b, c, h, w) and the centre's update."""
+    """Loss of crops (b, c, h, w); updates the centre."""
 
     def __init__(self, method: DINO) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class PlainDINO(nn.Module):
 
 
 def plain_loss(student: Tensor, teacher: Tensor, center: Tensor, g: int, v: int) -> Tensor:
-    """Of logits (v·b, k) and (g·b, k), at the temperatures 0.1 and 0.04."""
+    """Loss of logits (v·b, k) and (g·b, k), at the temperatures 0.1 and 0.04."""
     predicted = (student.float() / 0.1).chunk(v)
     targets = F.softmax((teacher.float() - center) / 0.04, dim=-1).detach().chunk(g)
     total, terms = 0.0, 0
@@ -94,6 +97,11 @@ def average(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 def timm_vit(config: DINOConfig) -> VisionTransformer:
     h, _ = config.size
     return VisionTransformer(
-        img_size=h, patch_size=config.patch_size, num_classes=0, embed_dim=config.dim, depth=config.depth,
-        num_heads=config.heads, dynamic_img_size=True,
-    )  # fmt: skip
+        img_size=h,
+        patch_size=config.patch_size,
+        num_classes=0,
+        embed_dim=config.dim,
+        depth=config.depth,
+        num_heads=config.heads,
+        dynamic_img_size=True,
+    )

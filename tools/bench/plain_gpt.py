@@ -1,7 +1,7 @@
-"""GPT-2 as a short training script has it: one module, whole logits, random windows, torch's AdamW.
+"""GPT-2 as in a short training script: one module, all logits, random windows, torch's AdamW.
 
-The peer of `gpt_step` and of `tools/learns_text.py`. Parameter names are ours, so that both can start from the
-same weights, which `turned` lays out.
+The peer of `gpt_step` and of `tools/learns.py`. Its parameters have our names, so both can start
+from the same weights; `turned` transposes the matrices.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from ssl_lm.config import GPTConfig
 
 
 def turned(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of ours for `PlainGPT`, or its for ours: the matrices of a block, (in, out) and (out, in), the other way round."""
+    """Our weights for `PlainGPT`, or its weights for ours: transposes the matrices of the blocks.
+
+    Ours are (in, out), as in transformers; those of `PlainGPT` are (out, in).
+    """
     return {name: t.T.contiguous() if ".h." in name and t.ndim == 2 else t for name, t in state.items()}
 
 
@@ -59,12 +62,14 @@ class PlainGPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         assert config.vocab_size is not None
-        self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(config.vocab_size, config.dim),
-            "wpe": nn.Embedding(config.context, config.dim),
-            "h": nn.ModuleList(PlainBlock(config) for _ in range(config.depth)),
-            "ln_f": nn.LayerNorm(config.dim, eps=config.layer_norm_eps),
-        })  # fmt: skip
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.dim),
+                "wpe": nn.Embedding(config.context, config.dim),
+                "h": nn.ModuleList(PlainBlock(config) for _ in range(config.depth)),
+                "ln_f": nn.LayerNorm(config.dim, eps=config.layer_norm_eps),
+            }
+        )
         for name, p in self.named_parameters():
             if p.ndim == 2:
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.depth) if "c_proj" in name else 0.02)
@@ -85,7 +90,7 @@ class PlainGPT(nn.Module):
 
 
 def train(config: GPTConfig, stream: Tensor, steps: int, seed: int) -> PlainGPT:
-    """`steps` of AdamW on random windows of the stream (n,), the same schedule as ours."""
+    """A model after `steps` of AdamW on random windows of the stream (n,), with our schedule."""
     torch.manual_seed(seed)
     model = PlainGPT(config)
     decayed, plain = ([p for p in model.parameters() if (p.ndim >= 2) == matrix] for matrix in (True, False))

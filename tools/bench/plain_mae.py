@@ -1,7 +1,7 @@
-"""A masked autoencoder written straight from the paper (arXiv 2111.06377), on timm's blocks, without care for speed.
+"""A masked autoencoder straight from the paper (arXiv 2111.06377), on timm's blocks, not optimised.
 
-All patches are embedded by a convolution and dropped afterwards; the decoder predicts every patch and the mask picks
-from the losses. The parameters have our names, so that our weights load.
+A convolution embeds all patches, and the removed ones are dropped afterwards. The decoder predicts
+every patch, and the mask selects their losses. The parameters have our names, so our weights load.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""From text to tokens on disk with the same tokenizer: `ssl-lm prepare` and `datasets.map`, each in one process.
+"""From text to tokens on disk: `ssl-lm prepare` and `datasets.map`, each in one process.
 
-The text is the standard library's. `MB/s` is that of one core; `prepare` uses as many processes as there are cores.
+The tokenizer is the same, the text is the source of the standard library. `MB/s` is the speed of
+one core; without limits `prepare` uses all cores.
 """
 
 from __future__ import annotations
@@ -52,10 +53,9 @@ def ours() -> Callable[[], None]:
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            prepare_splits(
-                {"train": pieces, "test": []}, Path(folder, "out"), tokenizer=tokenizer, algorithm="bpe",
-                source="stdlib", workers=0, progress=False,
-            )  # fmt: skip
+            splits, out = {"train": pieces, "test": []}, Path(folder, "out")
+            options = {"tokenizer": tokenizer, "algorithm": "bpe", "source": "stdlib"}
+            prepare_splits(splits, out, **options, workers=0, progress=False)
 
     return work
 

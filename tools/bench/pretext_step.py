@@ -1,7 +1,8 @@
-"""The training steps of the pretext tasks, what several jigsaw orders of an image cost, and Lab beside scikit-image.
+"""The training steps of the pretext tasks, and the conversion to Lab beside scikit-image's.
 
-No library of the field has these tasks any more, so the jigsaw is compared with two ways to teach it: an encoder call for
-every tile of every order, and one call for all tiles of all orders. All three compute the same loss from the same weights.
+No maintained library has these tasks. So we compare our jigsaw with two plain ways to write it: an
+encoder call for every tile of every order, and one call for all tiles of all orders. All three
+compute the same loss from the same weights.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def steps(batch: int, chosen: Settings) -> None:
 
 
 def orders(batch: int, number: int, chosen: Settings) -> None:
-    """The same jigsaw loss in three ways. Raises SystemExit when they differ."""
+    """The same jigsaw loss computed in three ways. Raises SystemExit when they differ."""
     cases = [
         Case("ours, 1 order", build_orders, ("features", batch, 1)),
         Case(f"ours, {number} orders", build_orders, ("features", batch, number)),
@@ -54,7 +55,7 @@ def orders(batch: int, number: int, chosen: Settings) -> None:
 
 
 def colours(batch: int, chosen: Settings) -> None:
-    """sRGB to Lab of a batch of 224 x 224."""
+    """Convert a batch of 224 x 224 images from sRGB to Lab."""
     cases = [
         Case("ours", build_lab, (True, batch)),
         Case("scikit-image", build_lab, (False, batch), ("skimage",)),
@@ -67,7 +68,7 @@ def settings(recipe: Any, **fields: Any) -> Any:
 
 
 def drawn(recipe: Any, config: Any, batch: int) -> dict[str, Any]:
-    """A batch as the method's view makes it of noise."""
+    """A batch of noise from the method's own view."""
     view, rng = load(recipe.views)(config), np.random.default_rng(0)
     images = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8)
     return collate([view({"image": image}, rng) for image in images])
@@ -94,7 +95,7 @@ def build_orders(how: str, batch: int, number: int) -> Work:
     method, data = (
         load(recipe.method)(config).eval(),
         drawn(recipe, config, batch),
-    )  # eval: batch norm sees other batches
+    )  # eval mode, because batch norm sees different batches
     tiles, asked = data["views"][0], data["orders"]
     seen = []
     hook = method.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))

@@ -1,10 +1,11 @@
-"""Speed and memory of our pieces beside those of other projects.
+"""Speed and memory of our code beside that of other projects.
 
-    python tools/bench/run.py                                       every subject
-    python tools/bench/run.py mae_step attention                    some
-    python tools/bench/run.py mae_step -- --threads 2 --clock wall  flags for them; `--help` of a subject lists its own
+    python -m tools.bench                                       every subject
+    python -m tools.bench mae_step attention                    some of them
+    python -m tools.bench mae_step -- --threads 2 --clock wall  flags for the subjects
 
-Subjects are the scripts beside this file; each runs alone too.
+The subjects are the scripts beside this file. Each also runs by itself, and its `--help` lists its
+flags.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the subjects that time a training step share: its two parts, and the updates of our loop and of transformers'."""
+"""What the subjects that time a training step share.
+
+These are its two parts, and the updates of our loop, of transformers' and of plain scripts.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from ssl_train.optim import build_optimizer, decay_groups
 
 
 class Contender(NamedTuple):
-    """One project's model: its loss on the batch, and what follows the backward pass."""
+    """One project's model: its loss on the batch, and what it does after the backward pass."""
 
     loss: Callable[[], Tensor]
     update: Callable[[], None]
@@ -24,7 +27,7 @@ class Contender(NamedTuple):
 def work(contender: Contender, precision: str, *, after: str = "optimiser") -> Work:
     """Forward and backward, then the update, which the table calls `after`.
 
-    The fact "loss" is computed in fp32 before anything is trained.
+    The fact "loss" is computed in fp32 before training.
     """
     with torch.no_grad():
         loss = round(float(contender.loss()), 6)
@@ -57,13 +60,13 @@ def as_fit(method: Any) -> Callable[[], None]:
 
 
 def as_trainer(model: nn.Module, weight_decay: float) -> Callable[[], None]:
-    """What transformers' Trainer does: the whole gradient cut to 1, fused AdamW."""
+    """What transformers' Trainer does: clips the whole gradient to 1 and steps the fused AdamW."""
     optimizer = torch.optim.AdamW(decay_groups(model, weight_decay), lr=1e-4, fused=True)
     return lambda: follow(optimizer, model)
 
 
 def follow(optimizer: torch.optim.Optimizer, clipped: nn.Module | None = None) -> None:
-    """A step of a plain script, which may cut the whole gradient to 1 first."""
+    """A step of a plain script, which may clip the whole gradient to 1 first."""
     if clipped is not None:
         nn.utils.clip_grad_norm_(clipped.parameters(), 1.0)
     optimizer.step()

@@ -1,4 +1,7 @@
-"""The cross-entropy of a large vocabulary, forward and backward: a few rows of logits at a time, or all of them."""
+"""The cross-entropy of a large vocabulary, forward and backward.
+
+Computes a few rows of logits at a time, or all of them at once.
+"""
 
 from __future__ import annotations
 

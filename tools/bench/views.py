@@ -1,7 +1,8 @@
-"""From a JPEG file to the views of SimCLR and of DINO: time of an image, ours and lightly's.
+"""From a JPEG file to the views of SimCLR and DINO: time per image, ours and lightly's.
 
-Both decode the file. lightly's views come as normalised floats; ours are bytes until the batch is where the model is,
-and `normalise` counts what that costs when it is the CPU. The files are those of `loader`: 500 x 375 with grain.
+Both decode the file. lightly's views are normalised floats. Ours stay bytes until the batch is
+where the model is; `normalise` is the cost of that step on the CPU. The files are those of
+`loader`, 500 x 375 pixels with grain.
 """
 
 from __future__ import annotations

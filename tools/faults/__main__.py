@@ -1,12 +1,12 @@
-"""Faults in numbers: what takes minutes and is run by hand, with the same harness as the suites.
+"""Many faults, counted: runs of minutes, started by hand, with the harness of the suites.
 
     python -m tools.faults                            everything, on the tiny method and on MAE
     python -m tools.faults kills --count 100 --method mae
     python -m tools.faults ranks --ranks 4
     python -m tools.faults mutations --count 2000
 
-From the root of the repository. The table that is printed belongs into docs/benchmarks.md; exit code 1 when a promise
-was not kept.
+Run it from the root of the repository, and copy the printed table to docs/benchmarks.md. The exit
+code is 1 if a promise was not kept.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ PER_METHOD = {"kills": (kills, 100), "signals": (signals, 20), "mutations": (mut
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=[*PER_METHOD, "ranks", "memory", []], metavar="what",
-                        help="kills, signals, mutations, ranks, memory; all by default")  # fmt: skip
+    kinds = [*PER_METHOD, "ranks", "memory"]
+    wanted = f"{', '.join(kinds)}; all by default"
+    parser.add_argument("what", nargs="*", choices=[*kinds, []], metavar="what", help=wanted)
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--count", type=int, help="how many faults; the promised number by default")
     parser.add_argument("--ranks", type=int, default=2, help="processes under torchrun")

@@ -1,4 +1,4 @@
-"""Runs that are killed, or told to stop, at random moments from outside: wherever they are then."""
+"""Kill runs, or tell them to stop, from outside at random moments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssl_testing.trial import Trial
 
 
 def kills(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:
-    """`kill -9` until `count` have hit, the same command after each; every run that finishes is compared."""
+    """`kill -9`, then the same command, until `count` kills have hit; compare each finished run."""
     hits, exact, finished, where, problems = _disturb(trial, place, count, seed, signal.SIGKILL)
     rounds = f"{finished} runs, of which {exact} ended with the bits of an undisturbed one; killed {_shown(where)}"
     kept = hits if exact == finished and not problems else 0
@@ -29,7 +29,7 @@ def kills(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:
 
 
 def signals(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:
-    """SIGTERM at random moments of training: each saves, ends with 75, and the same command goes on."""
+    """SIGTERM at random moments: the run saves and exits with 75, and the same command resumes."""
     hits, exact, finished, where, problems = _disturb(trial, place, count, seed, signal.SIGTERM)
     rounds = f"{finished} runs, of which {exact} ended with the bits of an undisturbed one; told {_shown(where)}"
     kept = hits - len(problems) if exact == finished else 0
@@ -42,7 +42,7 @@ def signals(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:
 def _disturb(
     trial: Trial, place: Path, count: int, seed: int, number: signal.Signals
 ) -> tuple[int, int, int, Counter[str], list[str]]:
-    """(hits, exact runs, finished runs, where the hits were, what went otherwise than promised)."""
+    """(hits, exact runs, finished runs, where the hits were, broken promises)."""
     rng, workers = np.random.default_rng(seed), 0
     start = time.monotonic()
     ended = trial.train(place / "whole")
@@ -53,7 +53,7 @@ def _disturb(
     where, problems = Counter[str](), []
     run = place / "run"
     while hits < count or run.exists():
-        # less often near the end, so that runs finish; with and without loader processes
+        # fewer kills near the end, so that runs finish; with and without loader processes
         wait, workers = rng.uniform(0, 1.2 * duration), int(rng.integers(3))
         child = trial.start(run, warns=True, workers=workers, checkpoint_minutes=0 if number == signal.SIGKILL else 60)
         deadline = time.monotonic() + wait if hits < count else float("inf")
@@ -79,7 +79,7 @@ def _disturb(
 
 
 def _place(run: Path) -> str:
-    """What a run had reached when it was hit."""
+    """Where a run was when it was hit."""
     steps = [int(path.name[5:]) for path in run.glob("checkpoints/step-*")]
     if list(run.glob("checkpoints/tmp-*")):
         return "in a save"
@@ -91,7 +91,7 @@ def _place(run: Path) -> str:
 
 
 def _lost(run: Path) -> int:
-    """Steps that were logged and not saved."""
+    """Steps that were logged but not saved."""
     log = run / "metrics.jsonl"
     logged = json.loads(log.read_text().splitlines()[-1])["step"] if log.exists() and log.stat().st_size else 0
     saved = [int(path.name[5:]) for path in run.glob("checkpoints/step-*")]

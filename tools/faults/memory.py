@@ -1,4 +1,7 @@
-"""Memory of the loader over a million paths, which a list of `str` would copy into every worker."""
+"""Memory of the loader over a million paths.
+
+A list of `str` would be copied into every worker.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ PATHS, WORKERS, EPOCHS, BATCH = 1_000_000, 4, 2, 512
 
 
 class Paths(ImageFiles):
-    """Files of which the path alone is read."""
+    """Samples of which only the path is read."""
 
     def load(self, index: int) -> dict[str, Any]:
         return {"image": torch.tensor(len(self.paths[index]))}
@@ -31,12 +34,12 @@ def transform(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any
 
 
 def memory() -> list[Row]:
-    """Growth of the memory that the main process and its workers hold, from a tenth of the first epoch to the end."""
+    """Growth of the memory of the main process and its workers, until the last epoch ends."""
     names = (f"class-{i % 1000:04d}/a-rather-long-name-of-a-picture-{i:08d}.jpeg" for i in range(PATHS))
     source = Paths(Path("nowhere"), names, 3)
     plan = Plan(len(source), BATCH, EPOCHS, 0)
-    gc.freeze()  # else a garbage collection in a worker copies the interpreter's own objects, which hides the rest
-    warnings.filterwarnings("ignore", "This DataLoader will create")  # more processes than cores are meant
+    gc.freeze()  # otherwise garbage collection in workers copies the interpreter's own objects
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # we want more processes than cores
     batches = Batches(source, transform, plan, workers=WORKERS)
     sizes = []
     with batches.watched():
@@ -50,7 +53,7 @@ def memory() -> list[Row]:
 
 
 def _held() -> int:
-    """Bytes that this process and its workers hold, pages that they share counted once."""
+    """Bytes of this process and its workers; shared pages count once."""
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     total = 0
     for pid in pids:

@@ -1,4 +1,4 @@
-"""Files that are damaged at random: each is refused with an error of ours, or means the same as before."""
+"""Damage files at random: reading one must give our error, or the same result as before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ssl_train.optim import build_optimizer
 
 
 def mutations(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:
-    """Of the newest checkpoint, of the published folder, and of the settings as JSON."""
+    """Damage the newest checkpoint, the published folder, and the settings as JSON."""
     ended = trial.replace(epochs=3 / 8, warmup_epochs=0.0).train(place / "run")
     assert ended.code == 0, ended
     rng = np.random.default_rng(seed)

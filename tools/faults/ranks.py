@@ -1,4 +1,4 @@
-"""Ranks that are killed under `torchrun --max-restarts`: the real command, in new processes."""
+"""Kill ranks under the real `torchrun --max-restarts`, in new processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS_BETWEEN = 40
 
 
 def ranks(trial: Trial, place: Path, count: int, seed: int, world: int) -> list[Row]:
-    """One run in which `count` times, after some steps, a random rank is killed; compared with an undisturbed one."""
+    """Kill a random rank `count` times in a run; compare the run with an undisturbed one."""
     rng = np.random.default_rng(seed)
     trial = trial.replace(epochs=(count + 1) * STEPS_BETWEEN / 8)
     (place / "config.json").write_text(json.dumps(to_dict(trial.config)))
@@ -55,18 +55,17 @@ def ranks(trial: Trial, place: Path, count: int, seed: int, world: int) -> list[
 
 
 def _start(trial: Trial, place: Path, data: Path, out: str, world: int, restarts: int) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={world}",
-        "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--max-restarts={restarts}", "-m",
-        trial.recipe.package, "train", "--config", "config.json", "--data", str(data), "--out", out, "--device", "cpu",
-        "--workers", "0", "--checkpoint-minutes", "0", "--log-every", "1",
-    ]  # fmt: skip
+    torchrun = f"--nnodes=1 --nproc-per-node={world} --max-restarts={restarts}"
+    torchrun += " --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0"
+    train = f"{trial.recipe.package} train --config config.json --out {out}"
+    train += " --device cpu --workers 0 --checkpoint-minutes 0 --log-every 1 --data"
+    command = [sys.executable, "-m", "torch.distributed.run", *torchrun.split(), "-m", *train.split(), str(data)]
     log = (place / f"{out}.log").open("wb")
     return subprocess.Popen(command, cwd=place, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def _living(agent: int) -> dict[int, int]:
-    """rank -> pid of the processes that torchrun has started."""
+    """rank -> pid of the processes that torchrun started."""
     found = {}
     for task in Path(f"/proc/{agent}/task").iterdir():
         for pid in map(int, (task / "children").read_text().split()):
@@ -77,7 +76,7 @@ def _living(agent: int) -> dict[int, int]:
 
 
 def _steps(run: Path) -> int:
-    """Steps that the run has logged, those that were repeated counted again."""
+    """Steps that the run has logged; repeated steps count again."""
     path = run / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 

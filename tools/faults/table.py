@@ -1,4 +1,4 @@
-"""One line of the table of faults."""
+"""A row of the table of faults."""
 
 from __future__ import annotations
 

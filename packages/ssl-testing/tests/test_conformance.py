@@ -1,4 +1,4 @@
-"""The conformance suite passes for a method that does what it should, and fails for methods that do not."""
+"""The conformance suite passes for a correct method and fails for each kind of flawed one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TestTiny(Conformance):
 
 
 class Counting(Tiny):
-    """Remembers a number outside its state_dict."""
+    """Counts its steps outside its state_dict."""
 
     steps = 0
 
@@ -53,7 +53,7 @@ class Drawing(Tiny):
 
 
 class InBatch(Tiny):
-    """Has negatives in the batch, and says that it accumulates."""
+    """Takes negatives from the batch, but claims that it accumulates."""
 
     def forward(self, batch, progress):
         first, second = (F.normalize(self.student(self._pixels(view)), dim=1) for view in batch["views"])
@@ -62,7 +62,7 @@ class InBatch(Tiny):
 
 
 class Local(Tiny):
-    """Queues what its own process saw."""
+    """Queues only the features of its own process."""
 
     @torch.no_grad()
     def after_step(self, progress):
@@ -73,7 +73,7 @@ class Local(Tiny):
 
 
 class Idle(Tiny):
-    """Has a weight that no gradient reaches."""
+    """Has weights that no gradient reaches."""
 
     def forward(self, batch, progress):
         outputs = super().forward(batch, progress)
@@ -85,7 +85,7 @@ class Idle(Tiny):
 
 
 class Asking(Tiny):
-    """Asks for a number in the middle of the step."""
+    """Reads a number from a tensor in the middle of the step."""
 
     def forward(self, batch, progress):
         outputs = super().forward(batch, progress)
@@ -101,42 +101,51 @@ class Whitening(Tiny):
 
 
 class Dropping(Tiny):
-    """Leaves the teacher's dropout on, and so does not encode the same twice."""
+    """Leaves dropout on, so that it encodes the same images differently each time."""
 
     def encode(self, images):
         return F.dropout(super().encode(images), 0.5)
 
 
 class Tall(Tiny):
-    """Gives features of three dimensions."""
+    """Returns features with three dimensions."""
 
     def encode(self, images):
         return super().encode(images)[:, None]
 
 
 class Twice(Tiny):
-    """Normalises what is normalised already."""
+    """Doubles float images, which are normalised already."""
 
     def _pixels(self, images):
         return super()._pixels((images.float() * 2).to(images.dtype) if images.is_floating_point() else images)
 
 
+KILL = "test_a_killed_run_ends_with_the_same_bits"
+STATE = "test_state_dict_is_the_whole_truth"
+GRADIENT = "test_every_trained_weight_gets_a_gradient_and_every_output_is_a_scalar"
+RANKS = "test_two_processes_have_the_gradient_of_one"
+PARTS = "test_micro_batches_add_up_to_the_batch_or_are_refused"
+COMPILE = "test_the_step_compiles_without_a_graph_break"
+FEATURES = "test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch"
+PIXELS = "test_raw_and_normalised_images_have_the_same_features"
+
 FLAWS = [
-    (Counting, "test_state_dict_is_the_whole_truth", r"training changes \['Counting.steps'\]"),
-    (Counting, "test_a_killed_run_ends_with_the_same_bits", "ends with other values"),
-    (Forgetting, "test_state_dict_is_the_whole_truth", r"training changes \['Forgetting.centre'\]"),
-    (Forgetting, "test_a_killed_run_ends_with_the_same_bits", "ends with other values"),
-    (Drawing, "test_a_killed_run_ends_with_the_same_bits", "ends with other values"),
-    (InBatch, "test_micro_batches_add_up_to_the_batch_or_are_refused", "is `accumulates = True` right"),
-    (InBatch, "test_two_processes_have_the_gradient_of_one", "make another step than one process"),
-    (Local, "test_two_processes_have_the_gradient_of_one", "queue: values differ"),
-    (Idle, "test_every_trained_weight_gets_a_gradient_and_every_output_is_a_scalar", r"no gradient reaches \['spare'\]"),
-    (Asking, "test_the_step_compiles_without_a_graph_break", "torch.compile breaks the graph of the step"),
-    (Whitening, "test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch", "depend on their batch mates"),
-    (Dropping, "test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch", "random in eval mode"),
-    (Tall, "test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch", r"not \(b, d\)"),
-    (Twice, "test_raw_and_normalised_pictures_have_the_same_features", "uint8 and normalised float pictures differ"),
-]  # fmt: skip
+    (Counting, STATE, r"training changes \['Counting.steps'\]"),
+    (Counting, KILL, "ends with other values"),
+    (Forgetting, STATE, r"training changes \['Forgetting.centre'\]"),
+    (Forgetting, KILL, "ends with other values"),
+    (Drawing, KILL, "ends with other values"),
+    (InBatch, PARTS, "is `accumulates = True` right"),
+    (InBatch, RANKS, "take a different step from one process"),
+    (Local, RANKS, "queue: values differ"),
+    (Idle, GRADIENT, r"no gradient reaches \['spare'\]"),
+    (Asking, COMPILE, "torch.compile breaks the graph of the step"),
+    (Whitening, FEATURES, "depend on the other samples of the batch"),
+    (Dropping, FEATURES, "random in eval mode"),
+    (Tall, FEATURES, r"not \(b, d\)"),
+    (Twice, PIXELS, "uint8 and normalised float images differ"),
+]
 
 
 @pytest.mark.parametrize(("flaw", "test", "message"), FLAWS, ids=lambda value: getattr(value, "__name__", None))

@@ -1,4 +1,7 @@
-"""ssl-testing: the conformance suite that every method inherits, and the harness under it. For tests alone."""
+"""ssl-testing: the conformance suite that every method inherits, and the harness it runs on.
+
+A dependency of tests only.
+"""
 
 from importlib.metadata import version
 

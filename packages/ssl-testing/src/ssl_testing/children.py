@@ -1,4 +1,4 @@
-"""Functions run in forked children: what ends a process is tested without starting a new Python."""
+"""Run functions in forked children, to test what ends a process without starting a new Python."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ import torch._dynamo  # every optimiser imports it: seconds, once here instead o
 from tqdm import tqdm
 
 LIMIT = 120.0
-"""Seconds that a child may take."""
+"""Seconds a child may take."""
 
-# OpenMP's threads do not survive a fork: a process that forks must not start them. On busy cores one is faster, too.
+# OpenMP's threads do not survive a fork, so a process that forks must not start any. One thread is
+# also faster on busy cores.
 torch.set_num_threads(1)
 
 
@@ -34,9 +35,9 @@ class Ended:
 
     code: int
     value: Any
-    """what the function returned; None where it did not return"""
+    """what the function returned; None if it did not return"""
     error: str
-    """"RunError: message" of the exception that ended it, or nothing"""
+    """the exception that ended it, as "RunError: message"; empty if there was none"""
     output: str
     """stdout and stderr"""
 
@@ -46,16 +47,16 @@ class Ended:
 
 
 class Child:
-    """`function` running in a fork of this process, with its own output and `env` added to its environment.
+    """`function` in a fork of this process, with its own output and `env` added to its environment.
 
-    Signals mean what they mean to a new process. Warnings are treated as the test treats them, or shown where the child
-    `warns` on purpose.
+    Signals have their default handlers, as in a new process. Warnings become errors if they do in
+    the test; with `warns` they are written to the child's output instead.
     """
 
     def __init__(self, function: Callable[[], Any], *, warns: bool = False, **env: str) -> None:
         if torch.cuda.is_available():
-            # autograd's threads for a GPU do not survive a fork
-            raise RuntimeError("this suite forks, and runs on the CPU: set CUDA_VISIBLE_DEVICES to nothing")
+            # autograd's GPU threads do not survive a fork
+            raise RuntimeError("this suite forks, so it runs on the CPU: set CUDA_VISIBLE_DEVICES to nothing")
         fork = multiprocessing.get_context("fork")
         self._written = tempfile.TemporaryFile()
         self._result, sender = fork.Pipe(duplex=False)
@@ -77,20 +78,23 @@ class Child:
         self._process.kill()
 
     def output(self) -> str:
-        """What it has written by now."""
+        """What the child has written so far."""
         return os.pread(self._written.fileno(), os.fstat(self._written.fileno()).st_size, 0).decode(errors="replace")
 
     def end(self, limit: float = LIMIT) -> Ended:
-        """Wait for it. AssertionError, with the stack it was in, when that takes longer than `limit` seconds."""
+        """Wait until the child ends.
+
+        Raises AssertionError with the child's stack if that takes longer than `limit` seconds.
+        """
         deadline = time.monotonic() + limit
-        # Polled: what `join` waits for stays open in the loader processes of a child that was killed.
+        # We poll, because `join` would wait for a pipe that loaders of a killed child hold open.
         while not self._result.poll(0.005) and self.is_alive() and time.monotonic() < deadline:
             pass
         value, error = None, ""
         try:
             if self._result.poll():
                 value, error = self._result.recv()
-        except EOFError:  # killed before it could say anything
+        except EOFError:  # the child was killed before it could send anything
             pass
         while self.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -115,16 +119,16 @@ def run(function: Callable[[], Any], *, warns: bool = False, **env: str) -> Ende
 
 
 def run_ranks(world: int, function: Callable[[], Any], *, warns: bool = False) -> list[Ended]:
-    """Run `function` in `world` children that see what `torchrun` would tell them, and wait for all."""
+    """Run `function` in `world` children with the environment of `torchrun`, and wait for all."""
     with Torchrun() as agent:
         return [rank.end() for rank in agent.start(world, function, warns=warns)]
 
 
 class Torchrun:
-    """What `torchrun` is to its ranks: it holds the store by which they meet, and starts them again.
+    """Stands in for `torchrun`: holds the store through which ranks meet, and can restart them.
 
-    The store is in a process of its own, since its thread would be missing in every fork of this one. As with torchrun,
-    ranks that are started again meet by the store of those before, and are told how often that was.
+    The store has its own process, because its thread would not exist in forks of this process. As
+    under torchrun, restarted ranks use the same store and learn how often they were restarted.
     """
 
     def __init__(self) -> None:
@@ -141,7 +145,7 @@ class Torchrun:
         self._store.end()
 
     def start(self, world: int, function: Callable[[], Any], *, warns: bool = False) -> list[Child]:
-        """The children of one start, by rank."""
+        """Start `world` ranks; the children in order of their rank."""
         while not (port := re.search(r"port (\d+)\n", self._store.output())):
             assert self._store.is_alive(), self._store.output()
             time.sleep(0.002)
@@ -186,12 +190,14 @@ def _run(function: Callable[[], Any], env: dict[str, str], warns: bool, written:
     faulthandler.enable(2)
     if warns:
         warnings.simplefilter("always")
-        warnings.showwarning = _show  # pytest would collect them
+        warnings.showwarning = _show  # otherwise pytest collects them
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    # A fork leaves torch a pool that the first thread to ask renews. Backward's threads ask at once, and one that comes in
-    # between aborts the process.
+    # A fork has a stale thread pool, which torch renews when a thread first asks for it. The
+    # threads of a backward pass ask at the same time; that race aborts the process. So we ask here
+    # first.
     torch.set_num_threads(torch.get_num_threads())
-    tqdm.set_lock(threading.RLock())  # the inherited one is shared with the parent, and a kill would leave it locked
+    # The inherited lock is shared with the parent, and a killed child would leave it locked.
+    tqdm.set_lock(threading.RLock())
     try:
         value = function()
     except Exception as error:

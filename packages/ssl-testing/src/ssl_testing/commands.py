@@ -1,4 +1,4 @@
-"""The verbs of the command line, in children: they work on a small run, and say in a line what cannot work."""
+"""Tests of the command line: verbs work on a small run, and bad input gives a clear line."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ssl_train.cli.verbs import VERBS
 
 class Commands(Suite):
     def command(self, *arguments: Any, folder: Path) -> Ended:
-        """One command, typed in `folder`."""
+        """Run one command in `folder`."""
 
         def typed() -> None:
             os.chdir(folder)
-            sys.exit(main([self.recipe], [str(argument) for argument in arguments]))
+            sys.exit(main({self.recipe.name: self.recipe}, [str(argument) for argument in arguments]))
 
         return children.run(typed, warns=True)
 
@@ -49,10 +49,11 @@ class Commands(Suite):
         def typed() -> None:
             os.chdir(tmp_path)
             for line in lines:
-                code = main([self.recipe], [str(word) for word in line])
-                assert code == 0, f"{line[0]} ends with {code}"
+                code = main({self.recipe.name: self.recipe}, [str(word) for word in line])
+                assert code == 0, f"{line[0]} exits with code {code}"
 
-        ended = children.run(typed, warns=True)  # one for all: what a verb imports, the next has already
+        # one child for all verbs, so that each import happens once
+        ended = children.run(typed, warns=True)
         assert ended.code == 0, ended
         run = tmp_path / "run"
         made = ("config.json", "model.safetensors", "metrics.jsonl", "evaluation.json", "report.html", "README.md")
@@ -84,14 +85,13 @@ class Commands(Suite):
         ],
         ids=" ".join,
     )
-    def test_what_cannot_work_ends_with_2_and_a_line(self, line, tmp_path):
+    def test_bad_input_exits_with_2_and_a_clear_line(self, line, tmp_path):
         (tmp_path / "empty").mkdir()
         ended = self.command(*line, folder=tmp_path)
-        assert ended.code == 2, f"{' '.join(line)} was to end with 2: {ended}"
+        assert ended.code == 2, f"{' '.join(line)} should exit with code 2: {ended}"
         assert "Traceback" not in ended.output and 0 < ended.output.count("\n") <= 12, f"{' '.join(line)}: {ended}"
-        assert re.search("no(thing|where)|empty|epochz|batch_size", ended.output), (
-            f"what is wrong is not named: {ended}"
-        )
+        named = re.search("no(thing|where)|empty|epochz|batch_size", ended.output)
+        assert named, f"the message does not name what is wrong: {ended}"
 
     def test_every_command_explains_itself(self, tmp_path):
         for verb in VERBS:

@@ -1,4 +1,4 @@
-"""What the core relies on in a method."""
+"""Tests of what the training loop and the evaluation rely on in a method."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ from ssl_train.fit import passes, wrap
 from ssl_train.optim import build_optimizer
 
 EXACT = 1e-10
+"""Largest relative difference between two float64 computations that must agree."""
 DAMAGED = 300
+"""Damaged configs that are tried."""
 
 
 class Contract(Suite):
     def test_a_damaged_config_is_valid_or_a_config_error(self):
         text, cls, rng = json.dumps(to_dict(self.config)), type(self.config), np.random.default_rng(0)
-        assert from_dict(cls, json.loads(text)) == self.config, "the config does not go to JSON and back"
+        assert from_dict(cls, json.loads(text)) == self.config, "the config changes on its way to JSON and back"
         for _ in range(DAMAGED):
             damaged = mutate_json(text, rng)
             try:
@@ -53,21 +55,23 @@ class Contract(Suite):
             return idle, [key for key, value in outputs.items() if value.numel() != 1]
 
         idle, wide = self.child(step)
-        assert idle == [], f"no gradient reaches {idle}: under DDP the second step would fail. Freeze by requires_grad"
-        assert wide == [], f"forward returns {wide} besides the loss: what is logged has one value"
+        assert idle == [], f"no gradient reaches {idle}, so DDP fails on the second step. Freeze with requires_grad"
+        assert wide == [], f"forward returns {wide}, which are not scalars; only scalars are logged"
 
     def test_optimiser_groups_name_their_parameters(self):
         method = self.method()
         groups = build_optimizer(method, method.config).param_groups
         for group in groups:
-            assert group.get("param_names"), "param_groups gives (name, parameter) pairs: checkpoints are keyed by name"
-            assert "lr_scale" in group, "every group of param_groups has an lr_scale"
+            assert group.get("param_names"), (
+                "param_groups must give (name, parameter) pairs: checkpoints are keyed by name"
+            )
+            assert "lr_scale" in group, "every group of param_groups needs an lr_scale"
         named = [name for group in groups for name in group["param_names"]]
         assert sorted(named) == sorted(name for name, p in method.named_parameters() if p.requires_grad)
 
     def test_three_steps_in_bf16_are_finite_and_leave_fp32_weights(self, tmp_path):
         ended = self.trial(precision="bf16", epochs=3 / 8, warmup_epochs=0.0).train(tmp_path / "run")
-        assert ended.code == 0, f"the method does not train under bf16 autocast, look for mixed types: {ended}"
+        assert ended.code == 0, f"the method does not train under bf16 autocast; look for mixed dtypes: {ended}"
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
             odd = {k: v for k, v in json.loads(line).items() if not math.isfinite(v)}
             assert not odd, f"under bf16 autocast the log holds {odd}: compute the loss in fp32"
@@ -86,12 +90,14 @@ class Contract(Suite):
             assert ended.code == 0, ended
         one, *ranks = (load_file(tmp_path / f"{name}.safetensors") for name in ("one0", "rank0", "rank1"))
         for state in ranks:
-            self.assert_apart(state, one, "two processes of 4 samples", "one process of 8")
+            self.assert_close(state, one, "two processes of 4 samples", "one process of 8")
 
     def test_micro_batches_add_up_to_the_batch_or_are_refused(self, tmp_path):
         if not getattr(self.method(), "accumulates", False):
             ended = self.trial().train(tmp_path / "run", accumulate=2)
-            assert ended.error.startswith("ConfigError"), f"the method does not accumulate, yet it trained: {ended}"
+            assert ended.error.startswith("ConfigError"), (
+                f"the method says it does not accumulate, but it trained: {ended}"
+            )
             return
         config = self.settings(batch_size=32, **self.noiseless)
 
@@ -101,13 +107,13 @@ class Contract(Suite):
 
         self.child(steps)
         parts, whole = (load_file(tmp_path / f"{name}.safetensors") for name in ("parts", "whole"))
-        self.assert_apart(parts, whole, "4 micro-batches of 8", "a batch of 32; is `accumulates = True` right?")
+        self.assert_close(parts, whole, "4 micro-batches of 8", "a batch of 32; is `accumulates = True` right?")
 
     def test_the_step_compiles_without_a_graph_break(self):
         def compare() -> tuple[float, float] | str:
-            # what dynamo itself does with an autograd.Function
+            # dynamo itself causes this warning for an autograd.Function
             warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
-            losses, backend = [], "aot_eager_default_partitioner"  # of aot_eager's the import alone takes seconds
+            losses, backend = [], "aot_eager_default_partitioner"  # importing "aot_eager" takes seconds
             for compiled in (False, True):
                 method = self.method().train()
                 model = torch.compile(method, fullgraph=True, backend=backend) if compiled else method
@@ -124,7 +130,7 @@ class Contract(Suite):
         losses = self.child(compare)
         assert not isinstance(losses, str), f"torch.compile breaks the graph of the step:\n{losses}"
         eager, compiled = losses
-        assert compiled == pytest.approx(eager, rel=1e-4), "the compiled step computes another loss"
+        assert compiled == pytest.approx(eager, rel=1e-4), "the compiled step computes a different loss"
 
     def test_state_dict_is_the_whole_truth(self):
         def steps() -> tuple[list[str], list[str]]:
@@ -144,10 +150,10 @@ class Contract(Suite):
 
         changed, others = self.child(steps)
         assert changed == [], (
-            f"training changes {changed}, which state_dict() does not hold: register_buffer it, make it a function of "
-            "progress, or clear it in after_step"
+            f"training changes {changed}, which state_dict() does not hold: use register_buffer, make it a function "
+            "of progress, or clear it in after_step"
         )
-        assert others == [], f"state_dict() holds {others}, which are no tensors"
+        assert others == [], f"state_dict() holds {others}, which are not tensors"
 
     def test_saved_weights_load_to_the_same_bits(self, tmp_path):
         saved = self.method()
@@ -157,11 +163,11 @@ class Contract(Suite):
                 if tensor.is_floating_point():
                     tensor.add_(torch.rand(tensor.shape, generator=generator).to(tensor) / 100)
         loaded = type(saved).from_pretrained(saved.save_pretrained(tmp_path / "weights"))
-        assert loaded.config == saved.config, "config.json gives another config back"
+        assert loaded.config == saved.config, "config.json gives a different config back"
         lines = differing(loaded.state_dict(), saved.state_dict())
-        assert lines == [], f"saved and loaded weights differ, is a row of the key map missing? {lines[:5]}"
+        assert lines == [], f"saved and loaded weights differ; is a row of the key map missing? {lines[:5]}"
         features = self.encode(saved, self.inputs())
-        assert torch.equal(self.encode(loaded, self.inputs()), features), "the loaded method has other features"
+        assert torch.equal(self.encode(loaded, self.inputs()), features), "the loaded method gives different features"
 
     def test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch(self):
         method, inputs = self.method(), self.inputs()
@@ -174,21 +180,23 @@ class Contract(Suite):
         alone = torch.cat([self.encode(method, inputs[i : i + 1]) for i in range(len(inputs))])
         gap = (alone - features).abs().max().item()
         scale = features.abs().max().item()
-        assert gap <= 1e-5 * max(1.0, scale), f"features depend on their batch mates: they move by {gap:.2g}"
+        assert gap <= 1e-5 * max(1.0, scale), (
+            f"features depend on the other samples of the batch: they move by {gap:.2g}"
+        )
 
-    def test_raw_and_normalised_pictures_have_the_same_features(self):
+    def test_raw_and_normalised_images_have_the_same_features(self):
         method, inputs = self.method(), self.inputs()
         if inputs.dtype != torch.uint8:
-            pytest.skip("the method reads no pictures")
+            pytest.skip("the method does not read images")
         normalised = normalize(inputs, method.config.mean, method.config.std)
         gap = (self.encode(method, normalised) - self.encode(method, inputs)).abs().max().item()
-        assert gap <= 1e-5, f"uint8 and normalised float pictures differ by {gap:.2g}: use ssl_core.pixels.normalize"
+        assert gap <= 1e-5, f"uint8 and normalised float images differ by {gap:.2g}: use ssl_core.pixels.normalize"
         deep = (inputs.to(torch.int32) * 257).to(torch.uint16)
         gap = (self.encode(method, deep) - self.encode(method, inputs)).abs().max().item()
-        assert gap <= 1e-5, f"uint8 pictures and the same in 16 bits differ by {gap:.2g}: use ssl_core.pixels.as_float"
+        assert gap <= 1e-5, f"uint8 images and the same in 16 bits differ by {gap:.2g}: use ssl_core.pixels.as_float"
 
     def one_step(self, config: Any, parts: int = 1) -> dict[str, Tensor]:
-        """Gradients and the whole state after one step of plain gradient descent in float64, on this rank's samples."""
+        """Gradients and state after a step of gradient descent in float64, on this rank."""
         torch.set_default_dtype(torch.float64)
         with KeepDouble():
             seed_step(config.seed)
@@ -196,7 +204,7 @@ class Contract(Suite):
             model = wrap(method, torch.device("cpu"))
             samples = self.first_step(config, parts)
             if getattr(method, "accumulates", False) == "jointly":
-                # what a backward pass computes again is out of KeepDouble's reach: no picture is made a float there
+                # KeepDouble does not reach what backward recomputes, so images become float here.
                 samples = [
                     {**part, "views": [normalize(v, config.mean, config.std) for v in part["views"]]}
                     for part in samples
@@ -215,12 +223,13 @@ class Contract(Suite):
         state = {**gradients, **{k: v.clone() for k, v in method.state_dict().items()}}
         return {name: tensor.contiguous() for name, tensor in state.items()}
 
-    def assert_apart(self, a: dict[str, Tensor], b: dict[str, Tensor], what: str, against: str) -> None:
+    def assert_close(self, a: dict[str, Tensor], b: dict[str, Tensor], what: str, against: str) -> None:
         lines = apart(a, b, EXACT)
         shown = "\n  ".join(lines[:8])
-        assert not lines, f"{what} make another step than {against}:\n  {shown}"
+        assert not lines, f"{what} take a different step from {against}:\n  {shown}"
 
     def child(self, function: Any) -> Any:
+        """What `function` returns in a child. AssertionError if the child fails."""
         ended = children.run(function)
         assert ended.code == 0, ended
         return ended.value

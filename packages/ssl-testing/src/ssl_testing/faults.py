@@ -1,7 +1,8 @@
-"""What can happen to a run, caused at a step of one's choice. Nothing of the library is patched.
+"""What can happen to a run, at a step of your choice. No library code is patched.
 
-A fault is a function of (method's class, steps of the whole run), called in the child before it trains; the handle that
-it returns takes it back. The step of a forward pass is known by its `progress`, in a resumed run too.
+A fault is a function of (the method's class, steps of the whole run). The child calls it before it
+trains; the handle that it returns removes the fault. A fault reads the step of a forward pass from
+its `progress`, so it works in a resumed run too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Fault = Callable[[type, int], RemovableHandle]
 
 
 def before(step: int, act: Callable[[nn.Module], object], *, rank: int | None = None) -> Fault:
-    """`act(method)` before the forward pass of `step`, every one where there are micro-batches; on `rank` alone."""
+    """`act(method)` before each forward pass of `step`, on `rank` or on all ranks."""
 
     def fault(method: type, total: int) -> RemovableHandle:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -41,7 +42,7 @@ def before(step: int, act: Callable[[nn.Module], object], *, rank: int | None = 
 
 
 def after(step: int, act: Callable[[nn.Module, Any], Any], *, rank: int | None = None) -> Fault:
-    """`act(method, outputs)` after the forward pass of `step`; what it returns, unless None, takes their place."""
+    """Outputs after each forward pass of `step` become `act(method, outputs)` unless it is None."""
 
     def fault(method: type, total: int) -> RemovableHandle:
         def hook(module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
@@ -57,7 +58,7 @@ def _is(module: nn.Module, args: tuple[Any, ...], method: type, total: int, step
 
 
 def kill(step: int, number: int = signal.SIGKILL, *, part: int = 0, rank: int | None = None) -> Fault:
-    """The process gets a signal in the middle of `step`, in its micro-batch `part`: `kill -9`, or one it may answer."""
+    """Send the process a signal in micro-batch `part` of `step`; SIGKILL by default."""
     passes = itertools.count()
 
     def act(method: nn.Module, outputs: Any) -> None:
@@ -68,7 +69,7 @@ def kill(step: int, number: int = signal.SIGKILL, *, part: int = 0, rank: int | 
 
 
 def poison(step: int, value: float = float("nan"), *, rank: int | None = None) -> Fault:
-    """The loss of `step` is not finite, and neither is its gradient."""
+    """Make the loss of `step`, and so its gradient, non-finite."""
 
     def act(method: nn.Module, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**outputs, "loss": outputs["loss"] * value}
@@ -77,7 +78,7 @@ def poison(step: int, value: float = float("nan"), *, rank: int | None = None) -
 
 
 def hold(step: int, reached: Path) -> Fault:
-    """The process makes the file `reached` in `step` and stays there."""
+    """Create the file `reached` in `step` and wait there."""
 
     def act(method: nn.Module) -> None:
         reached.touch()
@@ -87,10 +88,10 @@ def hold(step: int, reached: Path) -> Fault:
 
 
 def limit_files(sizes: Mapping[int, int], *, fatal: bool) -> Fault:
-    """In the steps that are keys no file may grow past so many bytes.
+    """Limit the size of files: `sizes` maps a step to the bytes that no file may exceed during it.
 
-    Past it a write fails as on a full disk (EFBIG), or kills the process at exactly that byte where that is `fatal`:
-    whoever writes, in whatever language.
+    A write beyond that fails as on a full disk (EFBIG). If `fatal`, it kills the process at exactly
+    that byte. The kernel enforces this, so it holds for writes from any language.
     """
 
     def fault(method: type, total: int) -> RemovableHandle:
@@ -104,7 +105,7 @@ def limit_files(sizes: Mapping[int, int], *, fatal: bool) -> Fault:
 
 
 def limit_file_size(size: int | None, *, fatal: bool = False) -> None:
-    """Largest file that this process may write from here on; None lifts it."""
+    """Limit the size of files that this process writes from now on; None removes the limit."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if fatal else signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -112,7 +113,7 @@ def limit_file_size(size: int | None, *, fatal: bool = False) -> None:
 
 
 def mutate(path: Path, rng: np.random.Generator) -> str:
-    """Damage a file in one of the ways in which files get damaged, and say how."""
+    """Damage a file in a random, realistic way; returns a description of the damage."""
     data = bytearray(path.read_bytes())
     place = int(rng.integers(len(data)))
     kind = ("flip", "zero", "cut", "grow", "swap", "empty")[rng.choice(6, p=[0.4, 0.2, 0.15, 0.1, 0.1, 0.05])]
@@ -140,7 +141,7 @@ def mutate(path: Path, rng: np.random.Generator) -> str:
 
 
 def mutate_json(text: str, rng: np.random.Generator) -> str:
-    """The text of a JSON object with a value, a key or some characters replaced."""
+    """`text`, a JSON object, with a value, a key or a few characters replaced."""
     values = json.loads(text)
     key = list(values)[int(rng.integers(len(values)))]
     what = rng.integers(4)
@@ -157,16 +158,15 @@ def mutate_json(text: str, rng: np.random.Generator) -> str:
     return json.dumps(values)
 
 
-STRANGE: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**64), 10**400, 0.5, -0.5, 1e-320, 1e308, -1e308, float("nan"), float("inf"),
-    "", "fp64", "0", "None", "../../x", "\x00", "𝔘", [], [[]], [1], [0.9, 0.95], [0.9, "x"], [None, None, None], [1e400],
-    {}, {"a": 1}, [1] * 1000, "x" * 10_000, -0.0, [-1, -1], [2**62, 2**62],
-)  # fmt: skip
-"""Values that no field, or hardly any, may have."""
+_NUMBERS = [0, -1, 1, 2**31, 2**63, -(2**64), 10**400, 0.5, -0.5, 1e-320, 1e308, -1e308, float("nan"), float("inf")]
+_TEXTS = ["", "fp64", "0", "None", "../../x", "\x00", "𝔘", "x" * 10_000]
+_LISTS = [[], [[]], [1], [0.9, 0.95], [0.9, "x"], [None] * 3, [1e400], [1] * 1000, [-1, -1], [2**62, 2**62]]
+STRANGE: tuple[Any, ...] = (None, True, False, -0.0, {}, {"a": 1}, *_NUMBERS, *_TEXTS, *_LISTS)
+"""Values that hardly any field accepts."""
 
 
 class KeepDouble(torch.overrides.TorchFunctionMode):
-    """Inside, what asks for float32 gets float64: a method that computes its loss in fp32 is compared to 1e-10 too."""
+    """Code inside gets float64 where it asks for float32: fp32 losses agree to 1e-10 too."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:

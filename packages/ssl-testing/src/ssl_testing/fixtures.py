@@ -1,4 +1,4 @@
-"""pytest fixtures of the core and the packages; a test file asks for them with `pytest_plugins`."""
+"""pytest fixtures. A test file loads them with `pytest_plugins = "ssl_testing.fixtures"`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from ssl_testing.hub_server import HubServer
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A running `HubServer` that `huggingface_hub` takes for the Hub, with an empty cache and
-    nobody signed in.
+    """A running `HubServer` that `huggingface_hub` uses as the Hub; empty cache, nobody signed in.
 
-    `huggingface_hub` reads its environment at import, so its constants are patched; the pauses of
-    its own back-off are left out. A test signs in with `monkeypatch.setenv("HF_TOKEN", hub.token)`
-    or `token=hub.token`.
+    `huggingface_hub` reads its environment at import, so we patch its constants. We also remove the
+    pauses between its retries. A test signs in with `monkeypatch.setenv("HF_TOKEN", hub.token)` or
+    `token=hub.token`.
     """
     from huggingface_hub import close_session, constants, file_download
     from huggingface_hub.utils import _http
@@ -39,7 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
             monkeypatch.setattr(constants, name, value)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
             monkeypatch.delenv(name, raising=False)
-        # huggingface_hub 2.4 uploads through an argument that httpx2 2.16 deprecates.
+        # huggingface_hub 2.4 uploads with an argument that httpx2 2.16 deprecates.
         warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
         hurried = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
         monkeypatch.setattr(file_download, "time", hurried)

@@ -1,7 +1,7 @@
 """A small Hub on 127.0.0.1, for tests: repositories in memory, a request log, and faults on demand.
 
 It answers the requests that `huggingface_hub` makes to create, push, list and download (LFS, not
-Xet); whatever else is asked gets a 404, as any client must expect. One thread per connection.
+Xet). Any other request gets a 404. One thread per connection.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN, USER = "hf_test", "tester"
-COMMITS = itertools.count()  # the client keeps listings by hash: none may come twice in a process
+COMMITS = itertools.count()  # the client caches listings by hash, so no hash may repeat in a process
 LARGE_FILES = ("*.safetensors", "*.bin", "*.pth")
 Answer = dict[str, Any] | list[Any] | tuple[bytes, dict[str, str]]
 
 
 @dataclass
 class Repo:
-    """Commits as whole trees, commit hash -> path -> content; `refs` maps branches, tags and PRs to
-    commits."""
+    """A repository: `commits` maps a commit's hash to its whole tree, path -> content.
+
+    `refs` maps branches, tags and pull requests to hashes.
+    """
 
     private: bool = False
     gated: bool = False
@@ -47,8 +49,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose "METHOD /path" contains the regular
-    expression `pattern`."""
+    """What happens to the next `times` requests whose "METHOD /path" matches `pattern`."""
 
     pattern: str
     times: int
@@ -59,8 +60,10 @@ class Fault:
 
 
 class HubServer:
-    """`with HubServer() as hub:` serves at `hub.endpoint`; `hub.requests` lists "METHOD
-    /path?query" as they came."""
+    """`with HubServer() as hub:` serves at `hub.endpoint`.
+
+    `hub.requests` lists the requests as "METHOD /path?query".
+    """
 
     def __init__(self) -> None:
         self.lfs = True  # False: every file is a plain git blob, as in the smallest repositories
@@ -88,11 +91,11 @@ class HubServer:
         return repo
 
     def fail(self, pattern: str, status: int, times: int = 1) -> None:
-        """Answer with this status."""
+        """Answer the next `times` matching requests with this status."""
         self.faults.append(Fault(pattern, times, status=status))
 
     def cut(self, pattern: str, after: int, times: int = 1, *, reset: bool = False) -> None:
-        """Close the connection after `after` bytes of the body, in order or with a TCP reset."""
+        """Close the connection after `after` bytes of the body, cleanly or with a TCP reset."""
         self.faults.append(Fault(pattern, times, cut_after=after, reset=reset))
 
     def corrupt(self, pattern: str, times: int = 1) -> None:
@@ -100,7 +103,7 @@ class HubServer:
         self.faults.append(Fault(pattern, times, corrupt=True))
 
     def take_fault(self, request: str) -> Fault | None:
-        """The first fault that is due for this request, counted down."""
+        """The first fault that applies to this request; its `times` is decremented."""
         with self.lock:
             for fault in self.faults:
                 if fault.times > 0 and re.search(fault.pattern, request):
@@ -109,11 +112,11 @@ class HubServer:
         return None
 
     def is_large(self, path: str) -> bool:
-        """Whether LFS keeps this file, named by its sha256; git's own blobs are named by a sha1."""
+        """Whether LFS stores the file. LFS names it by its sha256, git by a sha1."""
         return self.lfs and any(fnmatch(path, pattern) for pattern in LARGE_FILES)
 
     def object_id(self, path: str, content: bytes) -> str:
-        """What the Hub calls this content, as ETag and in comparisons with a file to be pushed."""
+        """The Hub's name of this content: its ETag, and what a client compares before it pushes."""
         if self.is_large(path):
             return hashlib.sha256(content).hexdigest()
         return git_sha1(content)
@@ -128,11 +131,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away in the middle is no news in these tests."""
+        """Print nothing: in these tests clients disconnect on purpose."""
 
 
 class _Refused(Exception):
-    """An answer that is no success: status, X-Error-Code, message, further JSON."""
+    """An error answer: status, X-Error-Code, message, further JSON."""
 
     def __init__(self, status: int, code: str, message: str, **extra: Any) -> None:
         self.status, self.code, self.message, self.extra = status, code, message, extra
@@ -207,8 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         return header is not None
 
     def _visible(self, *, write: bool) -> Repo:
-        """The repository asked for; as on the real Hub, 401 hides from a stranger whether it
-        exists."""
+        """The requested repository. As on the Hub, 401 hides from strangers whether it exists."""
         signed_in, repo = self._signed_in(), self.hub.repos.get(self.repo_id)
         if repo is None or (repo.private and not signed_in):
             raise _Refused(404 if signed_in else 401, "RepoNotFound", "Repository not found")
@@ -248,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent: `hub.requests` is the log."""
+        """Print nothing: `hub.requests` is the log."""
 
     def whoami(self) -> Answer:
         if not self._signed_in():

@@ -1,4 +1,4 @@
-"""What a run knows, as bits: comparisons at tolerance 0, and the state that a method keeps where it should not."""
+"""Compare the states of runs bit for bit, and find state outside a method's state_dict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def newest(run: Path) -> Path:
-    """The newest checkpoint folder of a run; FileNotFoundError when it has none."""
+    """The newest checkpoint folder of a run. FileNotFoundError if there is none."""
     found = sorted((run / "checkpoints").glob("step-*"))
     if not found:
         raise FileNotFoundError(f"{run} holds no checkpoint")
@@ -23,7 +23,7 @@ def newest(run: Path) -> Path:
 
 
 def whole_state(checkpoint: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, the method's and the optimiser's."""
+    """Every tensor of a checkpoint: the method's and the optimiser's."""
     return {
         f"{part}: {name}": tensor
         for part in ("model", "optim")
@@ -32,7 +32,7 @@ def whole_state(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def differing(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
-    """Lines that name the tensors whose bits, shapes or types differ, or that only one side has; [] when equal."""
+    """A line per tensor whose bits, shape or dtype differ, or that one side lacks; [] if equal."""
     lines = [f"{name} is on one side only" for name in sorted(a.keys() ^ b.keys())]
     for name in sorted(a.keys() & b.keys()):
         x, y = a[name].detach().cpu(), b[name].detach().cpu()
@@ -45,7 +45,7 @@ def differing(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
 
 
 def apart(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:
-    """Like `differing`, for values that may differ by `tolerance`, relative to the largest of the tensor and 1."""
+    """Like `differing`, but values may differ by `tolerance` times max(1, the tensor's maximum)."""
     lines = [f"{name} is on one side only" for name in sorted(a.keys() ^ b.keys())]
     for name in sorted(a.keys() & b.keys()):
         x, y = a[name].detach().double(), b[name].detach().double()
@@ -57,10 +57,10 @@ def apart(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) ->
 
 
 def hidden_state(method: nn.Module) -> dict[str, str]:
-    """Path of every value that `method` keeps outside its state_dict -> a fingerprint of it.
+    """A fingerprint of every value that `method` keeps outside its state_dict, by its path.
 
-    Tensors, arrays and numbers in the attributes of its modules, in lists, dicts and dataclasses there, and buffers
-    that are not persistent. What changes from one step to the next here is lost when a run is resumed.
+    These are tensors, arrays, numbers and strings in attributes of its modules, also inside lists,
+    dicts and dataclasses, and non-persistent buffers. What a step changes here is lost on resume.
     """
     saved = {id(tensor) for tensor in method.state_dict(keep_vars=True).values()}
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A run goes on whatever happens to it, and ends with the same bits."""
+"""Tests that a run survives faults and ends with the same bits as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import signal
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,14 @@ from ssl_train.optim import build_optimizer
 from ssl_train.stop import EXIT_REQUEUE
 
 STEPS = 20
+"""Steps of the run; `Suite.settings` fixes them."""
 OFFSETS = 8
+"""Sizes at which the writing of a checkpoint is cut."""
 MUTATIONS = 50
+"""Damaged checkpoints that are tried."""
 HINT = (
-    "\nWhat a method remembers belongs into parameters and buffers; what it draws comes from torch's generators, which "
-    "the loop seeds every step, or from the sample's own `rng`. Anything else is lost when a run goes on."
+    "\nA method keeps its state in parameters and buffers. It draws random numbers from torch's generators, which the "
+    "loop seeds at every step, or from the sample's own `rng`. Anything else is lost when a run resumes."
 )
 
 
@@ -32,7 +36,7 @@ class Survival(Suite):
     @pytest.fixture(scope="class")
     @classmethod
     def reference(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """The run that nothing happens to."""
+        """An undisturbed run."""
         run = tmp_path_factory.mktemp("reference") / "run"
         ended = cls().trial().train(run)
         assert ended.code == 0, f"{cls.recipe.name} does not train on the suite's data: {ended}"
@@ -42,25 +46,25 @@ class Survival(Suite):
     def test_a_killed_run_ends_with_the_same_bits(self, workers, kills, reference, tmp_path):
         for step in kills:
             ended = self.trial().train(tmp_path / "run", faults.kill(step), workers=workers)
-            assert ended.code == -signal.SIGKILL, f"the run was to be killed in step {step}: {ended}"
+            assert ended.code == -signal.SIGKILL, f"the run should be killed in step {step}: {ended}"
             assert newest(tmp_path / "run").name == f"step-{step:06d}"
         self.finish(tmp_path / "run", workers=workers)
         self.assert_same(tmp_path / "run", reference, f"A run with {workers} loader processes, killed in step {kills}")
 
     def test_a_run_killed_between_micro_batches_ends_with_the_same_bits(self, tmp_path):
         if getattr(self.method(), "accumulates", False) is not True:
-            pytest.skip(f"{self.recipe.name} does not accumulate, or in one pass")
+            pytest.skip(f"{self.recipe.name} does not accumulate, or does so in one pass")
         self.finish(tmp_path / "whole", accumulate=2)
         ended = self.trial().train(tmp_path / "run", faults.kill(11, part=1), accumulate=2)
         assert ended.code == -signal.SIGKILL, ended
         self.finish(tmp_path / "run", accumulate=2)
         self.assert_same(tmp_path / "run", tmp_path / "whole", "A run killed inside accumulation")
 
-    def test_a_stop_signal_saves_and_the_same_command_goes_on(self, reference, tmp_path):
+    def test_a_stop_signal_saves_and_the_same_command_resumes(self, reference, tmp_path):
         steps = np.sort(np.random.default_rng(0).choice(STEPS - 1, 3, replace=False)).tolist()
         for step, number in zip(steps, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), strict=True):
             ended = self.trial().train(tmp_path / "run", faults.kill(step, number), checkpoint_minutes=60)
-            assert ended.code == EXIT_REQUEUE, f"{number.name} in step {step} was to end with 75: {ended}"
+            assert ended.code == EXIT_REQUEUE, f"{number.name} in step {step} should exit with code 75: {ended}"
             found = newest(tmp_path / "run").name
             assert found == f"step-{step + 1:06d}", f"{number.name} in step {step} saved {found}"
         self.finish(tmp_path / "run")
@@ -81,7 +85,7 @@ class Survival(Suite):
         ended = self.trial(base_lr=0.016).train(reference)
         assert ended.error.startswith("RunError") and "base_lr: 0.032 → 0.016" in ended.error, ended
 
-    def test_a_loss_that_is_not_finite_stops_before_the_weights_change(self, reference, tmp_path):
+    def test_a_non_finite_loss_stops_the_run_before_the_weights_change(self, reference, tmp_path):
         run, trial = tmp_path / "run", self.trial()
 
         def attempt() -> list[str]:
@@ -103,14 +107,14 @@ class Survival(Suite):
         assert report["ranks"][0]["samples"] == [sample for _, sample in batch]
         assert len(report["last_losses"]) == 5
         self.finish(run)
-        self.assert_same(run, reference, "A run that stopped at a NaN in step 7 and went on without it")
+        self.assert_same(run, reference, "A run that stopped at a NaN in step 7 and resumed without it")
 
-    def test_a_full_disk_costs_checkpoints_and_nothing_else(self, reference, tmp_path):
+    def test_a_full_disk_costs_only_checkpoints(self, reference, tmp_path):
         limits = {4 + i: size for i, size in enumerate(offsets(reference))}
         ended = self.trial().train(
             tmp_path / "run", faults.limit_files(limits, fatal=False), faults.kill(4 + OFFSETS), warns=True
         )
-        assert ended.code == -signal.SIGKILL, f"the run was to go on without room for a checkpoint: {ended}"
+        assert ended.code == -signal.SIGKILL, f"the run should continue without space for a checkpoint: {ended}"
         assert ended.output.count("training goes on from the last good checkpoint") >= OFFSETS, ended
         assert newest(tmp_path / "run").name == "step-000004", "the last good checkpoint is gone"
         self.finish(tmp_path / "run")
@@ -127,13 +131,12 @@ class Survival(Suite):
     def test_a_kill_inside_a_save_leaves_the_checkpoint_before_it(self, reference, tmp_path):
         for size in offsets(reference):
             ended = self.trial().train(tmp_path / "run", faults.limit_files({2: size}, fatal=True), warns=True)
-            assert ended.code == -signal.SIGXFSZ, f"the save was to be killed at byte {size}: {ended}"
+            assert ended.code == -signal.SIGXFSZ, f"the save should be killed at byte {size}: {ended}"
             assert newest(tmp_path / "run").name == "step-000002"
         ended = self.trial().train(tmp_path / "run", warns=True)
         assert ended.code == 0, ended
-        assert "tmp-000003 is left over from a save" in ended.output, (
-            f"the half-written checkpoint is not named: {ended}"
-        )
+        named = "tmp-000003 is left over from a save" in ended.output
+        assert named, f"the half-written checkpoint is not named: {ended}"
         self.assert_same(tmp_path / "run", reference, f"A run killed in a save at {OFFSETS} bytes")
 
     def test_a_damaged_checkpoint_is_never_loaded(self, reference, tmp_path):
@@ -153,22 +156,24 @@ class Survival(Suite):
             loaded = {f"model: {name}": tensor for name, tensor in method.state_dict().items()}
             expected = {name: t for name, t in good[f"step-{step:06d}"].items() if name in loaded}
             assert differing(loaded, expected) == [], f"{how}: another state was loaded"
-            # blanks of the JSON may change without a meaning
-            assert step == STEPS - 1 or victim.name == "state.json", f"{how} was not seen"
-            assert (step == STEPS) == (not shown), f"{how} was passed over without a word"
+            # state.json may change in its white space alone
+            assert step == STEPS - 1 or victim.name == "state.json", f"{how} was not noticed"
+            assert (step == STEPS) == (not shown), f"{how} was skipped without a warning"
 
-    def finish(self, run: Path, **options) -> None:
+    def finish(self, run: Path, **options: Any) -> None:
+        """Repeat the command until the run is complete."""
         ended = self.trial().train(run, **options)
-        assert ended.code == 0, f"the same command was to go on and finish: {ended}"
+        assert ended.code == 0, f"the same command should resume and finish: {ended}"
 
     def assert_same(self, run: Path, reference: Path, what: str) -> None:
+        """The newest checkpoints of two runs are equal bit for bit."""
         assert newest(run).name == newest(reference).name
         lines = differing(whole_state(newest(run)), whole_state(newest(reference)))
         shown = "\n  ".join(lines[:8])
-        assert not lines, f"{what}, ends with other values than one that nothing happened to:\n  {shown}{HINT}"
+        assert not lines, f"{what}, ends with other values than an undisturbed run:\n  {shown}{HINT}"
 
 
 def offsets(run: Path) -> list[int]:
-    """OFFSETS sizes, evenly spaced, at which the writing of a checkpoint is cut."""
+    """OFFSETS evenly spaced sizes in bytes, below that of the largest file of a checkpoint."""
     largest = max(path.stat().st_size for path in newest(run).iterdir())
     return [round(largest * (i + 0.5) / OFFSETS) for i in range(OFFSETS)]

@@ -1,4 +1,4 @@
-"""Something small to train: pictures of 8 x 8 pixels, and a method with every kind of state that a run has to keep."""
+"""Something small to train: 8 x 8 images, and a method with every kind of state a run keeps."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ CLASSES = ("dark", "dim", "light", "bright")
 
 
 class Pictures:
-    """`number` noisy pictures uint8 (c, h, w) in four brightnesses, which are their labels.
+    """`number` noisy images, uint8 (c, h, w), of four brightnesses, which are their labels.
 
-    `bad` are indices that raise BadSample. `faults` are called with an index before it is read, in the loader's process.
+    Indices in `bad` raise BadSample. Each of `faults` is called with a sample's index before it is
+    read, in the loader's process.
     """
 
     def __init__(self, number: int = 64, *, size: tuple[int, int] = (8, 8), channels: int = 3) -> None:
@@ -53,7 +54,7 @@ class Pictures:
         return {"image": torch.from_numpy(self.pixels(index)).permute(2, 0, 1)}
 
     def pixels(self, index: int) -> np.ndarray:
-        """uint8 (h, w, c)."""
+        """Image `index`, uint8 (h, w, c); the same at every call."""
         low = 48 * int(self.labels[index])
         rng = np.random.default_rng(index)
         return rng.integers(low, low + 96, (*self.size, self.channels), dtype=np.uint8)
@@ -66,7 +67,7 @@ class Pictures:
 
 
 def open_pictures(data: str | Path | None, *, config: Any, split: str = "train") -> Any:
-    """A recipe's `source`. Without `data` pictures a quarter larger than the config's, so that a crop has a choice."""
+    """A recipe's `source`. Without `data`, the images are a quarter larger than the config's."""
     if data is not None:
         return open_images(data, config=config, split=split)
     h, w = config.size
@@ -74,7 +75,10 @@ def open_pictures(data: str | Path | None, *, config: Any, split: str = "train")
 
 
 def write_pictures(folder: Path, config: Any, number: int = 64) -> Path:
-    """The same as files: `folder/<class>/<number>.png`, or `folder.npz` for other than one or three channels."""
+    """Write the images as `folder/<class>/<number>.png`; returns the path for --data.
+
+    Images with other than 1 or 3 channels go to `folder.npz`.
+    """
     source = open_pictures(None, config=config)
     if config.in_channels not in (1, 3):
         images = np.stack([source.pixels(i) for i in range(number)])
@@ -90,26 +94,26 @@ def write_pictures(folder: Path, config: Any, number: int = 64) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyConfig(ImageConfig, TrainConfig):
-    """The network is a layer; see `ssl_testing.conformance` for what the suite sets itself."""
+    """Settings of `Tiny`."""
 
     image_size: int | tuple[int, int] = 8
     patch_size: int = 4
     crop_pct: float = 1.0
     dim: int = 16
-    """width"""
+    """width of the features"""
     momentum: float = 0.9
     """of the teacher and the centre"""
     dropout: float = 0.1
-    """of the student's features: noise that belongs to the model"""
+    """of the student's features, so that the model has noise of its own"""
     queue: int = 32
-    """teacher's features that are kept"""
+    """features of the teacher that are kept as negatives"""
     epochs: float = 2.5
     batch_size: int = 8
     base_lr: float = 0.032
 
 
 class Tiny(nn.Module, Pretrained):
-    """A student that follows its averaged teacher from one view to another and away from a queue of earlier pictures."""
+    """A student predicts its averaged teacher's features of another view; a queue has negatives."""
 
     config_class = TinyConfig
     layout = f"{__name__}:LAYOUT"
@@ -136,10 +140,13 @@ class Tiny(nn.Module, Pretrained):
         return self
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """-cos(student(view 1), teacher(view 0) - centre) + log sum exp of the student against the queue; a mean."""
-        first, second = (self._pixels(view) for view in batch["views"])
+        """Mean of logsumexp(q · queue / 0.2) - cos(q, k - centre) / 0.2.
+
+        q are the student's features of view 1, k the teacher's of view 0.
+        """
+        first, second = (self._pixels(view) for view in batch["views"])  # each b (c h w)
         with torch.no_grad():
-            keys = self.teacher(first).float()
+            keys = self.teacher(first).float()  # b d
         queries = F.normalize(self.student(second).float(), dim=1)
         near = (queries * F.normalize(keys - self.centre, dim=1)).sum(1)  # b
         far = (queries @ self.queue.T / 0.2).logsumexp(1)

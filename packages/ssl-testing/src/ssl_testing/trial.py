@@ -1,4 +1,4 @@
-"""A short training of a recipe in a child, with faults."""
+"""A short training run of a recipe in a child, with faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_train.run import train
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained; `train` may be called again and again on one folder, as a user repeats a command."""
+    """What to train. Call `train` again on the same folder, as a user repeats a command."""
 
     recipe: Recipe
     config: Any
@@ -25,30 +25,31 @@ class Trial:
 
     @property
     def plan(self) -> Plan:
+        """The order of the samples."""
         source = load(self.recipe.source)(self.data, config=self.config, split="train")
         return Plan(len(source), self.config.batch_size, self.config.epochs, self.config.seed)
 
     def replace(self, **changes: Any) -> Trial:
-        """The same with other settings."""
+        """The same trial with other settings."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
     def train(self, out: Path, *faults: Fault, warns: bool = False, **options: Any) -> Ended:
-        """Train into `out` in a child and wait; a warning ends it, unless it `warns` on purpose.
+        """Train into `out` in a child and wait. A warning ends the child unless `warns`.
 
-        `options` are fields of RunOptions. A checkpoint is written after every step unless they say otherwise.
+        `options` are fields of RunOptions; by default every step writes a checkpoint.
         """
         return self.start(out, *faults, warns=warns, **options).end()
 
     def start(self, out: Path, *faults: Fault, warns: bool = False, **options: Any) -> Child:
-        """The child that trains into `out`."""
+        """Start a child that trains into `out`."""
         return Child(lambda: self._child(out, faults, options), warns=warns)
 
     def train_ranks(self, world: int, out: Path, *faults: Fault, warns: bool = False, **options: Any) -> list[Ended]:
-        """The same in `world` processes; how each ended."""
+        """Train in `world` processes; how each of them ended."""
         return run_ranks(world, lambda: self._child(out, faults, options), warns=warns)
 
     def here(self, out: Path, *faults: Fault, **options: Any) -> Any:
-        """The same in this process; returns the trained method."""
+        """Train in this process; returns the trained method."""
         handles = [fault(load(self.recipe.method), self.plan.steps) for fault in faults]
         settings = {"device": "cpu", "workers": 0, "checkpoint_minutes": 0.0, "log_every": 1, **options}
         try:
