@@ -97,7 +97,7 @@ def test_a_changed_folder_uploads_what_changed(hub: HubServer, folder: Path) -> 
     hub.requests.clear()
     save_weights(folder / "heads.safetensors", {"h": torch.zeros(3)})
     write_sums(folder, ["config.json", "model.safetensors", "heads.safetensors"])
-    push(folder, ID, token=hub.token, commit_message="New heads")
+    push(folder, ID, token=hub.token)
     assert sum(request.startswith("PUT") for request in hub.requests) == 1
     assert contents(resolve(ID))["heads.safetensors"] == (folder / "heads.safetensors").read_bytes()
 

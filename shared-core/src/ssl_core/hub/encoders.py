@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_core.config import BackboneConfig, ConfigError, from_dict
 from ssl_core.hub.config_json import pixels, positive, read, statistics, written
 from ssl_core.hub.keymap import KeyMap, Row, prefixed, same
-from ssl_core.hub.layout import Export, Layout
+from ssl_core.hub.layout import Layout
 from ssl_core.hub.resize import positions, stem
 from ssl_core.patches import square_grid
 from ssl_core.resnet import LAYERS, BasicBlock, Bottleneck
@@ -106,13 +106,8 @@ def encoder_keymap(ours: str = "encoder.", *, also: tuple[Row, ...] = ()) -> Key
 
 # ------------------------------------------------------------------ config.json
 
-VIT_NAMES = {
-    "dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "patch_size": "patch_size",
-    "layer_norm_eps": "layer_norm_eps",
-}
+VIT_NAMES = {"dim": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
+VIT_NAMES |= {"patch_size": "patch_size", "layer_norm_eps": "layer_norm_eps"}
 """Our fields of a ViT and transformers' names for the same value."""
 VIT_FIXED = {"hidden_act": "gelu", "qkv_bias": True}
 """transformers' options of a ViT of which we have one value."""
@@ -123,27 +118,22 @@ _BLOCKS = {BasicBlock: "basic", Bottleneck: "bottleneck"}
 
 def vit_to_theirs(model_type: str, architecture: str, config: Any, **more: Any) -> dict[str, Any]:
     """config.json of a transformers model that names a ViT's sizes as its `vit` does."""
-    sizes = {
-        "image_size": config.image_size,
-        "num_channels": config.in_channels,
-        "intermediate_size": round(config.dim * config.mlp_ratio),
-    }
-    return written(model_type, architecture, config, VIT_NAMES, **sizes, **VIT_FIXED, **more)
+    names = {**VIT_NAMES, "image_size": "image_size", "in_channels": "num_channels"}
+    hidden = round(config.dim * config.mlp_ratio)
+    return written(model_type, architecture, config, names, intermediate_size=hidden, **VIT_FIXED, **more)
 
 
 def to_theirs(config: BackboneConfig) -> dict[str, Any]:
     """config.json: transformers' for a ViT; for a ResNet what timm's `create_model("local-dir:…")` reads."""
     if config.is_vit:
         return vit_to_theirs("vit", "ViTModel", config)
-    return {
-        "model_type": "ssl_resnet",
+    timm = {
         "architecture": config.backbone,
         "num_classes": 0,
         "model_args": {"in_chans": config.in_channels, "num_classes": 0},
         "pretrained_cfg": timm_pixels(config, first_conv="conv1", classifier="fc"),
-        "width": config.width,
-        "small_stem": config.small_stem,
     }
+    return {"model_type": "ssl_resnet", **timm, "width": config.width, "small_stem": config.small_stem}
 
 
 def from_theirs(cls: type[C], values: dict[str, Any], preprocessor: dict[str, Any]) -> C:
@@ -238,22 +228,13 @@ def to_transformers(
     if config.is_vit:
         return encoder_state(state, VIT, ours), to_theirs(config)
     if config.small_stem:
-        raise ConfigError(
-            "small_stem: transformers' ResNetModel has the ImageNet stem only; model.safetensors of the folder itself "
-            "has torchvision's names"
-        )
+        own = "model.safetensors of the folder itself has torchvision's names"
+        raise ConfigError(f"small_stem: transformers' ResNetModel has the ImageNet stem only; {own}")
     block, depths = LAYERS[config.backbone]
-    return encoder_state(state, RESNET_TRANSFORMERS, ours), {
-        "model_type": "resnet",
-        "architectures": ["ResNetModel"],
-        "dtype": "float32",
-        "num_channels": config.in_channels,
-        "embedding_size": config.width,
-        "hidden_sizes": [config.width * block.expansion * 2**s for s in range(4)],
-        "depths": list(depths),
-        "layer_type": _BLOCKS[block],
-        "hidden_act": "relu",
-    }
+    names = {"in_channels": "num_channels", "width": "embedding_size"}
+    hidden = [config.width * block.expansion * 2**s for s in range(4)]
+    sizes = {"hidden_sizes": hidden, "depths": list(depths), "layer_type": _BLOCKS[block], "hidden_act": "relu"}
+    return encoder_state(state, RESNET_TRANSFORMERS, ours), written("resnet", "ResNetModel", config, names, **sizes)
 
 
 def to_timm(
@@ -278,40 +259,20 @@ def timm_vit(config: Any, *, architecture: str = "vit_base_patch16_224", **argum
     """
     if config.layer_norm_eps != 1e-6:
         raise ConfigError(f"layer_norm_eps = {config.layer_norm_eps}: timm has 1e-6, export to transformers instead")
-    pool = "token" if config.pool == "cls" else "avg"
-    return {
-        "architecture": architecture,
-        "num_classes": 0,
-        "num_features": config.dim,
-        "global_pool": pool,
-        "model_args": {
-            "img_size": list(config.size),
-            "patch_size": config.patch_size,
-            "in_chans": config.in_channels,
-            "embed_dim": config.dim,
-            "depth": config.depth,
-            "num_heads": config.heads,
-            "mlp_ratio": config.mlp_ratio,
-            "num_classes": 0,
-            "global_pool": pool,
-            "fc_norm": False,  # timm would move the last norm behind the mean
-            **arguments,
-        },
-        "pretrained_cfg": timm_pixels(config, fixed_input_size=True, first_conv="patch_embed.proj", classifier="head"),
-    }
+    sizes = {"patch_size": config.patch_size, "depth": config.depth, "mlp_ratio": config.mlp_ratio}
+    sizes |= {"in_chans": config.in_channels, "embed_dim": config.dim, "num_heads": config.heads}
+    # fc_norm: timm would move the last norm behind the mean
+    ends = {"num_classes": 0, "global_pool": "token" if config.pool == "cls" else "avg"}
+    network = {"img_size": list(config.size), **sizes, **ends, "fc_norm": False, **arguments}
+    seen = timm_pixels(config, fixed_input_size=True, first_conv="patch_embed.proj", classifier="head")
+    own = {"architecture": architecture, "num_features": config.dim, **ends}
+    return {**own, "model_args": network, "pretrained_cfg": seen}
 
 
 def timm_pixels(config: Any, **more: Any) -> dict[str, Any]:
     """timm's `pretrained_cfg`: how its evaluation makes an image."""
-    return {
-        "input_size": [config.in_channels, *config.size],
-        "interpolation": "bicubic",
-        "crop_pct": config.crop_pct,
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "num_classes": 0,
-        **more,
-    }
+    crop = {"input_size": [config.in_channels, *config.size], "interpolation": "bicubic", "crop_pct": config.crop_pct}
+    return {**crop, "mean": list(config.mean), "std": list(config.std), "num_classes": 0, **more}
 
 
 ENCODER_SIZES = (
@@ -330,18 +291,15 @@ def encoder_layout(
 
     `also` are the spellings of its authors' files; `more` are fields of the `Layout`, such as its heads.
     """
-    exports: dict[str, Export] = {
-        "transformers": partial(to_transformers, ours=ours),
-        "timm": partial(to_timm, ours=ours),
-    }
-    defaults = {
-        "keymap": encoder_keymap(ours, also=also),
-        "to_theirs": to_theirs,
-        "from_theirs": partial(from_theirs, cls),
-        "infer": partial(infer, cls, ours=ours),
-        "resize": ENCODER_SIZES,
-        "kind": lambda config: "ViT" if config.is_vit else f"{config.backbone} (small_stem {config.small_stem})",
-        "pipelines": PIPELINES,
-        "exports": exports,
-    }
-    return Layout(**{**defaults, **more})
+    more.setdefault("to_theirs", to_theirs)
+    more.setdefault("from_theirs", partial(from_theirs, cls))
+    more.setdefault("infer", partial(infer, cls, ours=ours))
+    more.setdefault("resize", ENCODER_SIZES)
+    more.setdefault(
+        "exports", {"transformers": partial(to_transformers, ours=ours), "timm": partial(to_timm, ours=ours)}
+    )
+    return Layout(keymap=encoder_keymap(ours, also=also), kind=_kind, pipelines=PIPELINES, **more)
+
+
+def _kind(config: BackboneConfig) -> str:
+    return "ViT" if config.is_vit else f"{config.backbone} (small_stem {config.small_stem})"

@@ -91,20 +91,12 @@ class Pretrained:
     def preprocessor(self) -> dict[str, Any]:
         """preprocessor_config.json of an image method: shorter side, centre crop, mean and std of the config."""
         h, w = self.config.size
-        return {
-            "image_processor_type": "BitImageProcessor",
-            "do_resize": True,
-            "size": {"shortest_edge": int(min(h, w) / self.config.crop_pct)},
-            "do_center_crop": True,
-            "crop_size": {"height": h, "width": w},
-            "resample": 3,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(self.config.mean),
-            "image_std": list(self.config.std),
-            "do_convert_rgb": self.config.in_channels == 3,
-        }
+        resize = {"do_resize": True, "size": {"shortest_edge": int(min(h, w) / self.config.crop_pct)}}
+        crop = {"do_center_crop": True, "crop_size": {"height": h, "width": w}, "resample": 3}
+        scale = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+        pixels = {"image_mean": list(self.config.mean), "image_std": list(self.config.std)}
+        convert = {"do_convert_rgb": self.config.in_channels == 3}
+        return {"image_processor_type": "BitImageProcessor", **resize, **crop, **scale, **pixels, **convert}
 
     @classmethod
     def from_pretrained(

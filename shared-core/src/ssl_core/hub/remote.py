@@ -21,39 +21,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ssl_core.hub.card import merge_card
-from ssl_core.hub.transfer import (
-    PAUSES,
-    TIMEOUT,
-    Address,
-    HubError,
-    Sleep,
-    leaves_folder,
-    retried,
-    why_unsafe,
-)
+from ssl_core.hub.transfer import PAUSES, TIMEOUT, Address, HubError, Sleep, leaves_folder, retried, why_unsafe
 from ssl_core.hub.weights_file import SUMS, sha256, verify_sums
 
-__all__ = ["PUBLISHED", "HubError", "push", "resolve"]
-
 PUBLISHED = (
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "preprocessor_config.json",
-    "open_clip_config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "README.md",
-    SUMS,
-    "evaluation.json",
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "open_clip_config.json"),
+    *(
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+    ),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
+    *("README.md", SUMS, "evaluation.json"),
 )
 """What a published model consists of: patterns for the files at the top of its folder."""
 PICKLE = "pytorch_model.bin"
@@ -83,8 +64,7 @@ def resolve(
     a download that stays damaged or cut after three tries, and for a repository with hostile file
     names. When the Hub cannot be reached but the cache has a copy, that is returned with a warning.
     """
-    local = _local_path(name)
-    if local is not None:
+    if (local := _local_path(name)) is not None:
         return local
     from huggingface_hub import constants
 
@@ -112,7 +92,6 @@ def push(
     revision: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
-    commit_message: str | None = None,
     create_pr: bool = False,
     dry_run: bool = False,
     sleep: Sleep = time.sleep,
@@ -134,11 +113,9 @@ def push(
         sizes = [f"{(folder / file).stat().st_size:>15,}  {file}" for file in files]
         return "\n".join([f"to {repo_id}, {revision or 'main'}:", *sizes])
 
-    def commit() -> str:
-        return _commit(at, folder, files, private, commit_message or "Publish model", create_pr)
-
-    # When the answer to a commit was lost, a retry finds nothing changed; a PR would come twice.
-    return retried(commit, at, sleep=sleep, pauses=() if create_pr else PAUSES)
+    # If the answer to a commit is lost, a retry finds nothing changed; a PR would come twice.
+    pauses = () if create_pr else PAUSES
+    return retried(lambda: _commit(at, folder, files, private, create_pr), at, sleep=sleep, pauses=pauses)
 
 
 def _local_path(name: str | Path) -> Path | None:
@@ -157,10 +134,8 @@ def _local_path(name: str | Path) -> Path | None:
         missing = missing.parent
     beside = [other.name for other in missing.parent.iterdir()]
     near = ", ".join(difflib.get_close_matches(missing.name, beside, cutoff=0.5))
-    raise FileNotFoundError(
-        f"{path} does not exist: {missing.parent.absolute()} has no {missing.name!r}"
-        + (f", but {near}" if near else "")
-    )
+    hint = f", but {near}" if near else ""
+    raise FileNotFoundError(f"{path} does not exist: {missing.parent.absolute()} has no {missing.name!r}{hint}")
 
 
 def _fetch(at: Address, patterns: Sequence[str]) -> Path:
@@ -174,15 +149,14 @@ def _fetch(at: Address, patterns: Sequence[str]) -> Path:
     listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     chosen = _choose(at.repo_id, listed, patterns)
     cache: dict[str, Any] = {"repo_id": at.repo_id, "cache_dir": at.cache_dir}
-    new = [
-        file for file in chosen if not isinstance(try_to_load_from_cache(filename=file, revision=commit, **cache), str)
-    ]
+    cached = {file: try_to_load_from_cache(filename=file, revision=commit, **cache) for file in chosen}
     exactly = [glob.escape(file) for file in chosen]
     folder = Path(snapshot_download(revision=at.revision, token=at.token, allow_patterns=exactly, **cache))
     if folder.name != commit:
         raise HubError(f"{at.repo_id} was changed during the download: try again", passing=True)
-    for file in new:
-        _check_content(folder / file, listed[file])
+    for file in chosen:
+        if not isinstance(cached[file], str):  # it is new
+            _check_content(folder / file, listed[file])
     return folder
 
 
@@ -227,16 +201,10 @@ def _cached(at: Address, patterns: Sequence[str]) -> Path:
     what = f"{at.repo_id} at revision {at.revision or 'main'}"
     advice = "Get it with a network first (no HF_HUB_OFFLINE, no local_files_only)"
     try:
-        folder = Path(
-            snapshot_download(
-                at.repo_id,
-                revision=at.revision,
-                cache_dir=at.cache_dir,
-                local_files_only=True,
-                allow_patterns=[pattern for pattern in patterns if pattern != PICKLE],
-                ignore_patterns=["*/*"],  # the client's * crosses folders, ours does not
-            )
-        )
+        wanted = [pattern for pattern in patterns if pattern != PICKLE]
+        # The client's * crosses folders, ours does not.
+        files = {"local_files_only": True, "allow_patterns": wanted, "ignore_patterns": ["*/*"]}
+        folder = Path(snapshot_download(at.repo_id, revision=at.revision, cache_dir=at.cache_dir, **files))
     except LocalEntryNotFoundError as error:
         raise HubError(f"{what} is not, or not completely, in the cache. {advice}") from error
     except HFValidationError as error:
@@ -253,21 +221,12 @@ def _published(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     files = [name for name in names if _matches(name, PUBLISHED)]
     if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
-        raise HubError(
-            f"{folder} lacks config.json or *.safetensors, so nobody could load it; "
-            f"it has {', '.join(names) or 'nothing'}"
-        )
+        has = ", ".join(names) or "nothing"
+        raise HubError(f"{folder} lacks config.json or *.safetensors, so nobody could load it; it has {has}")
     return files
 
 
-def _commit(
-    at: Address,
-    folder: Path,
-    files: Iterable[str],
-    private: bool | None,
-    message: str,
-    create_pr: bool,
-) -> str:
+def _commit(at: Address, folder: Path, files: Iterable[str], private: bool | None, create_pr: bool) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
@@ -285,14 +244,10 @@ def _commit(
             old = api.hf_hub_download(repo_id, "README.md", revision=info.sha, local_dir=temporary)
             card = merge_card(_text(Path(old)), _text(folder / "README.md"))
         content["README.md"] = card.encode()
-    return api.create_commit(
-        repo_id,
-        [CommitOperationAdd(file, source) for file, source in content.items()],
-        commit_message=message,
-        revision=at.revision,
-        create_pr=create_pr,
-        parent_commit=info.sha,  # a card merged from an older commit would undo somebody's words
-    ).commit_url
+    added = [CommitOperationAdd(file, source) for file, source in content.items()]
+    # `parent_commit`: a card that was merged from an older commit would undo somebody's words.
+    how = {"revision": at.revision, "create_pr": create_pr, "parent_commit": info.sha}
+    return api.create_commit(repo_id, added, commit_message="Publish model", **how).commit_url
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -29,12 +29,8 @@ from ssl_core.errors import InputError
 
 SUMS = "SHA256SUMS"
 MAX_HEADER = 100_000_000  # bytes; the bound of the format itself
-BITS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 8),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
-    **dict.fromkeys(("U32", "I32", "F32"), 32),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-}
+TYPES = {8: "BOOL U8 I8 F8_E4M3 F8_E5M2", 16: "U16 I16 F16 BF16", 32: "U32 I32 F32", 64: "U64 I64 F64 C64"}
+BITS = {name: bits for bits, names in TYPES.items() for name in names.split()}
 
 
 class WeightsError(InputError, RuntimeError):
@@ -100,11 +96,9 @@ def verify_sums(folder: str | Path, files: Iterable[str] | None = None) -> bool:
         if not (folder / name).is_file():
             raise WeightsError(f"{folder / name} is missing, though {SUMS} lists it: get the folder again")
         if sha256(folder / name) != sums[name]:
-            raise WeightsError(
-                f"{folder / name} has changed since it was published: its sha256 is not the one "
-                f"in {SUMS}. Get it again; if you changed it on purpose, save the model anew or "
-                f"delete {SUMS}"
-            )
+            advice = f"Get it again; if you changed it on purpose, save the model anew or delete {SUMS}"
+            what = f"{folder / name} has changed since it was published: its sha256 is not the one in {SUMS}"
+            raise WeightsError(f"{what}. {advice}")
     return True
 
 
@@ -144,16 +138,12 @@ def load_pickle(path: str | Path) -> Any:
     except Exception as error:  # damaged pickles raise whatever they like
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
-            raise WeightsError(
-                f"{path} was not loaded and nothing of it was executed: besides tensors it asks "
-                f"for {refused[1]}, and that could run any code. If you trust its author, open it "
-                "with their code and save its state_dict alone"
-            ) from error
-        reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-        raise WeightsError(
-            f"{path} is no intact file of torch.save, and nothing of it was executed: "
-            f"{reason[1] if reason else f'{type(error).__name__}: {error}'}"
-        ) from error
+            why = f"besides tensors it asks for {refused[1]}, and that could run any code"
+            advice = "If you trust its author, open it with their code and save its state_dict alone"
+            raise WeightsError(f"{path} was not loaded and nothing of it was executed: {why}. {advice}") from error
+        found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        why = found[1] if found else f"{type(error).__name__}: {error}"
+        raise WeightsError(f"{path} is no intact file of torch.save; nothing of it was executed: {why}") from error
 
 
 def sha256(path: Path) -> str:
@@ -198,9 +188,8 @@ def _check_layout(path: Path) -> None:
         _refuse_other_formats(path, start)
         length = int.from_bytes(start[:8], "little")
         if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise WeightsError(
-                f"{path} is truncated or no safetensors file: of its {size:,} bytes the header would take {length:,}"
-            )
+            why = f"of its {size:,} bytes the header would take {length:,}"
+            raise WeightsError(f"{path} is truncated or no safetensors file: {why}")
         file.seek(8)
         raw = file.read(length)
     try:
@@ -242,10 +231,8 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
     if start[8:9] == b"{":  # a header of 640 bytes begins like a pickle
         return
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        raise WeightsError(
-            f"{path} is a pickle of torch.save, not safetensors. Convert it by save_weights("
-            f"'new.safetensors', load_pickle({path.name!r})) of ssl_core.hub.weights_file"
-        )
+        how = f"save_weights('new.safetensors', load_pickle({path.name!r})) of ssl_core.hub.weights_file"
+        raise WeightsError(f"{path} is a pickle of torch.save, not safetensors. Convert it by {how}")
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path} is a pointer of git-lfs, not the weights: run `git lfs pull` in its folder")
 

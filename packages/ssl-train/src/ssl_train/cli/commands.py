@@ -146,10 +146,10 @@ def show(recipe: Recipe, args: verbs.Show) -> None:
 
 
 def push(recipe: Recipe, args: verbs.Push) -> None:
-    from ssl_core.hub.card import write_card
     from ssl_core.hub.remote import push as upload
+    from ssl_train.card import write_run_card
 
-    write_card(args.folder, name=args.repo_id, layout=layout_of(load(recipe.method)), license=args.license)
+    write_run_card(args.folder, name=args.repo_id, layout=layout_of(load(recipe.method)), license=args.license)
     options = {"revision": args.revision, "create_pr": args.create_pr, "dry_run": args.dry_run}
     print(upload(args.folder, args.repo_id, private=args.private or None, **options))
 
@@ -207,11 +207,11 @@ def figures(opened: Opened, folder: Path) -> list[Path]:
 
 def finish(recipe: Recipe, folder: Path) -> None:
     """Write the model card and the report of a run folder, from what it holds by now."""
-    from ssl_core.hub.card import write_card
+    from ssl_train.card import write_run_card
     from ssl_train.report.page import write_report
 
     if (folder / "config.json").exists():
-        write_card(folder, name=folder.resolve().name, layout=layout_of(load(recipe.method)))
+        write_run_card(folder, name=folder.resolve().name, layout=layout_of(load(recipe.method)))
     if (folder / "metrics.jsonl").exists():
         write_report(folder)
 

@@ -11,9 +11,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ssl_core.hub.card import BEGIN, END, CardError, merge_card
-from ssl_core.hub.card import write_card as write_any_card
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.layout import Layout
+from ssl_train.card import write_run_card
 
 LAYOUT = Layout(
     keymap=KeyMap(rows=()),
@@ -25,7 +25,7 @@ LAYOUT = Layout(
 
 
 def write_card(folder: Path, *, layout: Layout = LAYOUT, **options: Any) -> Path:
-    return write_any_card(folder, layout=layout, **options)
+    return write_run_card(folder, layout=layout, **options)
 
 
 CONFIG = {

@@ -1,0 +1,132 @@
+"""The model card of a run folder: what was measured and how it was trained, beside how to load it.
+
+A card says nothing that is not in the folder: pieces that are missing there are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from ssl_core.hub.card import OURS, write_card
+from ssl_core.hub.layout import Layout, read_json
+
+
+def write_run_card(folder: str | Path, *, name: str, layout: Layout, **options: Any) -> Path:
+    """`write_card` with what config.json and, where they exist, run.json, metrics.jsonl and evaluation.json say."""
+    folder = Path(folder)
+    run, evaluation, config = (
+        read_json(file) if (file := folder / f"{part}.json").exists() else {}
+        for part in ("run", "evaluation", "config")
+    )
+    is_text = layout.inputs[0] == "input_ids"
+    task = "text-classification" if is_text else "image-classification"
+    training = _training(config.get("ssl", {}).get("config", {}), run, _last_metrics(folder / "metrics.jsonl"))
+    parts = [_evaluation(evaluation), training]
+    return write_card(folder, name=name, layout=layout, results=_results(evaluation, task), parts=parts, **options)
+
+
+def _results(evaluation: Mapping[str, Any], task: str) -> list[Any]:
+    """The figures of the pretrained features, for the card's model-index."""
+    from huggingface_hub import EvalResult
+
+    data, tested = _public(evaluation.get("data", "unnamed")), _count(evaluation, "test")
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=data,
+            dataset_name=data,
+            metric_type="accuracy",
+            metric_name=title,
+            metric_value=round(value, 4),
+            metric_args={"by": OURS}
+            | ({"n": tested} if tested else {})
+            | ({"interval in %": spread} if spread else {}),
+        )
+        for row in evaluation.get("rows", [])
+        if row.get("features") == "pretrained"
+        for title, value, spread in _figures(row, evaluation)
+    ]
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> str:
+    """A table of every row, in percent, and on how many samples."""
+    rows = {row["features"]: _figures(row, evaluation) for row in evaluation.get("rows", [])}
+    titles = list(dict.fromkeys(title for figures in rows.values() for title, _, _ in figures))
+    if not titles:
+        return ""
+    lines = ["| features | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(titles)]
+    for features, figures in rows.items():
+        cells = {title: f"{100 * value:.1f} {spread}".strip() for title, value, spread in figures}
+        lines.append(" | ".join([f"| {features}", *(cells.get(t, "") for t in titles), ""]).strip())
+    counts = [f"{part} n = {n:,}" for part in ("train", "test") if (n := _count(evaluation, part))]
+    data = _public(evaluation.get("data", "unnamed data"))
+    note = f"Top-1 in %, 95 % intervals, on {data}: {', '.join(counts) or 'n was not recorded'}."
+    return "\n".join(["## Evaluation", "", *lines, "", note])
+
+
+def _figures(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """(title, share, interval in percent) of each figure of a row."""
+    neighbours = evaluation.get("protocol", {}).get("knn", {})
+    k = f" (k = {neighbours['k']})" if isinstance(neighbours, dict) and "k" in neighbours else ""
+    tested = _count(evaluation, "test")
+    figures = []
+    for key, title in (("knn", f"k-NN{k}"), ("linear", "linear probe")):
+        if isinstance(row.get(key), int | float):
+            figures.append((title, float(row[key]), _wilson(row[key], tested) if tested else ""))
+    few = row.get("fewshot")
+    if isinstance(few, dict) and "mean" in few:
+        spread = f"± {100 * few['interval']:.1f}" if few.get("interval") is not None else ""
+        figures.append((f"{few.get('shots', 'few')}-shot", float(few["mean"]), spread))
+    return figures
+
+
+def _wilson(share: float, n: int, z: float = 1.96) -> str:
+    """95 % interval of a share of n samples, in percent (Wilson 1927)."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return f"({100 * max(0.0, centre - half):.1f}–{100 * min(1.0, centre + half):.1f})"
+
+
+def _count(evaluation: Mapping[str, Any], part: str) -> int | None:
+    """Number of samples of the "train" or "test" part, where the protocol says it."""
+    facts = evaluation.get("protocol", {}).get(part)
+    return facts.get("n") if isinstance(facts, dict) else facts if isinstance(facts, int) else None
+
+
+def _training(config: Mapping[str, Any], run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    scalars = {key: value for key, value in last.items() if isinstance(value, int | float)}
+    facts = {
+        "data": _public(run.get("data")),
+        "fingerprint of the data": run.get("data_fingerprint"),
+        "started from": _public(run.get("init")),
+        "versions": ", ".join(f"{name} {v}" for name, v in run.get("versions", {}).items()),
+        "last metrics": ", ".join(f"{key} {value:.5g}" for key, value in scalars.items()),
+    }
+    lines = [f"- {title}: {value}" for title, value in facts.items() if value]
+    if config:
+        lines += ["", "| setting | value |", "| --- | --- |"]
+    for key, value in config.items():
+        cell = json.dumps(_public(value), ensure_ascii=False).replace("|", "\\|")
+        lines.append(f"| {key} | {cell} |")
+    return "\n".join(["## Training", "", *lines]) if lines else ""
+
+
+def _last_metrics(path: Path) -> dict[str, Any]:
+    """The last value of every scalar in metrics.jsonl; empty when there is none."""
+    last: dict[str, Any] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            last |= json.loads(line)
+        except ValueError:  # torn by a kill
+            continue
+    return last
+
+
+def _public(value: Any) -> Any:
+    """A path without its folders, which are nobody's business; anything else as it is."""
+    if isinstance(value, str) and (value.startswith(("/", "~", ".")) or PureWindowsPath(value).drive):
+        return PureWindowsPath(value).name
+    return value
