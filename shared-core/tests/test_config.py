@@ -20,12 +20,12 @@ from ssl_core.config import (
     check_shares,
     differences,
     from_dict,
-    read_file,
     to_dict,
 )
 from ssl_core.errors import InputError
 from ssl_testing.faults import STRANGE, mutate_json
 from ssl_testing.tiny import TinyConfig
+from ssl_train.cli.config_file import read_file
 from ssl_train.options import RunOptions
 
 

@@ -20,6 +20,7 @@ from ssl_testing import children, faults
 from ssl_testing.state import apart, differing, newest, whole_state
 from ssl_testing.tiny import RECIPES, TinyConfig
 from ssl_testing.trial import Trial
+from ssl_train.processes import process_group
 
 TRIAL = Trial(RECIPES["tiny"], TinyConfig(precision="fp32", warmup_epochs=0.25))
 QUIET = TRIAL.replace(dropout=0.0)
@@ -29,7 +30,7 @@ def ranks(world, function):
     """What `function` returns on each of `world` ranks inside a process group."""
 
     def inside():
-        with distributed.process_group(60):
+        with process_group(60):
             return function()
 
     ended = children.run_ranks(world, inside)
@@ -44,7 +45,7 @@ def test_alone_every_function_is_a_no_op():
     assert distributed.gather(x) is x and distributed.all_reduce_sum(x) is x
     assert distributed.broadcast_object("a") == "a" and distributed.gather_objects("a") == ["a"]
     distributed.barrier()
-    with distributed.process_group():
+    with process_group():
         assert not distributed.is_on()
 
 
@@ -63,7 +64,7 @@ def test_ranks_know_each_other_and_exchange_objects():
 
 def test_a_group_inside_a_group_is_the_outer_one():
     def nested():
-        with distributed.process_group():
+        with process_group():
             inner = distributed.world_size()
         return inner, distributed.is_on()
 
@@ -165,7 +166,7 @@ def test_ranks_that_are_started_again_do_not_look_for_the_dead_ones():
     def meet():
         if os.environ["RANK"] == "0":  # the other one is first, and finds what the store still holds
             time.sleep(0.5)
-        with distributed.process_group(60):
+        with process_group(60):
             return distributed.gather_objects(os.getpid())
 
     with children.Torchrun() as agent:
@@ -314,7 +315,7 @@ def test_a_batch_that_cannot_be_split_is_refused(tmp_path):
 
 def test_the_group_ends_with_its_block():
     def after():
-        with distributed.process_group(60):
+        with process_group(60):
             on = distributed.is_on()
         return on, distributed.is_on(), os.environ["WORLD_SIZE"]
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,14 @@ import torch
 
 from ssl_core.config import BackboneConfig
 from ssl_core.hub import remote as repo_module
+from ssl_core.hub import transfer
 from ssl_core.hub.card import merge_card, write_card
 from ssl_core.hub.encoders import encoder_layout
 from ssl_core.hub.remote import HubError, push, resolve
 from ssl_core.hub.transfer import why_unsafe
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights, verify_sums, write_sums
 from ssl_testing.hub_server import HubServer, git_sha1
+from ssl_train.card import write_run_card
 
 pytest_plugins = ["ssl_testing.fixtures"]
 
@@ -59,8 +62,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def no_wait(seconds: float) -> None:
-    """Instead of time.sleep."""
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were waited between tries, without waiting."""
+    seconds: list[float] = []
+    monkeypatch.setattr(transfer, "time", SimpleNamespace(sleep=seconds.append))
+    return seconds
 
 
 # --- push, then pull
@@ -178,7 +185,7 @@ def test_a_card_edited_on_the_hub_keeps_what_people_wrote(hub: HubServer, folder
     (folder / "evaluation.json").write_text(
         json.dumps({"data": "scenes", "rows": [{"features": "pretrained", "knn": 0.625}]})
     )
-    write_card(folder, name=ID, layout=LAYOUT)
+    write_run_card(folder, name=ID, layout=LAYOUT)
     push(folder, ID, token=hub.token)
     card = contents(resolve(ID))["README.md"].decode()
     assert "## For whom\n\nPeople.\n" in card and "language: de" in card
@@ -188,9 +195,11 @@ def test_a_card_edited_on_the_hub_keeps_what_people_wrote(hub: HubServer, folder
     assert len(repo.commits) == commits
 
 
-def test_two_writers_do_not_undo_each_other(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_writers_do_not_undo_each_other(
+    hub: HubServer, waits: list[float], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     push(folder, ID, token=hub.token)
-    repo, waits = hub.repos[ID], []
+    repo = hub.repos[ID]
     words = b"\nWritten while the other one was pushing.\n"
 
     def meanwhile(old: str, new: str) -> str:
@@ -202,7 +211,7 @@ def test_two_writers_do_not_undo_each_other(hub: HubServer, folder: Path, monkey
     monkeypatch.setattr(repo_module, "merge_card", meanwhile)
     save_weights(folder / "heads.safetensors", {"h": torch.zeros(3)})
     write_sums(folder, ["config.json", "model.safetensors", "heads.safetensors"])
-    push(folder, ID, token=hub.token, sleep=waits.append)
+    push(folder, ID, token=hub.token)
     tree = repo.commits[repo.refs["main"]]
     assert waits == [1.0]
     assert words in tree["README.md"] and tree["heads.safetensors"] == contents(folder)["heads.safetensors"]
@@ -210,7 +219,7 @@ def test_two_writers_do_not_undo_each_other(hub: HubServer, folder: Path, monkey
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: HubServer, folder: Path) -> None:
     hub.cut("POST .*/commit/main", after=0)
-    push(folder, ID, token=hub.token, sleep=no_wait)
+    push(folder, ID, token=hub.token)
     assert len(hub.repos[ID].commits) == 2  # the empty one of the new repository, and ours
 
 
@@ -273,13 +282,14 @@ def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(
     ],
 )
 def test_what_cannot_be_had_is_a_hub_error_that_says_why(
-    hub: HubServer, name: str, options: dict[str, Any], message: str
+    hub: HubServer, waits: list[float], name: str, options: dict[str, Any], message: str
 ) -> None:
     hub.add("tester/demo", FILES)
     hub.add("tester/secret", FILES, private=True)
     hub.add("tester/gated", FILES, gated=True)
     with pytest.raises(HubError, match=message):
-        resolve(name, sleep=lambda seconds: pytest.fail("this does not pass by waiting"), **options)
+        resolve(name, **options)
+    assert waits == [], "this does not pass by waiting"
 
 
 def test_a_private_repository_opens_with_a_token(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +355,7 @@ def test_half_a_snapshot_is_not_served_offline(hub: HubServer) -> None:
     hub.add(ID, FILES)
     hub.cut("GET .*model.safetensors", after=100, times=99, reset=True)
     with pytest.raises(HubError, match="cannot be reached"):
-        resolve(ID, sleep=no_wait)
+        resolve(ID)
     with pytest.raises(HubError, match=r"not completely, in the cache|in the cache without its weights"):
         resolve(ID, local_files_only=True)
     hub.add("tester/other", FILES)
@@ -354,12 +364,12 @@ def test_half_a_snapshot_is_not_served_offline(hub: HubServer) -> None:
         resolve("tester/other", local_files_only=True)
 
 
-def test_an_unreachable_hub_gives_the_cached_commit_with_a_warning(hub: HubServer) -> None:
+def test_an_unreachable_hub_gives_the_cached_commit_with_a_warning(hub: HubServer, waits: list[float]) -> None:
     hub.add(ID, FILES)
-    folder, waits = resolve(ID), []
+    folder = resolve(ID)
     hub.fail(f"/api/models/{ID}", 503, times=99)
     with pytest.warns(UserWarning, match=rf"cannot be reached.*\(503\).*Using commit {folder.name} from the cache"):
-        assert resolve(ID, sleep=waits.append) == folder
+        assert resolve(ID) == folder
     assert waits == [1.0, 4.0]
 
 
@@ -368,7 +378,7 @@ def test_no_connection_and_a_cold_cache_is_a_hub_error(hub: HubServer, monkeypat
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     with pytest.raises(HubError, match="cannot be reached for tester/demo"):
-        resolve(ID, sleep=no_wait)
+        resolve(ID)
 
 
 def test_safetensors_are_preferred_and_a_pickle_comes_only_alone(hub: HubServer) -> None:
@@ -387,16 +397,15 @@ def test_safetensors_are_preferred_and_a_pickle_comes_only_alone(hub: HubServer)
 def test_a_download_that_is_cut_is_taken_up_again(hub: HubServer, after: int, reset: bool) -> None:
     hub.add(ID, FILES)
     hub.cut("GET .*model.safetensors", after=after, reset=reset)
-    assert contents(resolve(ID, sleep=no_wait)) == FILES
+    assert contents(resolve(ID)) == FILES
     assert downloads(hub).count("model.safetensors") == 2
 
 
-def test_a_download_that_is_always_cut_ends_after_three_tries(hub: HubServer) -> None:
+def test_a_download_that_is_always_cut_ends_after_three_tries(hub: HubServer, waits: list[float]) -> None:
     hub.add(ID, FILES)
     hub.cut("GET .*model.safetensors", after=10, times=99, reset=True)
-    waits: list[float] = []
     with pytest.raises(HubError, match="cannot be reached"):
-        resolve(ID, sleep=waits.append)
+        resolve(ID)
     assert waits == [1.0, 4.0] and downloads(hub).count("model.safetensors") == 3
 
 
@@ -405,13 +414,13 @@ def test_a_download_that_is_always_cut_ends_after_three_tries(hub: HubServer) ->
 def test_a_busy_server_is_asked_again(hub: HubServer, request_: str, status: int) -> None:
     hub.add(ID, FILES)
     hub.fail(request_, status, times=2)
-    assert contents(resolve(ID, sleep=no_wait)) == FILES
+    assert contents(resolve(ID)) == FILES
 
 
 @pytest.mark.parametrize("request_", ["create", "preupload", "objects/batch", "PUT /lfs", "commit"])
 def test_a_push_to_a_busy_server_is_repeated(hub: HubServer, folder: Path, request_: str) -> None:
     hub.fail(request_, 503)
-    push(folder, ID, token=hub.token, sleep=no_wait)
+    push(folder, ID, token=hub.token)
     assert contents(resolve(ID))["model.safetensors"] == contents(folder)["model.safetensors"]
 
 
@@ -419,14 +428,14 @@ def test_a_push_to_a_busy_server_is_repeated(hub: HubServer, folder: Path, reque
 def test_wrong_bytes_are_noticed_and_fetched_again(hub: HubServer, file: str) -> None:
     hub.add(ID, FILES)
     hub.corrupt(f"GET .*/resolve/.*{file}")
-    assert contents(resolve(ID, sleep=no_wait)) == FILES
+    assert contents(resolve(ID)) == FILES
 
 
 def test_bytes_that_stay_wrong_are_an_error_and_leave_nothing_in_the_cache(hub: HubServer) -> None:
     hub.add(ID, FILES)
     hub.corrupt("GET .*model.safetensors", times=3)
     with pytest.raises(HubError, match=r"model\.safetensors arrived damaged"):
-        resolve(ID, sleep=no_wait)
+        resolve(ID)
     with pytest.raises(HubError, match="in the cache"):
         resolve(ID, local_files_only=True)
     assert contents(resolve(ID)) == FILES
@@ -437,10 +446,10 @@ def test_bytes_that_stay_wrong_are_an_error_and_leave_nothing_in_the_cache(hub: 
     [{"config.json": b"[2]", "model.safetensors": b"newer weights"}, {**FILES, "heads.safetensors": b"one file more"}],
 )
 def test_a_repository_that_changes_during_the_pull_comes_from_one_commit(
-    hub: HubServer, newer: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, waits: list[float], newer: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = hub.add(ID, FILES)
-    check, waits = repo_module._choose, []
+    check = repo_module._choose
 
     def meanwhile(*arguments: Any) -> list[str]:
         if not waits:
@@ -448,7 +457,7 @@ def test_a_repository_that_changes_during_the_pull_comes_from_one_commit(
         return check(*arguments)
 
     monkeypatch.setattr(repo_module, "_choose", meanwhile)
-    folder = resolve(ID, sleep=waits.append)
+    folder = resolve(ID)
     assert contents(folder) == newer and folder.name == repo.refs["main"] and waits == [1.0]
 
 

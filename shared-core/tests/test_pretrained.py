@@ -25,6 +25,7 @@ class ToyConfig(ImageConfig, TrainConfig):
     image_size: int | tuple[int, int] = 8
     patch_size: int = 4
     dim: int = 6
+    pos_interp: str = "size"
 
 
 def to_theirs(config: ToyConfig) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def test_a_failed_save_leaves_the_old_folder(saved, monkeypatch):
     def full(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ssl_core.hub.pretrained.write_sums", full)
+    monkeypatch.setattr("ssl_core.hub.weights_file.write_sums", full)
     with pytest.raises(OSError, match="disk full"):
         toy(dim=4).save_pretrained(saved)
     assert equal(Toy.from_pretrained(saved), toy())
@@ -284,7 +285,7 @@ def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):
             {"ssl": {"method": "ssl_other.net:Net", "config": {"dmi": 6}}},
             "these are weights of ssl-other's Net, not of Toy: `ssl-other export`",
         ),
-        ({"ssl": {"config": {"epochs": -1}}}, "epochs = -1.0: must be positive"),
+        ({"ssl": {"config": {"epochs": -1}}}, "epochs = -1: must be above 0"),
     ],
 )
 def test_a_bad_config_is_named_with_its_file(saved, changes, message):

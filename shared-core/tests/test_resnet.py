@@ -17,7 +17,8 @@ from ssl_core.config import BackboneConfig, ConfigError, TrainConfig
 from ssl_core.encoder import build_encoder
 from ssl_core.hub.encoders import RESNET_TRANSFORMERS, encoder_layout
 from ssl_core.hub.keymap import KeyMap, prefixed
-from ssl_core.hub.pretrained import Pretrained, WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.resnet import LAYERS, ResNet
 
 
@@ -72,7 +73,7 @@ def test_a_resnet_is_torchvisions(name):
 
 def test_the_initialisation_is_torchvisions_with_branches_that_begin_at_zero_where_asked():
     torch.manual_seed(0)
-    ours = ResNet("resnet50", zero_init_residual=True)
+    ours = ResNet("resnet50").zero_residuals()
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(zero_init_residual=True).state_dict()
     spread = {key: (value.std(), theirs[key].std()) for key, value in ours.state_dict().items() if value.ndim == 4}

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ssl_core.device import keep_freed_memory
+from ssl_train.processes import keep_freed_memory
 
 PROJECTS = ["torch", "torchvision", "timm", "lightly", "transformers", "open_clip_torch"]
 PROJECTS += ["faiss-cpu", "datasets", "tokenizers", "scikit-image", "pillow"]

@@ -29,7 +29,7 @@ from ssl_beit.config import RECIPES
 from ssl_beit.convert import DALLE, read_dalle
 from ssl_core.config import ConfigError
 from ssl_core.hub.keymap import KeyMap, prefixed
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
 from ssl_train.cli.main import main
 

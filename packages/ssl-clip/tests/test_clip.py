@@ -16,7 +16,7 @@ from ssl_clip.config import RECIPES
 from ssl_clip.measure import measure
 from ssl_clip.pairs import open_pairs
 from ssl_core.config import ConfigError
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch
 from ssl_core.hub.weights_file import WeightsError, write_sums
 from ssl_train.cli.main import main
 from ssl_train.data.loader import TooManyBadSamples

@@ -13,6 +13,7 @@ from torch import Tensor
 from ssl_clip import clip, clip_loss, pairwise, siglip_loss
 from ssl_core import distributed
 from ssl_testing import children
+from ssl_train.processes import process_group
 
 
 def features(n: int = 7, d: int = 5, *, length: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -124,7 +125,7 @@ def test_processes_with_any_numbers_of_rows_have_the_gradient_of_one(cuts):
     whole = [with_gradients(simple_clip, image, text, SCALE), with_gradients(simple_siglip, image, text, SCALE, BIAS)]
 
     def rank() -> list[list[list]]:
-        with distributed.process_group(60):
+        with process_group(60):
             part = slice(sum(cuts[: distributed.rank()]), sum(cuts[: distributed.rank() + 1]))
             pair = (image[part], text[part], SCALE)
             both = [with_gradients(clip_loss, *pair), with_gradients(siglip_loss, *pair, BIAS)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_clip import CLIP, CLIPConfig
 from ssl_clip.convert import from_open_clip
 from ssl_core.config import ConfigError
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch
 
 transformers = pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")

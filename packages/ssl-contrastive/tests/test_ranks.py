@@ -33,6 +33,7 @@ from ssl_testing import children
 from ssl_testing.faults import KeepDouble
 from ssl_testing.state import apart
 from ssl_train.fit import wrap
+from ssl_train.processes import process_group
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8, "batch_size": 8, "warmup_epochs": 0.0,
@@ -49,7 +50,7 @@ METHODS = {
 
 def on_ranks(function: Any, world: int = 2) -> None:
     def inside() -> None:
-        with distributed.process_group(60):
+        with process_group(60):
             function()
 
     for ended in children.run_ranks(world, inside):

@@ -24,7 +24,7 @@ from ssl_contrastive import (
 from ssl_contrastive.config import RECIPES
 from ssl_contrastive.convert import EXPORTS
 from ssl_core.config import ConfigError
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch
 from ssl_train.cli.main import defaults, main
 
 SMALL: dict[str, Any] = {"backbone": "resnet18", "width": 4, "image_size": 32, "batch_size": 8, "warmup_epochs": 0.0}

@@ -25,6 +25,7 @@ from ssl_testing import children
 from ssl_testing.trial import Trial
 from ssl_train.cli.main import defaults, main
 from ssl_train.optim import build_optimizer
+from ssl_train.processes import process_group
 
 TINY = DINOConfig(
     image_size=8, patch_size=4, dim=16, depth=2, heads=2, drop_path=0.0, local_crops=3, local_size=4, prototypes=12,
@@ -277,7 +278,7 @@ def test_two_processes_have_the_centre_and_the_statistics_of_one(backbone, tmp_p
 
     def one_step(name: str) -> None:
         torch.set_default_dtype(torch.float64)
-        with distributed.process_group(60):
+        with process_group(60):
             rank, world = distributed.rank(), distributed.world_size()
             method = built(config).double()
             part = {"views": [view.chunk(world)[rank] for view in views]}

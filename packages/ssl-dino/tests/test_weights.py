@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssl_core.config import ConfigError
-from ssl_core.hub.layout import layout_of
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch, layout_of
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config
 
 TINY = DINOConfig(

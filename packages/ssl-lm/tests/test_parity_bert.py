@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch
 from ssl_lm.bert import BERT
 from ssl_lm.config import BERTConfig
 from ssl_lm.views import masked

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch
 from ssl_lm.config import T5Config
 from ssl_lm.t5 import T5
 

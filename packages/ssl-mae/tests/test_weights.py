@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
 from ssl_core.patches import interpolate_positions
 from ssl_mae import MAE, MAEConfig

@@ -13,7 +13,7 @@ import torchvision
 from transformers import AutoModel, ViTModel
 
 from ssl_core.config import ConfigError
-from ssl_core.hub.pretrained import WeightsMismatch
+from ssl_core.hub.layout import WeightsMismatch
 from ssl_core.hub.weights_file import save_weights
 from ssl_core.method import load
 from ssl_core.pixels import normalize

@@ -21,7 +21,8 @@ from torch import nn
 from ssl_core.config import TrainConfig, check
 from ssl_core.errors import DataError, NoTestSplit
 from ssl_core.hub.keymap import KeyMap
-from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.hub.layout import Layout
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.method import Recipe
 from ssl_testing import children, faults
 from ssl_testing.contract import Contract

@@ -78,10 +78,10 @@ def read(value: Any, hint: Any, field: str) -> Any:
         return _read_plain(value, hint, field)
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        found, bounds = read(value, args[0], field), _bounds(args[1:])
+        found, bounds = read(value, args[0], field), bounds_of(args[1:])
         for name, limit in bounds:
             if not BOUNDS[name][0](found, limit):
-                raise OutOfRange(f"{field} = {value!r}: must be {_words(bounds)}")
+                raise OutOfRange(f"{field} = {value!r}: must be {words(bounds)}")
         return found
     if origin in (Union, types.UnionType):
         for option in args:
@@ -126,27 +126,16 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 
 
 @functools.cache
-def _bounds(metadata: tuple[Any, ...]) -> list[tuple[str, Any]]:
+def bounds_of(metadata: tuple[Any, ...]) -> list[tuple[str, Any]]:
     """(attribute, limit) of every bound that an `Annotated` type states."""
     found = [(name, getattr(stated, name, None)) for stated in metadata for name in BOUNDS]
     return [(name, limit) for name, limit in found if limit is not None]
 
 
-def _words(bounds: list[tuple[str, Any]]) -> str:
+def words(bounds: list[tuple[str, Any]]) -> str:
     """Bounds as an error and `--help` say them: "at least 0 and below 1"."""
     limits = [limit.__name__ if callable(limit) else f"{limit:,}" for _, limit in bounds]
     return " and ".join(BOUNDS[name][1].format(limit) for (name, _), limit in zip(bounds, limits, strict=True))
-
-
-def bounds_in_words(*hints: Any) -> str:
-    """What types ask of a value and of its elements, in words; empty where they ask for nothing."""
-    found = []
-    for hint in hints:
-        inner, own = get_args(hint), ""
-        if get_origin(hint) is Annotated:
-            inner, own = inner[:1], _words(_bounds(inner[1:]))
-        found += [bounds_in_words(*inner), own]
-    return ", ".join(dict.fromkeys(filter(None, found)))
 
 
 def _name(hint: Any) -> str:

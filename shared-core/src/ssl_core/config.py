@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
@@ -216,24 +214,6 @@ def from_dict(cls: type[C], values: dict[str, Any]) -> C:
             raise ConfigError(f"{cls.__name__} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         arguments[key] = read(value, known[key][0], key)
     return cls(**arguments)
-
-
-def read_file(path: str | Path) -> dict[str, Any]:
-    """The values of a .toml or .json configuration file.
-
-    Raises ConfigError when it is missing, is neither, does not parse, or holds something else than fields.
-    """
-    path = Path(path)
-    parse = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)
-    if parse is None:
-        raise ConfigError(f"{path}: a configuration file ends in .toml or .json")
-    try:
-        values = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not fields and their values")
-    return values
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -50,12 +47,8 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware."""
-    probes: list[Callable[[], bool]] = [
-        probe
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        if (probe := getattr(torch.cpu, name, None)) is not None
-    ]
-    return any(probe() for probe in probes)
+    # older torches lack one or both of these
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -64,18 +57,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
         return nullcontext()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(device.type, dtype)
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next step, in this process and from now on.
-
-    A step on a CPU frees and asks again for the same gigabyte, which would be handed back to the kernel and faulted in
-    anew. Does nothing where the C library is not glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-        mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping, which is unmapped when freed
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -57,7 +57,8 @@ def build_encoder(config: BackboneConfig, *, zero_init_residual: bool = False) -
     if config.is_vit:
         return PooledViT.of(config, pool=config.pool, drop_path=config.drop_path)
     options = {"in_channels": config.in_channels, "width": config.width, "small_stem": config.small_stem}
-    return ResNet(config.backbone, **options, zero_init_residual=zero_init_residual)
+    resnet = ResNet(config.backbone, **options)
+    return resnet.zero_residuals() if zero_init_residual else resnet
 
 
 def init_linear(module: nn.Module) -> None:

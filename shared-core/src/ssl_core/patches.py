@@ -19,15 +19,9 @@ def grid_of(images: Tensor, patch_size: int) -> tuple[int, int]:
     """
     h, w = images.shape[-2:]
     if h % patch_size or w % patch_size:
-        raise ValueError(
-            f"image size {h}x{w} is not divisible by the patch size {patch_size}: "
-            f"resize to {_nearest(h, patch_size)}x{_nearest(w, patch_size)}"
-        )
+        near = "x".join(str(max(1, round(side / patch_size)) * patch_size) for side in (h, w))
+        raise ValueError(f"image size {h}x{w} is not divisible by the patch size {patch_size}: resize to {near}")
     return h // patch_size, w // patch_size
-
-
-def _nearest(side: int, patch_size: int) -> int:
-    return max(patch_size, round(side / patch_size) * patch_size)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -6,6 +6,8 @@ code. `small_stem` is SimCLR's for small images (its appendix B.9): a 3x3 convol
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
@@ -62,28 +64,15 @@ LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
 }
 
 
-def _stage(
-    block: type[BasicBlock | Bottleneck], channels: int, width: int, depth: int, *, stride: int
-) -> nn.Sequential:
-    first = block(channels, width, stride)
+def _stage(block: type[BasicBlock | Bottleneck], inputs: int, width: int, depth: int, *, stride: int) -> nn.Sequential:
+    first = block(inputs, width, stride)
     return nn.Sequential(first, *(block(width * block.expansion, width, 1) for _ in range(depth - 1)))
 
 
 class ResNet(nn.Module):
-    """Encoder of images (b, c, h, w) of any size; `width` is the channels of the first stage (64 as published).
+    """Encoder of images (b, c, h, w) of any size; `width` is the channels of the first stage (64 as published)."""
 
-    `zero_init_residual` starts every residual branch at zero (SimCLR, SimSiam, MoCo v3).
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        in_channels: int = 3,
-        width: int = 64,
-        small_stem: bool = False,
-        zero_init_residual: bool = False,
-    ) -> None:
+    def __init__(self, name: str, *, in_channels: int = 3, width: int = 64, small_stem: bool = False) -> None:
         super().__init__()
         block, depths = LAYERS[name]
         self.in_channels, self.small_stem = in_channels, small_stem
@@ -91,16 +80,21 @@ class ResNet(nn.Module):
         stem = (3, 1, 1) if small_stem else (7, 2, 3)
         self.conv1 = nn.Conv2d(in_channels, width, *stem, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
+        widths = [width * 2**stage for stage in range(4)]
+        inputs = [width, *(block.expansion * w for w in widths)]  # channels that a stage receives
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            _stage(block, width * 2 ** max(stage - 1, 0) * (block.expansion if stage else 1), width * 2**stage, depth,
-                   stride=2 if stage else 1)
-            for stage, depth in enumerate(depths)
-        )  # fmt: skip
+            _stage(block, inputs[i], widths[i], depths[i], stride=2 if i else 1) for i in range(4)
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+
+    def zero_residuals(self) -> Self:
+        """Start every residual branch at zero, as SimCLR, SimSiam and MoCo v3 do."""
+        for module in self.modules():
+            if isinstance(module, BasicBlock | Bottleneck):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
+        return self
 
     def maps(self, images: Tensor, stage: int = 4) -> Tensor:
         """A stage's map: the last one's (b, d, h / 32, w / 32), h / 8 with the small stem, rounded up; a stage before has

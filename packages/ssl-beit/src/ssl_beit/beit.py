@@ -32,7 +32,8 @@ from ssl_beit.config import PRESETS, BEiTConfig
 from ssl_beit.dvae import DVAE, Tokenizer
 from ssl_core import distributed
 from ssl_core.config import ConfigError
-from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.hub.layout import Layout
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.patches import grid_of, take_tokens
 from ssl_core.pixels import normalize
 from ssl_core.vit import Attention, Block, PatchEmbed, attention

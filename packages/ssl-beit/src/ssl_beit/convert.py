@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_beit.config import BEiTConfig, DVAEConfig
 from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.keymap import BLOCK, BLOCK_IN_MEMORY, KeyMap, Row, prefixed
-from ssl_core.hub.pretrained import Layout, check_shapes
+from ssl_core.hub.layout import Layout, check_shapes
 from ssl_core.hub.resize import adapt_head, adapt_stem
 from ssl_core.hub.weights_file import WeightsError, load_pickle
 

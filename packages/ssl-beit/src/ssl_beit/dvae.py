@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from ssl_beit.config import DVAEConfig
 from ssl_core.ema import ema_update, frozen_copy
-from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.hub.layout import Layout
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.patches import grid_of
 from ssl_core.pixels import as_float
 from ssl_core.schedule import cosine

@@ -40,7 +40,8 @@ from ssl_clip.tokenizer import TokenizedPairs, Tokenizer
 from ssl_clip.towers import ImageTower, TextTower
 from ssl_core import distributed
 from ssl_core.config import ConfigError
-from ssl_core.hub.pretrained import WEIGHTS, Layout, Pretrained, read_state
+from ssl_core.hub.layout import WEIGHTS, Layout, read_state
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.pixels import normalize
 
 KEPT = 2**26

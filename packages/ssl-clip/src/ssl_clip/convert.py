@@ -10,9 +10,9 @@ from ssl_core.hub.backbone import RESNET, positive
 from torch import Tensor
 
 from ssl_clip.config import RESNET_STRIDE, CLIPConfig
-from ssl_core.config import ConfigError, from_dict, read_file
+from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.keymap import VIT_TIMM, KeyMap, Row, prefixed
-from ssl_core.hub.pretrained import Layout, check_shapes
+from ssl_core.hub.layout import Layout, check_shapes, read_json
 from ssl_core.hub.resize import adapt_stem
 from ssl_core.patches import interpolate_positions, square_grid
 
@@ -355,4 +355,4 @@ def read_open_clip(folder: Path) -> tuple[Path, CLIPConfig]:
     file = next((folder / name for name in OPEN_CLIP_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"{folder} holds none of {', '.join(OPEN_CLIP_WEIGHTS)}")
-    return file, from_open_clip(read_file(folder / OPEN_CLIP_CONFIG))
+    return file, from_open_clip(read_json(folder / OPEN_CLIP_CONFIG))

@@ -13,10 +13,10 @@ from ssl_core.hub.backbone import positive
 from torch import Tensor, nn
 
 from ssl_clip.config import CLIPConfig
-from ssl_core.config import ConfigError, from_dict, read_file, to_dict
+from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.encoder import init_linear
 from ssl_core.hub.keymap import VIT, VIT_IN_MEMORY, VIT_TIMM, KeyMap, prefixed
-from ssl_core.hub.pretrained import CONFIG, PREPROCESSOR, WEIGHTS, WeightsMismatch, verify_config
+from ssl_core.hub.layout import CONFIG, PREPROCESSOR, WEIGHTS, WeightsMismatch, read_json, verify_config
 from ssl_core.hub.remote import resolve
 from ssl_core.hub.weights_file import load_weights, verify_sums
 from ssl_core.vit import ViT
@@ -59,7 +59,7 @@ def settle(config: CLIPConfig, data: Any) -> CLIPConfig:
     if config.init_image is None:
         return config
     folder = resolve(config.init_image)
-    values = read_file(folder / CONFIG)
+    values = read_json(folder / CONFIG)
     verify_config(folder)
     if missing := [name for name in ("hidden_size", "num_hidden_layers", "patch_size") if name not in values]:
         raise ConfigError(f"init_image = {config.init_image!r} is no ViT's folder: config.json has no {missing[0]!r}")
@@ -67,7 +67,7 @@ def settle(config: CLIPConfig, data: Any) -> CLIPConfig:
     hidden, width = positive(values, "intermediate_size", 3072), positive(values, "hidden_size", 768)
     own = values.get("ssl", {}).get("config", {})
     preprocessor = folder / PREPROCESSOR
-    pixels = read_file(preprocessor) if preprocessor.is_file() else {}
+    pixels = read_json(preprocessor) if preprocessor.is_file() else {}
     known |= {ours: pixels[f"image_{ours}"] for ours in ("mean", "std") if f"image_{ours}" in pixels}
     known |= {"crop_pct": own.get("crop_pct", config.crop_pct), "vit_pool": own.get("pool", "cls")}
     return from_dict(CLIPConfig, {**to_dict(config), **known, "tower": "vit", "vit_mlp_ratio": hidden / width})

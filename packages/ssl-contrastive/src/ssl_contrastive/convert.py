@@ -18,7 +18,7 @@ from ssl_contrastive.config import BYOLConfig, ContrastiveConfig, MoCoConfig, Si
 from ssl_core.config import from_dict, to_dict
 from ssl_core.hub import backbone
 from ssl_core.hub.keymap import VIT_TIMM, Row, prefixed
-from ssl_core.hub.pretrained import Layout, check_shapes
+from ssl_core.hub.layout import Layout, check_shapes
 
 C = TypeVar("C", bound=ContrastiveConfig)
 

@@ -34,7 +34,8 @@ from ssl_contrastive.split_norm import average_statistics, split_batch_norm
 from ssl_core import distributed
 from ssl_core.ema import ema_update, frozen_copy
 from ssl_core.encoder import build_encoder
-from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.hub.layout import Layout
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.pixels import normalize
 
 

@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import Layout
+from ssl_core.hub.layout import Layout
 from ssl_lm.attention import attend, attention_weights
 from ssl_lm.config import BERTConfig
 from ssl_lm.loss import IGNORED, linear_cross_entropy, linear_nll

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.keymap import KeyMap, Row, prefixed
-from ssl_core.hub.pretrained import Layout, WeightsMismatch, check_shapes
+from ssl_core.hub.layout import Layout, WeightsMismatch, check_shapes
 from ssl_lm.config import BERTConfig, GPTConfig, T5Config
 
 if TYPE_CHECKING:

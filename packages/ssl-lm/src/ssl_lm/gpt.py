@@ -28,7 +28,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.config import ConfigError
-from ssl_core.hub.pretrained import Layout
+from ssl_core.hub.layout import Layout
 from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.config import GPTConfig
 from ssl_lm.loss import linear_cross_entropy, linear_nll

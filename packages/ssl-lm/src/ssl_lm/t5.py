@@ -32,7 +32,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import Layout
+from ssl_core.hub.layout import Layout
 from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.beam import beam_search, trimmed
 from ssl_lm.bert import accuracy, same_document

@@ -25,6 +25,7 @@ from ssl_testing.state import apart, differing, hidden_state, newest
 from ssl_testing.suite import Suite
 from ssl_train.fit import passes, wrap
 from ssl_train.optim import build_optimizer
+from ssl_train.processes import process_group
 
 EXACT = 1e-10
 """Largest relative difference between two float64 computations that must agree."""
@@ -83,7 +84,7 @@ class Contract(Suite):
         config = self.settings(**self.noiseless)
 
         def step(name: str) -> None:
-            with distributed.process_group(60):
+            with process_group(60):
                 save_file(self.one_step(config), tmp_path / f"{name}{distributed.rank()}.safetensors")
 
         for ended in (children.run(lambda: step("one")), *children.run_ranks(2, lambda: step("rank"))):

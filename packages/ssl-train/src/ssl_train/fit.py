@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_core import distributed
 from ssl_core.config import ConfigError, TrainConfig
-from ssl_core.device import autocast, keep_freed_memory, seed_step
+from ssl_core.device import autocast, seed_step
 from ssl_core.errors import TrainingError
 from ssl_core.schedule import cosine, warmup_cosine
 from ssl_train.checkpoint import CheckpointError, Checkpoints
@@ -26,6 +26,7 @@ from ssl_train.log import Log
 from ssl_train.optim import build_optimizer, schedule
 from ssl_train.options import RunOptions
 from ssl_train.probe import Collapsed, Probe
+from ssl_train.processes import keep_freed_memory
 from ssl_train.stop import Interrupted, StopSignal
 
 

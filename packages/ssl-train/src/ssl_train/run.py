@@ -30,6 +30,7 @@ from ssl_train.data.split import Opened
 from ssl_train.fit import fit
 from ssl_train.options import RunOptions
 from ssl_train.probe import Probe
+from ssl_train.processes import process_group
 
 
 class RunError(InputError):
@@ -52,7 +53,7 @@ def train(
     Raises RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after
     SIGTERM, saved.
     """
-    with distributed.process_group():
+    with process_group():
         return run(set_up(recipe, config, data=data, init=init, device=options.device), Path(out), options)
 
 

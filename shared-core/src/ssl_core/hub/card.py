@@ -82,11 +82,8 @@ def merge_card(old: str, new: str) -> str:
     theirs, ours = _parse(old), _parse(new)
     kept, offered = theirs.data.get("license"), ours.data.get("license")
     if kept and offered and kept != offered:
-        warnings.warn(
-            f"the card there says licence {kept}, the new one {offered}: {kept} is kept. "
-            "Edit the card there if that is wrong",
-            stacklevel=2,
-        )
+        what = f"the card there says licence {kept}, the new one {offered}: {kept} is kept"
+        warnings.warn(f"{what}. Edit the card there if that is wrong", stacklevel=2)
         ours.data.license = kept
     return _merge(theirs, ours)
 
@@ -114,11 +111,8 @@ def _merge_text(old: str, new: str) -> str:
     own = [line for line in BLOCK.sub("", new).splitlines() if line.strip() and not line.startswith("# ")]
     lost = [line for line in own if line not in old]
     if lost:
-        warnings.warn(
-            f"the card there keeps its text; {len(lost)} lines outside the marks of the new one "
-            f"are left out: {lost[0]!r}",
-            stacklevel=3,
-        )
+        what = f"{len(lost)} lines outside the marks of the new one are left out: {lost[0]!r}"
+        warnings.warn(f"the card there keeps its text; {what}", stacklevel=3)
     if block is None:
         return old
     end = "\r\n" if "\r\n" in old else "\n"
@@ -143,13 +137,8 @@ def _loading(name: str, method: str, inputs: tuple[str, str], model_type: str | 
     parts = []
     if method:
         module, _, cls = method.partition(":")
-        parts.append(
-            "```python\n"
-            f"from {module} import {cls}\n"
-            f'model = {cls}.from_pretrained("{name}")\n'
-            f"features = model.encode({inputs[0]})  # {inputs[1]} -> (b, d)\n"
-            "```"
-        )
+        load = f'from {module} import {cls}\nmodel = {cls}.from_pretrained("{name}")'
+        parts.append(f"```python\n{load}\nfeatures = model.encode({inputs[0]})  # {inputs[1]} -> (b, d)\n```")
     if model_type:
         call = f'`AutoModel.from_pretrained("{name}")`'
         parts.append(f"transformers reads it too: {call}, model type `{model_type}`.")

@@ -89,10 +89,7 @@ class KeyMap:
 def prefixed(rows: Iterable[Row], *, ours: str = "", theirs: str = "") -> tuple[Row, ...]:
     """The same rows inside a larger module: a prefix on our side, one on theirs."""
     return tuple(
-        (
-            ours + name,
-            tuple(theirs + n for n in names) if isinstance(names, tuple) else theirs + names,
-        )
+        (ours + name, tuple(theirs + n for n in names) if isinstance(names, tuple) else theirs + names)
         for name, names in rows
     )
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,8 @@ def _own_config(own: Any, config_class: type) -> Any:
         if not method or method == name:
             raise
         package = module.partition(".")[0].replace("_", "-")
-        raise ConfigError(
-            f"{error}; these are weights of {package}'s {method}, not of {name}: `{package} export` writes "
-            "layouts that others read"
-        ) from error
+        whose = f"these are weights of {package}'s {method}, not of {name}"
+        raise ConfigError(f"{error}; {whose}: `{package} export` writes layouts that others read") from error
 
 
 def verify_config(path: Path) -> None:
@@ -187,12 +186,9 @@ def _with_timms_facts(config: Any, values: dict[str, Any]) -> Any:
     known = {key: stored[key] for key in ("mean", "std", "crop_pct") if key in stored}
     own = {field.name for field in dataclasses.fields(config)}
     if "architecture" in values:
-        known |= {"pos_interp": "antialias"} if "pos_interp" in own else {}
-        if "heads" in own and "num_heads" in arguments:
-            known["heads"] = arguments["num_heads"]
         pool = {"token": "cls", "avg": "mean"}.get(str(arguments.get("global_pool", values.get("global_pool"))))
-        if "pool" in own and pool is not None:
-            known["pool"] = pool
+        network = {"pos_interp": "antialias", "heads": arguments.get("num_heads"), "pool": pool}
+        known |= {key: value for key, value in network.items() if key in own and value is not None}
     return from_dict(type(config), {**to_dict(config), **known})
 
 
@@ -223,18 +219,29 @@ def shapes_of(method_class: type, config: Any) -> dict[str, torch.Size]:
         raise ConfigError(f"no network of this config can be built: {error}") from error
 
 
-def misshapen(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> list[str]:
-    """A line for every tensor of `state` whose shape is not the expected one."""
-    return [
-        f"shape: {key}: {tuple(state[key].shape)} in the file, {tuple(expected[key])} in the network"
-        for key in sorted(expected.keys() & state.keys())
-        if state[key].shape != expected[key]
-    ]
+def check_fit(
+    state: Mapping[str, Tensor],
+    unused: Sequence[str],
+    expected: Mapping[str, torch.Size],
+    *,
+    source: str,
+    strict: bool | None = None,
+) -> None:
+    """Raises WeightsMismatch, `source` and a table in its message, when a tensor is of another shape than expected.
 
-
-def shown(problems: list[str]) -> str:
-    """The first twenty problems, one a line, and how many more there are."""
-    return "\n  ".join(problems[:20]) + (f"\n  … {len(problems) - 20} more" if len(problems) > 20 else "")
+    Also when one is missing or unused, where `strict`; where not, a warning has the table. None means either may be.
+    """
+    unused = sorted([*unused, *(state.keys() - expected.keys())])
+    both = sorted(key for key in expected.keys() & state.keys() if state[key].shape != expected[key])
+    shapes = [f"{key}: {tuple(state[key].shape)} in the file, {tuple(expected[key])} in the network" for key in both]
+    kinds = {"missing": sorted(expected.keys() - state.keys()), "unused": unused, "shape": shapes}
+    problems = [f"{kind}: {line}" for kind, lines in kinds.items() for line in lines]
+    if shapes or (strict and problems):
+        more = f"\n  … {len(problems) - 20} more" if len(problems) > 20 else ""
+        hint = "\nstrict=False keeps the initialisation of missing tensors and drops unused ones"
+        raise WeightsMismatch(f"{source}:\n  " + "\n  ".join(problems[:20]) + more + ("" if shapes else hint))
+    if problems and strict is not None:
+        warnings.warn(f"{source}: {'; '.join(problems)}", stacklevel=3)
 
 
 def read_json(file: Path) -> dict[str, Any]:

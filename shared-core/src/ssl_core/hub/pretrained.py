@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -15,22 +13,9 @@ from torch import Tensor, nn
 
 from ssl_core.config import BackboneConfig, TrainConfig, encoder_fields, to_dict
 from ssl_core.hub.card import write_card
-from ssl_core.hub.layout import (
-    CONFIG,
-    HEADS,
-    PREPROCESSOR,
-    WEIGHTS,
-    Layout,
-    WeightsMismatch,
-    layout_of,
-    misshapen,
-    read_weights,
-    resized,
-    shapes_of,
-    shown,
-)
+from ssl_core.hub.layout import PREPROCESSOR, WEIGHTS, Layout, check_fit, layout_of, read_weights, resized, shapes_of
 from ssl_core.hub.remote import push, resolve
-from ssl_core.hub.weights_file import save_weights, write_sums
+from ssl_core.hub.weights_file import save_weights, staged, write_json
 
 
 class Pretrained:
@@ -62,28 +47,20 @@ class Pretrained:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the folder that `from_pretrained` and transformers read. Every file is replaced whole or not at all."""
         assert isinstance(self, nn.Module)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        layout = layout_of(self)
+        layout, method = layout_of(self), f"{type(self).__module__}:{type(self).__qualname__}"
         theirs, heads = layout.keymap.to_theirs(self.state_dict())
-        method = f"{type(self).__module__}:{type(self).__qualname__}"
         config = {**layout.to_theirs(self.config), "ssl": {"method": method, "config": to_dict(self.config)}}
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            staged = Path(temporary)
-            save_weights(staged / WEIGHTS, theirs)
+        with staged(Path(folder)) as beside:
+            save_weights(beside / WEIGHTS, theirs)
             if heads:
-                save_weights(staged / HEADS, heads)
-            _write_json(staged / CONFIG, config)
-            self.save_preprocessor(staged)
-            names = sorted(path.name for path in staged.iterdir())
-            write_sums(staged, names)
-            for name in (*names, "SHA256SUMS"):
-                os.replace(staged / name, folder / name)
-        return folder
+                save_weights(beside / "heads.safetensors", heads)
+            write_json(beside / "config.json", config)
+            self.save_preprocessor(beside)
+        return Path(folder)
 
     def save_preprocessor(self, folder: Path) -> None:
         """Write how inputs are made: preprocessor_config.json of an image method, a tokenizer's files of a text method."""
-        _write_json(folder / PREPROCESSOR, self.preprocessor())
+        write_json(folder / PREPROCESSOR, self.preprocessor())
 
     def load_preprocessor(self, folder: Path) -> None:
         """Read what `save_preprocessor` wrote, where it is there. An image method has it in its config."""
@@ -130,10 +107,7 @@ class Pretrained:
 
         # What the file holds must be a network of its own config, before anything of that size is allocated.
         state, unused, stored = read_weights(path, cls.config_class, layout)
-        expected = shapes_of(cls, stored)
-        if misshapen(state, expected):
-            table = shown(_misfits(state, unused, expected))
-            raise WeightsMismatch(f"{name}: the weights contradict their config:\n  {table}")
+        check_fit(state, unused, shapes_of(cls, stored), source=f"{name}: the weights contradict their config")
 
         # Then it is fitted to what is wanted, and built.
         wanted = _adapted(config or stored, in_channels, image_size)
@@ -143,7 +117,9 @@ class Pretrained:
         if state and not any(key.startswith((*layout.heads, *layout.copies)) for key in state):
             state = _with_new_heads(method, state, layout, source=str(name))
             method.encoder_alone = True
-        _load_state(method, state, unused, source=str(name), strict=strict)
+        expected = {key: tensor.shape for key, tensor in method.state_dict().items()}
+        check_fit(state, unused, expected, source=f"{name} does not fit {cls.__name__}", strict=strict)
+        method.load_state_dict(state, strict=strict)
         if path.is_dir():
             method.load_preprocessor(path)
         return method.eval().to(device=device, dtype=dtype)
@@ -182,26 +158,3 @@ def _with_new_heads(method: nn.Module, state: dict[str, Tensor], layout: Layout,
     for copy, original in layout.copies.items():
         state |= {copy + key[len(original) :]: state[key] for key in list(state) if key.startswith(original)}
     return state
-
-
-def _misfits(state: dict[str, Tensor], unused: list[str], expected: dict[str, torch.Size]) -> list[str]:
-    """A line for every tensor that is missing, unused or of another shape than `expected`."""
-    missing = sorted(expected.keys() - state.keys())
-    unused = sorted([*unused, *(state.keys() - expected.keys())])
-    return [*(f"missing: {k}" for k in missing), *(f"unused: {k}" for k in unused), *misshapen(state, expected)]
-
-
-def _load_state(method: nn.Module, state: dict[str, Tensor], unused: list[str], *, source: str, strict: bool) -> None:
-    """Copy `state` into `method`, or raise WeightsMismatch with a table of what does not fit."""
-    expected = {key: tensor.shape for key, tensor in method.state_dict().items()}
-    problems, shapes = _misfits(state, unused, expected), misshapen(state, expected)
-    if shapes or (strict and problems):
-        hint = "" if shapes else "\nstrict=False keeps the initialisation of missing tensors and drops unused ones"
-        raise WeightsMismatch(f"{source} does not fit {type(method).__name__}:\n  {shown(problems)}{hint}")
-    if problems:
-        warnings.warn(f"{source}: {'; '.join(problems)}", stacklevel=3)
-    method.load_state_dict(state, strict=strict)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

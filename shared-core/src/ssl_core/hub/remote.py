@@ -11,7 +11,6 @@ import difflib
 import glob
 import hashlib
 import re
-import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -21,21 +20,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ssl_core.hub.card import merge_card
-from ssl_core.hub.transfer import PAUSES, TIMEOUT, Address, HubError, Sleep, leaves_folder, retried, why_unsafe
+from ssl_core.hub.transfer import PAUSES, TIMEOUT, Address, HubError, leaves_folder, retried, why_unsafe
 from ssl_core.hub.weights_file import SUMS, sha256, verify_sums
 
 PUBLISHED = (
-    *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "open_clip_config.json"),
-    *(
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "special_tokens_map.json",
-    ),
-    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
-    *("README.md", SUMS, "evaluation.json"),
-)
+    "config.json *.safetensors *.safetensors.index.json preprocessor_config.json open_clip_config.json "
+    "generation_config.json tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json "
+    f"added_tokens.json vocab.json vocab.txt merges.txt spiece.model README.md {SUMS} evaluation.json"
+).split()
 """What a published model consists of: patterns for the files at the top of its folder."""
 PICKLE = "pytorch_model.bin"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".tar")
@@ -49,7 +41,6 @@ def resolve(
     token: str | bool | None = None,
     local_files_only: bool = False,
     allow_patterns: Sequence[str] = (*PUBLISHED, PICKLE),
-    sleep: Sleep = time.sleep,
 ) -> Path:
     """Path of a model: `name` itself if it is a folder or file, else a Hub repository's snapshot.
 
@@ -75,7 +66,7 @@ def resolve(
         with suppress(HubError):
             return _cached(at, allow_patterns)
     try:
-        return retried(lambda: _fetch(at, allow_patterns), at, sleep=sleep)
+        return retried(lambda: _fetch(at, allow_patterns), at)
     except HubError as error:
         if error.passing:
             with suppress(HubError):
@@ -94,7 +85,6 @@ def push(
     token: str | bool | None = None,
     create_pr: bool = False,
     dry_run: bool = False,
-    sleep: Sleep = time.sleep,
 ) -> str:
     """Publish a run folder in one commit and return its URL; with `dry_run`, list what would go.
 
@@ -115,7 +105,7 @@ def push(
 
     # If the answer to a commit is lost, a retry finds nothing changed; a PR would come twice.
     pauses = () if create_pr else PAUSES
-    return retried(lambda: _commit(at, folder, files, private, create_pr), at, sleep=sleep, pauses=pauses)
+    return retried(lambda: _commit(at, folder, files, private, create_pr), at, pauses=pauses)
 
 
 def _local_path(name: str | Path) -> Path | None:

@@ -13,11 +13,17 @@ from typing import TypeVar
 from ssl_core.errors import InputError
 
 T = TypeVar("T")
-Sleep = Callable[[float], object]
 
 PAUSES = (1.0, 4.0)  # seconds before the second and the third try
 TIMEOUT = 10.0  # seconds for an answer about a repository
 PASSING = (408, 412, 429, 500, 502, 503, 504)  # HTTP statuses after which a retry may help
+LEAVING = {
+    r"[\x00-\x1f\x7f]": "it has a control character",
+    r"\\": "it has a backslash, which separates folders under Windows",
+    r"\A(/|[A-Za-z]:)": "it is an absolute path",
+    r"(\A|/)\.{0,2}(/|\Z)": "it points out of its folder",
+}
+"""Patterns of file names that could point out of the folder they are written to, and why."""
 DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.I)
 
 
@@ -42,13 +48,7 @@ class Address:
     cache_dir: str | Path | None = None
 
 
-def retried(
-    call: Callable[[], T],
-    at: Address,
-    *,
-    sleep: Sleep = time.sleep,
-    pauses: Sequence[float] = PAUSES,
-) -> T:
+def retried(call: Callable[[], T], at: Address, *, pauses: Sequence[float] = PAUSES) -> T:
     """`call()`, again after a pause when it failed for a reason that may pass.
 
     Raises HubError for what is the Hub's or the network's fault, other errors as they are.
@@ -62,7 +62,7 @@ def retried(
                 raise
             if pause is None or not explained.passing:
                 raise explained from error
-            sleep(pause)
+            time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
 
@@ -121,15 +121,7 @@ def why_unsafe(name: str) -> str | None:
 
 def leaves_folder(name: str) -> str | None:
     """Why a file name could point out of the folder it is written to, None when it cannot."""
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "it has a control character"
-    if "\\" in name:
-        return "it has a backslash, which separates folders under Windows"
-    if name.startswith("/") or re.match("[A-Za-z]:", name):
-        return "it is an absolute path"
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        return "it points out of its folder"
-    return None
+    return next((why for pattern, why in LEAVING.items() if re.search(pattern, name)), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -14,9 +14,11 @@ import json
 import math
 import os
 import re
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,24 @@ def load_pickle(path: str | Path) -> Any:
         found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
         why = found[1] if found else f"{type(error).__name__}: {error}"
         raise WeightsError(f"{path} is no intact file of torch.save; nothing of it was executed: {why}") from error
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A new folder inside `folder`, whose files then replace those of `folder`, SHA256SUMS last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        beside = Path(temporary)
+        yield beside
+        names = sorted(path.name for path in beside.iterdir())
+        write_sums(beside, names)
+        for name in (*names, SUMS):
+            os.replace(beside / name, folder / name)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """`value` as indented JSON."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.keymap import VIT, VIT_IN_MEMORY, VIT_TIMM, KeyMap, prefixed
-from ssl_core.hub.pretrained import Layout
+from ssl_core.hub.layout import Layout
 from ssl_core.hub.resize import adapt_stem
 from ssl_core.patches import interpolate_positions, square_grid
 from ssl_template.config import RotNetConfig

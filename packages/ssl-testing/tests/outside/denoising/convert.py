@@ -10,7 +10,7 @@ from torch import Tensor
 from denoising.config import DenoisingConfig
 from ssl_core.config import ConfigError
 from ssl_core.hub.keymap import KeyMap
-from ssl_core.hub.pretrained import Layout
+from ssl_core.hub.layout import Layout
 
 
 def to_theirs(config: DenoisingConfig) -> dict[str, Any]:

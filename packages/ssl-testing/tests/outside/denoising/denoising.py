@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from denoising.config import DenoisingConfig
 from denoising.convert import LAYOUTS
-from ssl_core.hub.pretrained import Layout, Pretrained
+from ssl_core.hub.layout import Layout
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.pixels import normalize
 
 

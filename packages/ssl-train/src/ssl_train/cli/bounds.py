@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 
-from ssl_core.bounds import bounds_in_words, field_hints
+from ssl_core.bounds import bounds_of, field_hints, words
 
 C = TypeVar("C")
 
@@ -19,9 +19,20 @@ def with_bounds(cls: type[C]) -> type[C]:
     """
     annotations = {}
     for name, hints in field_hints(cls).items():
-        if words := bounds_in_words(*hints):
-            shown = tyro.conf.arg(help_behavior_hint=f"({words}, default: {{}})".format)
+        if stated := bounds_in_words(*hints):
+            shown = tyro.conf.arg(help_behavior_hint=f"({stated}, default: {{}})".format)
             annotations[name] = Annotated[hints[0], shown]
     return type(
         cls.__name__, (cls,), {"__annotations__": annotations, "__doc__": cls.__doc__, "__module__": cls.__module__}
     )
+
+
+def bounds_in_words(*hints: Any) -> str:
+    """What types ask of a value and of its elements, in words; empty where they ask for nothing."""
+    found = []
+    for hint in hints:
+        inner, own = get_args(hint), ""
+        if get_origin(hint) is Annotated:
+            inner, own = inner[:1], words(bounds_of(inner[1:]))
+        found += [bounds_in_words(*inner), own]
+    return ", ".join(dict.fromkeys(filter(None, found)))

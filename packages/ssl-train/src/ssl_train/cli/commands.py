@@ -20,6 +20,7 @@ from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
 from ssl_train.data.split import Opened
 from ssl_train.options import RunOptions
+from ssl_train.processes import process_group
 from ssl_train.run import run, set_up
 
 
@@ -27,7 +28,7 @@ def train(recipe: Recipe, args: verbs.Train, config: Any, options: RunOptions) -
     if not recipe.views:
         raise InputError(f"{recipe.name} is an encoder that is used as it is: it cannot be trained here")
     out = Path(args.out or f"runs/{recipe.name}")
-    with distributed.process_group():
+    with process_group():
         # the data are opened and the network is built once, for the estimate, the run and the figures
         setup = set_up(recipe, config, data=args.data, init=args.init, device=options.device)
         if distributed.is_main():

@@ -19,10 +19,11 @@ from typing import Any
 
 import tyro
 
-from ssl_core.config import ConfigError, from_dict, read_file, to_dict
+from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.errors import InputError, TrainingError
 from ssl_core.method import Recipe, Verb, load
 from ssl_train.cli.bounds import with_bounds
+from ssl_train.cli.config_file import read_file
 from ssl_train.cli.verbs import VERBS, Train
 from ssl_train.options import RunOptions
 from ssl_train.stop import EXIT_REQUEUE, Interrupted
