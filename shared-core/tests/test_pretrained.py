@@ -290,7 +290,7 @@ def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):
             {"ssl": {"method": "ssl_other.net:Net", "config": {"dmi": 6}}},
             "these are weights of ssl-other's Net, not of Toy: `ssl-other export`",
         ),
-        ({"ssl": {"config": {"epochs": -1}}}, "epochs = -1.0: must be positive"),
+        ({"ssl": {"config": {"epochs": -1}}}, "epochs = -1.0: must be above 0"),
     ],
 )
 def test_a_bad_config_is_named_with_its_file(saved, changes, message):

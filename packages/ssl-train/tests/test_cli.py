@@ -143,13 +143,13 @@ def test_a_file_wins_over_the_preset_and_a_flag_over_the_file(parsed, tmp_path):
         file = ("--config", str(tmp_path / name))
         assert parsed(*file)[2] == TinyConfig(dim=32, epochs=7.0)
         assert parsed(*file, "--epochs", "9")[2] == TinyConfig(dim=32, epochs=9.0)
-        assert parsed("--preset", "large", *file, recipes=[OTHER])[2] == TinyConfig(dim=32, epochs=7.0)
-    assert parsed("--preset", "large", recipes=[OTHER])[2].dim == 64
+        assert parsed("--preset", "large", *file, recipes={"other": OTHER})[2] == TinyConfig(dim=32, epochs=7.0)
+    assert parsed("--preset", "large", recipes={"other": OTHER})[2].dim == 64
 
 
 def test_the_demo_is_the_default_for_the_built_in_data_alone(parsed):
-    assert parsed(recipes=[OTHER])[2] == TinyConfig(dim=8)
-    assert parsed("--data", "pictures", recipes=[OTHER])[2] == TinyConfig()
+    assert parsed(recipes={"other": OTHER})[2] == TinyConfig(dim=8)
+    assert parsed("--data", "pictures", recipes={"other": OTHER})[2] == TinyConfig()
 
 
 def test_the_architecture_of_init_is_taken_and_its_recipe_is_not(parsed, tmp_path):
@@ -171,7 +171,7 @@ def test_a_method_is_chosen_by_name_the_first_by_default(parsed, capsys):
         (("--epochs", "nan"), "epochs = nan: must be finite"),
         (("--epochs", "inf"), "epochs = inf: must be finite"),
         (("--epochs", "three"), "three"),
-        (("--batch-size", "-1"), "batch_size = -1: must be positive"),
+        (("--batch-size", "-1"), "batch_size = -1: must be at least 1"),
         (("--precision", "fp64"), "fp64"),
         (("--workers", "-1"), "workers = -1"),
         (("--preset", "huge"), "no preset 'huge'; there are demo"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MultipleOf
 
-from ssl_core.bounds import CountOrZero, Depth, Positive, PositiveShare, Rate, Width
+from ssl_core.bounds import Count, CountOrZero, Depth, Positive, PositiveShare, Rate, Width
 from ssl_core.config import Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
@@ -157,9 +157,9 @@ class BERTConfig(LMConfig):
     """ends a sequence; None: the tokenizer's"""
     mask_token_id: CountOrZero | None = 103
     """hides a token; None: the tokenizer's"""
-    first_sentinel: int | None = None
+    first_sentinel: CountOrZero | None = None
     """T5's <extra_id_0> where the vocabulary has it: never a random replacement, nor the `sentinels` below it"""
-    sentinels: int = 100
+    sentinels: CountOrZero = 100
     """sentinels of such a vocabulary"""
     token_types: Width = 2
     """kinds of segments: the sentences of a pair"""
@@ -244,7 +244,7 @@ class T5Config(LMConfig):
     """tokens of the corrupted text, its end included"""
     pad_token_id: int | None = 0
     eos_token_id: int | None = 1
-    first_sentinel: int | None = 32099
+    first_sentinel: CountOrZero | None = 32099
     """<extra_id_0>; the others count down from it; None: the tokenizer's"""
     sentinels: Annotated[int, Interval(ge=0, le=2**16)] = 100
     """how many there are"""
@@ -260,7 +260,7 @@ class T5Config(LMConfig):
     """v1.0: the embedding is the output matrix too, and states are scaled by dim^-1/2 before it"""
     buckets: Annotated[int, Interval(ge=4), MultipleOf(4)] = 32
     """of relative positions"""
-    max_distance: int = 128
+    max_distance: Count = 128
     """distance from which on all share a bucket"""
     layer_norm_eps: float = 1e-6
     dropout: float = 0.1
