@@ -30,18 +30,17 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 """A probability, or a part of a whole."""
-PositiveShare = Annotated[float, Interval(gt=0, le=1)]
+Portion = Annotated[float, Interval(gt=0, le=1)]
+"""A part of a whole that is more than nothing."""
 Rate = Annotated[float, Interval(ge=0, lt=1)]
 """A share that is never the whole: of dropout, of a moving average."""
 Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
+Whole = Annotated[int, Ge(0)]
 Width = Annotated[int, Interval(ge=1, le=2**16)]
 """Features, channels or heads of a layer."""
 Depth = Annotated[int, Interval(ge=1, le=1000)]
 """Layers or blocks of a network."""
-Ratio = Annotated[float, Interval(gt=0, le=1000)]
-"""Hidden width of an MLP over the width."""
-Scale = Annotated[tuple[PositiveShare, PositiveShare], Predicate(rising)]
+Scale = Annotated[tuple[Portion, Portion], Predicate(rising)]
 """Range of the share of an image's area that a random crop keeps."""
 Jitter = tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Interval(ge=0, le=0.5)]]
 """Strengths of brightness, contrast, saturation and hue; a hue of 0.5 is half a circle."""
@@ -61,12 +60,8 @@ class Checked:
 def field_hints(cls: type) -> dict[str, list[Any]]:
     """Field -> its type as the dataclass `cls` states it, then as its bases do: their bounds hold too."""
     stated = [get_type_hints(base, include_extras=True) for base in cls.__mro__ if dataclasses.is_dataclass(base)]
-    hints: dict[str, list[Any]] = {field.name: [] for field in dataclasses.fields(cls)}
-    for name, found in hints.items():
-        for hint in (own[name] for own in stated if name in own):
-            if hint not in found:
-                found.append(hint)
-    return hints
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: list(dict.fromkeys(hints[name] for hints in stated if name in hints)) for name in names}
 
 
 def read(value: Any, hint: Any, field: str) -> Any:
@@ -78,10 +73,9 @@ def read(value: Any, hint: Any, field: str) -> Any:
         return _read_plain(value, hint, field)
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        found, bounds = read(value, args[0], field), _bounds(args[1:])
-        for name, limit in bounds:
-            if not BOUNDS[name][0](found, limit):
-                raise OutOfRange(f"{field} = {value!r}: must be {_words(bounds)}")
+        found, (tests, words) = read(value, args[0], field), _bounds(args[1:])
+        if not all(keeps(found, limit) for keeps, limit in tests):
+            raise OutOfRange(f"{field} = {value!r}: must be {words}")
         return found
     if origin in (Union, types.UnionType):
         for option in args:
@@ -126,16 +120,16 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 
 
 @functools.cache
-def _bounds(metadata: tuple[Any, ...]) -> list[tuple[str, Any]]:
-    """(attribute, limit) of every bound that an `Annotated` type states."""
-    found = [(name, getattr(stated, name, None)) for stated in metadata for name in BOUNDS]
-    return [(name, limit) for name, limit in found if limit is not None]
-
-
-def _words(bounds: list[tuple[str, Any]]) -> str:
-    """Bounds as an error and `--help` say them: "at least 0 and below 1"."""
-    limits = [limit.__name__ if callable(limit) else f"{limit:,}" for _, limit in bounds]
-    return " and ".join(BOUNDS[name][1].format(limit) for (name, _), limit in zip(bounds, limits, strict=True))
+def _bounds(metadata: tuple[Any, ...]) -> tuple[list[tuple[Callable[[Any, Any], bool], Any]], str]:
+    """(pairs of a test and its limit, all of them in words) of the bounds that an `Annotated` type states."""
+    tests, said = [], []
+    for stated in metadata:
+        for attribute, (keeps, words) in BOUNDS.items():
+            limit = getattr(stated, attribute, None)
+            if limit is not None:
+                tests.append((keeps, limit))
+                said.append(words.format(limit.__name__ if callable(limit) else f"{limit:,}"))
+    return tests, " and ".join(said)
 
 
 def bounds_in_words(*hints: Any) -> str:
@@ -144,7 +138,7 @@ def bounds_in_words(*hints: Any) -> str:
     for hint in hints:
         inner, own = get_args(hint), ""
         if get_origin(hint) is Annotated:
-            inner, own = inner[:1], _words(_bounds(inner[1:]))
+            inner, (_, own) = inner[:1], _bounds(inner[1:])
         found += [bounds_in_words(*inner), own]
     return ", ".join(dict.fromkeys(filter(None, found)))
 

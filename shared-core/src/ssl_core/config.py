@@ -17,20 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
-from ssl_core.bounds import (
-    Checked,
-    Count,
-    CountOrZero,
-    Depth,
-    NonNegative,
-    Positive,
-    PositiveShare,
-    Rate,
-    Ratio,
-    Width,
-    field_hints,
-    read,
-)
+from ssl_core.bounds import Checked, Count, Depth, NonNegative, Portion, Positive, Rate, Whole, Width, field_hints, read
 from ssl_core.errors import ConfigError
 
 C = TypeVar("C")
@@ -71,7 +58,7 @@ class TrainConfig(Checked):
     """largest norm of the whole gradient"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto asks the hardware; the resolved value is stored"""
-    seed: CountOrZero = 0
+    seed: Whole = 0
     """seed of initialisation, order, augmentation and masks"""
 
     def __post_init__(self) -> None:
@@ -101,7 +88,7 @@ class ImageConfig(Checked):
     """pixel mean per channel, of values in [0, 1]"""
     std: tuple[Positive, ...] = IMAGENET_STD
     """pixel standard deviation per channel"""
-    crop_pct: PositiveShare = 0.875
+    crop_pct: Portion = 0.875
     """share of the shorter side that an evaluation's centre crop keeps"""
 
     def __post_init__(self) -> None:
@@ -144,7 +131,7 @@ class ViTConfig(ImageConfig):
     """blocks of the ViT"""
     heads: Width = 6
     """attention heads of the ViT"""
-    mlp_ratio: Ratio = 4.0
+    mlp_ratio: Annotated[float, Interval(gt=0, le=1000)] = 4.0
     """hidden width of the ViT's MLPs over its width"""
     layer_norm_eps: Positive = 1e-6
     """epsilon of the ViT's layer norms"""

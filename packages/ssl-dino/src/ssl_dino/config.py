@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from ssl_core.bounds import CountOrZero, Jitter, Positive, Scale, Share, Width
+from ssl_core.bounds import Jitter, Positive, Scale, Share, Whole, Width
 from ssl_core.config import BackboneConfig, PosInterp, TrainConfig, ViTConfig, check
 from ssl_core.method import Recipe
 
@@ -63,15 +63,15 @@ class DINOConfig(BackboneConfig, TrainConfig):
     """τ_t after its warm-up; 0.07 is better over 300 epochs and more"""
     warmup_teacher_temp: Positive = 0.04
     """τ_t of the first epoch"""
-    warmup_teacher_temp_epochs: CountOrZero = 0
+    warmup_teacher_temp_epochs: Whole = 0
     """epochs over which τ_t rises"""
     center_momentum: Share = 0.9
     """how slowly the centre follows the batch"""
     teacher_momentum: Share = 0.996
     """λ of the first step, to 1 by a cosine; 0.9995 with batches of 256"""
-    freeze_last_layer: CountOrZero = 1
+    freeze_last_layer: Whole = 1
     """epochs in which the last layer does not move"""
-    head_warmup_epochs: CountOrZero = 1
+    head_warmup_epochs: Whole = 1
     """epochs in which only the heads move, when --init gives a backbone without heads"""
 
     global_crops: Annotated[int, Interval(ge=1, le=1000)] = 2
@@ -216,11 +216,5 @@ PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
         "vit_base": vit_base,
         "resnet50": resnet50,
     },
-    "dinov2": {
-        "demo": vits14,
-        "vits14": vits14,
-        "vitb14": vitb14,
-        "vitl14": vitl14,
-        "vitg14": vitg14,
-    },
+    "dinov2": {"demo": vits14, "vits14": vits14, "vitb14": vitb14, "vitl14": vitl14, "vitg14": vitg14},
 }

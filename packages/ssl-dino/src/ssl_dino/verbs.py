@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from ssl_core.bounds import Checked, Count, PositiveShare
+from ssl_core.bounds import Checked, Count, Portion
 from ssl_core.config import check
 from ssl_core.method import Verb
 
@@ -21,7 +21,7 @@ class Attention(Checked):
     """run folder, Hub id or checkpoint file"""
     match: str | None = None
     """another picture: draw which patches of the first correspond to which of it"""
-    mass: PositiveShare = 0.6
+    mass: Portion = 0.6
     """share of the attention that a mask holds"""
     block: int = -1
     """which block, counted from 0 or from the end"""

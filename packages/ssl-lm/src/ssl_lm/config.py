@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MultipleOf
 
-from ssl_core.bounds import Count, CountOrZero, Depth, Positive, PositiveShare, Rate, Width
+from ssl_core.bounds import Count, Depth, Portion, Positive, Rate, Whole, Width
 from ssl_core.config import Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
@@ -24,9 +24,9 @@ class LMConfig(TrainConfig):
     """rows of the embedding; None: as many as the data's tokenizer has"""
     context: Annotated[int, Interval(ge=2, le=2**20)] = 1024
     """tokens that the model sees at once"""
-    pad_token_id: CountOrZero | None = None
+    pad_token_id: Whole | None = None
     """fills up the shorter rows of a batch; None: the tokenizer's"""
-    eos_token_id: CountOrZero | None = None
+    eos_token_id: Whole | None = None
     """stands between documents and ends a text; None: the tokenizer's"""
     dim: Width = 768
     """width"""
@@ -149,22 +149,22 @@ class BERTConfig(LMConfig):
     vocab_size: int | None = 30522
     context: Annotated[int, Interval(ge=5)] = 512
     pad_token_id: int | None = 0
-    unk_token_id: CountOrZero | None = 100
+    unk_token_id: Whole | None = 100
     """stands for what the vocabulary lacks; None: the tokenizer's"""
-    cls_token_id: CountOrZero | None = 101
+    cls_token_id: Whole | None = 101
     """begins a sequence; None: the tokenizer's"""
-    sep_token_id: CountOrZero | None = 102
+    sep_token_id: Whole | None = 102
     """ends a sequence; None: the tokenizer's"""
-    mask_token_id: CountOrZero | None = 103
+    mask_token_id: Whole | None = 103
     """hides a token; None: the tokenizer's"""
-    first_sentinel: CountOrZero | None = None
+    first_sentinel: Whole | None = None
     """T5's <extra_id_0> where the vocabulary has it: never a random replacement, nor the `sentinels` below it"""
-    sentinels: CountOrZero = 100
+    sentinels: Whole = 100
     """sentinels of such a vocabulary"""
     token_types: Width = 2
     """kinds of segments: the sentences of a pair"""
     layer_norm_eps: float = 1e-12
-    init_std: PositiveShare = 0.02
+    init_std: Portion = 0.02
     """spread of every matrix before training, embeddings too; narrow models leave the loss of the token frequencies
     sooner with 1/√dim, about 0.1"""
     dropout: float = 0.1
@@ -244,7 +244,7 @@ class T5Config(LMConfig):
     """tokens of the corrupted text, its end included"""
     pad_token_id: int | None = 0
     eos_token_id: int | None = 1
-    first_sentinel: CountOrZero | None = 32099
+    first_sentinel: Whole | None = 32099
     """<extra_id_0>; the others count down from it; None: the tokenizer's"""
     sentinels: Annotated[int, Interval(ge=0, le=2**16)] = 100
     """how many there are"""
@@ -281,14 +281,12 @@ class T5Config(LMConfig):
         super().__post_init__()
         far, near = self.max_distance, self.buckets // 2
         check(far > near, "max_distance", far, f"must be larger than half of the {self.buckets} buckets")
-        first, below = (
-            self.first_sentinel,
-            f"with {self.sentinels} sentinels counting down from it they leave the vocabulary",
-        )
-        inside = first is None or self.sentinels <= first + 1 <= (self.vocab_size or 2**31)
-        check(inside, "first_sentinel", first, below)
-        each = f"a text of {self.window} tokens has {self.spans} spans, each needs its own: a shorter context or longer spans"
-        check(self.spans <= self.sentinels, "sentinels", self.sentinels, each)
+        first, size = self.first_sentinel, self.vocab_size or 2**31
+        inside = first is None or self.sentinels <= first + 1 <= size
+        counted = f"with {self.sentinels} sentinels counting down from it they leave the vocabulary"
+        check(inside, "first_sentinel", first, counted)
+        spans = f"a text of {self.window} tokens has {self.spans} spans, each needs its own"
+        check(self.spans <= self.sentinels, "sentinels", self.sentinels, f"{spans}: a shorter context or longer spans")
 
     @property
     def window(self) -> int:
@@ -370,12 +368,7 @@ PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
         "gpt2_large": gpt2_large,
         "gpt2_xl": gpt2_xl,
     },
-    "bert": {
-        "demo": bert_demo,
-        "small": bert_small,
-        "base": bert_base,
-        "large": bert_large,
-    },
+    "bert": {"demo": bert_demo, "small": bert_small, "base": bert_base, "large": bert_large},
     "t5": {
         "demo": t5_demo,
         "small": t5_small,

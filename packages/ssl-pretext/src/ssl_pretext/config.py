@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from ssl_core.bounds import Count, PositiveShare, Rate, Scale, Share, Width
+from ssl_core.bounds import Count, Portion, Rate, Scale, Share, Width
 from ssl_core.config import BackboneConfig, Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
@@ -116,7 +116,7 @@ class ColorizationConfig(PretextConfig):
     """side of a cell of the ab plane"""
     neighbours: Annotated[int, Interval(ge=1, le=16)] = 10
     """cells among which a colour is divided; 5 in the paper, 10 in the authors' code"""
-    uniform: PositiveShare = 0.5
+    uniform: Portion = 0.5
     """share of the uniform distribution in the prior by which colours are weighted; 1 weighs all alike"""
     prior_momentum: Rate = 0.99
     """of the running mean of the colours seen, which is the prior"""
@@ -252,11 +252,7 @@ PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
         "resnet50_many": jigsaw_resnet50_many,
         "vit_small": jigsaw_vit_small,
     },
-    "colorization": {
-        "demo": demo_colorization,
-        "resnet50": colorization_resnet50,
-        "vit_small": colorization_vit_small,
-    },
+    "colorization": {"demo": demo_colorization, "resnet50": colorization_resnet50, "vit_small": colorization_vit_small},
     "relative-patch": {
         "demo": demo_relative_patch,
         "resnet50": relative_patch_resnet50,

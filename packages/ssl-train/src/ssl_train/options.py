@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssl_core.bounds import Checked, Count, CountOrZero, NonNegative
+from ssl_core.bounds import Checked, Count, NonNegative, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,7 @@ class RunOptions(Checked):
 
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
-    workers: CountOrZero | None = None
+    workers: Whole | None = None
     """loader processes; half the cores, at most 8, by default"""
     accumulate: Count = 1
     """micro-batches per optimiser step, for batches that do not fit in memory"""
