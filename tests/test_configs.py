@@ -1,4 +1,5 @@
-"""What the configs of all packages have in common: recipes and presets by name, and bounds that hold."""
+"""What the configs of all packages have in common: recipes and presets by name, and bounds that
+hold."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def test_recipes_and_presets_have_the_same_names(module):
 
 
 def outside(hint: Any, value: Any) -> Iterator[Any]:
-    """Values that break one bound of `hint` by as little as there is, all else as in `value`, which keeps them."""
+    """Values that break one bound of `hint` by as little as there is, all else as in `value`, which
+    keeps them."""
     args = get_args(hint)
     if get_origin(hint) is Annotated:
         yield from outside(args[0], value)

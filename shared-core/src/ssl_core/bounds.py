@@ -1,7 +1,8 @@
 """Types with bounds for the fields of dataclasses, and the one check of them.
 
-The bounds of a field stand in its type, `epochs: Annotated[float, Gt(0)] = 100`, in the words of annotated-types. They
-hold in every subclass, which may give the field another default and a narrower type. Imports no torch.
+A field states its bounds in its type, by annotated-types: `epochs: Annotated[float, Gt(0)] = 100`.
+They hold in every subclass too, even if it gives the field another default and a plain type,
+`epochs: float = 800`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ Jitter = tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Interval(
 
 @dataclass(frozen=True)
 class Checked:
-    """Base of the dataclasses whose fields are checked: every type and every bound that its annotation states."""
+    """Base of dataclasses that check every field's type and bounds when they are made."""
 
     def __post_init__(self) -> None:
         for name, hints in field_hints(type(self)).items():
@@ -58,16 +59,17 @@ class Checked:
 
 @functools.cache
 def field_hints(cls: type) -> dict[str, list[Any]]:
-    """Field -> its type as the dataclass `cls` states it, then as its bases do: their bounds hold too."""
+    """Field -> its type in the dataclass `cls`, then its types in the bases of `cls`."""
     stated = [get_type_hints(base, include_extras=True) for base in cls.__mro__ if dataclasses.is_dataclass(base)]
     names = [field.name for field in dataclasses.fields(cls)]
     return {name: list(dict.fromkeys(hints[name] for hints in stated if name in hints)) for name in names}
 
 
 def read(value: Any, hint: Any, field: str) -> Any:
-    """`value` as the type that `hint` says; only an int for a float, and a list for a tuple, are converted.
+    """`value` as the type `hint`. It converts an int to a float and a list to a tuple, nothing else.
 
-    Raises OutOfRange for a bound that it breaks, ConfigError for another type.
+    Raises OutOfRange if `value` breaks a bound, ConfigError if it has another type.
+
     """
     if isinstance(hint, type):
         return _read_plain(value, hint, field)
@@ -116,12 +118,12 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "multiple_of": (lambda value, divisor: value % divisor == 0, "a multiple of {}"),
     "func": (lambda value, holds: holds(value), "{}"),
 }
-"""Attribute of an annotated-types bound -> whether a value keeps that limit, and the limit in words."""
+"""Attribute of an annotated-types bound -> its test of (value, limit), and the bound in words."""
 
 
 @functools.cache
 def _bounds(metadata: tuple[Any, ...]) -> tuple[list[tuple[Callable[[Any, Any], bool], Any]], str]:
-    """(pairs of a test and its limit, all of them in words) of the bounds that an `Annotated` type states."""
+    """([(test, limit), …], in words) of the bounds in the metadata of an `Annotated` type."""
     tests, said = [], []
     for stated in metadata:
         for attribute, (keeps, words) in BOUNDS.items():
@@ -133,7 +135,7 @@ def _bounds(metadata: tuple[Any, ...]) -> tuple[list[tuple[Callable[[Any, Any], 
 
 
 def bounds_in_words(*hints: Any) -> str:
-    """What types ask of a value and of its elements, in words; empty where they ask for nothing."""
+    """The bounds of a value and of its elements, in words; empty if the types state none."""
     found = []
     for hint in hints:
         inner, own = get_args(hint), ""

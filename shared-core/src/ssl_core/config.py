@@ -1,8 +1,9 @@
 """Configurations are frozen dataclasses: what determines a run's result, and how it is run.
 
-A field's type states its bounds (`ssl_core.bounds`); `__post_init__` has the rules between fields. A dataclass goes to
-JSON and back by `to_dict` and `from_dict`; reading is strict: an unknown key, a wrong type and a value out of range are
-errors that name the field. This file imports no torch, so that `--help` is instant.
+A field's type states its bounds (`ssl_core.bounds`); `__post_init__` has the rules between fields.
+A dataclass goes to JSON and back by `to_dict` and `from_dict`; reading is strict: an unknown key, a
+wrong type and a value out of range are errors that name the field. This file imports no torch, so
+that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PosInterp = Literal["offset", "size", "antialias"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """What the training loop needs to know; a method's config adds its own fields and its paper's values."""
+    """What the training loop needs; a method's config adds its fields and its paper's values."""
 
     epochs: Positive = 100
     """passes over the data"""
@@ -44,12 +45,11 @@ class TrainConfig(Checked):
     warmup_epochs: NonNegative = 0.0
     """epochs of linear warm-up from 0"""
     weight_decay: NonNegative = 0.05
-    """decay of matrices; biases and other 1-D tensors are not decayed, unless the method's paper does"""
+    """decay of matrices; biases and other 1-D tensors only where the method's paper decays them"""
     weight_decay_end: Positive | None = None
     """weight decay at the end of a cosine over the run; constant without"""
     optimizer: Optimizer = "adamw"
-    """sgd and lars have `momentum`, adamw has `betas`; adafactor's rate is a share of each tensor's size, at most
-    1/√step"""
+    """adamw has `betas`, sgd and lars `momentum`; adafactor's rate is relative to a tensor"""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     """AdamW's momenta"""
     momentum: Rate = 0.9
@@ -147,7 +147,7 @@ class ViTConfig(ImageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(ViTConfig):
-    """The encoder of a method that works with a ViT and with a ResNet; `ssl_core.encoder` builds it."""
+    """An encoder that is a ViT or a ResNet; `ssl_core.encoder` builds it."""
 
     backbone: Literal["vit", "resnet18", "resnet34", "resnet50"] = "vit"
     """architecture of the encoder"""
@@ -169,7 +169,7 @@ class BackboneConfig(ViTConfig):
 
 
 def encoder_fields(config: BackboneConfig) -> tuple[str, ...]:
-    """Names of the fields that an encoder's weights fix: of a ViT its image size too, for which its positions are."""
+    """Names of the fields that an encoder's weights fix; a ViT's positions fix its image size."""
     pixels = ("in_channels", "mean", "std", "backbone")
     if not config.is_vit:
         return (*pixels, "width", "small_stem")
@@ -191,7 +191,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[C], values: dict[str, Any]) -> C:
     """A `cls` from a dict, strictly; missing fields take their defaults.
 
-    Raises ConfigError for an unknown key (with the nearest known one), a wrong type or a value out of range.
+    Raises ConfigError for an unknown key (it names the nearest known one), a wrong type or a value
+    out of range.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__} needs an object, got {type(values).__name__}")
@@ -208,7 +209,7 @@ def from_dict(cls: type[C], values: dict[str, Any]) -> C:
 def read_file(path: str | Path) -> dict[str, Any]:
     """The values of a .toml or .json configuration file.
 
-    Raises ConfigError when it is missing, is neither, does not parse, or holds something else than fields.
+    Raises ConfigError if it is missing, is neither, does not parse, or holds no fields.
     """
     path = Path(path)
     parse = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)

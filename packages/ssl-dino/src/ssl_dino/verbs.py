@@ -13,7 +13,8 @@ from ssl_core.method import Verb
 
 @dataclass(frozen=True)
 class Attention(Checked):
-    """Draw what a ViT attends to in pictures: maps per head, masks, patch features as colours, correspondences."""
+    """Draw what a ViT attends to in pictures: maps per head, masks, patch features as colours,
+    correspondences."""
 
     images: tyro.conf.Positional[tuple[str, ...]]
     """picture files"""

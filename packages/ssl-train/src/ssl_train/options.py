@@ -9,7 +9,7 @@ from ssl_core.bounds import Checked, Count, NonNegative, Whole
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Checked):
-    """How a run is carried out. None of this changes what is computed, so a resumed run may change it."""
+    """How a run is carried out. It does not change the result, so a resumed run may change it."""
 
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""

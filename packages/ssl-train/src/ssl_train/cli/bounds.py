@@ -12,10 +12,11 @@ C = TypeVar("C")
 
 
 def with_bounds(cls: type[C]) -> type[C]:
-    """The dataclass `cls` as tyro should read it: a subclass whose `--help` shows bounds, "(above 0, default: 100)".
+    """A subclass of the dataclass `cls` whose `--help` shows bounds: "(above 0, default: 100)".
 
-    tyro takes help texts from docstrings and has no place for bounds there, but its `help_behavior_hint` stands behind
-    them, with the default. Only annotations differ, so an instance has the fields and values of a `cls`.
+    tyro takes a field's help from its docstring and adds `help_behavior_hint`, by default the
+    default value. The subclass differs in its annotations alone, so its instances have the same
+    fields as those of `cls`.
     """
     annotations = {}
     for name, hints in field_hints(cls).items():
