@@ -66,7 +66,7 @@ def field_hints(cls: type) -> dict[str, list[Any]]:
 
 
 def read(value: Any, hint: Any, field: str) -> Any:
-    """`value` as the type `hint`. It converts an int to a float and a list to a tuple, nothing else.
+    """`value` as the type `hint`; converts an int to a float and a list to a tuple, nothing else.
 
     Raises OutOfRange if `value` breaks a bound, ConfigError if it has another type.
 

@@ -49,7 +49,7 @@ class TrainConfig(Checked):
     weight_decay_end: Positive | None = None
     """weight decay at the end of a cosine over the run; constant without"""
     optimizer: Optimizer = "adamw"
-    """adamw has `betas`, sgd and lars `momentum`; adafactor's rate is relative to a tensor"""
+    """adamw has `betas`, sgd and lars `momentum`; adafactor's rate is a share of a tensor's size"""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     """AdamW's momenta"""
     momentum: Rate = 0.9

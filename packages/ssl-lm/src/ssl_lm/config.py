@@ -284,7 +284,7 @@ class T5Config(LMConfig):
     batch_size: int = 128
     optimizer: Optimizer = "adafactor"
     base_lr: float = 0.02
-    """0.01 at 128 texts, relative to a tensor's size; min_lr = 0.01 too is the paper's schedule"""
+    """0.01 at 128 texts, a share of a tensor's size; min_lr = 0.01 too is the paper's schedule"""
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
