@@ -136,6 +136,17 @@ def test_flags_set_the_run_the_config_and_the_options(parsed):
     assert options == RunOptions(workers=3, compile=True, accumulate=2)
 
 
+def test_help_shows_the_bounds_of_every_field_beside_its_default(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(RECIPES, ["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--epochs FLOAT passes over the data (above 0, default: 2.5)" in shown
+    assert "--betas FLOAT FLOAT AdamW's momenta (at least 0 and below 1, default: 0.9 0.999)" in shown
+    assert "--clip-grad {None}|FLOAT largest norm of the whole gradient (above 0, default: None)" in shown
+    assert "(at least 1, default: 10)" in shown, "--log-every, an option of the run"
+    assert "width (default: 16)" in shown, "--dim, which states none"
+
+
 def test_a_file_wins_over_the_preset_and_a_flag_over_the_file(parsed, tmp_path):
     (tmp_path / "a.toml").write_text("dim = 32\nepochs = 7\n")
     (tmp_path / "a.json").write_text('{"dim": 32, "epochs": 7}')

@@ -69,7 +69,6 @@ def read(value: Any, hint: Any, field: str) -> Any:
     """`value` as the type `hint`; converts an int to a float and a list to a tuple, nothing else.
 
     Raises OutOfRange if `value` breaks a bound, ConfigError if it has another type.
-
     """
     if isinstance(hint, type):
         return _read_plain(value, hint, field)

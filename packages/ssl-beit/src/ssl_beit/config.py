@@ -37,20 +37,17 @@ STRIDE = 8
 """Pixels of a visual token's side: the tokenizer halves an image three times."""
 
 UPDATES = 3_000_000
-"""Optimiser steps of DALL-E's tokenizer, to which its schedules refer (arXiv 2102.12092, appendix
-A.2)."""
-
+"""Optimiser steps of DALL-E's tokenizer, to which its schedules refer (its appendix A.2)."""
 
 Blocks = Annotated[int, Interval(ge=1, le=100)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DVAEConfig(ImageConfig, TrainConfig):
-    """Tokenizer and recipe. The defaults are DALL-E's (arXiv 2102.12092, section 2.1 and appendix
-    A).
+    """Tokenizer and recipe. The defaults are DALL-E's (arXiv 2102.12092).
 
-    Floating-point images are pixels in [0, 1]: the mean is 0 and the standard deviation 1.
-
+    Section 2.1 and appendix A of the paper state them. Floating-point images are pixels in [0, 1]:
+    the mean is 0 and the standard deviation 1.
     """
 
     hidden: Annotated[int, Interval(ge=4, lt=2**14), MultipleOf(4)] = 256
@@ -99,8 +96,10 @@ class DVAEConfig(ImageConfig, TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BEiTConfig(ViTConfig, TrainConfig):
-    """Encoder, masks, tokenizer and recipe. The defaults are BEiT-B/16 on ImageNet-1k (arXiv
-    2106.08254)."""
+    """Encoder, masks, tokenizer and recipe of BEiT (arXiv 2106.08254).
+
+    The defaults are BEiT-B/16 on ImageNet-1k.
+    """
 
     dim: int = 768
     heads: int = 12

@@ -147,7 +147,6 @@ def small() -> CLIPConfig:
     the captions.
 
     Not in a paper; a start, not run here.
-
     """
     towers: Any = {"dim": 384, "heads": 6, "text_dim": 384, "text_depth": 6, "text_heads": 6, "embed_dim": 384}
     text: Any = {"vocab_size": 8192, "eos_token_id": 8191, "context_length": 64}

@@ -243,7 +243,6 @@ def byol_cifar_resnet18() -> BYOLConfig:
     Imagenette, 1000 epochs).
 
     solo-learn's table has 92.58 % (linear, 1000 epochs) with a LARS of another kind. Not run here.
-
     """
     return BYOLConfig(**CIFAR | {"batch_size": 256}, base_lr=2.0, weight_decay=1e-6)
 
@@ -264,7 +263,6 @@ def simsiam_imagenet_resnet50() -> SimSiamConfig:
     800 (the paper).
 
     Not run here.
-
     """
     return SimSiamConfig()
 

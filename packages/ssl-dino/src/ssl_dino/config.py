@@ -145,7 +145,6 @@ def vit_small() -> DINOConfig:
     pixels.
 
     k-NN 69.3 %, linear probe 74.0 % after 1.75 days on 8 GPUs (the authors' README). Not run here.
-
     """
     return DINOConfig()
 
@@ -185,7 +184,6 @@ def demo() -> DINOConfig:
     docs/benchmarks.md.
 
     AdamW: with SGD some seeds stay where one prototype takes all images or none does.
-
     """
     network: Any = {"backbone": "resnet18", "width": 12, "small_stem": True, "image_size": 32, "crop_pct": 1.0}
     head: Any = {"prototypes": 64, "head_hidden": 256, "bottleneck": 64, "head_bn": True, "freeze_last_layer": 0}

@@ -85,7 +85,6 @@ def vit_large() -> MAEConfig:
     README).
 
     800 epochs take about 42 hours on 64 V100 (the authors' README). Not run here.
-
     """
     return MAEConfig(dim=1024, depth=24, heads=16)
 

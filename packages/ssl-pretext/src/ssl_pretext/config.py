@@ -209,7 +209,6 @@ def jigsaw_resnet50_many() -> JigsawConfig:
     encoder, 35 epochs.
 
     No published figure for this network with our schedule. Not run here.
-
     """
     return JigsawConfig(orders_per_image=16, epochs=35)
 
