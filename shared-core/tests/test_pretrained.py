@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.config import ConfigError, ImageConfig, TrainConfig, from_dict
+from ssl_core.config import ConfigError, ImageConfig, PosInterp, TrainConfig, from_dict
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.pretrained import Layout, Pretrained, WeightsMismatch, check_shapes
 from ssl_core.hub.stem import adapt_stem
@@ -24,6 +24,7 @@ class ToyConfig(ImageConfig, TrainConfig):
     image_size: int | tuple[int, int] = 8
     patch_size: int = 4
     dim: int = 6
+    pos_interp: PosInterp = "size"
 
 
 def to_theirs(config: ToyConfig) -> dict[str, Any]:
@@ -290,7 +291,7 @@ def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):
             {"ssl": {"method": "ssl_other.net:Net", "config": {"dmi": 6}}},
             "these are weights of ssl-other's Net, not of Toy: `ssl-other export`",
         ),
-        ({"ssl": {"config": {"epochs": -1}}}, "epochs = -1.0: must be above 0"),
+        ({"ssl": {"config": {"epochs": -1}}}, "epochs = -1: must be above 0"),
     ],
 )
 def test_a_bad_config_is_named_with_its_file(saved, changes, message):
