@@ -6,23 +6,23 @@ import json
 import re
 import tracemalloc
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
+from annotated_types import Gt, Interval, MultipleOf
 
+from ssl_core.bounds import Checked, Count, Jitter, Rate, Scale, Share, bounds_in_words, field_hints
 from ssl_core.config import (
     ConfigError,
     ImageConfig,
     TrainConfig,
-    check_jitter,
-    check_scale,
-    check_shares,
+    ViTConfig,
     differences,
     from_dict,
     to_dict,
 )
-from ssl_core.errors import InputError
+from ssl_core.errors import InputError, OutOfRange
 from ssl_testing.faults import STRANGE, mutate_json
 from ssl_testing.tiny import TinyConfig
 from ssl_train.cli.config_file import read_file
@@ -71,7 +71,7 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one():
     ],
 )  # fmt: skip
 def test_a_wrong_type_names_the_field(field, value):
-    with pytest.raises(ConfigError, match=f"^{field} = "):
+    with pytest.raises(ConfigError, match=rf"^{field}(\[\d\])? = "):
         from_dict(Everything, {field: value})
 
 
@@ -96,18 +96,89 @@ def test_numbers_that_are_not_finite_are_refused_however_they_come(field, value)
         Everything(**{field: value})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Views(Checked):
+    scale: Scale = (0.2, 1.0)
+    share: Share = 0.5
+    shares: tuple[Share, ...] = ()
+    jitter: Jitter = (0.4, 0.4, 0.4, 0.1)
+
+
 @pytest.mark.parametrize(
-    ("check", "value", "good"),
+    ("field", "value", "good", "said"),
     [
-        (check_scale, (0.0, 1.0), (1e-9, 1.0)), (check_scale, (0.5, 0.4), (0.5, 0.5)), (check_scale, (0.5, 1.1), (1, 1)),
-        (check_shares, -0.1, 0.0), (check_shares, 1.1, 1.0), (check_shares, (0.5, 1.1), (0.0, 0.5, 1.0)),
-        (check_jitter, (0.4, -0.1, 0.4, 0.1), (0.0, 0.0, 0.0, 0.0)), (check_jitter, (0.4, 0.4, 0.4, 0.6), (2, 2, 2, 0.5)),
+        ("scale", (0.0, 1.0), (1e-9, 1.0), "scale[0] = 0.0: must be above 0 and at most 1"),
+        ("scale", (0.5, 0.4), (0.5, 0.5), "scale = (0.5, 0.4): must be rising"),
+        ("scale", (0.5, 1.1), (1, 1), "scale[1] = 1.1: must be above 0 and at most 1"),
+        ("share", -0.1, 0.0, "share = -0.1: must be at least 0 and at most 1"),
+        ("share", 1.1, 1.0, "share = 1.1: must be at least 0 and at most 1"),
+        ("shares", (0.5, 1.1), (0.0, 0.5, 1.0), "shares[1] = 1.1: must be at least 0 and at most 1"),
+        ("jitter", (0.4, -0.1, 0.4, 0.1), (0.0,) * 4, "jitter[1] = -0.1: must be at least 0"),
+        ("jitter", (0.4, 0.4, 0.4, 0.6), (2, 2, 2, 0.5), "jitter[3] = 0.6: must be at least 0 and at most 0.5"),
+    ],
+)
+def test_ranges_that_views_share_are_checked_at_both_ends(field, value, good, said):
+    assert getattr(Views(**{field: good}), field) == good
+    with pytest.raises(OutOfRange, match=f"^{re.escape(said)}$"):
+        Views(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("precision", "fp64", "precision = 'fp64': expected one of auto, fp32, bf16, fp16"),
+        ("kind", True, "kind = True: expected one of a, 1"),
+        ("kind", ["a"], "kind = ['a']: expected one of a, 1"),
+        ("epochs", "3", "epochs = '3': expected float"),
+        ("batch_size", 2.0, "batch_size = 2.0: expected int"),
+        ("batch_size", True, "batch_size = True: expected int"),
+        ("size_or_none", "x", "size_or_none = 'x': expected int or None"),
+        ("clip_grad", 0, "clip_grad = 0: must be above 0"),
+        ("image_size", 0, "image_size = 0: must be at least 1"),
+        ("image_size", (8, 0), "image_size[1] = 0: must be at least 1"),
+        ("image_size", (8, 8, 8), "image_size = (8, 8, 8): expected int or (int, int)"),
+        ("mean", 0.5, "mean = 0.5: expected (float, ...)"),
+        ("seed", 2**63, "seed = 9223372036854775808: must be below 2^63"),
+    ],
+)
+def test_values_from_python_are_checked_as_those_from_json(field, value, said):
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        Everything(**{field: value})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrow(ViTConfig):
+    dim: Annotated[int, MultipleOf(4)] = 768
+    heads: int = 12
+    mlp_ratio: int = 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("heads", 0, "heads = 0: must be at least 1"), ("mlp_ratio", 0, "mlp_ratio = 0: must be above 0"),
+        ("mlp_ratio", 4.0, "mlp_ratio = 4.0: expected int"), ("dim", 0, "dim = 0: must be at least 1"),
+        ("dim", 6, "dim = 6: must be a multiple of 4"), ("dim", 2**16 + 4, "dim = 65540: must be at least 1"),
     ],
 )  # fmt: skip
-def test_ranges_that_views_share_are_checked_at_both_ends(check, value, good):
-    check("field", good)
-    with pytest.raises(ConfigError, match=re.escape(f"field = {value!r}: must ")):
-        check("field", value)
+def test_bounds_hold_in_a_subclass_that_states_a_default_or_a_type_alone(field, value, said):
+    assert Narrow() and bounds_in_words(*field_hints(Narrow)["dim"]) == "a multiple of 4, at least 1 and at most 65,536"
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        Narrow(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        (int | None, ""), (Literal["a", "b"], ""), (tuple[str, ...], ""), (Count | None, "at least 1"),
+        (Rate, "at least 0 and below 1"), (tuple[Rate, Rate], "at least 0 and below 1"),
+        (Literal["paper"] | tuple[Share, ...], "at least 0 and at most 1"),
+        (Scale, "above 0 and at most 1, rising"), (Annotated[int, "a note", Gt(2**20)], "above 1,048,576"),
+        (Annotated[int, Interval(ge=4, lt=64), MultipleOf(4)], "at least 4 and below 64 and a multiple of 4"),
+    ],
+)  # fmt: skip
+def test_bounds_are_said_in_words(hint, said):
+    assert bounds_in_words(hint) == said
 
 
 @pytest.mark.parametrize(

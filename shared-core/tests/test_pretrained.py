@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.config import ConfigError, ImageConfig, TrainConfig, from_dict
+from ssl_core.config import ConfigError, ImageConfig, PosInterp, TrainConfig, from_dict
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.layout import Layout, WeightsMismatch
 from ssl_core.hub.pretrained import Pretrained
@@ -25,7 +25,7 @@ class ToyConfig(ImageConfig, TrainConfig):
     image_size: int | tuple[int, int] = 8
     patch_size: int = 4
     dim: int = 6
-    pos_interp: str = "size"
+    pos_interp: PosInterp = "size"
 
 
 def to_theirs(config: ToyConfig) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def test_the_authors_pretraining_checkpoint_loads_by_its_shapes(tmp_path):
         ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
         ({"use_absolute_position_embeddings": True}, "use_absolute_position_embeddings = True is not supported"),
         ({"use_relative_position_bias": True}, "use_relative_position_bias = True is not supported"),
-        ({"layer_scale_init_value": 0.0}, "layer_scale = 0.0: must be positive"),
+        ({"layer_scale_init_value": 0.0}, "layer_scale = 0.0: must be above 0"),
         ({"num_attention_heads": 3}, "heads = 3: must divide the width 32"),
         ({"intermediate_size": None}, "intermediate_size = None: expected a positive number"),
         ({"image_size": 48}, r"shape: encoder.rel_pos_bias.relative_position_bias_table: \(52, 2\) in the file"),

@@ -58,7 +58,7 @@ def test_a1_the_shares_are_those_of_the_papers():
     [
         ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
-        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "half a circle"),
+        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, r"jitter\[3\] = 0.6: must be at least 0 and at most 0.5"),
         ({"jitter": (-0.1, 0.4, 0.4, 0.1)}, "jitter"),
         ({"blur_p": (0.5, 1.1)}, "blur_p"),
         ({"blur_sigma": (0.0, 2.0)}, "blur_sigma"),

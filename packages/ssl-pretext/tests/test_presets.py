@@ -80,7 +80,7 @@ def test_a_resnet50_has_as_many_parameters_as_the_published_one_and_its_head(nam
     ("fields", "message"),
     [
         ({"image_size": (224, 192)}, "must be a square"),
-        ({"crop_scale": (0.0, 1.0)}, "must be two rising shares"),
+        ({"crop_scale": (0.0, 1.0)}, r"crop_scale\[0\] = 0.0: must be above 0 and at most 1"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"warmup_epochs": 105}, "must be shorter than the run"),
     ],

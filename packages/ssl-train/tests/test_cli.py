@@ -137,6 +137,17 @@ def test_flags_set_the_run_the_config_and_the_options(parsed):
     assert options == RunOptions(workers=3, compile=True, accumulate=2)
 
 
+def test_help_shows_the_bounds_of_every_field_beside_its_default(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(RECIPES, ["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--epochs FLOAT passes over the data (above 0, default: 2.5)" in shown
+    assert "--betas FLOAT FLOAT AdamW's momenta (at least 0 and below 1, default: 0.9 0.999)" in shown
+    assert "--clip-grad {None}|FLOAT largest norm of the whole gradient (above 0, default: None)" in shown
+    assert "(at least 1, default: 10)" in shown, "--log-every, an option of the run"
+    assert "width (default: 16)" in shown, "--dim, which states none"
+
+
 def test_a_file_wins_over_the_preset_and_a_flag_over_the_file(parsed, tmp_path):
     (tmp_path / "a.toml").write_text("dim = 32\nepochs = 7\n")
     (tmp_path / "a.json").write_text('{"dim": 32, "epochs": 7}')
@@ -172,7 +183,7 @@ def test_a_method_is_chosen_by_name_the_first_by_default(parsed, capsys):
         (("--epochs", "nan"), "epochs = nan: must be finite"),
         (("--epochs", "inf"), "epochs = inf: must be finite"),
         (("--epochs", "three"), "three"),
-        (("--batch-size", "-1"), "batch_size = -1: must be positive"),
+        (("--batch-size", "-1"), "batch_size = -1: must be at least 1"),
         (("--precision", "fp64"), "fp64"),
         (("--workers", "-1"), "workers = -1"),
         (("--preset", "huge"), "no preset 'huge'; there are demo"),

@@ -1,7 +1,8 @@
 """Types with bounds for the fields of dataclasses, and the one check of them.
 
-The bounds of a field stand in its type, `epochs: Annotated[float, Gt(0)] = 100`, in the words of annotated-types. They
-hold in every subclass, which may give the field another default and a narrower type. Imports no torch.
+A field states its bounds in its type, by annotated-types: `epochs: Annotated[float, Gt(0)] = 100`.
+They hold in every subclass too, even if it gives the field another default and a plain type,
+`epochs: float = 800`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -30,18 +31,17 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 """A probability, or a part of a whole."""
-PositiveShare = Annotated[float, Interval(gt=0, le=1)]
+Portion = Annotated[float, Interval(gt=0, le=1)]
+"""A part of a whole that is more than nothing."""
 Rate = Annotated[float, Interval(ge=0, lt=1)]
 """A share that is never the whole: of dropout, of a moving average."""
 Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
+Whole = Annotated[int, Ge(0)]
 Width = Annotated[int, Interval(ge=1, le=2**16)]
 """Features, channels or heads of a layer."""
 Depth = Annotated[int, Interval(ge=1, le=1000)]
 """Layers or blocks of a network."""
-Ratio = Annotated[float, Interval(gt=0, le=1000)]
-"""Hidden width of an MLP over the width."""
-Scale = Annotated[tuple[PositiveShare, PositiveShare], Predicate(rising)]
+Scale = Annotated[tuple[Portion, Portion], Predicate(rising)]
 """Range of the share of an image's area that a random crop keeps."""
 Jitter = tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Interval(ge=0, le=0.5)]]
 """Strengths of brightness, contrast, saturation and hue; a hue of 0.5 is half a circle."""
@@ -49,7 +49,7 @@ Jitter = tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Interval(
 
 @dataclass(frozen=True)
 class Checked:
-    """Base of the dataclasses whose fields are checked: every type and every bound that its annotation states."""
+    """Base of dataclasses that check every field's type and bounds when they are made."""
 
     def __post_init__(self) -> None:
         for name, hints in field_hints(type(self)).items():
@@ -59,29 +59,24 @@ class Checked:
 
 @functools.cache
 def field_hints(cls: type) -> dict[str, list[Any]]:
-    """Field -> its type as the dataclass `cls` states it, then as its bases do: their bounds hold too."""
+    """Field -> its type in the dataclass `cls`, then its types in the bases of `cls`."""
     stated = [get_type_hints(base, include_extras=True) for base in cls.__mro__ if dataclasses.is_dataclass(base)]
-    hints: dict[str, list[Any]] = {field.name: [] for field in dataclasses.fields(cls)}
-    for name, found in hints.items():
-        for hint in (own[name] for own in stated if name in own):
-            if hint not in found:
-                found.append(hint)
-    return hints
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: list(dict.fromkeys(hints[name] for hints in stated if name in hints)) for name in names}
 
 
 def read(value: Any, hint: Any, field: str) -> Any:
-    """`value` as the type that `hint` says; only an int for a float, and a list for a tuple, are converted.
+    """`value` as the type `hint`; converts an int to a float and a list to a tuple, nothing else.
 
-    Raises OutOfRange for a bound that it breaks, ConfigError for another type.
+    Raises OutOfRange if `value` breaks a bound, ConfigError if it has another type.
     """
     if isinstance(hint, type):
         return _read_plain(value, hint, field)
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        found, bounds = read(value, args[0], field), bounds_of(args[1:])
-        for name, limit in bounds:
-            if not BOUNDS[name][0](found, limit):
-                raise OutOfRange(f"{field} = {value!r}: must be {words(bounds)}")
+        found, (tests, words) = read(value, args[0], field), bounds_of(args[1:])
+        if not all(keeps(found, limit) for keeps, limit in tests):
+            raise OutOfRange(f"{field} = {value!r}: must be {words}")
         return found
     if origin in (Union, types.UnionType):
         for option in args:
@@ -122,20 +117,20 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "multiple_of": (lambda value, divisor: value % divisor == 0, "a multiple of {}"),
     "func": (lambda value, holds: holds(value), "{}"),
 }
-"""Attribute of an annotated-types bound -> whether a value keeps that limit, and the limit in words."""
+"""Attribute of an annotated-types bound -> its test of (value, limit), and the bound in words."""
 
 
 @functools.cache
-def bounds_of(metadata: tuple[Any, ...]) -> list[tuple[str, Any]]:
-    """(attribute, limit) of every bound that an `Annotated` type states."""
-    found = [(name, getattr(stated, name, None)) for stated in metadata for name in BOUNDS]
-    return [(name, limit) for name, limit in found if limit is not None]
-
-
-def words(bounds: list[tuple[str, Any]]) -> str:
-    """Bounds as an error and `--help` say them: "at least 0 and below 1"."""
-    limits = [limit.__name__ if callable(limit) else f"{limit:,}" for _, limit in bounds]
-    return " and ".join(BOUNDS[name][1].format(limit) for (name, _), limit in zip(bounds, limits, strict=True))
+def bounds_of(metadata: tuple[Any, ...]) -> tuple[list[tuple[Callable[[Any, Any], bool], Any]], str]:
+    """([(test, limit), …], in words) of the bounds in the metadata of an `Annotated` type."""
+    tests, said = [], []
+    for stated in metadata:
+        for attribute, (keeps, words) in BOUNDS.items():
+            limit = getattr(stated, attribute, None)
+            if limit is not None:
+                tests.append((keeps, limit))
+                said.append(words.format(limit.__name__ if callable(limit) else f"{limit:,}"))
+    return tests, " and ".join(said)
 
 
 def _name(hint: Any) -> str:

@@ -1,8 +1,9 @@
 """Configurations are frozen dataclasses: what determines a run's result, and how it is run.
 
-A field's type states its bounds (`ssl_core.bounds`); `__post_init__` has the rules between fields. A dataclass goes to
-JSON and back by `to_dict` and `from_dict`; reading is strict: an unknown key, a wrong type and a value out of range are
-errors that name the field. This file imports no torch, so that `--help` is instant.
+A field's type states its bounds (`ssl_core.bounds`); `__post_init__` has the rules between fields.
+A dataclass goes to JSON and back by `to_dict` and `from_dict`; reading is strict: an unknown key, a
+wrong type and a value out of range are errors that name the field. This file imports no torch, so
+that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -15,20 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
-from ssl_core.bounds import (
-    Checked,
-    Count,
-    CountOrZero,
-    Depth,
-    NonNegative,
-    Positive,
-    PositiveShare,
-    Rate,
-    Ratio,
-    Width,
-    field_hints,
-    read,
-)
+from ssl_core.bounds import Checked, Count, Depth, NonNegative, Portion, Positive, Rate, Whole, Width, field_hints, read
 from ssl_core.errors import ConfigError
 
 C = TypeVar("C")
@@ -42,7 +30,7 @@ PosInterp = Literal["offset", "size", "antialias"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """What the training loop needs to know; a method's config adds its own fields and its paper's values."""
+    """What the training loop needs; a method's config adds its fields and its paper's values."""
 
     epochs: Positive = 100
     """passes over the data"""
@@ -55,12 +43,11 @@ class TrainConfig(Checked):
     warmup_epochs: NonNegative = 0.0
     """epochs of linear warm-up from 0"""
     weight_decay: NonNegative = 0.05
-    """decay of matrices; biases and other 1-D tensors are not decayed, unless the method's paper does"""
+    """decay of matrices; biases and other 1-D tensors only where the method's paper decays them"""
     weight_decay_end: Positive | None = None
     """weight decay at the end of a cosine over the run; constant without"""
     optimizer: Optimizer = "adamw"
-    """sgd and lars have `momentum`, adamw has `betas`; adafactor's rate is a share of each tensor's size, at most
-    1/√step"""
+    """adamw has `betas`, sgd and lars `momentum`; adafactor's rate is a share of a tensor's size"""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     """AdamW's momenta"""
     momentum: Rate = 0.9
@@ -69,7 +56,7 @@ class TrainConfig(Checked):
     """largest norm of the whole gradient"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto asks the hardware; the resolved value is stored"""
-    seed: CountOrZero = 0
+    seed: Whole = 0
     """seed of initialisation, order, augmentation and masks"""
 
     def __post_init__(self) -> None:
@@ -99,7 +86,7 @@ class ImageConfig(Checked):
     """pixel mean per channel, of values in [0, 1]"""
     std: tuple[Positive, ...] = IMAGENET_STD
     """pixel standard deviation per channel"""
-    crop_pct: PositiveShare = 0.875
+    crop_pct: Portion = 0.875
     """share of the shorter side that an evaluation's centre crop keeps"""
 
     def __post_init__(self) -> None:
@@ -142,7 +129,7 @@ class ViTConfig(ImageConfig):
     """blocks of the ViT"""
     heads: Width = 6
     """attention heads of the ViT"""
-    mlp_ratio: Ratio = 4.0
+    mlp_ratio: Annotated[float, Interval(gt=0, le=1000)] = 4.0
     """hidden width of the ViT's MLPs over its width"""
     layer_norm_eps: Positive = 1e-6
     """epsilon of the ViT's layer norms"""
@@ -158,7 +145,7 @@ class ViTConfig(ImageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(ViTConfig):
-    """The encoder of a method that works with a ViT and with a ResNet; `ssl_core.encoder` builds it."""
+    """An encoder that is a ViT or a ResNet; `ssl_core.encoder` builds it."""
 
     backbone: Literal["vit", "resnet18", "resnet34", "resnet50"] = "vit"
     """architecture of the encoder"""
@@ -180,7 +167,7 @@ class BackboneConfig(ViTConfig):
 
 
 def encoder_fields(config: BackboneConfig) -> tuple[str, ...]:
-    """Names of the fields that an encoder's weights fix: of a ViT its image size too, for which its positions are."""
+    """Names of the fields that an encoder's weights fix; a ViT's positions fix its image size."""
     pixels = ("in_channels", "mean", "std", "backbone")
     if not config.is_vit:
         return (*pixels, "width", "small_stem")
@@ -202,7 +189,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[C], values: dict[str, Any]) -> C:
     """A `cls` from a dict, strictly; missing fields take their defaults.
 
-    Raises ConfigError for an unknown key (with the nearest known one), a wrong type or a value out of range.
+    Raises ConfigError for an unknown key (it names the nearest known one), a wrong type or a value
+    out of range.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__} needs an object, got {type(values).__name__}")

@@ -1,10 +1,13 @@
-"""The two kinds of errors that a command ends with, and of one bad sample; all else is a bug and keeps its traceback."""
+"""The two kinds of errors that end a command, and that of one bad sample.
+
+Any other exception is a bug and keeps its traceback.
+"""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """Something that was given cannot be used: a setting, a file, weights, a folder. Commands exit with 2."""
+    """A setting, a file, weights or a folder cannot be used. Commands exit with 2."""
 
 
 class ConfigError(InputError, ValueError):
@@ -24,11 +27,11 @@ class NoTestSplit(DataError):
 
 
 class EvaluationError(InputError, ValueError):
-    """Data that cannot be evaluated as asked: too few samples or classes, the same data to train and to test on."""
+    """Data cannot be evaluated as asked: too few samples or classes, or no separate test data."""
 
 
 class TrainingError(RuntimeError):
-    """A run that began well had to end: a loss that is not finite, collapsed features, a full disk. Exit code 3."""
+    """A run had to end: a loss that is not finite, collapsed features, a full disk. Exit code 3."""
 
 
 class BadSample(Exception):

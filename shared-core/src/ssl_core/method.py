@@ -1,26 +1,33 @@
-"""What a method package hands to the core. Imports no torch, so that listing methods and `--help` are instant.
+"""What a method package hands to the core.
 
-There is no base class. A method is any `nn.Module` with
+Imports no torch, so that listing methods and `--help` are instant. There is no base class. A method
+is any `nn.Module` with
 
-    forward(batch: dict, progress: float) -> dict[str, Tensor]   "loss" is minimised, the other scalars are logged
-    encode(images) -> Tensor                                     (b, d): what is evaluated and published
+    forward(batch: dict, progress: float) -> dict[str, Tensor]
+        "loss" is minimised, the other scalars are logged
+    encode(images) -> Tensor
+        (b, d): what is evaluated and published
 
 and, where its paper needs them,
 
-    prepare(data, init, folder, options)   once, at every start of a run, before the first step: what else it needs
+    prepare(data, init, folder, options)   once at every start of a run: what else it needs
     before_step(progress)   after unscaling and clipping, before the optimiser
     after_step(progress)    once per optimiser step: EMA, queue, centre, clamps
     param_groups(config)    optimiser groups other than `ssl_train.optim`'s
     patch_features(images)  (b, h, w, d)
-    attach(source)          takes what it needs of opened data (a tokenizer); returns the source as this method reads it
-    accumulates = True      the loss is a mean over samples, so micro-batches add up to the large batch
-    accumulates = "jointly" forward takes a step's micro-batches at once, {"micro_batches": [batch, …]}
-    can_collapse = True     constant features minimise a part of the loss, so the loop watches for them
-    project(features)       (b, d) of `encode`'s features: what the loss compares, whose spread the loop logs
-    architecture()          names of the config's fields that its weights fix, for --init; all but the optimiser's else
-    collapse(scores, progress)   the cause, where its own logged scalars say so, else None
+    attach(source)          takes what it needs of opened data (a tokenizer); returns the source
+                            as this method reads it
+    accumulates = True      the loss is a mean over samples, so micro-batches add up to the batch
+    accumulates = "jointly" forward takes all micro-batches, {"micro_batches": [batch, …]}
+    can_collapse = True     constant features minimise part of the loss: the loop watches for them
+    project(features)       (b, d) of `encode`'s features: what the loss compares; the loop logs
+                            its spread
+    architecture()          names of the config's fields that its weights fix, for --init;
+                            otherwise, every field except the optimiser's
+    collapse(scores, progress)   the cause if its own logged scalars show a collapse, else None
 
-`progress` in [0, 1) is the share of optimiser steps done. State lives in buffers: `state_dict()` is the whole truth.
+`progress` in [0, 1) is the share of optimiser steps done. State lives in buffers: `state_dict()` is
+the whole truth.
 """
 
 from __future__ import annotations
@@ -51,15 +58,17 @@ def attach(method: Any, source: Any) -> Any:
 class Recipe:
     """One method, as import strings.
 
-    `config` is its frozen dataclass, beside which `PRESETS` stand, `method` the module
-    (built as `Method(config)`), `views` a function `build(config) -> transform` whose result makes one sample's
-    tensors in a worker (empty for an encoder that is not trained here; its `check(source)`, where it has one, refuses
-    data that it cannot use), `show` a function `show(method, source, folder)` that draws the figures and returns their
-    captions. `eval_view` builds the transform of evaluations, `source` opens data: `open(data, *, config, split)`.
-    `built_in` is the name of the data that there is without any, `blank` makes a sample without content for estimates,
-    `blank(config)`. `raw` names and gives the baseline that needs no network, a function of what `encode` is given.
-    `settle`, where data decides some fields (a vocabulary), fills them in: `settle(config, data) -> config`. `measure`
-    gives figures that need no labels (a perplexity), for evaluation.json and, under "summary", lines for the terminal:
+    `config` is its frozen dataclass, beside which `PRESETS` stand, `method` the module (built as
+    `Method(config)`), `views` a function `build(config) -> transform` whose result makes one
+    sample's tensors in a worker (empty for an encoder that is not trained here; its
+    `check(source)`, where it has one, refuses data that it cannot use), `show` a function
+    `show(method, source, folder)` that draws the figures and returns their captions. `eval_view`
+    builds the transform of evaluations, `source` opens data: `open(data, *, config, split)`.
+    `built_in` is the name of the data that there is without any, `blank` makes a sample without
+    content for estimates, `blank(config)`. `raw` names and gives the baseline that needs no
+    network, a function of what `encode` is given. `settle`, where data decides some fields (a
+    vocabulary), fills them in: `settle(config, data) -> config`. `measure` gives figures that need
+    no labels (a perplexity), for evaluation.json and, under "summary", lines for the terminal:
     `measure(method, source) -> dict`.
     """
 
@@ -79,7 +88,7 @@ class Recipe:
 
     @property
     def presets(self) -> dict[str, Callable[[], Any]]:
-        """Preset name -> function that returns its config: `PRESETS[name]` of the config's module."""
+        """Preset name -> function that makes its config: `PRESETS[name]` beside the config."""
         return load(f"{self.config.partition(':')[0]}:PRESETS")[self.name]
 
     def preset(self, name: str | None, *, built_in: bool = False) -> Any:
@@ -100,8 +109,9 @@ class Recipe:
 class Verb:
     """A command that only one package has, as import strings.
 
-    `arguments` is a frozen dataclass, whose docstring is the help; `run(recipe, arguments)` does it. `methods` are the
-    recipes that it is for, all by default; the first is taken where the arguments name none.
+    `arguments` is a frozen dataclass, whose docstring is the help; `run(recipe, arguments)` does
+    it. `methods` are the recipes that it is for, all by default; the first is taken where the
+    arguments name none.
     """
 
     arguments: str

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from ssl_core.bounds import CountOrZero, Depth, Positive, Ratio, Scale, Width
+from ssl_core.bounds import Depth, Positive, Scale, Whole, Width
 from ssl_core.config import ImageConfig, PosInterp, TrainConfig, check
 from ssl_core.method import Recipe
 
@@ -47,13 +47,13 @@ class CLIPConfig(ImageConfig, TrainConfig):
     """blocks of the image tower; unused by a ResNet"""
     heads: Width = 12
     """attention heads of the image tower, those of the attention pool in a ResNet"""
-    mlp_ratio: Ratio = 4.0
+    mlp_ratio: Annotated[float, Interval(gt=0, le=1000)] = 4.0
     """hidden width of an MLP over the width, in both of CLIP's transformers"""
     stages: tuple[Depth, Depth, Depth, Depth] = (3, 4, 6, 3)
     """blocks of a ResNet's four stages"""
     vit_pool: Literal["cls", "mean"] = "cls"
     """what a plain ViT gives: its CLS token or the mean of the patches"""
-    vit_mlp_ratio: Ratio = 4.0
+    vit_mlp_ratio: Annotated[float, Interval(gt=0, le=1000)] = 4.0
     """hidden width of a plain ViT's MLP over its width"""
     vit_layer_norm_eps: Positive = 1e-6
     """epsilon of a plain ViT's LayerNorms"""
@@ -68,8 +68,8 @@ class CLIPConfig(ImageConfig, TrainConfig):
     context_length: Annotated[int, Interval(ge=3, lt=2**16)] = 77
     """tokens of a text, start and end included"""
     text_pool: Literal["eos", "argmax"] = "eos"
-    """the token that stands for a text: the first end token, or that of the largest id (OpenAI's code)"""
-    eos_token_id: CountOrZero = 49407
+    """the token that stands for a text: the first end token, or the largest id (OpenAI's code)"""
+    eos_token_id: Whole = 49407
     """id of the end of a text"""
     embed_dim: Width = 512
     """width of the common space"""
@@ -84,15 +84,15 @@ class CLIPConfig(ImageConfig, TrainConfig):
     """how stored positions are resampled to another image size"""
 
     loss: Literal["clip", "siglip"] = "clip"
-    """clip: softmax over the batch, both ways; siglip: a sigmoid for every pair, better at small batches"""
+    """clip: softmax over the batch, both ways; siglip: a sigmoid per pair, for small batches"""
     tokenizer: str | None = None
-    """tokenizer.json, vocab.json beside merges.txt, open_clip's .txt.gz, or a folder; trained on the captions by default"""
+    """tokenizer.json, vocab.json, open_clip's .txt.gz or a folder; else one is trained here"""
     truncate: bool = False
     """cut captions that are longer than the context; else such a sample counts as unreadable"""
     crop_scale: Scale = (0.9, 1.0)
     """share of the image's area in a random crop"""
     init_image: str | None = None
-    """folder of a pretrained ViT (ssl-mae, ssl-dino, transformers): its encoder becomes the image tower"""
+    """folder of a pretrained ViT (ssl-mae, ssl-dino, transformers) to start the image tower from"""
     lock_image: bool = False
     """leave the image tower as it is and train the text tower on it (LiT, arXiv 2111.07991)"""
 
@@ -121,7 +121,8 @@ class CLIPConfig(ImageConfig, TrainConfig):
 
 
 def vit_b32() -> CLIPConfig:
-    """OpenAI's ViT-B/32: 63.2 % zero-shot on ImageNet from 400 M pairs (the paper's table 11). Not run here."""
+    """OpenAI's ViT-B/32: 63.2 % zero-shot on ImageNet from 400 M pairs (the paper's table 11). Not
+    run here."""
     return CLIPConfig()
 
 
@@ -142,7 +143,8 @@ def rn50() -> CLIPConfig:
 
 
 def small() -> CLIPConfig:
-    """ViT-S/16 for up to a million pairs on one GPU, sigmoid loss, a vocabulary of 8,192 trained on the captions.
+    """ViT-S/16 for up to a million pairs on one GPU, sigmoid loss, a vocabulary of 8,192 trained on
+    the captions.
 
     Not in a paper; a start, not run here.
     """
@@ -153,7 +155,8 @@ def small() -> CLIPConfig:
 
 
 def demo() -> CLIPConfig:
-    """The built-in captioned scenes at 64 pixels in minutes on two CPU cores; figures: docs/benchmarks.md."""
+    """The built-in captioned scenes at 64 pixels in minutes on two CPU cores; figures:
+    docs/benchmarks.md."""
     image: Any = {"image_size": 64, "tower": "resnet", "dim": 16, "heads": 8, "stages": (1, 1, 1, 1)}
     text: Any = {"text_dim": 64, "text_depth": 2, "text_heads": 2}
     tokens: Any = {"vocab_size": 640, "eos_token_id": 639, "context_length": 16}

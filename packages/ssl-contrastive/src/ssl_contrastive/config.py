@@ -17,7 +17,8 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig(BackboneConfig, TrainConfig):
-    """The encoder, the recipe and the two views of an image, in order: crop, flip, colour, grey, blur, solarize."""
+    """The encoder, the recipe and the two views of an image, in order: crop, flip, colour, grey,
+    blur, solarize."""
 
     backbone: Literal["vit", "resnet18", "resnet34", "resnet50"] = "resnet50"
     """architecture of the encoder"""
@@ -38,7 +39,7 @@ class ContrastiveConfig(BackboneConfig, TrainConfig):
     solarize_p: tuple[Share, Share] = (0.0, 0.0)
     """share of first and of second views whose bright pixels are inverted"""
     batch_size: Annotated[int, Ge(2)] = 256
-    """samples per optimiser step, over all processes and micro-batches; batch norm needs at least two"""
+    """samples per optimiser step, over all processes and micro-batches"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class MoCoConfig(ContrastiveConfig):
     symmetric: bool = False
     """each view is query once and key once, which counts as about twice the epochs"""
     bn_splits: Count = 8
-    """parts of the global batch that batch norm sees apart, shuffled between query and key: the authors' 8 GPUs"""
+    """parts of the batch with a batch norm each, shuffled for the keys: the authors' 8 GPUs"""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
@@ -149,26 +150,30 @@ SCENE_VIEWS: Any = {"crop_scale": (0.5, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "b
 SCENES: Any = (
     SMALL_RESNET | SCENE_VIEWS | {"solarize_p": (0.0, 0.0), "width": 12, "batch_size": 128, "precision": "fp32"}
 )
-"""A small ResNet-18 for the built-in scenes in minutes on a CPU; the figures stand in docs/benchmarks.md."""
+"""A small ResNet-18 for the built-in scenes in minutes on a CPU; the figures stand in
+docs/benchmarks.md."""
 
 SCENES_ADAMW: Any = {"optimizer": "adamw", "base_lr": 4e-3, "weight_decay": 0.05, "warmup_epochs": 1.0}
-"""Its optimiser. The papers' SGD leaves the plateau that these runs begin with for two of three seeds."""
+"""Its optimiser. The papers' SGD leaves the plateau that these runs begin with for two of three
+seeds."""
 
 VIT_ADAMW: Any = {"optimizer": "adamw", "base_lr": 1.5e-4, "weight_decay": 0.1, "warmup_epochs": 40.0}
 VIT_SMALL: Any = VIT_ADAMW | {"backbone": "vit", "batch_size": 1024, "epochs": 300.0}
-"""ViT-S/16 with MoCo v3's optimiser (arXiv 2104.02057): no figure of these four papers, a start for one machine."""
+"""ViT-S/16 with MoCo v3's optimiser (arXiv 2104.02057): no figure of these four papers, a start for
+one machine."""
 
 
 def simclr_imagenet_resnet50() -> SimCLRConfig:
-    """ResNet-50, 100 epochs at batch 4096: linear probe 64.5 % (the authors' README), 69.1 % after 1000. Not run here."""
+    """ResNet-50, 100 epochs at batch 4096: linear probe 64.5 % (the authors' README), 69.1 % after
+    1000. Not run here."""
     return SimCLRConfig()
 
 
 def simclr_v2_resnet50() -> SimCLRConfig:
     """SimCLRv2 (arXiv 2006.10029): a projector of three layers, decay 1e-4, 800 epochs.
 
-    Linear probe 71.7 % (the authors' README); fine-tuning starts from the projector's first layer there, from the
-    encoder here. Not run here.
+    Linear probe 71.7 % (the authors' README); fine-tuning starts from the projector's first layer
+    there, from the encoder here. Not run here.
     """
     return SimCLRConfig(head_layers=3, weight_decay=1e-4, epochs=800, warmup_epochs=40)
 
@@ -191,21 +196,24 @@ def simclr_demo() -> SimCLRConfig:
 
 
 def moco_imagenet_resnet50() -> MoCoConfig:
-    """MoCo v2, 200 epochs at batch 256: linear probe 67.7 %, 71.1 % after 800 (the authors' README). Not run here."""
+    """MoCo v2, 200 epochs at batch 256: linear probe 67.7 %, 71.1 % after 800 (the authors'
+    README). Not run here."""
     return MoCoConfig()
 
 
 def moco_v1_resnet50() -> MoCoConfig:
-    """MoCo v1 (arXiv 1911.05722): one linear layer, T 0.07, jitter in every view, no blur; linear probe 60.6 %.
+    """MoCo v1 (arXiv 1911.05722): one linear layer, T 0.07, jitter in every view, no blur; linear
+    probe 60.6 %.
 
-    The authors divide the learning rate by 10 after 120 and 160 epochs, this is half a cosine. Not run here.
+    The authors divide the learning rate by 10 after 120 and 160 epochs, this is half a cosine. Not
+    run here.
     """
     return MoCoConfig(temperature=0.07, head_layers=1, jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, blur_p=(0.0, 0.0))
 
 
 def moco_cifar_resnet18() -> MoCoConfig:
-    """CIFAR-10 as in the authors' notebook: k-NN 82.6 % after 200 epochs, 88.7 % after 800 (85.3 and 89.7 % with
-    symmetric=True). Not run here."""
+    """CIFAR-10 as in the authors' notebook: k-NN 82.6 % after 200 epochs, 88.7 % after 800 (85.3
+    and 89.7 % with symmetric=True). Not run here."""
     head = {"temperature": 0.1, "queue": 4096, "ema": 0.99, "head_layers": 1}
     return MoCoConfig(**CIFAR, **head, crop_scale=(0.08, 1.0), weight_decay=5e-4)
 
@@ -221,15 +229,18 @@ def moco_demo() -> MoCoConfig:
 
 
 def byol_imagenet_resnet50() -> BYOLConfig:
-    """ResNet-50, 1000 epochs at batch 4096: linear probe 74.3 % (the paper; 74.0 to 74.5 in the authors' repository).
+    """ResNet-50, 1000 epochs at batch 4096: linear probe 74.3 % (the paper; 74.0 to 74.5 in the
+    authors' repository).
 
-    With 100 epochs the authors take base_lr 0.45, ema 0.99 and decay 1e-6; with 300 epochs 0.3. Not run here.
+    With 100 epochs the authors take base_lr 0.45, ema 0.99 and decay 1e-6; with 300 epochs 0.3. Not
+    run here.
     """
     return BYOLConfig()
 
 
 def byol_cifar_resnet18() -> BYOLConfig:
-    """CIFAR-10: not in the paper; the optimiser of the authors' small check (ResNet-18 on Imagenette, 1000 epochs).
+    """CIFAR-10: not in the paper; the optimiser of the authors' small check (ResNet-18 on
+    Imagenette, 1000 epochs).
 
     solo-learn's table has 92.58 % (linear, 1000 epochs) with a LARS of another kind. Not run here.
     """
@@ -248,7 +259,8 @@ def byol_demo() -> BYOLConfig:
 
 
 def simsiam_imagenet_resnet50() -> SimSiamConfig:
-    """ResNet-50, 100 epochs at batch 512: linear probe 68.1 % (the authors' README), 71.3 % after 800 (the paper).
+    """ResNet-50, 100 epochs at batch 512: linear probe 68.1 % (the authors' README), 71.3 % after
+    800 (the paper).
 
     Not run here.
     """

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from ssl_core.bounds import CountOrZero, Jitter, Positive, Scale, Share, Width
+from ssl_core.bounds import Jitter, Positive, Scale, Share, Whole, Width
 from ssl_core.config import BackboneConfig, PosInterp, TrainConfig, ViTConfig, check
 from ssl_core.method import Recipe
 
@@ -31,18 +31,22 @@ RECIPES = {
     ),
 }
 BLUR_P: dict[str, tuple[float, float, float]] = {"paper": (1.0, 0.1, 0.5), "released": (0.0, 0.9, 0.5)}
-"""Probability of a blur in the first global crop, the other global crops and the local ones: as the papers of DINO and
-DINOv2 say, and as DINOv2's released code does it, where `RandomApply(p=1 - p)` turns the first two around."""
+"""Probability of a blur in the first global crop, the other global crops and the local ones: as the
+papers of DINO and DINOv2 say, and as DINOv2's released code does it, where `RandomApply(p=1 - p)`
+turns the first two around."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DINOConfig(BackboneConfig, TrainConfig):
-    """Backbone, head, crops and recipe. The defaults are the authors' 100 epochs of ViT-S/16 (arXiv 2104.14294)."""
+    """Backbone, head, crops and recipe of DINO (arXiv 2104.14294).
+
+    The defaults are the authors' 100 epochs of ViT-S/16.
+    """
 
     pos_interp: PosInterp = "offset"
     """how stored positions are resampled to another image size, local crops too"""
     drop_path: float = 0.1
-    """vit: share of samples that skip the student's last block, rising linearly from the first; the teacher has none"""
+    """vit: share of samples that skip the student's last block, rising linearly from the first"""
 
     prototypes: Annotated[int, Interval(ge=2, le=2**24)] = 65536
     """k, the head's outputs"""
@@ -55,7 +59,7 @@ class DINOConfig(BackboneConfig, TrainConfig):
     head_bn: bool = False
     """batch norm in the head"""
     norm_last_layer: bool = True
-    """fix the lengths of the prototypes at 1; False is better for a ViT-S, and can make training unstable"""
+    """keep the prototypes at length 1; False suits a ViT-S better, but can be unstable"""
 
     student_temp: Positive = 0.1
     """τ_s"""
@@ -63,15 +67,15 @@ class DINOConfig(BackboneConfig, TrainConfig):
     """τ_t after its warm-up; 0.07 is better over 300 epochs and more"""
     warmup_teacher_temp: Positive = 0.04
     """τ_t of the first epoch"""
-    warmup_teacher_temp_epochs: CountOrZero = 0
+    warmup_teacher_temp_epochs: Whole = 0
     """epochs over which τ_t rises"""
     center_momentum: Share = 0.9
     """how slowly the centre follows the batch"""
     teacher_momentum: Share = 0.996
     """λ of the first step, to 1 by a cosine; 0.9995 with batches of 256"""
-    freeze_last_layer: CountOrZero = 1
+    freeze_last_layer: Whole = 1
     """epochs in which the last layer does not move"""
-    head_warmup_epochs: CountOrZero = 1
+    head_warmup_epochs: Whole = 1
     """epochs in which only the heads move, when --init gives a backbone without heads"""
 
     global_crops: Annotated[int, Interval(ge=1, le=1000)] = 2
@@ -93,7 +97,7 @@ class DINOConfig(BackboneConfig, TrainConfig):
     grayscale_p: Share = 0.2
     """probability of grey, where images are RGB"""
     blur_p: Literal["paper", "released"] | tuple[Share, Share, Share] = "paper"
-    """probability of a blur in the first global crop, the others, the local ones: paper 1 .1 .5, released 0 .9 .5"""
+    """of the first global crop, the other ones, the local ones: paper 1 .1 .5, released 0 .9 .5"""
     solarize_p: Share = 0.2
     """probability of solarizing in every global crop but the first"""
 
@@ -116,18 +120,18 @@ class DINOConfig(BackboneConfig, TrainConfig):
 
     @property
     def blurs(self) -> tuple[float, float, float]:
-        """Probability of a blur in the first global crop, the other global crops, the local crops."""
+        """Probability of a blur in the first global crop, the other ones, the local crops."""
         return BLUR_P[self.blur_p] if isinstance(self.blur_p, str) else self.blur_p
 
 
 @dataclass(frozen=True, kw_only=True)
 class DINOv2Config(ViTConfig):
-    """The encoder of DINOv2 (arXiv 2304.07193), with registers or without. The defaults are ViT-S/14's."""
+    """The encoder of DINOv2 (arXiv 2304.07193), with registers or without; by default ViT-S/14."""
 
     image_size: int | tuple[int, int] = 518
     patch_size: int = 14
     pos_interp: PosInterp = "offset"
-    """how stored positions are resampled: offset in the authors' code, antialias with registers, size in transformers"""
+    """how stored positions are resampled: offset (authors), antialias (with registers), size"""
     mlp_ratio: int = 4
     """hidden width of an MLP over the width, before SwiGLU's two thirds"""
     swiglu: bool = False
@@ -137,7 +141,8 @@ class DINOv2Config(ViTConfig):
 
 
 def vit_small() -> DINOConfig:
-    """ViT-S/16, the authors' default run: 100 epochs of ImageNet at batch 1024, 2 x 224 + 8 x 96 pixels.
+    """ViT-S/16, the authors' default run: 100 epochs of ImageNet at batch 1024, 2 x 224 + 8 x 96
+    pixels.
 
     k-NN 69.3 %, linear probe 74.0 % after 1.75 days on 8 GPUs (the authors' README). Not run here.
     """
@@ -145,35 +150,38 @@ def vit_small() -> DINOConfig:
 
 
 def vit_small_300() -> DINOConfig:
-    """ViT-S/16 for 300 epochs with τ_t to 0.07 and prototypes of any length: k-NN 73.3 %, linear 76.0 % after 2.6 days
-    on 16 GPUs (the authors' README). Not run here."""
+    """ViT-S/16 for 300 epochs with τ_t to 0.07 and prototypes of any length: k-NN 73.3 %, linear
+    76.0 % after 2.6 days on 16 GPUs (the authors' README). Not run here."""
     return DINOConfig(epochs=300, teacher_temp=0.07, warmup_teacher_temp_epochs=30, norm_last_layer=False)
 
 
 def vit_base() -> DINOConfig:
-    """ViT-B/16 by the recipe of vit_small_300, its prototypes of length 1: the authors' longer run reaches k-NN 76.1 %,
-    linear 78.2 % (their README). Not run here."""
+    """ViT-B/16 by the recipe of vit_small_300, its prototypes of length 1: the authors' longer run
+    reaches k-NN 76.1 %, linear 78.2 % (their README). Not run here."""
     return DINOConfig(dim=768, depth=12, heads=12, epochs=300, teacher_temp=0.07, warmup_teacher_temp_epochs=30)
 
 
 def resnet50() -> DINOConfig:
-    """ResNet-50 for 100 epochs, by SGD and with smaller crops, as the authors' README advises for convnets.
+    """ResNet-50 for 100 epochs, by SGD and with smaller crops, as the authors' README advises for
+    convnets.
 
-    No figure is given for this run; k-NN 67.5 %, linear 75.3 % in their table are of a longer one. Not run here.
+    No figure is given for this run; k-NN 67.5 %, linear 75.3 % in their table are of a longer one.
+    Not run here.
     """
     sgd: Any = {"optimizer": "sgd", "base_lr": 0.03, "weight_decay": 1e-4, "weight_decay_end": None}
     return DINOConfig(backbone="resnet50", **sgd, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14))
 
 
 def small_data() -> DINOConfig:
-    """ViT-S/16 on one device at batch 256: 4,096 prototypes, 2 + 4 crops, a slow teacher. Not in the paper, not run
-    here."""
+    """ViT-S/16 on one device at batch 256: 4,096 prototypes, 2 + 4 crops, a slow teacher. Not in
+    the paper, not run here."""
     teacher: Any = {"teacher_temp": 0.07, "warmup_teacher_temp_epochs": 30, "teacher_momentum": 0.9995}
     return DINOConfig(**teacher, batch_size=256, prototypes=4096, local_crops=4, epochs=300)
 
 
 def demo() -> DINOConfig:
-    """The built-in scenes at 32 pixels in some 25 minutes of a CPU core; the figures stand in docs/benchmarks.md.
+    """The built-in scenes at 32 pixels in some 25 minutes of a CPU core; the figures stand in
+    docs/benchmarks.md.
 
     AdamW: with SGD some seeds stay where one prototype takes all images or none does.
     """
@@ -216,11 +224,5 @@ PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
         "vit_base": vit_base,
         "resnet50": resnet50,
     },
-    "dinov2": {
-        "demo": vits14,
-        "vits14": vits14,
-        "vitb14": vitb14,
-        "vitl14": vitl14,
-        "vitg14": vitg14,
-    },
+    "dinov2": {"demo": vits14, "vits14": vits14, "vitb14": vitb14, "vitl14": vitl14, "vitg14": vitg14},
 }

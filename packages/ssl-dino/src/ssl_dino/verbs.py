@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import tyro
 
-from ssl_core.bounds import Checked, Count, PositiveShare
+from ssl_core.bounds import Checked, Count, Portion
 from ssl_core.config import check
 from ssl_core.method import Verb
 
 
 @dataclass(frozen=True)
 class Attention(Checked):
-    """Draw what a ViT attends to in pictures: maps per head, masks, patch features as colours, correspondences."""
+    """Draw what a ViT attends to in pictures: maps per head, masks, patch features as colours,
+    correspondences."""
 
     images: tyro.conf.Positional[tuple[str, ...]]
     """picture files"""
@@ -21,7 +22,7 @@ class Attention(Checked):
     """run folder, Hub id or checkpoint file"""
     match: str | None = None
     """another picture: draw which patches of the first correspond to which of it"""
-    mass: PositiveShare = 0.6
+    mass: Portion = 0.6
     """share of the attention that a mask holds"""
     block: int = -1
     """which block, counted from 0 or from the end"""

@@ -12,14 +12,15 @@ from ssl_core.method import Verb
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turn text into what `train --data` reads: a folder of tokens. The same command again goes on where it stopped."""
+    """Turn text into what `train --data` reads: a folder of tokens. The same command again goes on
+    where it stopped."""
 
     data: tyro.conf.Positional[str]
     """a text file, a .jsonl file with a field `text`, a folder of such files, or hf:NAME"""
     out: str | None = None
     """folder to write; the data's name and -tokens by default"""
     tokenizer: str = "train:8000"
-    """train:SIZE trains one on the text; else a folder with tokenizer.json, that file, or a Hub id such as gpt2"""
+    """train:SIZE trains one; else a folder with tokenizer.json, that file, or a Hub id (gpt2)"""
     algorithm: Literal["bpe", "wordpiece", "unigram"] = "bpe"
     """what train:SIZE trains: byte-level BPE (GPT-2's), WordPiece (BERT's) or Unigram (T5's)"""
     held_out: float = 0.05
@@ -79,7 +80,7 @@ class Text2Text:
     weights: tyro.conf.Positional[str]
     """run folder or Hub id of a T5"""
     texts: tyro.conf.Positional[tuple[str, ...]]
-    """texts as the model was taught: "translate English to French: …", or "The <extra_id_0> walks" for a missing span"""
+    """texts as the model was taught: "translate English to French: …", "The <extra_id_0> walks" """
     task: Literal["translate", "summarize", "sentiment", "grammar", "question"] | None = None
     """put the texts in the form of this task of T5 v1.0"""
     language: str = "French"
@@ -91,7 +92,7 @@ class Text2Text:
     tokens: int = 64
     """most tokens of an answer"""
     length_penalty: float = 1.0
-    """power of the length by which a score is divided: above 1 longer answers, below 1 shorter ones"""
+    """power of the length that divides a score: above 1 longer answers, below 1 shorter ones"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 

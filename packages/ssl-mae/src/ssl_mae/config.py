@@ -26,7 +26,8 @@ RECIPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class MAEConfig(ViTConfig, TrainConfig):
-    """Encoder, decoder, masking and recipe. The defaults are the paper's ViT-B/16 on ImageNet (arXiv 2111.06377)."""
+    """Encoder, decoder, masking and recipe. The defaults are the paper's ViT-B/16 on ImageNet
+    (arXiv 2111.06377)."""
 
     dim: int = 768
     heads: int = 12
@@ -65,20 +66,23 @@ class MAEConfig(ViTConfig, TrainConfig):
 
     @property
     def kept(self) -> int:
-        """Patches that the encoder sees: int(n · (1 - ratio)), rounding of floats included, as the authors' code."""
+        """Patches that the encoder sees: int(n · (1 - ratio)), rounding of floats included, as the
+        authors' code."""
         return int(self.patches * (1 - self.mask_ratio))
 
 
 def vit_base() -> MAEConfig:
     """ViT-B/16, the paper's recipe: 800 epochs of ImageNet at batch 4096.
 
-    Fine-tuned 83.66 % top-1, linear probe 67.8 % at 1600 epochs (the authors' README). Not run here.
+    Fine-tuned 83.66 % top-1, linear probe 67.8 % at 1600 epochs (the authors' README). Not run
+    here.
     """
     return MAEConfig()
 
 
 def vit_large() -> MAEConfig:
-    """ViT-L/16, the paper's main model: fine-tuned 85.95 %, linear probe 76.0 % (the authors' README).
+    """ViT-L/16, the paper's main model: fine-tuned 85.95 %, linear probe 76.0 % (the authors'
+    README).
 
     800 epochs take about 42 hours on 64 V100 (the authors' README). Not run here.
     """
@@ -91,19 +95,22 @@ def vit_huge() -> MAEConfig:
 
 
 def vit_small() -> MAEConfig:
-    """ViT-S/16 with a decoder of 256 x 4: not in the paper; a start for one GPU at batch 1024. Not run here."""
+    """ViT-S/16 with a decoder of 256 x 4: not in the paper; a start for one GPU at batch 1024. Not
+    run here."""
     decoder = {"decoder_dim": 256, "decoder_depth": 4, "decoder_heads": 8}
     return MAEConfig(dim=384, heads=6, **decoder, epochs=400, batch_size=1024, warmup_epochs=20)
 
 
 def vit_tiny() -> MAEConfig:
-    """ViT-Ti/16 with a decoder of 192 x 4: not in the paper; a start for small data at batch 512. Not run here."""
+    """ViT-Ti/16 with a decoder of 192 x 4: not in the paper; a start for small data at batch 512.
+    Not run here."""
     decoder = {"decoder_dim": 192, "decoder_depth": 4, "decoder_heads": 3}
     return MAEConfig(dim=192, heads=3, **decoder, epochs=400, batch_size=512, warmup_epochs=20)
 
 
 def demo() -> MAEConfig:
-    """The built-in scenes at 32 pixels in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes at 32 pixels in minutes on two CPU cores; the figures stand in
+    docs/benchmarks.md."""
     images: Any = {"image_size": 32, "patch_size": 8, "crop_scale": (1.0, 1.0), "crop_pct": 1.0}
     encoder: Any = {"dim": 128, "depth": 4, "heads": 4, "pool": "mean"}
     decoder = {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from ssl_core.bounds import Count, PositiveShare, Rate, Scale, Share, Width
+from ssl_core.bounds import Count, Portion, Rate, Scale, Share, Width
 from ssl_core.config import BackboneConfig, Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
@@ -20,8 +20,9 @@ Hidden = Annotated[int, Interval(ge=1, le=2**20)]
 
 @dataclass(frozen=True, kw_only=True)
 class PretextConfig(BackboneConfig, TrainConfig):
-    """What the four have in common. The recipe's defaults are those of Goyal et al. 2019 (arXiv 1905.01235) for ResNet-50:
-    SGD, 105 epochs, learning rate 0.1 at batch 256; theirs falls in four steps, ours along a cosine."""
+    """What the four have in common. The recipe's defaults are those of Goyal et al. 2019 (arXiv
+    1905.01235) for ResNet-50: SGD, 105 epochs, learning rate 0.1 at batch 256; theirs falls in four
+    steps, ours along a cosine."""
 
     backbone: Literal["vit", "resnet18", "resnet34", "resnet50"] = "resnet50"
     crop_scale: Scale = (1.0, 1.0)
@@ -29,7 +30,7 @@ class PretextConfig(BackboneConfig, TrainConfig):
     flip: bool = True
     """mirror left to right at random, before anything else is done"""
     feature_stage: Literal[1, 2, 3, 4] = 4
-    """stage of a ResNet whose mean `encode` returns: the last one serves the task more than its features"""
+    """stage of a ResNet whose mean `encode` returns; the last one suits the task best"""
 
     epochs: float = 105
     batch_size: int = 256
@@ -101,14 +102,15 @@ class RelativePatchConfig(TilesConfig):
     """Relative patch location (arXiv 1505.05192), on the tiles of the jigsaw puzzle."""
 
     pairs: Literal["centre", "all"] = "centre"
-    """centre: the eight tiles around the middle one; all: every two tiles that touch, in both orders, 40 pairs"""
+    """centre: the eight tiles around the middle one; all: any two that touch, 40 pairs"""
     color_drop: bool = False
     """leave one random channel of each tile, the paper's guard against chromatic aberration"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColorizationConfig(PretextConfig):
-    """Colorization (arXiv 1603.08511): the encoder sees lightness alone, so its stem has one channel."""
+    """Colorization (arXiv 1603.08511): the encoder sees lightness alone, so its stem has one
+    channel."""
 
     target: Literal["bins", "regression"] = "bins"
     """bins: classes of colours; regression: a and b themselves, whose mean is grey"""
@@ -116,8 +118,8 @@ class ColorizationConfig(PretextConfig):
     """side of a cell of the ab plane"""
     neighbours: Annotated[int, Interval(ge=1, le=16)] = 10
     """cells among which a colour is divided; 5 in the paper, 10 in the authors' code"""
-    uniform: PositiveShare = 0.5
-    """share of the uniform distribution in the prior by which colours are weighted; 1 weighs all alike"""
+    uniform: Portion = 0.5
+    """share of the uniform distribution in the prior that weights colours; 1 weights all alike"""
     prior_momentum: Rate = 0.99
     """of the running mean of the colours seen, which is the prior"""
     temperature: Annotated[float, Interval(ge=0.01, le=10)] = 0.38
@@ -152,7 +154,8 @@ SMALL_RESNET: Any = {"backbone": "resnet18", "small_stem": True, "image_size": 3
 SMALL: Any = SMALL_RESNET | {"width": 16, "batch_size": 64, "base_lr": 0.2, "precision": "fp32"}
 """The network of the demos, and how it is trained."""
 CLOSE: Any = SMALL | {"image_size": 48, "crop_scale": (0.3, 1.0)}
-"""The same where tiles are looked at: whole scenes of 32 pixels give a tile's place away by their outlines."""
+"""The same where tiles are looked at: whole scenes of 32 pixels give a tile's place away by their
+outlines."""
 TILES: Any = {"puzzle_size": 36, "tile_size": 10, "feature_stage": 3, "embedding": 64, "hidden": 256}
 """The puzzles of the demos, and their classifier."""
 ADAMW: Any = {"optimizer": "adamw", "base_lr": 5e-4, "weight_decay": 0.05, "warmup_epochs": 10}
@@ -161,20 +164,23 @@ VIT: Any = ADAMW | {"backbone": "vit", "pool": "mean", "epochs": 100, "batch_siz
 
 
 def demo_rotation() -> RotationConfig:
-    """The built-in scenes, lit from anywhere, in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes, lit from anywhere, in minutes on two CPU cores; the figures stand in
+    docs/benchmarks.md."""
     return RotationConfig(**SMALL | {"width": 12}, crop_scale=(0.6, 1.0), epochs=2, warmup_epochs=0.3)
 
 
 def rotation_resnet50() -> RotationConfig:
-    """ResNet-50 on ImageNet: 48.2 % in the linear probe (Goyal et al.'s library VISSL, 105 epochs). Not run here."""
+    """ResNet-50 on ImageNet: 48.2 % in the linear probe (Goyal et al.'s library VISSL, 105 epochs).
+    Not run here."""
     return RotationConfig()
 
 
 def rotation_cifar() -> RotationConfig:
-    """The paper's recipe for CIFAR-10 with a ResNet-18 in place of its network in network: batch 128, 200 epochs.
+    """The paper's recipe for CIFAR-10 with a ResNet-18 in place of its network in network: batch
+    128, 200 epochs.
 
-    With the paper's network, frozen after its second block, a non-linear classifier reaches 89.06 %, supervised 92.80
-    (the paper). Not run here.
+    With the paper's network, frozen after its second block, a non-linear classifier reaches 89.06
+    %, supervised 92.80 (the paper). Not run here.
     """
     run = {"epochs": 200, "batch_size": 128, "base_lr": 0.2, "warmup_epochs": 0, "weight_decay": 5e-4}
     return RotationConfig(**SMALL_RESNET, crop_scale=(0.6, 1.0), **run)
@@ -186,18 +192,21 @@ def rotation_vit_small() -> RotationConfig:
 
 
 def demo_jigsaw() -> JigsawConfig:
-    """The built-in scenes at 48 pixels in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes at 48 pixels in minutes on two CPU cores; the figures stand in
+    docs/benchmarks.md."""
     orders = {"permutations": 504, "orders_per_image": 8}
     return JigsawConfig(**CLOSE, **TILES, **orders, dropout=0.0, epochs=4, warmup_epochs=0.5)
 
 
 def jigsaw_resnet50() -> JigsawConfig:
-    """ResNet-50 on ImageNet with 100 permutations: 48.6 % in the linear probe (VISSL, 105 epochs). Not run here."""
+    """ResNet-50 on ImageNet with 100 permutations: 48.6 % in the linear probe (VISSL, 105 epochs).
+    Not run here."""
     return JigsawConfig()
 
 
 def jigsaw_resnet50_many() -> JigsawConfig:
-    """Kolesnikov et al. 2019 (arXiv 1901.09005): 16 orders of an image from one pass of the encoder, 35 epochs.
+    """Kolesnikov et al. 2019 (arXiv 1901.09005): 16 orders of an image from one pass of the
+    encoder, 35 epochs.
 
     No published figure for this network with our schedule. Not run here.
     """
@@ -205,22 +214,26 @@ def jigsaw_resnet50_many() -> JigsawConfig:
 
 
 def jigsaw_vit_small() -> JigsawConfig:
-    """ViT-S/16 with AdamW, cells of 80 pixels: not in a paper; a start for one GPU. Not run here."""
+    """ViT-S/16 with AdamW, cells of 80 pixels: not in a paper; a start for one GPU. Not run
+    here."""
     return JigsawConfig(**VIT, puzzle_size=240)
 
 
 def demo_relative_patch() -> RelativePatchConfig:
-    """The built-in scenes at 48 pixels in minutes on two CPU cores; the figures stand in docs/benchmarks.md."""
+    """The built-in scenes at 48 pixels in minutes on two CPU cores; the figures stand in
+    docs/benchmarks.md."""
     return RelativePatchConfig(**CLOSE, **TILES, pairs="all", epochs=4, warmup_epochs=0.5)
 
 
 def relative_patch_resnet50() -> RelativePatchConfig:
-    """Kolesnikov et al. 2019 (arXiv 1901.09005): the eight neighbours of the middle tile, 35 epochs. Not run here."""
+    """Kolesnikov et al. 2019 (arXiv 1901.09005): the eight neighbours of the middle tile, 35
+    epochs. Not run here."""
     return RelativePatchConfig(epochs=35)
 
 
 def relative_patch_doersch() -> RelativePatchConfig:
-    """The paper's pairs and colour dropping, on a ResNet-50 in place of its network. Not run here."""
+    """The paper's pairs and colour dropping, on a ResNet-50 in place of its network. Not run
+    here."""
     return RelativePatchConfig(pairs="all", color_drop=True, grayscale=0.0)
 
 
@@ -252,11 +265,7 @@ PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
         "resnet50_many": jigsaw_resnet50_many,
         "vit_small": jigsaw_vit_small,
     },
-    "colorization": {
-        "demo": demo_colorization,
-        "resnet50": colorization_resnet50,
-        "vit_small": colorization_vit_small,
-    },
+    "colorization": {"demo": demo_colorization, "resnet50": colorization_resnet50, "vit_small": colorization_vit_small},
     "relative-patch": {
         "demo": demo_relative_patch,
         "resnet50": relative_patch_resnet50,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssl_core.bounds import Checked, Count, CountOrZero, NonNegative
+from ssl_core.bounds import Checked, Count, NonNegative, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Checked):
-    """How a run is carried out. None of this changes what is computed, so a resumed run may change it."""
+    """How a run is carried out. It does not change the result, so a resumed run may change it."""
 
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
-    workers: CountOrZero | None = None
+    workers: Whole | None = None
     """loader processes; half the cores, at most 8, by default"""
     accumulate: Count = 1
     """micro-batches per optimiser step, for batches that do not fit in memory"""

@@ -12,7 +12,7 @@ from ssl_train.options import RunOptions
 
 
 def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., Any]:
-    """A package's `train`, for a notebook: what its command does, with the method whose config is given."""
+    """A package's `train` for notebooks: like the command, for the method of the given config."""
 
     def train_config(
         config: TrainConfig,
@@ -22,8 +22,8 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., Any]:
         init: str | Path | None = None,
         options: RunOptions = RunOptions(),  # noqa: B008 - frozen
     ) -> Any:
-        """Pretrain the method of `config`'s class on `data`, the built-in by default, into `out`, by default
-        `runs/<method>`, and return it in eval mode; see `ssl_train.run.train`."""
+        """Pretrain the method of `config`'s class on `data`, the built-in by default, into `out`,
+        by default `runs/<method>`, and return it in eval mode; see `ssl_train.run.train`."""
         from ssl_train.run import train  # here, so that importing a package stays cheap
 
         trained = [recipe for recipe in recipes.values() if recipe.views]

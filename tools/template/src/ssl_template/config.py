@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ssl_core.config import ImageConfig, TrainConfig, check
+from ssl_core.config import TrainConfig, ViTConfig, check
 from ssl_core.method import Recipe
 
 RECIPES = {
@@ -21,23 +21,13 @@ RECIPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RotNetConfig(ImageConfig, TrainConfig):
+class RotNetConfig(ViTConfig, TrainConfig):
     """Encoder and recipe. The paper has a convolutional network; here it is a ViT."""
-
-    dim: int = 384
-    """encoder width"""
-    depth: int = 12
-    """encoder blocks"""
-    heads: int = 6
-    """encoder attention heads"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         square = self.size[0] == self.size[1]
         check(square, "image_size", self.image_size, "a quarter turn needs a square")
-        check(self.depth > 0, "depth", self.depth, "must be positive")
-        check(self.heads > 0, "heads", self.heads, "must be positive")
-        check(self.dim % self.heads == 0, "heads", self.heads, f"must divide the width {self.dim}")
 
 
 def demo() -> RotNetConfig:

@@ -6,16 +6,17 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 
-from ssl_core.bounds import bounds_of, field_hints, words
+from ssl_core.bounds import bounds_of, field_hints
 
 C = TypeVar("C")
 
 
 def with_bounds(cls: type[C]) -> type[C]:
-    """The dataclass `cls` as tyro should read it: a subclass whose `--help` shows bounds, "(above 0, default: 100)".
+    """A subclass of the dataclass `cls` whose `--help` shows bounds: "(above 0, default: 100)".
 
-    tyro takes help texts from docstrings and has no place for bounds there, but its `help_behavior_hint` stands behind
-    them, with the default. Only annotations differ, so an instance has the fields and values of a `cls`.
+    tyro takes a field's help from its docstring and adds `help_behavior_hint`, by default the
+    default value. The subclass differs in its annotations alone, so its instances have the same
+    fields as those of `cls`.
     """
     annotations = {}
     for name, hints in field_hints(cls).items():
@@ -28,11 +29,11 @@ def with_bounds(cls: type[C]) -> type[C]:
 
 
 def bounds_in_words(*hints: Any) -> str:
-    """What types ask of a value and of its elements, in words; empty where they ask for nothing."""
+    """The bounds of a value and of its elements, in words; empty if the types state none."""
     found = []
     for hint in hints:
         inner, own = get_args(hint), ""
         if get_origin(hint) is Annotated:
-            inner, own = inner[:1], words(bounds_of(inner[1:]))
+            inner, (_, own) = inner[:1], bounds_of(inner[1:])
         found += [bounds_in_words(*inner), own]
     return ", ".join(dict.fromkeys(filter(None, found)))
