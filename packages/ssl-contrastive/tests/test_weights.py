@@ -22,7 +22,7 @@ from ssl_contrastive import (
     SimSiamConfig,
 )
 from ssl_contrastive.config import RECIPES
-from ssl_contrastive.convert import EXPORTS
+from ssl_contrastive.convert import LAYOUTS
 from ssl_core.config import ConfigError
 from ssl_core.hub.pretrained import WeightsMismatch
 from ssl_train.cli.main import defaults, main
@@ -185,7 +185,7 @@ def test_solo_learns_encoder_loads(tmp_path):
 def test_transformers_opens_the_export_with_the_same_features(fields, tmp_path):
     transformers = pytest.importorskip("transformers")
     network = stirred(SimCLR, **fields)
-    state, values = EXPORTS["transformers"](network)
+    state, values = LAYOUTS["simclr"].exports["transformers"](network.state_dict(), network.config)
     (tmp_path / "config.json").write_text(json.dumps(values))
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     theirs, found = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -201,7 +201,7 @@ def test_transformers_opens_the_export_with_the_same_features(fields, tmp_path):
 def test_timm_opens_the_export_with_the_same_features(fields, tmp_path):
     timm = pytest.importorskip("timm")
     network = stirred(SimCLR, **fields)
-    state, values = EXPORTS["timm"](network)
+    state, values = LAYOUTS["simclr"].exports["timm"](network.state_dict(), network.config)
     (tmp_path / "config.json").write_text(json.dumps(values))
     save_file(state, tmp_path / "model.safetensors")
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -219,8 +219,9 @@ def test_timm_opens_the_export_with_the_same_features(fields, tmp_path):
     ],
 )
 def test_an_export_that_the_other_library_cannot_open_is_refused(to, fields, message):
+    network = stirred(SimCLR, **fields)
     with pytest.raises(ConfigError, match=message):
-        EXPORTS[to](stirred(SimCLR, **fields))
+        LAYOUTS["simclr"].exports[to](network.state_dict(), network.config)
 
 
 def test_one_channel_equals_rgb_on_the_repeated_channel_in_both_networks(tmp_path):

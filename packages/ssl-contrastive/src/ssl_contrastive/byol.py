@@ -29,9 +29,8 @@ from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.ema import ema_update, frozen_copy
-from ssl_core.encoder import build_encoder
-from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.pixels import normalize
+from ssl_core.encoder import ImageEncoder, build_encoder
+from ssl_core.hub.pretrained import Pretrained
 from ssl_core.schedule import cosine
 
 FLOOR = 1e-6
@@ -53,20 +52,21 @@ def byol_loss(p: Tensor, z: Tensor) -> Tensor:
     return distributed.batch_mean(2 - 2 * (p * z).sum(-1))
 
 
-class BYOL(nn.Module, Pretrained):
+class BYOL(nn.Module, ImageEncoder, Pretrained):
     """Online and target network, built from a `BYOLConfig`.
 
-    Images are uint8 (b, c, h, w), or normalised float.
+    Images are uint8 (b, c, h, w), or normalised float. `encode` uses the online encoder.
     """
 
     config_class = BYOLConfig
+    layout = "ssl_contrastive.convert:LAYOUTS[byol]"
     can_collapse = True  # constant projections minimise the loss: the loop watches their spread
     collapse = staticmethod(collapse)
 
     def __init__(self, config: BYOLConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = build_backbone(config)
+        encoder = build_encoder(config)
         head = [config.hidden, config.projection]
 
         # the online network θ: encoder f, projector g and predictor q
@@ -78,15 +78,9 @@ class BYOL(nn.Module, Pretrained):
         self.target_encoder = frozen_copy(self.encoder)
         self.target_projector = frozen_copy(self.projector)
 
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_contrastive.convert import BYOL as LAYOUT
-
-        return LAYOUT
-
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """The loss of both directions between the two `batch["views"]`."""
-        views = [self._normalized(view) for view in batch["views"]]  # two of b c h w
+        views = [self.normalized(view) for view in batch["views"]]  # two of b c h w
 
         # The online network predicts from each view what the target network makes of the other.
         p1, p2 = (self.predictor(self.projector(self.encoder(view))) for view in views)  # b d
@@ -108,14 +102,3 @@ class BYOL(nn.Module, Pretrained):
     def project(self, features: Tensor) -> Tensor:
         """What the loss compares, (b, d), of the encoder's features."""
         return self.projector(features)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """The online encoder's features (b, d), before the projector."""
-        return self.encoder(self._normalized(images))
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """The online encoder's last map, (b, h, w, d)."""
-        return self.encoder.patch_features(self._normalized(images))  # type: ignore[operator]
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self.config.mean, self.config.std)

@@ -39,9 +39,8 @@ from ssl_contrastive.loss import sum_log_sum_exp, unit
 from ssl_contrastive.split_norm import average_statistics, split_batch_norm
 from ssl_core import distributed
 from ssl_core.ema import ema_update, frozen_copy
-from ssl_core.encoder import build_encoder
-from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.pixels import normalize
+from ssl_core.encoder import ImageEncoder, build_encoder
+from ssl_core.hub.pretrained import Pretrained
 
 
 def dense_info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -80,21 +79,23 @@ def info_nce_loss(
     return total * (distributed.world_size() / sum(counts or distributed.row_counts(query)))
 
 
-class MoCo(nn.Module, Pretrained):
+class MoCo(nn.Module, ImageEncoder, Pretrained):
     """Query encoder f_q, key encoder f_k and the queue, built from a `MoCoConfig`.
 
-    Images are uint8 (b, c, h, w), or normalised float. `queue` (k, d) is a ring of keys of length
-    one, the oldest at `queue_ptr`. Batches may have any size, even more than the queue.
+    Images are uint8 (b, c, h, w), or normalised float. `encode` uses the query encoder. `queue`
+    (k, d) is a ring of keys of length one, the oldest at `queue_ptr`. Batches may have any size,
+    even more than the queue.
     """
 
     config_class = MoCoConfig
+    layout = "ssl_contrastive.convert:LAYOUTS[moco]"
     queue: Tensor
     queue_ptr: Tensor
 
     def __init__(self, config: MoCoConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = build_backbone(config)
+        encoder = build_encoder(config)
         widths = [encoder.features] * config.head_layers + [config.projection]
         self.encoder = split_batch_norm(encoder, config.bn_splits)
         self.projector = mlp(widths, hidden_bias=True, last_bias=True, hidden_norm=False)
@@ -106,19 +107,13 @@ class MoCo(nn.Module, Pretrained):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
         self.keys: list[Tensor] = []  # of this step, until `after_step` puts them into the queue
 
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_contrastive.convert import MOCO
-
-        return MOCO
-
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """InfoNCE of two `batch["views"]`, query and key; the other way too if `symmetric`."""
         x1, x2 = batch["views"]  # two random views of the same images, b c h w
         counts = distributed.row_counts(x1)
         losses = []
         for x_q, x_k in [(x1, x2), (x2, x1)] if self.config.symmetric else [(x1, x2)]:
-            q = self.projector(self.encoder(self._normalized(x_q)))  # queries: b d
+            q = self.projector(self.encoder(self.normalized(x_q)))  # queries: b d
             k = self.encode_keys(x_k, counts)  # keys: b d, without gradient
             losses.append(info_nce_loss(q, k, self.queue, self.config.temperature, counts=counts))
         return {"loss": torch.stack(losses).sum()}
@@ -134,7 +129,7 @@ class MoCo(nn.Module, Pretrained):
 
         # Shuffle the joined batch, in the same order on all processes; encode one share of it here.
         order = distributed.broadcast(torch.randperm(sum(counts), device=images.device))
-        shuffled = self._normalized(distributed.gather(images, counts)[order[mine]])
+        shuffled = self.normalized(distributed.gather(images, counts)[order[mine]])
         keys = unit(self.key_projector(self.key_encoder(shuffled)))
 
         # Undo the shuffle: the inverse of a permutation is its argsort.
@@ -163,17 +158,6 @@ class MoCo(nn.Module, Pretrained):
         self.queue[places[-size:]] = keys[-size:].to(self.queue.dtype)
         self.queue_ptr.add_(n).remainder_(size)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """The query encoder's features (b, d), before the projector."""
-        return self.encoder(self._normalized(images))
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """The query encoder's last map, (b, h, w, d)."""
-        return self.encoder.patch_features(self._normalized(images))  # type: ignore[operator]
-
     def param_groups(self, config: MoCoConfig) -> list[dict[str, Any]]:
         """One group: the authors decay biases and batch norm too."""
         return [{"params": [(name, p) for name, p in self.named_parameters() if p.requires_grad]}]
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self.config.mean, self.config.std)

@@ -34,9 +34,8 @@ from ssl_contrastive.heads import mlp
 from ssl_contrastive.loss import sum_log_sum_exp, sum_log_sum_exp_among, unit
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_encoder
-from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.pixels import normalize
+from ssl_core.encoder import ImageEncoder, build_encoder
+from ssl_core.hub.pretrained import Pretrained
 
 
 def dense_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -79,18 +78,19 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float, *, block: int = 0) 
     return (all_pairs - positives) * (distributed.world_size() / sum(counts))
 
 
-class SimCLR(nn.Module, Pretrained):
+class SimCLR(nn.Module, ImageEncoder, Pretrained):
     """Encoder f and projector g, built from a `SimCLRConfig`.
 
     Images are uint8 (b, c, h, w), or normalised float.
     """
 
     config_class = SimCLRConfig
+    layout = "ssl_contrastive.convert:LAYOUTS[simclr]"
 
     def __init__(self, config: SimCLRConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = build_backbone(config, zero_init_residual=True)
+        encoder = build_encoder(config, zero_init_residual=True)
         projector = mlp([encoder.features] * config.head_layers + [config.projection])
         for layer in projector:
             if isinstance(layer, nn.Linear):
@@ -104,26 +104,9 @@ class SimCLR(nn.Module, Pretrained):
         self.encoder = sync_batch_norm(encoder)
         self.projector = sync_batch_norm(projector)
 
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_contrastive.convert import SIMCLR
-
-        return SIMCLR
-
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """NT-Xent of the two `batch["views"]`, which go through the network together."""
-        images = self._normalized(torch.cat(batch["views"]))  # 2b c h w
+        images = self.normalized(torch.cat(batch["views"]))  # 2b c h w
         z = self.projector(self.encoder(images))  # 2b d
         z1, z2 = z.chunk(2)  # b d
         return {"loss": nt_xent_loss(z1, z2, self.config.temperature)}
-
-    def encode(self, images: Tensor) -> Tensor:
-        """The encoder's features (b, d), before the projector."""
-        return self.encoder(self._normalized(images))
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """The encoder's last map, (b, h, w, d)."""
-        return self.encoder.patch_features(self._normalized(images))  # type: ignore[operator]
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self.config.mean, self.config.std)

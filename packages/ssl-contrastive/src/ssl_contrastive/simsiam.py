@@ -26,9 +26,8 @@ from ssl_contrastive.config import SimSiamConfig
 from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_encoder
-from ssl_core.hub.pretrained import Layout, Pretrained
-from ssl_core.pixels import normalize
+from ssl_core.encoder import ImageEncoder, build_encoder
+from ssl_core.hub.pretrained import Pretrained
 
 
 def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
@@ -44,20 +43,21 @@ def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     return distributed.batch_mean(-0.5 * (F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1)))
 
 
-class SimSiam(nn.Module, Pretrained):
+class SimSiam(nn.Module, ImageEncoder, Pretrained):
     """Encoder, projector and predictor, built from a `SimSiamConfig`.
 
     Images are uint8 (b, c, h, w), or normalised float.
     """
 
     config_class = SimSiamConfig
+    layout = "ssl_contrastive.convert:LAYOUTS[simsiam]"
     can_collapse = True  # constant projections minimise the loss: the loop watches their spread
     collapse = staticmethod(collapse)
 
     def __init__(self, config: SimSiamConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = build_backbone(config, zero_init_residual=True)
+        encoder = build_encoder(config, zero_init_residual=True)
         d = config.projection
 
         # f: the encoder and the projector, whose last batch norm has no gain and no shift
@@ -69,15 +69,9 @@ class SimSiam(nn.Module, Pretrained):
         # h: the predictor, a bottleneck
         self.predictor = sync_batch_norm(mlp([d, config.predictor_hidden, d], last_bias=True))
 
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_contrastive.convert import SIMSIAM
-
-        return SIMSIAM
-
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """The symmetric loss of the two `batch["views"]`."""
-        x1, x2 = (self._normalized(view) for view in batch["views"])  # b c h w
+        x1, x2 = (self.normalized(view) for view in batch["views"])  # b c h w
         z1, z2 = (self.projector(self.encoder(x)) for x in (x1, x2))  # embeddings: b d
         p1, p2 = self.predictor(z1), self.predictor(z2)  # predictions: b d
         return {"loss": simsiam_loss(p1, p2, z1, z2)}
@@ -90,19 +84,8 @@ class SimSiam(nn.Module, Pretrained):
         """
         return self.projector[:-1](features)  # type: ignore[index]
 
-    def encode(self, images: Tensor) -> Tensor:
-        """The encoder's features (b, d), before the projector."""
-        return self.encoder(self._normalized(images))
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """The encoder's last map, (b, h, w, d)."""
-        return self.encoder.patch_features(self._normalized(images))  # type: ignore[operator]
-
     def param_groups(self, config: SimSiamConfig) -> list[dict[str, Any]]:
         """The predictor has a constant learning rate. Biases and batch norm are decayed too."""
         predictor = [(name, p) for name, p in self.named_parameters() if name.startswith("predictor.")]
         others = [(name, p) for name, p in self.named_parameters() if not name.startswith("predictor.")]
         return [{"params": others}, {"params": predictor, "fixed_lr": True}]
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self.config.mean, self.config.std)
