@@ -1,4 +1,4 @@
-"""The four methods keep the promises that every method makes."""
+"""The conformance suite for the four methods."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from ssl_contrastive.config import RECIPES, BYOLConfig, MoCoConfig, SimCLRConfig
 from ssl_testing.conformance import Conformance
 
 with suppress(ImportError):
-    import sklearn.manifold  # noqa: F401 - of the figures; here once, not in every child
+    import sklearn.manifold  # noqa: F401 - for the figures; imported once here, not in every child
 
-RESNET = {
-    "backbone": "resnet18", "width": 4, "image_size": 8, "crop_pct": 1.0, "crop_scale": (0.4, 1.0), "batch_size": 8,
-    "epochs": 2.5, "warmup_epochs": 0.25,
-}  # fmt: skip
+RESNET = {"backbone": "resnet18", "width": 4, "image_size": 8, "crop_pct": 1.0, "crop_scale": (0.4, 1.0)}
+RESNET |= {"batch_size": 8, "epochs": 2.5, "warmup_epochs": 0.25}
 VIT = RESNET | {"backbone": "vit", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
 
 

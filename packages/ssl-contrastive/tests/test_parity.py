@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,12 +55,12 @@ def test_byol_and_simsiam_are_lightlys_negative_cosine_similarity():
 
 
 def moco(queue: int) -> MoCo:
-    return MoCo(MoCoConfig(backbone="resnet18", width=2, small_stem=True, image_size=8, queue=queue, projection=2,
-                           bn_splits=1, batch_size=4))  # fmt: skip
+    encoder: dict[str, Any] = {"backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8}
+    return MoCo(MoCoConfig(**encoder, queue=queue, projection=2, bn_splits=1, batch_size=4))
 
 
 def numbered(first: int, last: int) -> torch.Tensor:
-    """Keys that tell their number by their angle."""
+    """Keys with their number as their angle."""
     angle = torch.arange(first, last) / 100
     return torch.stack([angle.cos(), angle.sin()], 1)
 
@@ -67,7 +69,7 @@ def test_a_full_ring_holds_the_newest_keys_where_lightlys_bank_drops_them():
     bank = pytest.importorskip("lightly.models.modules.memory_bank").MemoryBankModule(size=(10, 2))
     ours = moco(10)
     for start in range(0, 24, 4):
-        ours._enqueue(numbered(start, start + 4))
+        ours.enqueue(numbered(start, start + 4))
         bank(numbered(start, start + 4), update=True)
     newest = numbered(14, 24)
 

@@ -1,4 +1,4 @@
-"""Two processes over gloo, with different numbers of samples too, do what one does with the joined batch."""
+"""Several processes over gloo, also of different batch sizes, equal one with the joined batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ssl_contrastive import (
     info_nce_loss,
     nt_xent_loss,
     simsiam_loss,
-)  # fmt: skip
+)
 from ssl_core import distributed
 from ssl_core.config import ConfigError
 from ssl_core.device import seed_step
@@ -35,9 +35,8 @@ from ssl_testing.state import apart
 from ssl_train.fit import wrap
 from ssl_train.processes import process_group
 
-SMALL: dict[str, Any] = {
-    "backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8, "batch_size": 8, "warmup_epochs": 0.0,
-}  # fmt: skip
+ENCODER: dict[str, Any] = {"backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8}
+SMALL = ENCODER | {"batch_size": 8, "warmup_epochs": 0.0}
 VIT = SMALL | {"backbone": "vit", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
 METHODS = {
     "simclr": (SimCLR, SimCLRConfig(**SMALL, projection=4)),
@@ -87,7 +86,7 @@ STEPS = {(4, 4): [*METHODS], (5, 3): [name for name in METHODS if name != "moco"
 
 @pytest.fixture(scope="module")
 def stepped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[int, ...]], Path]:
-    """The folder with the steps of all methods on ranks of these sizes, which are started once, and on one process."""
+    """The folder with one step of all methods: on ranks of these sizes, and on one process."""
 
     @cache
     def step_all(sizes: tuple[int, ...]) -> Path:
@@ -130,7 +129,7 @@ def loss_inputs(name: str, n: int) -> list[Tensor]:
 
 @pytest.fixture(scope="module", params=[(5, 5), (7, 3), (0, 4), (2, 3, 1)], ids=str)
 def losses(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[int, ...], Path]:
-    """The rows of each rank, and the folder with value and gradients of all losses on them; the ranks start once."""
+    """The rows of each rank, and the folder with value and gradients of all losses on them."""
     sizes, folder = request.param, tmp_path_factory.mktemp("losses")
 
     def on_a_rank() -> None:

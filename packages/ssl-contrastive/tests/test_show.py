@@ -1,6 +1,8 @@
-"""The figures: what is near what, and where it is drawn."""
+"""The figures: pairs of views, nearest neighbours, and the map."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +14,17 @@ from ssl_contrastive import show as figures
 from ssl_core.errors import DataError
 from ssl_testing.tiny import Pictures
 
+SMALL: dict[str, Any] = {"backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8}
 
-def test_neighbours_are_the_most_alike_by_cosine_and_never_the_query():
+
+def test_neighbours_are_the_nearest_by_cosine_without_the_query():
     angles = torch.tensor([0.0, 0.1, 0.25, 2.0, 0.02])
     features = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([1, 9, 3, 5, 0.1])[:, None]
     assert figures.neighbours(features, 2, 3).tolist() == [[0, 4, 1, 2], [1, 4, 0, 2]]
 
 
 @pytest.mark.parametrize("sklearn", [True, False])
-def test_a_map_fills_its_sheet_and_says_how_it_was_made(sklearn, monkeypatch):
+def test_a_map_fills_the_unit_square_and_names_its_projection(sklearn, monkeypatch):
     if sklearn:
         pytest.importorskip("sklearn")
     else:
@@ -34,7 +38,7 @@ def test_a_map_fills_its_sheet_and_says_how_it_was_made(sklearn, monkeypatch):
     assert figures.flat(features[:10])[1] == (components if sklearn else components + hint)
 
 
-def test_thumbnails_stand_where_they_belong():
+def test_thumbnails_are_drawn_at_their_places():
     images = torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 0.5)])
     sheet = np.asarray(figures.draw_map(images, np.array([[0.0, 0.0], [1.0, 1.0]]), side=100, thumbnail=10))
     assert (sheet[:10, :10] == 0).all() and (sheet[-10:, -10:] == 128).all() and (sheet[20:80] == 255).all()
@@ -44,10 +48,8 @@ def test_thumbnails_stand_where_they_belong():
 def test_all_three_figures_are_drawn_for_any_number_of_channels(channels, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "find_spec", lambda name: None)
     jitter = (0.4, 0.4, 0.4, 0.1) if channels == 3 else (0.4, 0.4, 0.0, 0.0)
-    config = SimCLRConfig(
-        backbone="resnet18", width=2, small_stem=True, image_size=8, in_channels=channels, mean=(0.5,) * channels,
-        std=(0.2,) * channels, jitter=jitter, grayscale_p=0.0,
-    )  # fmt: skip
+    pixels: dict[str, Any] = {"in_channels": channels, "mean": (0.5,) * channels, "std": (0.2,) * channels}
+    config = SimCLRConfig(**SMALL, **pixels, jitter=jitter, grayscale_p=0.0)
     source = Pictures(24, size=(10, 10), channels=channels)
     with torch.inference_mode():
         captions = figures.show(SimCLR(config).eval(), source, tmp_path)
@@ -57,15 +59,15 @@ def test_all_three_figures_are_drawn_for_any_number_of_channels(channels, tmp_pa
             assert picture.size[0] > 50
 
 
-def test_one_image_has_no_neighbours_which_is_said(tmp_path):
-    network = SimCLR(SimCLRConfig(backbone="resnet18", width=2, small_stem=True, image_size=8)).eval()
+def test_one_image_has_no_neighbours(tmp_path):
+    network = SimCLR(SimCLRConfig(**SMALL)).eval()
     with pytest.raises(DataError, match="need two readable images or more"):
         figures.show(network, Pictures(1), tmp_path)
 
 
-def test_views_of_a_source_without_a_readable_image_are_an_error():
+def test_a_source_without_a_readable_image_is_an_error():
     source = Pictures(4)
     source.bad = set(range(4))
-    network = SimCLR(SimCLRConfig(backbone="resnet18", width=2, small_stem=True, image_size=8))
+    network = SimCLR(SimCLRConfig(**SMALL))
     with pytest.raises(DataError, match="none of the .* is readable"):
         figures.view_pairs(network, source)

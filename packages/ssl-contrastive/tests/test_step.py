@@ -1,7 +1,8 @@
-"""Whole training steps against plain implementations that are written here from the papers.
+"""Whole training steps against plain implementations, written here from the papers.
 
-The plain side has torch's ResNet modules for the encoder, and by hand everything that the papers add: heads, batch norm
-and its parts, losses as full matrices, optimisers, averages and queue. Both sides take two steps in float64.
+The plain side uses torch's ResNet modules for the encoder. Everything that the papers add is
+written by hand: heads, batch norm and its parts, losses as full matrices, optimisers, averages and
+the queue. Both sides take two steps in float64.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from ssl_core.encoder import build_encoder
 from ssl_testing.faults import KeepDouble
 from ssl_train.optim import build_optimizer, schedule
 
-SMALL: dict[str, Any] = {
-    "backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8, "batch_size": 8, "warmup_epochs": 0.0,
-}  # fmt: skip
+ENCODER: dict[str, Any] = {"backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8}
+SMALL = ENCODER | {"batch_size": 8, "warmup_epochs": 0.0}
 STEPS, TOTAL, LR = 2, 5, 0.3
 
 
@@ -57,9 +57,9 @@ def small(method: type, config: Any) -> Any:
 
 
 class Plain:
-    """Weights by name, with their gradients and momenta; `net` are the encoders, used as torch modules."""
+    """Weights by name with their momenta; `net` holds the encoders, which are torch modules."""
 
-    def __init__(self, method: Any, encoders: tuple[str, ...], *, residual: bool = False) -> None:
+    def __init__(self, method: Any, encoders: tuple[str, ...]) -> None:
         self.state = {k: v.clone() for k, v in method.state_dict().items()}
         self.trained = {name for name, p in method.named_parameters() if p.requires_grad}
         self.net = {name: build_encoder(method.config).double().train() for name in encoders}
@@ -90,7 +90,7 @@ class Plain:
         return x + self.state[f"{name}.bias"] if f"{name}.bias" in self.state else x
 
     def head(self, x: Tensor, name: str, layers: str) -> Tensor:
-        """`layers` one letter each, at the positions of the published code: l linear, b batch norm, r ReLU."""
+        """`layers` has one letter per layer of the published code: linear, batch norm, ReLU."""
         for i, kind in enumerate(layers):
             where = f"{name}.{i}"
             x = self.linear(x, where) if kind == "l" else self.norm(x, where) if kind == "b" else x.relu()
@@ -108,7 +108,7 @@ class Plain:
         return self.momenta[name]
 
     def sgd(self, lr: float, decay: float, constant: tuple[str, float] = ("-", 0.0)) -> Callable[..., Tensor]:
-        """SGD with momentum and decay on everything; weights below the prefix `constant[0]` have their own rate."""
+        """SGD with momentum and decay on everything; `constant` is (prefix, its own rate)."""
         return lambda name, w, g: (
             (constant[1] if name.startswith(constant[0]) else lr) * self.momentum(name, g + decay * w)
         )
@@ -168,7 +168,7 @@ def test_moco(layers, symmetric):
     head, parts = "l" if layers == 1 else "lrl", (slice(4), slice(4, 8))
 
     def in_parts(net: nn.Module, x: Tensor) -> Tensor:
-        """Two networks that share weights, each with its half and statistics of its own, which are then averaged."""
+        """Each half of `x` with its own statistics, then averaged; the weights are shared."""
         halves = [{k: v.clone() for k, v in net.named_buffers()} for _ in range(2)]
         first, second = (torch.func.functional_call(net, h, x[rows]) for h, rows in zip(halves, parts, strict=True))
         for name, buffer in net.named_buffers():

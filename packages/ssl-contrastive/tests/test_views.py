@@ -24,7 +24,7 @@ def two(config: Any, seed: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("recipe", "name"), NAMES)
-def test_every_preset_makes_two_different_views_that_a_seed_repeats(recipe, name):
+def test_every_preset_makes_two_different_views_that_depend_on_the_seed_alone(recipe, name):
     config = dataclasses.replace(PRESETS[recipe][name](), image_size=32, patch_size=8)
     first, second = two(config, 0)
     assert first.shape == second.shape == (3, 32, 32) and first.dtype is torch.uint8
@@ -34,7 +34,7 @@ def test_every_preset_makes_two_different_views_that_a_seed_repeats(recipe, name
     assert pickle.loads(pickle.dumps(build(config))) == build(config)
 
 
-def test_a1_the_shares_are_those_of_the_papers():
+def test_byols_views_are_blurred_and_solarized_as_often_as_in_the_paper():
     view = build(dataclasses.replace(BYOLConfig(), image_size=32))
     counts = {"first blur": 0, "second blur": 0, "second solarize": 0, "grey": 0, "jitter": 0}
     n = 4000
@@ -69,13 +69,13 @@ def test_a1_the_shares_are_those_of_the_papers():
         ({"batch_size": 1, "bn_splits": 1}, "batch_size|bn_splits"),
     ],
 )
-def test_settings_that_cannot_be_are_named(fields, message):
+def test_an_invalid_setting_is_an_error_that_names_it(fields, message):
     with pytest.raises(ConfigError, match=message):
         MoCoConfig(**fields)
 
 
-def test_colours_that_grey_images_do_not_have_are_refused_when_views_are_made_of_them():
-    config = MoCoConfig(in_channels=1, mean=(0.5,), std=(0.2,))  # as it comes of a checkpoint, to be evaluated
+def test_colour_jitter_of_grey_images_is_an_error_when_views_are_built():
+    config = MoCoConfig(in_channels=1, mean=(0.5,), std=(0.2,))  # allowed: the config of a checkpoint to evaluate
     with pytest.raises(ConfigError, match="saturation and hue need RGB images, these have 1 channels"):
         build(config)
 

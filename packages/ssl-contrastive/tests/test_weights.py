@@ -1,4 +1,4 @@
-"""Weights in and out: our folders, the authors' checkpoints of MoCo and SimSiam, timm, torchvision, transformers."""
+"""Weights in and out: our folders, the authors' checkpoints, timm, torchvision, transformers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ssl_contrastive import (
     SimCLRConfig,
     SimSiam,
     SimSiamConfig,
-)  # fmt: skip
+)
 from ssl_contrastive.config import RECIPES
-from ssl_contrastive.convert import EXPORTS
+from ssl_contrastive.convert import LAYOUTS
 from ssl_core.config import ConfigError
 from ssl_core.hub.layout import WeightsMismatch
 from ssl_train.cli.main import defaults, main
@@ -43,7 +43,7 @@ def config(method: type, **fields: Any) -> Any:
 
 
 def stirred(method: type, **fields: Any) -> Any:
-    """A network in which every weight and every statistic has a value of its own."""
+    """A network whose weights and statistics all have different values."""
     torch.manual_seed(0)
     network = method(config(method, **fields))
     with torch.no_grad():
@@ -59,7 +59,7 @@ def images(c: int = 3, side: int = 32) -> Tensor:
 
 @pytest.mark.parametrize("fields", [{}, VIT, {"small_stem": True}], ids=["resnet", "vit", "small stem"])
 @pytest.mark.parametrize("method", HEADS)
-def test_the_encoder_is_in_one_file_and_what_training_needs_in_the_other(method, fields, tmp_path):
+def test_a_folder_has_the_encoder_in_one_file_and_the_heads_in_another(method, fields, tmp_path):
     network = stirred(method, **fields)
     folder = network.save_pretrained(tmp_path)
     encoder, heads = load_file(folder / "model.safetensors"), load_file(folder / "heads.safetensors")
@@ -102,7 +102,7 @@ def test_mocos_checkpoint_loads_with_key_encoder_and_queue(layers, tmp_path):
     assert torch.equal(loaded.encode(images(side=224)), network.encode(images(side=224)))
 
 
-def test_simsiams_checkpoint_loads_with_the_frozen_bias_in_the_running_mean(tmp_path):
+def test_simsiams_checkpoint_loads_with_its_frozen_bias_in_the_running_mean(tmp_path):
     network = stirred(SimSiam, predictor_hidden=2)
     bias = torch.randn(8)
     state = {}
@@ -124,7 +124,7 @@ def test_simsiams_checkpoint_loads_with_the_frozen_bias_in_the_running_mean(tmp_
 
 
 @pytest.mark.parametrize("method", HEADS)
-def test_a_run_may_start_from_torchvisions_and_timms_resnet(method, tmp_path):
+def test_a_run_can_start_from_torchvisions_and_timms_resnet(method, tmp_path):
     torchvision = pytest.importorskip("torchvision")
     theirs = torchvision.models.resnet18().eval()
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
@@ -143,7 +143,7 @@ def test_a_run_may_start_from_torchvisions_and_timms_resnet(method, tmp_path):
             assert all(torch.equal(a, b) for a, b in pairs), f"{copy} is no copy of the new {original}"
 
 
-def test_a_run_that_starts_from_an_encoder_keeps_the_presets_recipe(tmp_path):
+def test_a_run_that_starts_from_an_encoder_keeps_the_preset(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     line = ["--preset", "demo", "--init", str(tmp_path / "resnet18.pth"), "--data", "photos/"]
@@ -157,7 +157,7 @@ def test_a_run_that_starts_from_an_encoder_keeps_the_presets_recipe(tmp_path):
     assert (settings.queue, settings.width, settings.temperature) == (12, network.config.width, demo.temperature)
 
 
-def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+def test_fine_tuning_of_a_resnet_is_refused_before_any_evaluation(tmp_path, capsys, monkeypatch):
     folder = BYOL(config(BYOL)).save_pretrained(tmp_path)
     monkeypatch.setattr(BYOL, "encode", lambda *_: pytest.fail("it was measured"))
     line = ["evaluate", str(folder), "--protocols", "knn", "finetune", "--device", "cpu"]
@@ -166,7 +166,7 @@ def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_measured(tmp_pa
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_an_encoder_of_colours_is_read_for_other_channels(channels, tmp_path):
+def test_an_rgb_encoder_loads_with_other_channels(channels, tmp_path):
     folder = BYOL(config(BYOL)).save_pretrained(tmp_path)
     network = BYOL.from_pretrained(folder, in_channels=channels)
     assert network.encode(torch.rand(2, channels, 32, 32)).shape == (2, network.encoder.features)
@@ -185,7 +185,7 @@ def test_solo_learns_encoder_loads(tmp_path):
 def test_transformers_opens_the_export_with_the_same_features(fields, tmp_path):
     transformers = pytest.importorskip("transformers")
     network = stirred(SimCLR, **fields)
-    state, values = EXPORTS["transformers"](network)
+    state, values = LAYOUTS["simclr"].exports["transformers"](network.state_dict(), network.config)
     (tmp_path / "config.json").write_text(json.dumps(values))
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     theirs, found = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -201,7 +201,7 @@ def test_transformers_opens_the_export_with_the_same_features(fields, tmp_path):
 def test_timm_opens_the_export_with_the_same_features(fields, tmp_path):
     timm = pytest.importorskip("timm")
     network = stirred(SimCLR, **fields)
-    state, values = EXPORTS["timm"](network)
+    state, values = LAYOUTS["simclr"].exports["timm"](network.state_dict(), network.config)
     (tmp_path / "config.json").write_text(json.dumps(values))
     save_file(state, tmp_path / "model.safetensors")
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -218,15 +218,16 @@ def test_timm_opens_the_export_with_the_same_features(fields, tmp_path):
         ("timm", VIT | {"layer_norm_eps": 1e-12}, "timm has 1e-6"),
     ],
 )
-def test_an_export_that_the_other_side_could_not_open_is_refused(to, fields, message):
+def test_an_export_that_the_other_library_cannot_open_is_refused(to, fields, message):
+    network = stirred(SimCLR, **fields)
     with pytest.raises(ConfigError, match=message):
-        EXPORTS[to](stirred(SimCLR, **fields))
+        LAYOUTS["simclr"].exports[to](network.state_dict(), network.config)
 
 
-def test_one_channel_equals_the_rgb_network_on_the_repeated_channel_in_the_target_too(tmp_path):
+def test_one_channel_equals_rgb_on_the_repeated_channel_in_both_networks(tmp_path):
     network = stirred(BYOL)
-    grey = BYOL.from_pretrained(network.save_pretrained(tmp_path), config=config(
-        BYOL, in_channels=1, mean=(0.0,), std=(1.0,), jitter=(0.4, 0.4, 0.0, 0.0)))  # fmt: skip
+    one_channel = config(BYOL, in_channels=1, mean=(0.0,), std=(1.0,), jitter=(0.4, 0.4, 0.0, 0.0))
+    grey = BYOL.from_pretrained(network.save_pretrained(tmp_path), config=one_channel)
     x = torch.randn(2, 1, 32, 32)
     assert torch.allclose(grey.encode(x), network.encode(x.expand(-1, 3, -1, -1)), atol=1e-4)
     target = network.target_encoder(x.expand(-1, 3, -1, -1))
@@ -241,13 +242,13 @@ def test_one_channel_equals_the_rgb_network_on_the_repeated_channel_in_the_targe
         ({"module.encoder_q.conv1.weight": torch.zeros(4)}, ConfigError, "neither a ViT nor a ResNet"),
     ],
 )
-def test_a_checkpoint_of_something_else_is_named(state, error, message, tmp_path):
+def test_a_checkpoint_of_another_network_is_an_error(state, error, message, tmp_path):
     torch.save({"state_dict": state}, tmp_path / "other.pth")
     with pytest.raises(error, match=message):
         MoCo.from_pretrained(tmp_path / "other.pth")
 
 
-def test_another_queue_length_is_a_shape_that_does_not_fit(tmp_path):
+def test_another_queue_length_is_a_shape_mismatch(tmp_path):
     network = stirred(MoCo)
     folder = network.save_pretrained(tmp_path)
     with pytest.raises(WeightsMismatch, match=r"queue: \(12, 8\) in the file, \(20, 8\)"):

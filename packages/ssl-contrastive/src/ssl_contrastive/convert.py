@@ -1,7 +1,7 @@
-"""The encoders elsewhere: transformers, timm, torchvision, and the authors' checkpoints of MoCo and SimSiam.
+"""Weights elsewhere: transformers, timm, torchvision, solo-learn, MoCo's and SimSiam's authors.
 
-`model.safetensors` holds the encoder as transformers' ViT or torchvision's ResNet; heads, target and queue go to
-`heads.safetensors`. SimCLR's and BYOL's authors published no PyTorch weights.
+`model.safetensors` holds the encoder as transformers' ViT or torchvision's ResNet. Heads, target
+and queue are in `heads.safetensors`. SimCLR's and BYOL's authors published no PyTorch weights.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from ssl_core.hub.backbone import RESNET, backbone_keymap
 from torch import Tensor
 
 from ssl_contrastive.config import BYOLConfig, ContrastiveConfig, MoCoConfig, SimCLRConfig, SimSiamConfig
 from ssl_core.config import from_dict, to_dict
-from ssl_core.hub import backbone
-from ssl_core.hub.keymap import VIT_TIMM, Row, prefixed
-from ssl_core.hub.layout import Layout, check_shapes
+from ssl_core.hub import encoders
+from ssl_core.hub.encoders import RESNET, VIT_TIMM, encoder_layout
+from ssl_core.hub.keymap import Row, prefixed
+from ssl_core.hub.layout import Layout
 
 C = TypeVar("C", bound=ContrastiveConfig)
 
 MOCO_AUTHORS: tuple[Row, ...] = (
     *prefixed(RESNET, ours="encoder.", theirs="module.encoder_q."),
     *prefixed(RESNET, ours="key_encoder.", theirs="module.encoder_k."),
+    # v2's projector is a Sequential named fc, v1's is the Linear fc itself.
     ("projector.{i}.{w}", "module.encoder_q.fc.{i}.{w}"),
     ("key_projector.{i}.{w}", "module.encoder_k.fc.{i}.{w}"),
     ("projector.0.{w}", "module.encoder_q.fc.{w}"),
@@ -32,88 +33,80 @@ MOCO_AUTHORS: tuple[Row, ...] = (
     ("queue", "module.queue"),
     ("queue_ptr", "module.queue_ptr"),
 )
-"""facebookresearch/moco, v1 and v2; their queue is ours transposed."""
+"""facebookresearch/moco, v1 and v2."""
 
 SIMSIAM_AUTHORS: tuple[Row, ...] = (
     *prefixed(RESNET, ours="encoder.", theirs="module.encoder."),
     ("projector.{i}.{b}", "module.encoder.fc.{i}.{b}"),
     ("predictor.{i}.{b}", "module.predictor.{i}.{b}"),
 )
-"""facebookresearch/simsiam; the frozen bias before the projector's last batch norm goes into its running mean."""
+"""facebookresearch/simsiam."""
 
-SOLO: tuple[Row, ...] = (
-    *prefixed(RESNET, ours="encoder.", theirs="backbone."),
-    *prefixed(VIT_TIMM, ours="encoder.", theirs="backbone."),
-)
+SOLO: tuple[Row, ...] = prefixed((*RESNET, *VIT_TIMM), ours="encoder.", theirs="backbone.")
 """solo-learn's encoder."""
 
 
 def infer(cls: type[C], state: Mapping[str, Tensor]) -> C:
-    """Config of a checkpoint without one: the encoder by its shapes, heads and queue too where they are there."""
-    return from_dict(cls, to_dict(backbone.infer(cls, state)) | _heads(state))
+    """The config of a checkpoint that has none, from the shapes of its encoder, heads and queue."""
+    fields = to_dict(encoders.infer(cls, state))
+
+    # Batch norm has weights too, but of one dimension. An encoder alone has no projector.
+    names = [key for key in state if re.fullmatch(r"projector\.\d+\.weight", key) and state[key].ndim == 2]
+    if names:
+        last = max(names, key=lambda name: int(name.split(".")[1]))
+        fields |= {"head_layers": len(names), "projection": len(state[last])}
+        if "queue" in state:
+            fields["queue"] = state["queue"].shape[-1]  # theirs is (d, k)
+        if "predictor.0.weight" in state:
+            fields["predictor_hidden"] = len(state["predictor.0.weight"])
+    return from_dict(cls, fields)
 
 
-def _heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fields that the shapes of the authors' heads and queue say; a checkpoint of an encoder alone has none."""
-    linear = sorted(
-        int(match[1]) for key in state if (match := re.fullmatch(r"projector\.(\d+)\.weight", key))
-        if state[key].ndim == 2
-    )  # fmt: skip
-    if not linear:
-        return {}
-    fields: dict[str, Any] = {
-        "head_layers": len(linear), "projection": state[f"projector.{linear[-1]}.weight"].shape[0],
-    }  # fmt: skip
-    if "queue" in state:
-        fields["queue"] = state["queue"].shape[-1]
-    if "predictor.0.weight" in state:
-        fields["predictor_hidden"] = state["predictor.0.weight"].shape[0]
-    return fields
-
-
-def adapt(state: dict[str, Tensor], stored: ContrastiveConfig, wanted: ContrastiveConfig) -> dict[str, Tensor]:
-    """`state` for the channels and the image size of `wanted`, and the authors' spellings of queue and bias as ours."""
-    state = backbone.adapt(state, stored, wanted)
+def our_queue(state: dict[str, Tensor], stored: MoCoConfig) -> dict[str, Tensor]:
+    """`state` with the queue as (k, d), which is (d, k) in the authors' files."""
     queue = state.get("queue")
-    if isinstance(stored, MoCoConfig) and queue is not None and queue.shape == (stored.projection, stored.queue):
+    if queue is not None and queue.shape == (stored.projection, stored.queue):
         state["queue"] = queue.T.contiguous()
+    return state
+
+
+def without_frozen_bias(state: dict[str, Tensor], stored: SimSiamConfig) -> dict[str, Tensor]:
+    """`state` without the frozen bias that the authors have before the projector's last batch norm.
+
+    Batch norm subtracts the mean and with it the bias, so the running mean can absorb the bias.
+    """
     bias, mean = (state.get(f"projector.{name}") for name in ("6.bias", "7.running_mean"))
-    if isinstance(stored, SimSiamConfig) and bias is not None and mean is not None:
-        check_shapes(state, {"projector.7.running_mean": tuple(bias.shape)})
+    if bias is not None and mean is not None and bias.shape == mean.shape:
         state["projector.7.running_mean"] = mean - state.pop("projector.6.bias")
     return state
 
 
-def _layout(
-    cls: type[C], *, heads: tuple[str, ...], head_fields: tuple[str, ...], copies: dict[str, str],
-    authors: tuple[Row, ...] = (),
-) -> Layout:  # fmt: skip
-    return Layout(
-        keymap=backbone_keymap(also=(*authors, *SOLO)),
-        to_theirs=backbone.to_theirs,
-        from_theirs=partial(backbone.from_theirs, cls),
-        infer=partial(infer, cls),
-        adapt=adapt,
-        heads=heads,
-        head_fields=head_fields,
-        copies=copies,
-    )
+def layout(cls: type[ContrastiveConfig], *authors: Row, **fields: Any) -> Layout:
+    """A method's layout: the rows of its authors' files, and other `fields` of `Layout`."""
+    return encoder_layout(cls, also=(*authors, *SOLO), infer=partial(infer, cls), **fields)
 
 
-SIMCLR = _layout(SimCLRConfig, heads=("projector.",), head_fields=("head_layers", "projection"), copies={})
-MOCO = _layout(
-    MoCoConfig, heads=("projector.", "queue"), head_fields=("head_layers", "projection", "queue"),
-    copies={"key_encoder.": "encoder.", "key_projector.": "projector."},
-    authors=MOCO_AUTHORS,
-)  # fmt: skip
-BYOL = _layout(
-    BYOLConfig, heads=("projector.", "predictor."), head_fields=("hidden", "projection"),
-    copies={"target_encoder.": "encoder.", "target_projector.": "projector."},
-)  # fmt: skip
-SIMSIAM = _layout(
-    SimSiamConfig, heads=("projector.", "predictor."), head_fields=("head_layers", "projection", "predictor_hidden"),
-    copies={}, authors=SIMSIAM_AUTHORS,
-)  # fmt: skip
-
-EXPORTS = backbone.EXPORTS
-"""What `ssl-contrastive export --to` writes; a ResNet's own folder has torchvision's names already."""
+LAYOUTS: dict[str, Layout] = {
+    "simclr": layout(SimCLRConfig, heads=("projector.",), head_fields=("head_layers", "projection")),
+    "moco": layout(
+        MoCoConfig,
+        *MOCO_AUTHORS,
+        tidy=our_queue,
+        heads=("projector.", "queue"),
+        head_fields=("head_layers", "projection", "queue"),
+        copies={"key_encoder.": "encoder.", "key_projector.": "projector."},
+    ),
+    "byol": layout(
+        BYOLConfig,
+        heads=("projector.", "predictor."),
+        head_fields=("hidden", "projection"),
+        copies={"target_encoder.": "encoder.", "target_projector.": "projector."},
+    ),
+    "simsiam": layout(
+        SimSiamConfig,
+        *SIMSIAM_AUTHORS,
+        tidy=without_frozen_bias,
+        heads=("projector.", "predictor."),
+        head_fields=("head_layers", "projection", "predictor_hidden"),
+    ),
+}

@@ -1,4 +1,4 @@
-"""Pictures of what two views are, of what the features call alike, and of where they put each image."""
+"""Figures: pairs of views, nearest neighbours, and a map of all images by their features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_contrastive.similarity import unit
+from ssl_contrastive.loss import unit
 from ssl_contrastive.views import build
 from ssl_core.errors import DataError
 from ssl_core.pixels import as_float
@@ -20,19 +20,24 @@ from ssl_train.data.readable import readable
 
 PAIRS, QUERIES, NEIGHBOURS = 16, 8, 6
 MAPPED = 400
-"""Images among which neighbours are looked for, and which the map shows."""
+"""Images on the map; the neighbours are found among them."""
 
 
 def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
     """Write views.png, neighbours.png and map.png, and return {file name: caption}."""
     save_grid(view_pairs(method, source), folder / "views.png", columns=4)
+
+    # The other two figures show the same images.
     images = sample_images(source, method.config, MAPPED)
     if len(images) < 2:
         raise DataError("neighbours and a map need two readable images or more")
-    features = encode(method, images)
+    features = encode(method, images)  # b d
     shown = as_float(images)
+
+    # An image is not its own neighbour, so there is one neighbour less than images.
     near = neighbours(features, min(QUERIES, len(images) - 1), min(NEIGHBOURS, len(images) - 1))
     save_grid(shown[near], folder / "neighbours.png", columns=1)
+
     places, how = flat(features)
     draw_map(shown, places).save(folder / "map.png")
     return {
@@ -43,7 +48,10 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
 
 
 def view_pairs(method: Any, source: Any) -> Tensor:
-    """(b, 2, c, h, w) in [0, 1]: two random views each of a few images. Raises DataError when none is readable."""
+    """(b, 2, c, h, w) in [0, 1]: two random views each of a few images.
+
+    Raises DataError when no image is readable.
+    """
     view = build(method.config)
     pairs = [
         torch.stack(view(sample, np.random.default_rng((0, index)))["views"])
@@ -59,24 +67,29 @@ def encode(method: Any, images: Tensor) -> Tensor:
 
 
 def neighbours(features: Tensor, queries: int, count: int) -> Tensor:
-    """(q, 1 + k): each of the first `queries` rows and the `count` rows most like it by cosine, nearest first."""
-    z = unit(features)
-    like = z[:queries] @ z.T
+    """(q, 1 + k): each of the first q = `queries` rows, then its k = `count` nearest by cosine."""
+    z = unit(features)  # b d
+    like = z[:queries] @ z.T  # q b
     like[torch.arange(queries), torch.arange(queries)] = -torch.inf
     return torch.cat([torch.arange(queries)[:, None], like.topk(count).indices], 1)
 
 
 def flat(features: Tensor) -> tuple[np.ndarray, str]:
-    """Places (b, 2) in [0, 1], and how they were found: t-SNE where scikit-learn is installed, else two components."""
-    z = unit(features)
+    """Places (b, 2) in [0, 1] and how they were found.
+
+    By t-SNE if scikit-learn is installed, otherwise by the first two principal components.
+    """
+    z = unit(features)  # b d
     installed = find_spec("sklearn") is not None
     if installed and len(z) > 10:
         from sklearn.manifold import TSNE
 
+        # The perplexity has to be smaller than the number of images.
         perplexity = min(30.0, (len(z) - 1) / 3)
         places = TSNE(perplexity=perplexity, init="pca", random_state=0, metric="cosine").fit_transform(z.numpy())
         how = "t-SNE"
     else:
+        # The right singular vectors of centred features are their principal components.
         centred = z - z.mean(0)
         places = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).numpy()
         how = "the first two principal components"

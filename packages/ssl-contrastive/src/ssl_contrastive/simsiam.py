@@ -1,15 +1,17 @@
 """Exploring Simple Siamese Representation Learning (Chen & He 2020, arXiv 2011.10566).
 
-One network embeds both views, z = f(x); a predictor h maps one embedding, p = h(z), to the other, which is taken as a
-constant:
+One network embeds both views, z = f(x). A predictor h maps the embedding of one view, p = h(z), to
+that of the other, which is treated as a constant (sg, stop-gradient):
 
-    L = −½ cos(p₁, sg(z₂)) − ½ cos(p₂, sg(z₁)),    in [−1, 1]                                     (equations 1 to 4)
+    L = −½ cos(p₁, sg(z₂)) − ½ cos(p₂, sg(z₁)),    in [−1, 1]                 (equations 1 to 4)
 
-f: encoder and a projector of Linear, BN, ReLU (all of the encoder's width), at the end Linear, BN without gain and
-shift. h: Linear, BN, ReLU, Linear with a bottleneck of a quarter. One pass per view; batch norm is that of all
-processes. SGD with decay on everything, half a cosine without warm-up; the predictor's learning rate stays at the peak.
+f is the encoder and a projector of Linear, BN, ReLU (all as wide as the encoder's features) and a
+last Linear with BN without gain and shift. h is Linear, BN, ReLU, Linear with a bottleneck of a
+quarter. Each view has its own pass; batch norm spans all processes. SGD decays every parameter. The
+learning rate is half a cosine without warm-up, but that of the predictor stays at the peak.
 
-Deviations: none known. Expected (the authors' README): linear probe 68.1 %, R50, 100 epochs of ImageNet at batch 512.
+Deviations: none known. Expected (the authors' README): linear probe 68.1 %, ResNet-50, 100 epochs
+of ImageNet at batch 512.
 """
 
 from __future__ import annotations
@@ -24,77 +26,66 @@ from ssl_contrastive.config import SimSiamConfig
 from ssl_contrastive.heads import collapse, mlp
 from ssl_core import distributed
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import build_encoder
-from ssl_core.hub.layout import Layout
+from ssl_core.encoder import ImageEncoder, build_encoder
 from ssl_core.hub.pretrained import Pretrained
-from ssl_core.pixels import normalize
 
 
 def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """−½ (cos(p₁, sg z₂) + cos(p₂, sg z₁)), a mean over rows: four (n, d), not normalised.
+    """Equation 4: predictions p and embeddings z of two views, each (n, d) and of any length.
 
-    The gradient stops at z₁ and z₂ here. Under several processes DDP's mean is that of the joined batch. Raises
-    ValueError when the shapes differ.
+    No gradient goes to z₁ and z₂. With several processes, DDP's mean is that of the joined batch.
+    Raises ValueError when the shapes differ.
     """
     if len(shapes := {tuple(x.shape) for x in (p1, p2, z1, z2)}) > 1:
         raise ValueError(f"predictions and projections differ in shape: {sorted(shapes)}")
     wide = torch.promote_types(p1.dtype, torch.float32)
-    first, second = (F.cosine_similarity(p.to(wide), z.detach().to(wide)) for p, z in ((p1, z2), (p2, z1)))
-    return distributed.batch_mean(-0.5 * (first + second))
+    p1, p2, z1, z2 = (x.to(wide) for x in (p1, p2, z1.detach(), z2.detach()))  # detach is sg
+    return distributed.batch_mean(-0.5 * (F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1)))
 
 
-class SimSiam(nn.Module, Pretrained):
-    """Encoder, projector and predictor, built from a `SimSiamConfig`. Images are uint8 (b, c, h, w), or normalised."""
+class SimSiam(nn.Module, ImageEncoder, Pretrained):
+    """Encoder, projector and predictor, built from a `SimSiamConfig`.
+
+    Images are uint8 (b, c, h, w), or normalised float.
+    """
 
     config_class = SimSiamConfig
-    can_collapse = True
+    layout = "ssl_contrastive.convert:LAYOUTS[simsiam]"
+    can_collapse = True  # constant projections minimise the loss: the loop watches their spread
+    collapse = staticmethod(collapse)
 
     def __init__(self, config: SimSiamConfig) -> None:
         super().__init__()
         self.config = config
         encoder = build_encoder(config, zero_init_residual=True)
-        d, out = encoder.features, config.projection
-        projector = mlp([d] * config.head_layers + [out])
-        projector.append(nn.BatchNorm1d(out, affine=False))
+        d = config.projection
+
+        # f: the encoder and the projector, whose last batch norm has no gain and no shift
+        projector = mlp([encoder.features] * config.head_layers + [d])
+        projector.append(nn.BatchNorm1d(d, affine=False))
         self.encoder = sync_batch_norm(encoder)
         self.projector = sync_batch_norm(projector)
-        self.predictor = sync_batch_norm(mlp([out, config.predictor_hidden, out], last_bias=True))
 
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_contrastive.convert import SIMSIAM
-
-        return SIMSIAM
+        # h: the predictor, a bottleneck
+        self.predictor = sync_batch_norm(mlp([d, config.predictor_hidden, d], last_bias=True))
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """The symmetric loss of the two `batch["views"]`."""
-        z1, z2 = (self.projector(self.encoder(self._normalized(view))) for view in batch["views"])
-        return {"loss": simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)}
+        x1, x2 = (self.normalized(view) for view in batch["views"])  # b c h w
+        z1, z2 = (self.projector(self.encoder(x)) for x in (x1, x2))  # embeddings: b d
+        p1, p2 = self.predictor(z1), self.predictor(z2)  # predictions: b d
+        return {"loss": simsiam_loss(p1, p2, z1, z2)}
 
     def project(self, features: Tensor) -> Tensor:
-        """What the loss compares, (b, d), of the encoder's features, before the last batch norm: behind it collapse does
-        not show."""
+        """What the loss compares, (b, d), of the encoder's features.
+
+        The last batch norm is left out: it rescales every channel, so collapse would not show after
+        it.
+        """
         return self.projector[:-1](features)  # type: ignore[index]
 
-    def collapse(self, scores: dict[str, float], progress: float) -> str | None:
-        """The cause, where the spread of the projections says so, else None; the loop asks."""
-        return collapse(scores, progress)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """The encoder's features (b, d), before the projector."""
-        return self.encoder(self._normalized(images))
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """The encoder's last map, (b, h, w, d)."""
-        return self.encoder.patch_features(self._normalized(images))  # type: ignore[operator]
-
     def param_groups(self, config: SimSiamConfig) -> list[dict[str, Any]]:
-        """The predictor with a constant learning rate, and the rest; biases and batch norm are decayed too."""
-        named = [*self.named_parameters()]
-        return [
-            {"params": [(name, p) for name, p in named if not name.startswith("predictor.")]},
-            {"params": [(name, p) for name, p in named if name.startswith("predictor.")], "fixed_lr": True},
-        ]
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self.config.mean, self.config.std)
+        """The predictor has a constant learning rate. Biases and batch norm are decayed too."""
+        predictor = [(name, p) for name, p in self.named_parameters() if name.startswith("predictor.")]
+        others = [(name, p) for name, p in self.named_parameters() if not name.startswith("predictor.")]
+        return [{"params": others}, {"params": predictor, "fixed_lr": True}]

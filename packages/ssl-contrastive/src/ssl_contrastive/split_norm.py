@@ -1,4 +1,4 @@
-"""Batch norm over parts of the batch: what plain batch norm on several GPUs is, on any number of processes."""
+"""Batch norm over parts of the batch: like plain batch norm on several GPUs, on any number."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from ssl_core.config import ConfigError
 class SplitBatchNorm(nn.BatchNorm2d):
     """In training, each of `splits` parts of the global batch is normalised by its own statistics.
 
-    A process of W has splits / W of the parts. The running statistics are the mean over the parts: of this process
-    after its pass, of all after `average_statistics`. Raises ConfigError when the processes do not divide the parts.
+    Each of W processes has splits / W of the parts. The running statistics are the mean over the
+    parts: those of this process after its forward pass, all of them after `average_statistics`.
+    Raises ConfigError when the parts cannot be shared evenly among the processes.
     """
 
     def __init__(self, num_features: int, splits: int, **options: float) -> None:
@@ -24,26 +25,26 @@ class SplitBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        parts, rest = divmod(self.splits, distributed.world_size())
-        if rest:
-            raise ConfigError(
-                f"bn_splits = {self.splits}: {distributed.world_size()} processes have to divide the parts evenly"
-            )
+        world = distributed.world_size()
+        if self.splits % world:
+            raise ConfigError(f"bn_splits = {self.splits}: {world} processes have to divide the parts evenly")
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        assert self.momentum is not None
         self.num_batches_tracked.add_(1)
-        means, variances = self.running_mean.repeat(parts, 1), self.running_var.repeat(parts, 1)
-        out = torch.cat([
-            F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-            for part, mean, var in zip(input.tensor_split(parts), means, variances, strict=True)
-        ])  # fmt: skip
+
+        # Every part updates its own copy of the running statistics.
+        parts = input.tensor_split(self.splits // world)
+        means, variances = (x.repeat(len(parts), 1) for x in (self.running_mean, self.running_var))  # parts c
+        outputs = [
+            F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)  # type: ignore[arg-type]
+            for part, mean, var in zip(parts, means, variances, strict=True)
+        ]
         self.running_mean.copy_(means.mean(0))
         self.running_var.copy_(variances.mean(0))
-        return out
+        return torch.cat(outputs)
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
-    """`module` with every `nn.BatchNorm2d` in it replaced by a `SplitBatchNorm` of the same names and values."""
+    """`module` with a `SplitBatchNorm` of the same values in place of every `nn.BatchNorm2d`."""
     if type(module) is nn.BatchNorm2d:
         split = SplitBatchNorm(module.num_features, splits, eps=module.eps)
         split.load_state_dict(module.state_dict())
@@ -55,13 +56,12 @@ def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
 
 @torch.no_grad()
 def average_statistics(module: nn.Module) -> None:
-    """The running statistics of every `SplitBatchNorm` in `module`, averaged over the processes."""
-    if not distributed.is_on():
-        return
+    """Average the running statistics of every `SplitBatchNorm` in `module` over the processes."""
     norms = [m for m in module.modules() if isinstance(m, SplitBatchNorm)]
-    buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
-    if not buffers:
+    if not distributed.is_on() or not norms:  # a ViT has no batch norm
         return
+    # One all-reduce for all of them.
+    buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
     joined = distributed.all_reduce_sum(torch.cat(buffers)) / distributed.world_size()
     for buffer, mean in zip(buffers, joined.split([len(b) for b in buffers]), strict=True):
         buffer.copy_(mean)

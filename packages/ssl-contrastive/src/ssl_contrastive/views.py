@@ -1,8 +1,8 @@
-"""Two random views of an image, drawn from its own stream."""
+"""Two random views of an image, drawn from the image's own random stream."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,27 @@ class TwoViews:
 
 
 def build(config: ContrastiveConfig) -> TwoViews:
-    """The transform of training samples; only blur and solarization differ between the two views.
+    """The transform of training samples.
 
-    Raises ConfigError when colours are to be jittered that the images do not have; an encoder is evaluated all the same.
+    Raises ConfigError for saturation or hue jitter of images that are not RGB.
     """
-    check(config.in_channels == 3 or not any(config.jitter[2:]) or not config.jitter_p, "jitter", config.jitter,
-          f"saturation and hue need RGB images, these have {config.in_channels} channels: set both to 0")  # fmt: skip
+    # Checked here and not in the config: an encoder of such images can still be evaluated.
+    needs_rgb = bool(config.jitter_p) and any(config.jitter[2:])
+    reason = f"saturation and hue need RGB images, these have {config.in_channels} channels: set both to 0"
+    check(config.in_channels == 3 or not needs_rgb, "jitter", config.jitter, reason)
+
+    # The two views differ only in how often they are blurred and solarized.
+    both = Augment(
+        size=config.size,
+        scale=config.crop_scale,
+        flip=config.flip,
+        jitter=config.jitter,
+        jitter_p=config.jitter_p,
+        grayscale_p=config.grayscale_p,
+        blur_sigma=config.blur_sigma,
+    )
     first, second = (
-        Augment(
-            size=config.size, scale=config.crop_scale, flip=config.flip, jitter=config.jitter, jitter_p=config.jitter_p,
-            grayscale_p=config.grayscale_p, blur_p=blur_p, blur_sigma=config.blur_sigma, solarize_p=solarize_p,
-        )
+        replace(both, blur_p=blur_p, solarize_p=solarize_p)
         for blur_p, solarize_p in zip(config.blur_p, config.solarize_p, strict=True)
-    )  # fmt: skip
+    )
     return TwoViews(first, second)

@@ -1,4 +1,4 @@
-"""The four losses against plain Python and closed forms; the computation in blocks against the dense form."""
+"""The four losses against plain Python, closed forms, and the dense form of the same loss."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_contrastive import byol_loss, info_nce_loss, nt_xent_loss, similarity, simsiam_loss
+from ssl_contrastive import byol_loss, info_nce_loss, nt_xent_loss, simsiam_loss
+from ssl_contrastive.loss import NARROW, sum_log_sum_exp_among, unit
+from ssl_contrastive.moco import dense_info_nce
+from ssl_contrastive.simclr import dense_nt_xent
 
 F64 = torch.float64
 
@@ -44,41 +46,29 @@ def plain_info_nce(query: list, key: list, queue: list, temperature: float) -> f
     return total / len(query)
 
 
-def dense_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    z = F.normalize(torch.cat([z1, z2]), dim=1)
-    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(z1)))
+# One row at a time, a few rows that do not divide the batch, and the device's own size.
+in_blocks = pytest.mark.parametrize("block", [1, 7, 64, 500, 0])
 
 
-def dense_info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    query, key, queue = (F.normalize(x, dim=1) for x in (query, key, queue))
-    logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], 1) / temperature
-    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long))
-
-
-@pytest.fixture(params=[(1, 0), (7, 100), (64, 2**24), None], ids="block {}".format)
-def block(request, monkeypatch):
-    """The losses with blocks of so many similarities, of which so many are kept: one row at a time, rows that do not
-    divide the batch, …"""
-    if request.param is not None:
-        monkeypatch.setitem(similarity.BLOCK, "cpu", request.param[0])
-        monkeypatch.setattr(similarity, "KEPT", request.param[1])
-
-
+@in_blocks
 @pytest.mark.parametrize("temperature", [0.02, 0.025, 0.1, 0.5, 2.0])
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_nt_xent_equals_plain_python(n, temperature, block):
     z1, z2 = rows(n, 3), rows(n, 3, seed=1)
     expected = plain_nt_xent(z1.tolist(), z2.tolist(), temperature)
-    assert nt_xent_loss(z1, z2, temperature).item() == pytest.approx(expected, abs=1e-12)
+    assert nt_xent_loss(z1, z2, temperature, block=block).item() == pytest.approx(expected, abs=1e-12)
+    assert dense_nt_xent(z1, z2, temperature).item() == pytest.approx(expected, abs=1e-12)
 
 
+@in_blocks
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (4, 9), (9, 2)])
 def test_info_nce_equals_plain_python(n, k, temperature, block):
     query, key, queue = rows(n, 3), rows(n, 3, seed=1), rows(k, 3, seed=2)
     expected = plain_info_nce(query.tolist(), key.tolist(), queue.tolist(), temperature)
-    assert info_nce_loss(query, key, queue, temperature).item() == pytest.approx(expected, abs=1e-12)
+    loss = info_nce_loss(query, key, queue, temperature, block=block)
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    assert dense_info_nce(query, key, queue, temperature).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_byol_and_simsiam_equal_plain_python():
@@ -89,20 +79,31 @@ def test_byol_and_simsiam_equal_plain_python():
     assert simsiam_loss(p1, p2, z1, z2).item() == pytest.approx(-0.5 * (near[0] + near[1]), abs=1e-12)
 
 
+@in_blocks
 @pytest.mark.parametrize(("dtype", "close"), [(F64, 1e-13), (torch.float32, 1e-6)], ids=str)
 @pytest.mark.parametrize("loss", ["nt_xent", "info_nce"])
-def test_gradients_in_blocks_are_those_of_the_dense_form(loss, dtype, close, block):
+def test_gradients_in_blocks_equal_those_of_the_dense_form(loss, dtype, close, block):
     ours, dense = (nt_xent_loss, dense_nt_xent) if loss == "nt_xent" else (info_nce_loss, dense_info_nce)
     sizes = (33, 33) if loss == "nt_xent" else (33, 33, 50)
     inputs = [rows(n, 16, seed=seed, dtype=dtype, grad=True) for seed, n in enumerate(sizes)]
-    value, expected = ours(*inputs, 0.2), dense(*inputs, 0.2)
+    value, expected = ours(*inputs, 0.2, block=block), dense(*inputs, 0.2)
     assert value.dtype is dtype and value.item() == pytest.approx(expected.item(), rel=10 * close)
     found = torch.autograd.grad(3 * value, inputs)
     for mine, theirs in zip(found, torch.autograd.grad(3 * expected, inputs), strict=True):
         assert (mine - theirs).abs().max() < close
 
 
-def test_what_asks_for_no_gradient_gets_none():
+@pytest.mark.parametrize("kept", [0, 100, 500])
+@pytest.mark.parametrize("block", [1, 100, 300, 0])
+def test_exponentials_computed_again_give_the_same_bits_as_those_kept(block, kept):
+    z = unit(rows(33, 16, grad=True))
+    value, expected = (sum_log_sum_exp_among(z, 5.0, block=block, kept=k) for k in (kept, 2**24))
+    assert torch.equal(value, expected)
+    [grad], [expected_grad] = (torch.autograd.grad(x, [z]) for x in (value, expected))
+    assert torch.equal(grad, expected_grad)
+
+
+def test_no_gradient_for_inputs_that_do_not_require_it():
     query, key, queue = rows(4, 3, grad=True), rows(4, 3, seed=1), rows(6, 3, seed=2)
     info_nce_loss(query, key, queue, 0.2).backward()
     assert query.grad is not None and key.grad is None and queue.grad is None
@@ -110,16 +111,16 @@ def test_what_asks_for_no_gradient_gets_none():
         assert not nt_xent_loss(query, key, 0.2).requires_grad
 
 
-def test_opposite_rows_at_the_smallest_temperature_of_one_exponential_are_exact_in_fp32():
+def test_opposite_rows_are_exact_in_fp32_at_the_largest_scale_with_one_maximum():
     axis = torch.eye(4)[:1].requires_grad_()
-    value = nt_xent_loss(axis, -axis.detach(), 1 / similarity.NARROW)
+    value = nt_xent_loss(axis, -axis.detach(), 1 / NARROW)
     assert value.item() == pytest.approx(0, abs=1e-5)  # each has one other, its partner: log(e^-40) + 40
     [grad] = torch.autograd.grad(value, [axis])
     assert grad.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_embeddings_have_a_finite_loss_in_fp32_at_a_small_temperature(dtype):
+def test_half_precision_embeddings_have_a_finite_fp32_loss_at_a_small_temperature(dtype):
     z = rows(8, 16, dtype=dtype, grad=True)
     with torch.autocast("cpu", dtype):
         for loss in (
@@ -135,21 +136,21 @@ def test_half_precision_embeddings_have_a_finite_loss_in_fp32_at_a_small_tempera
         assert nt_xent_loss(z, z.roll(1, 0), 0.02).item() == pytest.approx(exact.item(), rel=1e-4)
 
 
-# Specification, section 8
+# Closed forms
 
 
-def test_n1_orthonormal_pairs():
+def test_nt_xent_of_orthonormal_pairs():
     z = torch.eye(32, dtype=F64)
     assert nt_xent_loss(z, z, 0.5).item() == pytest.approx(math.log(1 + 62 * math.exp(-2)), abs=1e-12)
     assert nt_xent_loss(z, z, 0.5).item() == pytest.approx(2.239729, abs=1e-6)
 
 
-def test_n2_collapse_is_the_logarithm_of_the_number_of_others():
+def test_nt_xent_of_equal_rows_is_the_logarithm_of_the_number_of_others():
     z = torch.ones(256, 8, dtype=F64)
     assert nt_xent_loss(z, z, 0.1).item() == pytest.approx(6.236370, abs=1e-6)
 
 
-def test_n3_a_simplex_is_the_minimum():
+def test_nt_xent_is_smallest_for_a_simplex():
     n, temperature = 8, 0.5
     z = torch.eye(n, dtype=F64) - 1 / n
     lowest = math.log(1 + (2 * n - 2) * math.exp(-n / ((n - 1) * temperature)))
@@ -170,12 +171,12 @@ def test_n3_a_simplex_is_the_minimum():
     assert closure() == pytest.approx(lowest, abs=1e-6) and closure() > lowest - 1e-12
 
 
-def test_n4_opposite_pairs():
+def test_nt_xent_of_opposite_pairs():
     z = torch.eye(8, dtype=F64)
     assert nt_xent_loss(z, -z, 0.5).item() == pytest.approx(4.648678, abs=1e-6)
 
 
-def test_n5_scale_of_a_row_and_order_of_the_views_do_not_matter():
+def test_nt_xent_ignores_the_lengths_of_rows_and_the_order_of_views():
     z1, z2 = rows(6, 5, grad=True), rows(6, 5, seed=1, grad=True)
     scale = torch.linspace(0.01, 100, 6, dtype=F64)[:, None]
     loss = nt_xent_loss(z1, z2, 0.3)
@@ -185,21 +186,21 @@ def test_n5_scale_of_a_row_and_order_of_the_views_do_not_matter():
     assert (grad * z1).sum(1).abs().max() < 1e-15
 
 
-def test_m1_a_queue_at_right_angles():
+def test_info_nce_against_an_orthogonal_queue():
     q, queue = torch.eye(1, 8, dtype=F64), torch.zeros(4096, 8, dtype=F64)
     queue[:, 3] = 1
     assert info_nce_loss(q, q, queue, 0.07).item() == pytest.approx(0.0025562, abs=1e-7)
 
 
 @pytest.mark.parametrize(("temperature", "about"), [(0.07, 11.9), (0.2, 11.2)])
-def test_m2_at_random_it_is_about_the_logarithm_of_the_queue(temperature, about):
+def test_info_nce_of_random_rows_is_about_the_logarithm_of_the_queue_length(temperature, about):
     query, key, queue = rows(256, 128), rows(256, 128, seed=1), rows(65536, 128, seed=2)
     loss = info_nce_loss(query.float(), key.float(), queue.float(), temperature).item()
     assert loss == pytest.approx(math.log(65536) + 1 / (2 * 128 * temperature**2), abs=0.15)
     assert loss == pytest.approx(about, abs=0.2)
 
 
-def test_b1_byol_lies_between_0_and_4_a_direction_whatever_the_lengths():
+def test_byol_lies_between_0_and_4_per_direction_for_any_lengths():
     p = rows(512, 256)
     assert byol_loss(p, 5 * p).item() == pytest.approx(0, abs=1e-12)
     assert byol_loss(p, -0.1 * p).item() == pytest.approx(4, abs=1e-12)
@@ -207,14 +208,14 @@ def test_b1_byol_lies_between_0_and_4_a_direction_whatever_the_lengths():
     assert both.item() == pytest.approx(4, abs=0.05)
 
 
-def test_b1_a_vector_without_length_has_a_finite_gradient():
+def test_byol_has_a_finite_gradient_for_a_zero_vector():
     p = torch.zeros(2, 4, dtype=F64, requires_grad=True)
     loss = byol_loss(p, rows(2, 4))
     loss.backward()
     assert loss.item() == 2 and p.grad is not None and torch.isfinite(p.grad).all()
 
 
-def test_s1_simsiam_lies_between_minus_1_and_1_and_stops_the_gradient():
+def test_simsiam_lies_between_minus_1_and_1_and_stops_the_gradient():
     p1, p2, z1, z2 = (rows(5, 4, seed=seed, grad=True) for seed in range(4))
     simsiam_loss(p1, p2, z1, z2).backward()
     assert z1.grad is None and z2.grad is None and p1.grad is not None
@@ -236,6 +237,6 @@ def test_s1_simsiam_lies_between_minus_1_and_1_and_stops_the_gradient():
         lambda: simsiam_loss(rows(3, 4), rows(3, 4), rows(3, 5), rows(3, 4)),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(call):
+def test_shapes_that_do_not_fit_raise_an_error(call):
     with pytest.raises(ValueError, match=r"got \(|differ in shape"):
         call()
