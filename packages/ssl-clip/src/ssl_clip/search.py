@@ -8,7 +8,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_clip.index import ImageIndex, read_meta
+from ssl_clip.clip import CLIP
+from ssl_clip.index import ImageIndex
+from ssl_clip.index_files import read_meta
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError, InputError
 from ssl_train.data.images import read_image
@@ -25,30 +27,29 @@ STYLE = (
 )
 
 
-def run(recipe: Any, args: Search) -> None:
+def run(recipe: Any, arguments: Search) -> None:
     """The command `search`."""
-    from ssl_clip.clip import CLIP
-
-    if (args.query is None) == (args.image is None):
+    if (arguments.query is None) == (arguments.image is None):
         raise InputError('give a text ("a red bicycle") or --image, one of them')
-    meta = read_meta(Path(args.index))
-    weights = args.weights or meta["weights"]
+    # The model that made the index, which must be found again.
+    meta = read_meta(Path(arguments.index))
+    weights = arguments.weights or meta["weights"]
     if weights is None:
-        raise InputError(f"{args.index} does not say which model made it: give --weights")
-    clip = CLIP.from_pretrained(weights, device=pick_device(args.device))
-    index = ImageIndex.open(clip, args.index)
-    query: Any = args.query
-    if args.image is not None:
+        raise InputError(f"{arguments.index} does not say which model made it: give --weights")
+    clip = CLIP.from_pretrained(weights, device=pick_device(arguments.device))
+    index = ImageIndex.open(clip, arguments.index)
+    query: Any = arguments.query
+    if arguments.image is not None:
         try:
-            query = read_image(args.image, clip.config.in_channels)
+            query = read_image(arguments.image, clip.config.in_channels)
         except BadSample as error:
-            raise DataError(f"{args.image} cannot be read: {error}") from error
-    found = index.search(query, args.top_k)
+            raise DataError(f"{arguments.image} cannot be read: {error}") from error
+    found = index.search(query, arguments.top_k)
     for path, score in found:
         print(f"{score:6.3f}  {path}")
-    if args.html is not None:
-        write_page(Path(args.html), args.query or f"like {args.image}", found)
-        print(f"look at  {args.html}")
+    if arguments.html is not None:
+        write_page(Path(arguments.html), arguments.query or f"like {arguments.image}", found)
+        print(f"look at  {arguments.html}")
 
 
 def write_page(path: Path, title: str, found: list[tuple[str, float]]) -> None:
@@ -74,6 +75,7 @@ def _thumbnail(path: str) -> str:
     except BadSample as error:
         return f"<em>{html.escape(str(error))}</em>"
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    # The page holds its pictures, so that it can be moved.
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     picture.save(buffer, "jpeg", quality=80)
