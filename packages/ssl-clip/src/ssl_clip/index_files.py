@@ -61,7 +61,13 @@ class IndexFiles:
 
     def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
         self.folder, self.meta = folder, meta
+        self._name()
         self._load()
+
+    def _name(self) -> None:
+        """The paths of the files with the current number."""
+        names = ("vectors-{}.f16", "files-{}.jsonl", "lists-{}.faiss")
+        self.vectors, self.lines, self.lists = (self.folder / name.format(self.meta["number"]) for name in names)
 
     def _load(self) -> None:
         """Read the lines, but for a torn last one. Rows that no line names do not count."""
@@ -80,18 +86,6 @@ class IndexFiles:
         size = self.vectors.stat().st_size if self.vectors.is_file() else 0
         if size < self._bytes:
             raise IndexMismatch(f"{self.vectors} is cut off: delete {self.folder} and index again")
-
-    @property
-    def vectors(self) -> Path:
-        return self.folder / f"vectors-{self.meta['number']}.f16"
-
-    @property
-    def lines(self) -> Path:
-        return self.folder / f"files-{self.meta['number']}.jsonl"
-
-    @property
-    def lists(self) -> Path:
-        return self.folder / f"lists-{self.meta['number']}.faiss"
 
     @property
     def _bytes(self) -> int:
@@ -162,6 +156,7 @@ class IndexFiles:
         position = {row: i for i, row in enumerate(kept.tolist())}
         copied = matrix[kept]
         self.meta = {**self.meta, "number": self.meta["number"] + 1}
+        self._name()
         copied.tofile(self.vectors)
         with self.lines.open("w", encoding="utf-8") as lines:
             for path, entry in self.entries.items():

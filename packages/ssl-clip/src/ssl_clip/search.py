@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 240
 """Pixels of the longer side."""
-STYLE = (
-    "body{font:15px system-ui;margin:2em;background:#fafafa;color:#222}main{display:flex;flex-wrap:wrap;gap:1em}"
-    "figure{margin:0;width:240px}img{max-width:240px;max-height:240px;border-radius:4px}"
-    "figcaption{font-size:13px;overflow-wrap:anywhere}"
-)
 
 
 def run(recipe: Any, arguments: Search) -> None:
@@ -54,29 +48,26 @@ def run(recipe: Any, arguments: Search) -> None:
 
 def write_page(path: Path, title: str, found: list[tuple[str, float]]) -> None:
     """An HTML page of its own: thumbnails of (path, score), best first, each a link to its file."""
-    figures = "".join(
-        f'<figure><a href="{html.escape(Path(image).resolve().as_uri())}">{_thumbnail(image)}</a>'
-        f"<figcaption>{score:.3f} {html.escape(Path(image).name)}</figcaption></figure>"
+    from jinja2 import Environment, PackageLoader
+
+    pictures = [
+        {"link": Path(image).resolve().as_uri(), "name": Path(image).name, "score": score, **_thumbnail(image)}
         for image, score in found
-    )
-    page = (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-        f"<h1>{html.escape(title)}</h1><main>{figures}</main>\n"
-    )
+    ]
+    template = Environment(loader=PackageLoader(__package__), autoescape=True).get_template("search.html.jinja")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(template.render(title=title, pictures=pictures), encoding="utf-8")
 
 
-def _thumbnail(path: str) -> str:
+def _thumbnail(path: str) -> dict[str, str]:
+    """The picture itself, so that the page can be moved: {"jpeg": base64}, or {"error": what is wrong with it}."""
     from PIL import Image
 
     try:
-        pixels = read_image(path)
+        pixels = read_image(path)  # c h w
     except BadSample as error:
-        return f"<em>{html.escape(str(error))}</em>"
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    # The page holds its pictures, so that it can be moved.
+        return {"error": str(error)}
+    picture, buffer = Image.fromarray(pixels.permute(1, 2, 0).numpy()), io.BytesIO()
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
     picture.save(buffer, "jpeg", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return {"jpeg": base64.b64encode(buffer.getvalue()).decode()}

@@ -178,7 +178,8 @@ class Tokenizer:
     @classmethod
     def _of_merges(cls, merges: Sequence[tuple[str, ...]], start: int) -> Tokenizer:
         """Ids in OpenAI's order: bytes, bytes at the end of a word, merges. `start` is START's."""
-        symbols = _byte_symbols()
+        # GPT-2's character for each byte: printable ones as they are, then 256 and up for the others.
+        symbols = sorted(_tokenizers().pre_tokenizers.ByteLevel.alphabet())
         tokens = [*symbols, *(symbol + SUFFIX for symbol in symbols), *("".join(pair) for pair in merges)]
         vocabulary = {token: i for i, token in enumerate(tokens)}
         return cls(_backend({**vocabulary, START: start, END: start + 1}, merges), cleaned=True)
@@ -190,13 +191,6 @@ def _tokenizers() -> Any:
     import tokenizers
 
     return tokenizers
-
-
-def _byte_symbols() -> list[str]:
-    """A character for each of the 256 bytes, GPT-2's table: printable bytes first, as they are."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i, _ in enumerate(others)]
 
 
 def _backend(vocabulary: dict[str, int], merges: Sequence[tuple[str, ...]]) -> Any:
