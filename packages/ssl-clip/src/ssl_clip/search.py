@@ -54,7 +54,7 @@ def write_page(path: Path, title: str, found: list[tuple[str, float]]) -> None:
         {"link": Path(image).resolve().as_uri(), "name": Path(image).name, "score": score, **_thumbnail(image)}
         for image, score in found
     ]
-    template = Environment(loader=PackageLoader(__package__), autoescape=True).get_template("search.html.jinja")
+    template = Environment(loader=PackageLoader("ssl_clip"), autoescape=True).get_template("search.html.jinja")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(template.render(title=title, pictures=pictures), encoding="utf-8")
 
