@@ -90,7 +90,7 @@ def images():
 
 @pytest.fixture
 def write_pairs():
-    """A function that writes noisy grey squares with a patch of a colour in a corner; captions name both."""
+    """A function that writes grey noise with a coloured patch in a corner; captions name both."""
 
     def write(folder: Path, *, seed: int = 0, each: int = 20, colours: int = 4) -> Path:
         folder.mkdir()

@@ -47,8 +47,8 @@ def confusion_figure(predicted: Tensor, truth: Tensor, labels: Sequence[str]) ->
         return figure
     for row, column in (shares >= 0.005).nonzero().tolist():
         share = shares[row, column].item()
-        place = {"ha": "center", "va": "center", "color": "white" if share > 0.5 else "black"}
-        axes.text(column, row, f"{100 * share:.0f}", fontsize=7, **place)
+        look: Any = {"ha": "center", "va": "center", "color": "white" if share > 0.5 else "black"}
+        axes.text(column, row, f"{100 * share:.0f}", fontsize=7, **look)
     return figure
 
 

@@ -221,5 +221,6 @@ def _pairs(rows: Iterator[tuple[str, dict[str, Any]]], image: str, text: str) ->
         if not isinstance(row.get(image), str):
             raise DataError(f"{place} has no {image!r}")
         # What is no text counts as an empty caption, which is refused with its place.
-        captions = row.get(text) if isinstance(row.get(text), list) else [row.get(text)]
+        value = row.get(text)
+        captions = value if isinstance(value, list) else [value]
         yield place, row[image], [caption if isinstance(caption, str) else "" for caption in captions]

@@ -60,7 +60,7 @@ def write_page(path: Path, title: str, found: list[tuple[str, float]]) -> None:
 
 
 def _thumbnail(path: str) -> dict[str, str]:
-    """The picture itself, so that the page can be moved: {"jpeg": base64}, or {"error": what is wrong with it}."""
+    """{"jpeg": the picture in base64, so that the page can be moved} or {"error": why not}."""
     from PIL import Image
 
     try:

@@ -178,7 +178,7 @@ class Tokenizer:
     @classmethod
     def _of_merges(cls, merges: Sequence[tuple[str, ...]], start: int) -> Tokenizer:
         """Ids in OpenAI's order: bytes, bytes at the end of a word, merges. `start` is START's."""
-        # GPT-2's character for each byte: printable ones as they are, then 256 and up for the others.
+        # GPT-2's character for each byte: printable ones as they are, 256 and up for the others.
         symbols = sorted(_tokenizers().pre_tokenizers.ByteLevel.alphabet())
         tokens = [*symbols, *(symbol + SUFFIX for symbol in symbols), *("".join(pair) for pair in merges)]
         vocabulary = {token: i for i, token in enumerate(tokens)}
