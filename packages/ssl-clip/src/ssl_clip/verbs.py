@@ -12,7 +12,7 @@ from ssl_core.method import Verb
 
 @dataclass(frozen=True)
 class Classify:
-    """Say which of some labels fits an image, or how often that is right for a folder of classes."""
+    """Say which of some labels fits an image, or how often that is right for a whole folder."""
 
     images: tyro.conf.Positional[tuple[str, ...]] = ()
     """image files"""
