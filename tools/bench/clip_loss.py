@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from measure import Case, Work
 from torch import Tensor
 
-from ssl_clip.clip import clip_loss
-from ssl_clip.siglip import siglip_loss
+from ssl_clip.loss import clip_loss, siglip_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssl_clip.clip import CLIP
 from ssl_clip.config import vit_b32
-from ssl_clip.convert import to_open_clip
+from ssl_clip.convert_open_clip import to_theirs as open_clip_layout
 from ssl_core.device import autocast
 
 
@@ -74,7 +74,8 @@ def of_open_clip() -> tuple[Any, Callable[..., Tensor]]:
     import open_clip
     from open_clip.loss import ClipLoss
 
-    state, values, _ = to_open_clip(_clip())
+    clip = _clip()
+    state, values, _ = open_clip_layout(clip.state_dict(), clip.config)
     config = values["model_cfg"]
     model = open_clip.model.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
     model.load_state_dict(state)

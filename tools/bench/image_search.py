@@ -21,7 +21,8 @@ from PIL import Image
 
 from ssl_clip.clip import CLIP
 from ssl_clip.config import vit_b32
-from ssl_clip.index import ImageIndex, build_lists, exact_search
+from ssl_clip.index import ImageIndex
+from ssl_clip.nearest import build_lists, exact_search
 
 
 def main() -> None:

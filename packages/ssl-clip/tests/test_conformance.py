@@ -12,10 +12,9 @@ from ssl_clip.pairs import open_pairs
 from ssl_testing.conformance import Conformance
 from ssl_testing.tiny import CLASSES, Pictures, write_pictures
 
-TINY = CLIPConfig(
-    image_size=8, patch_size=4, dim=16, depth=1, heads=2, text_dim=16, text_depth=1, text_heads=2, embed_dim=8,
-    vocab_size=600, eos_token_id=599, context_length=8, crop_scale=(0.5, 1.0),
-)  # fmt: skip
+IMAGE = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "crop_scale": (0.5, 1.0)}
+TEXT = {"text_dim": 16, "text_depth": 1, "text_heads": 2, "vocab_size": 600, "eos_token_id": 599, "context_length": 8}
+TINY = CLIPConfig(**IMAGE, **TEXT, embed_dim=8)
 
 
 def open_words(data: str | Path | None, *, config: Any, split: str = "train") -> Any:

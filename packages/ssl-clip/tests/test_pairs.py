@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssl_clip.captions import TokenizedPairs
 from ssl_clip.config import CLIPConfig
 from ssl_clip.pairs import CaptionedScenes, open_pairs
-from ssl_clip.tokenizer import TokenizedPairs, Tokenizer
+from ssl_clip.tokenizer import Tokenizer
 from ssl_clip.views import PairView, build
 from ssl_core.errors import BadSample, DataError
 from ssl_train.data.scenes import CLASSES, held_out
@@ -37,9 +38,12 @@ def written(path: Path, text: str) -> Path:
         ("pairs.csv", 'path,caption\na.png,"a red, round thing"\nb.png,blue\na.png,again\n'),
         ("pairs.tsv", "image\ttext\na.png\ta red, round thing\nb.png\tblue\na.png\tagain\n"),
         ("semi.csv", "caption;path\na red, round thing;a.png\nblue;b.png\nagain;a.png\n"),
-        ("pairs.jsonl", '{"path": "a.png", "caption": ["a red, round thing", "again"]}\n{"path": "b.png", "caption": "blue"}\n'),
+        (
+            "pairs.jsonl",
+            '{"path": "a.png", "caption": ["a red, round thing", "again"]}\n{"path": "b.png", "caption": "blue"}\n',
+        ),
     ],
-)  # fmt: skip
+)
 def test_tables_of_pairs(name, content, tmp_path):
     pictures(tmp_path, "a.png", "b.png")
     source = open_pairs(written(tmp_path / name, content), config=CONFIG)

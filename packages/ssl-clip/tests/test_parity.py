@@ -1,4 +1,4 @@
-"""The same embeddings and logits as transformers and open_clip, on random weights that go through the files of both."""
+"""The same embeddings and logits as transformers and open_clip, on random weights in files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssl_clip import CLIP, CLIPConfig
-from ssl_clip.convert import from_open_clip
+from ssl_clip.convert_open_clip import from_theirs
 from ssl_core.config import ConfigError
 from ssl_core.hub.layout import WeightsMismatch
 
@@ -36,38 +36,26 @@ def randomised(model: Any) -> Any:
 
 
 def of_transformers(activation: str, eos: int, **vision: Any) -> Any:
-    config = transformers.CLIPConfig(
-        projection_dim=12,
-        text_config=dict(
-            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=6, hidden_act=activation, eos_token_id=eos, bos_token_id=58, projection_dim=12,
-        ),
-        vision_config=dict(
-            hidden_size=24, intermediate_size=96, num_hidden_layers=2, num_attention_heads=3, image_size=32,
-            patch_size=8, hidden_act=activation, projection_dim=12, **vision,
-        ),
-    )  # fmt: skip
+    both = {"projection_dim": 12, "num_hidden_layers": 2, "hidden_act": activation}
+    words = {"vocab_size": VOCABULARY, "max_position_embeddings": 6, "eos_token_id": eos, "bos_token_id": 58}
+    text = {"hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2, **words, **both}
+    pixels = {"image_size": 32, "patch_size": 8, **vision}
+    image = {"hidden_size": 24, "intermediate_size": 96, "num_attention_heads": 3, **pixels, **both}
+    config = transformers.CLIPConfig(projection_dim=12, text_config=text, vision_config=image)
     return randomised(transformers.CLIPModel(config))
 
 
 def of_open_clip(vision: dict[str, Any], **model: Any) -> Any:
-    text = {
-        "context_length": 6,
-        "vocab_size": VOCABULARY,
-        "width": 16,
-        "heads": 2,
-        "layers": 2,
-        **model.pop("text", {}),
-    }
+    sizes = {"context_length": 6, "vocab_size": VOCABULARY, "width": 16, "heads": 2, "layers": 2}
+    text = {**sizes, **model.pop("text", {})}
     vision = {"image_size": 32, "head_width": 8, **vision}
     return {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text, **model}
 
 
 def open_clip_folder(folder: Path, config: dict[str, Any]) -> Any:
-    model = randomised(open_clip.model.CLIP(
-        config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=config.get("quick_gelu", False),
-        init_logit_bias=config.get("init_logit_bias"),
-    ))  # fmt: skip
+    options = {"quick_gelu": config.get("quick_gelu", False), "init_logit_bias": config.get("init_logit_bias")}
+    network = open_clip.model.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], **options)
+    model = randomised(network)
     folder.mkdir()
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     values = {"model_cfg": config, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}}
@@ -197,9 +185,9 @@ def test_a_model_of_open_clip_that_is_not_ours_is_named(section, key, value, tmp
 def test_epsilons_of_the_towers_that_differ_are_refused_and_a_resnet_has_that_of_the_text(tmp_path):
     text = {"norm_kwargs": {"eps": 1e-6}}
     with pytest.raises(ConfigError, match=r"norm_kwargs\.eps is 1e-05 in the image and 1e-06 in the text tower"):
-        from_open_clip(of_open_clip(VIT, text=text))
-    assert from_open_clip(of_open_clip(VIT | text, text=text)).layer_norm_eps == 1e-6
-    assert from_open_clip(of_open_clip(RESNET, text=text)).layer_norm_eps == 1e-6
+        from_theirs(of_open_clip(VIT, text=text))
+    assert from_theirs(of_open_clip(VIT | text, text=text)).layer_norm_eps == 1e-6
+    assert from_theirs(of_open_clip(RESNET, text=text)).layer_norm_eps == 1e-6
 
 
 def test_another_image_size_resamples_positions_and_channels_are_adapted(tmp_path):

@@ -13,10 +13,26 @@ from ssl_core.config import ConfigError
 
 CAPTIONS = ["a small checked cross left of a striped triangle", "a large dotted circle above a ringed square"] * 20
 ODD = [
-    "a photo of a cat", "Hello, WORLD!!! 123 it's", "emoji 😀👍🏽 mixed", "日本語のテキスト 漢字", "it's we've I'll 'tis",
-    "x²+y²=z² ½", "tabs\tand\nnewlines  here", "&lt;b&gt;bold&amp;amp;", "ÀÉÎõü ñ ß", "1234567890 3.14", "a!!b??c...d",
-    "İstanbul", "don't stop'' n't", "--__--", "кириллица ТЕКСТ", "\u200bzero width", "מזרח", "a" * 40, "e\u0301clair",
-]  # fmt: skip
+    "a photo of a cat",
+    "Hello, WORLD!!! 123 it's",
+    "emoji 😀👍🏽 mixed",
+    "日本語のテキスト 漢字",
+    "it's we've I'll 'tis",
+    "x²+y²=z² ½",
+    "tabs\tand\nnewlines  here",
+    "&lt;b&gt;bold&amp;amp;",
+    "ÀÉÎõü ñ ß",
+    "1234567890 3.14",
+    "a!!b??c...d",
+    "İstanbul",
+    "don't stop'' n't",
+    "--__--",
+    "кириллица ТЕКСТ",
+    "\u200bzero width",
+    "מזרח",
+    "a" * 40,
+    "e\u0301clair",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Images and texts in one picture, and the gap between them.
 
-Embeddings of images and of texts lie in two separate cones (Liang et al. 2022, arXiv 2203.02053): the distance between
-their means is the modality gap. A joint projection shows this gap and hardly anything else; with each kind's mean taken
-away, what belongs together lies together.
+Embeddings of images and of texts lie in two separate cones (Liang et al. 2022, arXiv 2203.02053):
+the distance between their means is the modality gap. A joint projection shows this gap and little
+else. With the mean of each kind taken away, an image lies beside the texts that fit it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_clip.clip import CLIP
+from ssl_clip.figures import map_figure, need_viz, save_figure
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError, InputError
-from ssl_train.data.pictures import rgb, sample_images
+from ssl_train.data.pictures import sample_images
 from ssl_train.data.readable import readable
+from ssl_train.data.split import Opened
 from ssl_train.data.views import eval_view
 
 if TYPE_CHECKING:
-    from ssl_clip.clip import CLIP
     from ssl_clip.verbs import Map
 
-
-def need_viz(*modules: str) -> None:
-    """InputError where one of `modules`, of the extra `viz`, is missing, before anything is computed."""
-    from importlib.util import find_spec
-
-    if missing := [name for name in modules if find_spec(name) is None]:
-        raise InputError(f'pictures need {missing[0]}: pip install "ssl-clip[viz]"')
+Projection = Literal["tsne", "pca"]
 
 
 def modality_gap(image: Tensor, text: Tensor) -> float:
@@ -40,63 +36,50 @@ def modality_gap(image: Tensor, text: Tensor) -> float:
 
 
 def centred(features: Tensor) -> Tensor:
-    """Features (n, d) without their mean, of length 1 again."""
+    """Features (n, d) without their mean, scaled to length 1 again."""
     return F.normalize(features - features.mean(0), dim=1)
 
 
-def project(features: Tensor, method: Literal["tsne", "pca"] = "tsne") -> np.ndarray:
-    """(n, d) -> (n, 2). t-SNE by cosine, begun at the principal components. Raises InputError for fewer than four rows."""
+def project(features: Tensor, method: Projection = "tsne") -> np.ndarray:
+    """(n, d) -> (n, 2) by principal components, or by t-SNE on cosines that starts from them.
+
+    Raises InputError for fewer than four rows.
+    """
     n = len(features)
     if n < 4:
         raise InputError(f"a map needs four images and texts or more, got {n}")
     if method == "pca":
+        # n d -> n 2: the first two principal components
         left, values, _ = torch.linalg.svd(features - features.mean(0), full_matrices=False)
         return (left[:, :2] * values[:2]).numpy()
     from sklearn.manifold import TSNE
 
+    # With few points the perplexity has to be smaller.
     perplexity = min(30, (n - 1) / 3)
     return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=0).fit_transform(features.numpy())
 
 
 @torch.inference_mode()
 def embedding_map(
-    clip: CLIP, images: Tensor, texts: Sequence[str], method: Literal["tsne", "pca"] = "tsne", *, centre: bool = False
+    clip: CLIP, images: Tensor, texts: Sequence[str], method: Projection = "tsne", *, centre: bool = False
 ) -> Any:
-    """A matplotlib Figure with thumbnails of uint8 images (n, c, h, w) and `texts` where their embeddings lie.
+    """A matplotlib Figure with uint8 images (n, c, h, w) and `texts` where their embeddings lie.
 
-    `centre` takes the mean of each kind away. The gap stands in the title. Raises InputError for fewer than four.
+    `centre` takes the mean of each kind away. The title states the gap. Raises InputError for fewer
+    than four.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"the map draws images as they are: give uint8, not {images.dtype}")
-    image = clip.encode_image(images.to(clip.logit_scale.device)).float().cpu()
-    text = clip.encode_text(texts).float().cpu()
-    gap = modality_gap(image, text)
+    image = clip.encode_image(images.to(clip.logit_scale.device)).float().cpu()  # n d
+    text = clip.encode_text(texts).float().cpu()  # m d
+    title = f"modality gap {modality_gap(image, text):.3f}" + (", taken away here" if centre else "")
     if centre:
         image, text = centred(image), centred(text)
-    places = project(torch.cat([image, text]), method)
-    title = f"modality gap {gap:.3f}" + (", taken away here" if centre else "")
-    return _figure(images, texts, places, title)
-
-
-def _figure(images: Tensor, texts: Sequence[str], places: np.ndarray, title: str) -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    axes = figure.subplots()
-    axes.scatter(*places.T, s=0)
-    for picture, place in zip(rgb(images).permute(0, 2, 3, 1).numpy(), places, strict=False):
-        shown = OffsetImage(picture, zoom=36 / max(picture.shape[:2]))
-        axes.add_artist(AnnotationBbox(shown, place, frameon=False))
-    for text, (x, y) in zip(texts, places[len(images) :], strict=True):
-        axes.text(x, y, text, fontsize=7, ha="center", bbox={"facecolor": "#ffe9a8", "edgecolor": "none", "pad": 1})
-    axes.set_title(title)
-    axes.set_axis_off()
-    return figure
+    return map_figure(images, texts, project(torch.cat([image, text]), method), title)
 
 
 def sample_pairs(source: Any, config: Any, count: int) -> tuple[Tensor, list[str]]:
-    """(uint8 images (b, c, h, w), their captions, each once) of the first pairs of which both can be read."""
+    """(uint8 images (b, c, h, w), their captions, each once) of the first readable pairs."""
     view, images, texts = eval_view(config), [], []
     for index, sample in readable(source, len(source)):
         try:
@@ -111,25 +94,19 @@ def sample_pairs(source: Any, config: Any, count: int) -> tuple[Tensor, list[str
     return torch.stack(images), list(dict.fromkeys(texts))
 
 
-def run(recipe: Any, args: Map) -> None:
+def run(recipe: Any, arguments: Map) -> None:
     """The command `map`."""
-    from pathlib import Path
-
-    from ssl_clip.clip import CLIP
-    from ssl_train.data.split import Opened
-
-    need_viz("matplotlib", *(["sklearn"] if args.method == "tsne" else []))
-    clip = CLIP.from_pretrained(args.weights, device=pick_device(args.device))
-    source, _ = Opened(recipe, clip.config, args.data, method=clip).shown()
-    texts = list(args.texts)
+    need_viz("matplotlib", *(["sklearn"] if arguments.method == "tsne" else []))
+    clip = CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device))
+    source, _ = Opened(recipe, clip.config, arguments.data, method=clip).shown()
+    # Texts that were given with any images, or the images' own captions.
+    texts = list(arguments.texts)
     if texts:
-        images = sample_images(source, clip.config, args.number)
+        images = sample_images(source, clip.config, arguments.number)
     elif hasattr(source, "captions"):
-        images, texts = sample_pairs(source, clip.config, args.number)
+        images, texts = sample_pairs(source, clip.config, arguments.number)
     else:
-        raise InputError(f"{args.data} has no captions: name the texts to draw, --texts dog cat")
-    figure = embedding_map(clip, images, texts, args.method, centre=args.centre)
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    print(f"{figure.axes[0].get_title()}; {len(images)} images and {len(texts)} texts in {out}")
+        raise InputError(f"{arguments.data} has no captions: name the texts to draw, --texts dog cat")
+    figure = embedding_map(clip, images, texts, arguments.method, centre=arguments.centre)
+    save_figure(figure, arguments.out)
+    print(f"{figure.axes[0].get_title()}; {len(images)} images and {len(texts)} texts in {arguments.out}")

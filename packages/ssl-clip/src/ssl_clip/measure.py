@@ -1,21 +1,19 @@
-"""What a model of images and texts is measured by: retrieval both ways, zero-shot classes, and the order of words."""
+"""Figures of a CLIP: retrieval both ways, zero-shot classes, and the order of words."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssl_clip.classify import ZeroShotClassifier, top_accuracies
+from ssl_clip.clip import CLIP
+from ssl_clip.zero_shot import ZeroShotClassifier, top_accuracies
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.features import extract
-
-if TYPE_CHECKING:
-    from ssl_clip.clip import CLIP
 
 TOPS = (1, 5, 10)
 ROWS = 512
@@ -24,35 +22,34 @@ ORDERED = re.compile(r"a (?P<size>\w+) (?P<first>.+) (?P<relation>left of|right 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
-def retrieval(image: Tensor, text: Tensor, pairs: Tensor) -> dict[str, dict[str, float]]:
-    """Ranks of what belongs together, both ways: {"image_to_text": {"R@1", …, "median_rank", "chance_R@1", …}, …}.
+def retrieval(image: Tensor, text: Tensor, pairs: Tensor, *, rows: int = ROWS) -> dict[str, dict[str, float]]:
+    """Ranks of what belongs together, {"image_to_text": {…}, "text_to_image": {…}}.
 
-    `image` (n, d) and `text` (m, d) have length 1, `pairs` (p, 2) says which image has which text; an image may have
-    several texts and a text several images. A query's rank is 1 + the number of wrong answers that score at least as
-    high as its best right one, so that ties count against the model; R@k is the share of ranks up to k.
+    Each way has "R@1", "R@5", "R@10", "median_rank", "mean_rank", and "chance_R@1" … of a blind
+    draw. `image` (n, d) and `text` (m, d) have length 1, `pairs` (p, 2) says which image has which
+    text; an image may have several texts and a text several images. A query's rank is 1 + the
+    number of wrong answers that score at least as high as its best right one, so ties count against
+    the model. R@k is the share of ranks up to k. Scores of `rows` queries are held at a time.
     """
     there, back = (image, text, pairs), (text, image, pairs.flip(1))
-    return {"image_to_text": _one_way(*there), "text_to_image": _one_way(*back)}
+    return {"image_to_text": _one_way(*there, rows), "text_to_image": _one_way(*back, rows)}
 
 
-def _one_way(queries: Tensor, answers: Tensor, pairs: Tensor) -> dict[str, float]:
-    ranks, chances = [], []
-    order = pairs[pairs[:, 0].argsort()]
-    for start in range(0, len(queries), ROWS):
-        stop = min(start + ROWS, len(queries))
-        here = order[(order[:, 0] >= start) & (order[:, 0] < stop)]
-        right = torch.zeros(stop - start, len(answers), dtype=torch.bool, device=queries.device)
+def _one_way(queries: Tensor, answers: Tensor, pairs: Tensor, rows: int) -> dict[str, float]:
+    ranks, counts = [], []  # of each query: the rank, and how many answers are right
+    for start in range(0, len(queries), rows):
+        part = queries[start : start + rows]
+        here = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + len(part))]
+        right = torch.zeros(len(part), len(answers), dtype=torch.bool, device=queries.device)
         right[here[:, 0] - start, here[:, 1]] = True
-        scores = queries[start:stop] @ answers.T
+        scores = part @ answers.T  # rows m
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        rank = 1 + ((scores >= best) & ~right).sum(1)
-        asked = right.any(1)
-        ranks.append(rank[asked])
-        chances.append(right.sum(1)[asked])
-    rank = torch.cat(ranks).float()
-    counts, m = torch.cat(chances).tolist(), len(answers)
+        asked = right.any(1)  # a query without a right answer does not count
+        ranks.append((1 + ((scores >= best) & ~right).sum(1))[asked])
+        counts.append(right.sum(1)[asked])
+    rank, several = torch.cat(ranks).float(), torch.cat(counts).tolist()
     found = {f"R@{k}": (rank <= k).float().mean().item() for k in TOPS}
-    chance = {f"chance_R@{k}": sum(_luck(m, count, k) for count in counts) / len(counts) for k in TOPS}
+    chance = {f"chance_R@{k}": sum(_luck(len(answers), right, k) for right in several) / len(several) for k in TOPS}
     return {**found, "median_rank": rank.median().item(), "mean_rank": rank.mean().item(), **chance}
 
 
@@ -63,34 +60,50 @@ def _luck(answers: int, right: int, k: int) -> float:
 
 @torch.inference_mode()
 def measure(method: CLIP, source: Any) -> dict[str, Any]:
-    """Figures of `source`: retrieval where it has captions, zero-shot accuracy where it has classes, order of words where
-    the captions say it; "summary" holds lines for the terminal."""
+    """Figures of `source`; "summary" holds lines for the terminal.
+
+    Retrieval where it has captions, the order of words where the captions say it, and zero-shot
+    accuracy where it has classes.
+    """
     method.eval()
     device = method.logit_scale.device
     features = extract(method.encode_image, source, eval_view(method.config), device=device)
-    image = features.features.to(device)
+    image = features.features.to(device)  # n d
     result: dict[str, Any] = {"images": len(image), "summary": [f"{len(image)} images"]}
     if hasattr(source, "captions"):
-        kept = {name: i for i, name in enumerate(features.names)}
-        owned = [(kept[source.name(i)], source.texts(i)) for i in range(len(source)) if source.name(i) in kept]
-        distinct = list(dict.fromkeys(text for _, texts in owned for text in texts))
-        number = {text: i for i, text in enumerate(distinct)}
-        text = encode_texts(method, distinct)
-        pairs = torch.tensor([(i, number[caption]) for i, texts in owned for caption in texts], device=device)
-        result |= {"texts": len(distinct), "retrieval": retrieval(image, text, pairs)}
-        result["summary"] += _retrieval_lines(len(distinct), result["retrieval"])
-        if orders := order_of_words(method, image, [(i, texts[0]) for i, texts in owned]):
-            result["order"] = orders
-            result["summary"].append("order of words (chance 50 %): " + ", ".join(
-                f"{name} {100 * share:.1f} %" for name, share in orders.items()))  # fmt: skip
+        row = {name: i for i, name in enumerate(features.names)}
+        captions = [(row[source.name(i)], source.texts(i)) for i in range(len(source)) if source.name(i) in row]
+        result |= _of_captions(method, image, captions, result["summary"])
     if features.labels is not None and features.classes and (features.labels >= 0).any():
         classifier = ZeroShotClassifier(method, features.classes, getattr(source, "templates", None))
-        scores, labels = image @ classifier.weights, features.labels.to(device)
+        scores, labels = image @ classifier.weights, features.labels.to(device)  # n classes, n
         known = labels >= 0
         result["zero_shot"] = top_accuracies(scores[known], labels[known])
-        shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in result["zero_shot"].items())
-        result["summary"].append(f"zero-shot over {len(features.classes)} classes: {shown}")
+        line = _percent(f"zero-shot over {len(features.classes)} classes", result["zero_shot"])
+        result["summary"].append(line)
     return result
+
+
+def _of_captions(
+    method: CLIP, image: Tensor, captions: list[tuple[int, list[str]]], summary: list[str]
+) -> dict[str, Any]:
+    """Retrieval and order of words of captions (row of `image`, texts); adds to `summary`."""
+    texts = list(dict.fromkeys(text for _, own in captions for text in own))  # each once
+    number = {text: i for i, text in enumerate(texts)}
+    pairs = torch.tensor([(row, number[text]) for row, own in captions for text in own], device=image.device)  # p 2
+    ranks = retrieval(image, encode_texts(method, texts), pairs)
+    summary.append(f"{len(texts)} texts; R@k in %, of a blind draw in brackets")
+    for way, values in ranks.items():
+        found = ", ".join(f"R@{k} {100 * values[f'R@{k}']:.1f} ({100 * values[f'chance_R@{k}']:.1f})" for k in TOPS)
+        summary.append(f"{way.replace('_', ' ')}: {found}, median rank {values['median_rank']:g}")
+    orders = order_of_words(method, image, [(row, own[0]) for row, own in captions])
+    if orders:
+        summary.append(_percent("order of words (chance 50 %)", orders))
+    return {"texts": len(texts), "retrieval": ranks, **({"order": orders} if orders else {})}
+
+
+def _percent(title: str, shares: dict[str, float]) -> str:
+    return f"{title}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
 
 
 def encode_texts(method: CLIP, texts: Sequence[str], batch: int = 256) -> Tensor:
@@ -99,8 +112,12 @@ def encode_texts(method: CLIP, texts: Sequence[str], batch: int = 256) -> Tensor
 
 
 def order_of_words(method: CLIP, image: Tensor, captions: Sequence[tuple[int, str]]) -> dict[str, float]:
-    """Share of images (row, caption) that fit their caption better than one with its two objects swapped, and than one
-    with the opposite relation; {} where captions do not read "a large X left of a Y"."""
+    """Share of images that fit their own caption better than a changed one.
+
+    `captions` are (row of `image` (n, d), text). The change swaps the two objects, or puts the
+    opposite relation. {} where no caption reads "a large X left of a Y".
+    """
+    # (row, caption, changed caption) of each kind of change
     found: dict[str, list[tuple[int, str, str]]] = {"objects_swapped": [], "relation_reversed": []}
     for row, caption in captions:
         if match := ORDERED.fullmatch(caption):
@@ -111,16 +128,8 @@ def order_of_words(method: CLIP, image: Tensor, captions: Sequence[tuple[int, st
     shares = {}
     for name, trials in found.items():
         if trials:
-            rows = torch.tensor([row for row, _, _ in trials], device=image.device)
-            true = encode_texts(method, [caption for _, caption, _ in trials])
-            false = encode_texts(method, [changed for _, _, changed in trials])
-            shares[name] = ((image[rows] * true).sum(1) > (image[rows] * false).sum(1)).float().mean().item()
+            rows, *texts = zip(*trials, strict=True)
+            true, false = (encode_texts(method, text) for text in texts)  # trials d each
+            own = image[torch.tensor(rows, device=image.device)]
+            shares[name] = ((own * true).sum(1) > (own * false).sum(1)).float().mean().item()
     return shares
-
-
-def _retrieval_lines(texts: int, figures: dict[str, dict[str, float]]) -> list[str]:
-    lines = []
-    for way, values in figures.items():
-        found = ", ".join(f"R@{k} {100 * values[f'R@{k}']:.1f} ({100 * values[f'chance_R@{k}']:.1f})" for k in TOPS)
-        lines.append(f"{way.replace('_', ' ')}: {found}, median rank {values['median_rank']:g}")
-    return [f"{texts} texts; R@k in %, of a blind draw in brackets", *lines]

@@ -1,9 +1,10 @@
-"""Images with captions: what `--data` names, as sources whose `texts(index)` are an image's captions."""
+"""Images with captions: sources whose `texts(index)` are the captions of an image."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ KINDS = (
 def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str = "train") -> Source:
     """Open the pairs that `data` names.
 
-    - None: captioned scenes; one combination in ten of shape, texture, shape and texture is in the test split alone;
-    - a .csv or .tsv (separator sniffed) or .jsonl file with a path and a caption in each row, paths from its own folder
-      on; several rows, or a list in .jsonl, give an image several captions;
-    - a folder with `name.txt` beside `name.jpg`, one caption a line; with `train` and `test` in it, these are the splits;
+    - None: captioned scenes; one combination of two objects in ten is in the test split alone;
+    - a .csv or .tsv (separator sniffed) or .jsonl file with a path and a caption in each row. Paths
+      start at its own folder; several rows, or a list in .jsonl, give an image several captions;
+    - a folder with `name.txt` beside `name.jpg`, one caption a line. With `train` and `test` in it,
+      these are the splits;
     - hf:name with an image column and a text column.
-    Images without captions (a folder of classes, torchvision:name) come as `ssl_train.data.sources.open_source` has them:
-    to be classified, searched and evaluated; training on them is refused. Raises DataError, naming the row.
+    Images without captions (a folder of classes, torchvision:name) come as
+    `ssl_train.data.sources.open_source` has them: to be classified, searched and evaluated;
+    training on them is refused. Raises DataError, naming the row.
     """
     size = max(config.size)
     if built_in(data) == "scenes":
@@ -42,6 +45,7 @@ def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str =
     assert data is not None
     text = os.fspath(data)
     path = Path(text).expanduser()
+    # A table of pairs. A table without a column of captions is one of images, perhaps with labels.
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl") and path.is_file():
         names, rows = read_table(path)
         columns = _columns(path, names)
@@ -63,6 +67,7 @@ class PairFiles(ImageFiles):
 
     def __init__(self, root: Path, paths: list[str], texts: list[list[str]], channels: int) -> None:
         super().__init__(root, paths, channels)
+        # All captions in one buffer, those of an image beside each other.
         self._first = np.cumsum([0, *map(len, texts)])
         self._texts = PathTable(caption for captions in texts for caption in captions)
 
@@ -71,6 +76,7 @@ class PairFiles(ImageFiles):
         """From (row's name in messages, path, captions); rows of one path are joined."""
         found: dict[str, list[str]] = {}
         for row, path, captions in rows:
+            # One line each, whatever blanks were typed.
             captions = [" ".join(caption.split()) for caption in captions]
             if not captions or not all(captions):
                 raise DataError(f"{row}: the caption of {path!r} is missing or empty: write one, or remove the row")
@@ -90,7 +96,7 @@ class PairFiles(ImageFiles):
 
 
 class CaptionedScenes:
-    """Rendered pictures of two objects whose captions compose; labels are the class of the main object.
+    """Rendered pictures of two objects, with captions; labels are the class of the main object.
 
     One combination of two objects in ten is in the test split, and there alone.
     """
@@ -98,6 +104,7 @@ class CaptionedScenes:
     def __init__(self, split: str, size: int, channels: int) -> None:
         number, self.seed = SCENES[split]
         self.size, self.channels, self.classes = size, channels, list(CLASSES)
+        # Scenes are drawn in order, and those of the other split are left out.
         indices, labels, index = [], [], 0
         while len(indices) < number:
             factors = draw(self.seed, index, second_object=True)
@@ -107,8 +114,9 @@ class CaptionedScenes:
                 labels.append(factors.main.label)
             index += 1
         self.indices, self.labels = np.array(indices), np.array(labels)
-        self.templates = tuple(f"a {size} {{}} {relation} a {other}" for size in ("small", "large")
-                               for relation in ("left of", "right of", "above", "below") for other in CLASSES)  # fmt: skip
+        # Templates for zero-shot classes: the captions that the class could stand in.
+        words = product(("small", "large"), ("left of", "right of", "above", "below"), CLASSES)
+        self.templates = tuple(f"a {size} {{}} {relation} a {other}" for size, relation, other in words)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -137,6 +145,7 @@ class HuggingFacePairs:
         self.source, self.column = source, column
         self.labels, self.classes = source.labels, source.classes
         self.load, self.name = source.load, source.name
+        # Without the image column, so that reading a caption decodes no image.
         self._texts = source.dataset.select_columns([column])
 
     def __len__(self) -> int:
@@ -161,11 +170,13 @@ class HuggingFacePairs:
 def _open_hf(source: Any, data: str) -> Any:
     columns = source.dataset.features
     column = next((name for name in TEXT_COLUMNS if name in columns), None)
-    if column is None and source.labels is None:
+    if column is not None:
+        return HuggingFacePairs(source, column)
+    if source.labels is None:
         raise DataError(
             f"{data} has no column of captions, only {list(columns)}: name it one of {', '.join(TEXT_COLUMNS)}"
         )
-    return source if column is None else HuggingFacePairs(source, column)
+    return source
 
 
 def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
@@ -176,8 +187,10 @@ def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
     if len(lonely) == len(pictures):  # other texts, a readme, do not count
         return source
     if lonely:
-        raise DataError(f"{len(lonely)} of {len(pictures)} images have no caption, the first {lonely[0]}: "
-                        f"write {lonely[0].with_suffix('.txt').name} beside it, one caption a line, or move it away")  # fmt: skip
+        raise DataError(
+            f"{len(lonely)} of {len(pictures)} images have no caption, the first {lonely[0]}: write "
+            f"{lonely[0].with_suffix('.txt').name} beside it, one caption a line, or move it away"
+        )
     rows = ((str(path), str(path.relative_to(folder)), _lines(path.with_suffix(".txt"))) for path in pictures)
     return PairFiles.of_rows(folder, rows, channels, folder)
 
@@ -191,6 +204,7 @@ def _lines(file: Path) -> list[str]:
 
 def _columns(file: Path, names: list[str]) -> tuple[str, str] | None:
     """Names of the image and the caption column, or None where there is no caption column."""
+    # The first name that is known, in any case of letters.
     lower = {name.strip().lower(): name for name in names}
     image = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
     text = next((lower[name] for name in TEXT_COLUMNS if name in lower), None)
@@ -204,8 +218,9 @@ def _columns(file: Path, names: list[str]) -> tuple[str, str] | None:
 def _pairs(rows: Iterator[tuple[str, dict[str, Any]]], image: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
     """(row's name, path, captions) of each row."""
     for place, row in rows:
-        value = row.get(text)
-        captions = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         if not isinstance(row.get(image), str):
             raise DataError(f"{place} has no {image!r}")
+        # What is no text counts as an empty caption, which is refused with its place.
+        value = row.get(text)
+        captions = value if isinstance(value, list) else [value]
         yield place, row[image], [caption if isinstance(caption, str) else "" for caption in captions]

@@ -1,5 +1,8 @@
-"""CLIP's ResNet (section 2.4 of the paper, arXiv 2103.00020): ResNet-D with three stem convolutions, average pools in
-front of what has a stride, and attention instead of the last average pool. Parameter names are OpenAI's."""
+"""CLIP's ResNet (section 2.4 of the paper, arXiv 2103.00020), under OpenAI's parameter names.
+
+A ResNet-D: three stem convolutions, and an average pool in front of what has a stride. Attention
+replaces the last average pool.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
+    """x + three convolutions, of which the middle one is `width` wide."""
+
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
@@ -25,6 +30,7 @@ class Bottleneck(nn.Module):
         self.bn2 = BatchNorm(width)
         self.conv3 = nn.Conv2d(width, EXPANSION * width, 1, bias=False)
         self.bn3 = BatchNorm(EXPANSION * width)
+        nn.init.zeros_(self.bn3.weight)  # the branch adds nothing at first
         self.stride = stride
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != EXPANSION * width:
@@ -34,6 +40,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
+        # An average pool has the stride, here and in the shortcut, so that no pixel is skipped.
         out = self.bn3(self.conv3(self._pooled(out)))
         if isinstance(self.downsample, nn.ModuleDict):
             x = self.downsample["1"](self.downsample["0"](self._pooled(x)))
@@ -57,17 +64,18 @@ class AttentionPool(nn.Module):
             nn.init.normal_(linear.weight, std=dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        x = rearrange(x, "b d h w -> b (h w) d")
-        pos = interpolate_positions(self.positional_embedding[None], self.grid, (h, w), self.pos_interp)
-        x = torch.cat([x.mean(1, keepdim=True), x], 1) + pos.to(x.dtype)
-        q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
+        """A map (b, h, w, d) -> (b, out)."""
+        grid = (x.shape[1], x.shape[2])
+        x = rearrange(x, "b h w d -> b (h w) d")  # b hw d
+        pos = interpolate_positions(self.positional_embedding[None], self.grid, grid, self.pos_interp)
+        x = torch.cat([x.mean(1, keepdim=True), x], 1) + pos.to(x.dtype)  # b 1+hw d
+        q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)  # only the mean asks
         q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in (q, k, v))
-        return self.c_proj(rearrange(attention(q, k, v), "b h 1 d -> b (h d)"))
+        return self.c_proj(rearrange(attention(q, k, v), "b h 1 d -> b (h d)"))  # b out
 
 
 class ResNetTower(nn.Module):
-    """Images (b, c, h, w), sides divisible by 32 -> (b, embed_dim): the attention pool ends in the projection."""
+    """Images (b, c, h, w), sides divisible by 32 -> (b, embed_dim), projected."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -78,6 +86,7 @@ class ResNetTower(nn.Module):
         self.bn2 = BatchNorm(width // 2)
         self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
         self.bn3 = BatchNorm(width)
+        # Stages, of which all but the first halve the map in their first block.
         inputs = width
         for number, blocks in enumerate(config.stages):
             planes = width * 2**number
@@ -87,25 +96,18 @@ class ResNetTower(nn.Module):
                 inputs = EXPANSION * planes
             self.add_module(f"layer{number + 1}", nn.Sequential(*stage))
         self.attnpool = AttentionPool(config.grid, inputs, config.heads, config.embed_dim, config.pos_interp)
-        for block in self.modules():
-            if isinstance(block, Bottleneck):
-                nn.init.zeros_(block.bn3.weight)
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """(b, d, h / 32, w / 32)"""
-        if any(side % RESNET_STRIDE for side in images.shape[2:]):
-            raise ValueError(f"sides {tuple(images.shape[2:])} must be divisible by {RESNET_STRIDE}")
-        x = images.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)
-        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
-            x = F.relu(norm(conv(x)))
-        x = F.avg_pool2d(x, 2)
-        for number in range(1, 5):
-            x = self.get_submodule(f"layer{number}")(x)
-        return x
 
     def forward(self, images: Tensor) -> Tensor:
         return self.attnpool(self.patch_features(images))
 
     def patch_features(self, images: Tensor) -> Tensor:
-        """(b, h, w, d) before the attention pool."""
-        return rearrange(self.patch_features(images), "b d h w -> b h w d")
+        """The last map, before the attention pool, (b, h / 32, w / 32, d)."""
+        if any(side % RESNET_STRIDE for side in images.shape[2:]):
+            raise ValueError(f"sides {tuple(images.shape[2:])} must be divisible by {RESNET_STRIDE}")
+        x = images.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            x = F.relu(norm(conv(x)))
+        x = F.avg_pool2d(x, 2)  # b width h/4 w/4
+        for number in range(1, 5):
+            x = self.get_submodule(f"layer{number}")(x)
+        return rearrange(x, "b d h w -> b h w d")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_clip.index import ImageIndex, read_meta
+from ssl_clip.clip import CLIP
+from ssl_clip.index import ImageIndex
+from ssl_clip.index_files import read_meta
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError, InputError
 from ssl_train.data.images import read_image
@@ -18,63 +19,55 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 240
 """Pixels of the longer side."""
-STYLE = (
-    "body{font:15px system-ui;margin:2em;background:#fafafa;color:#222}main{display:flex;flex-wrap:wrap;gap:1em}"
-    "figure{margin:0;width:240px}img{max-width:240px;max-height:240px;border-radius:4px}"
-    "figcaption{font-size:13px;overflow-wrap:anywhere}"
-)
 
 
-def run(recipe: Any, args: Search) -> None:
+def run(recipe: Any, arguments: Search) -> None:
     """The command `search`."""
-    from ssl_clip.clip import CLIP
-
-    if (args.query is None) == (args.image is None):
+    if (arguments.query is None) == (arguments.image is None):
         raise InputError('give a text ("a red bicycle") or --image, one of them')
-    meta = read_meta(Path(args.index))
-    weights = args.weights or meta["weights"]
+    # The model that made the index, which must be found again.
+    meta = read_meta(Path(arguments.index))
+    weights = arguments.weights or meta["weights"]
     if weights is None:
-        raise InputError(f"{args.index} does not say which model made it: give --weights")
-    clip = CLIP.from_pretrained(weights, device=pick_device(args.device))
-    index = ImageIndex.open(clip, args.index)
-    query: Any = args.query
-    if args.image is not None:
+        raise InputError(f"{arguments.index} does not say which model made it: give --weights")
+    clip = CLIP.from_pretrained(weights, device=pick_device(arguments.device))
+    index = ImageIndex.open(clip, arguments.index)
+    query: Any = arguments.query
+    if arguments.image is not None:
         try:
-            query = read_image(args.image, clip.config.in_channels)
+            query = read_image(arguments.image, clip.config.in_channels)
         except BadSample as error:
-            raise DataError(f"{args.image} cannot be read: {error}") from error
-    found = index.search(query, args.top_k)
+            raise DataError(f"{arguments.image} cannot be read: {error}") from error
+    found = index.search(query, arguments.top_k)
     for path, score in found:
         print(f"{score:6.3f}  {path}")
-    if args.html is not None:
-        write_page(Path(args.html), args.query or f"like {args.image}", found)
-        print(f"look at  {args.html}")
+    if arguments.html is not None:
+        write_page(Path(arguments.html), arguments.query or f"like {arguments.image}", found)
+        print(f"look at  {arguments.html}")
 
 
 def write_page(path: Path, title: str, found: list[tuple[str, float]]) -> None:
     """An HTML page of its own: thumbnails of (path, score), best first, each a link to its file."""
-    figures = "".join(
-        f'<figure><a href="{html.escape(Path(image).resolve().as_uri())}">{_thumbnail(image)}</a>'
-        f"<figcaption>{score:.3f} {html.escape(Path(image).name)}</figcaption></figure>"
+    from jinja2 import Environment, PackageLoader
+
+    pictures = [
+        {"link": Path(image).resolve().as_uri(), "name": Path(image).name, "score": score, **_thumbnail(image)}
         for image, score in found
-    )
-    page = (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-        f"<h1>{html.escape(title)}</h1><main>{figures}</main>\n"
-    )
+    ]
+    template = Environment(loader=PackageLoader("ssl_clip"), autoescape=True).get_template("search.html.jinja")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(template.render(title=title, pictures=pictures), encoding="utf-8")
 
 
-def _thumbnail(path: str) -> str:
+def _thumbnail(path: str) -> dict[str, str]:
+    """{"jpeg": the picture in base64, so that the page can be moved} or {"error": why not}."""
     from PIL import Image
 
     try:
-        pixels = read_image(path)
+        pixels = read_image(path)  # c h w
     except BadSample as error:
-        return f"<em>{html.escape(str(error))}</em>"
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        return {"error": str(error)}
+    picture, buffer = Image.fromarray(pixels.permute(1, 2, 0).numpy()), io.BytesIO()
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
     picture.save(buffer, "jpeg", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return {"jpeg": base64.b64encode(buffer.getvalue()).decode()}

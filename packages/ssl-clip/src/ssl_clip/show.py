@@ -20,13 +20,16 @@ QUERIES, ANSWERS, POOL = 6, 5, 500
 
 
 def show(method: CLIP, source: Any, folder: Path) -> dict[str, str]:
-    """Write search.png, for some captions the images that fit best (of images without captions, those most like an image),
-    and return {file name: caption}."""
+    """Write search.png and return {file name: caption}.
+
+    Each row shows the images that fit a caption best; of images without captions, those most like
+    an image.
+    """
     view, device = eval_view(method.config), method.logit_scale.device
     part = Subset(source, np.arange(min(POOL, len(source))))
     features = extract(method.encode_image, part, view, device=device)
-    image = features.features
-    readable = set(features.names)
+    image, readable = features.features, set(features.names)  # n d
+    # Unreadable images have no row in `features`: kept[row] is the index of the others.
     kept = [i for i in range(len(part)) if source.name(i) in readable]
     if hasattr(source, "captions"):
         texts = list(dict.fromkeys(source.texts(i)[0] for i in kept))[:QUERIES]
@@ -35,6 +38,7 @@ def show(method: CLIP, source: Any, folder: Path) -> dict[str, str]:
     else:
         query = image[:QUERIES]
         caption = "each row: an image, and those most like it"
+    # Cosines of queries and images; a row of pictures for each query.
     found = (query @ image.T).topk(min(ANSWERS, len(image)), 1).indices.tolist()
     rows = [torch.stack([view(source.load(kept[i]))["views"][0] for i in row]) for row in found]
     save_grid(as_float(torch.stack(rows)), folder / "search.png", columns=1)

@@ -1,8 +1,8 @@
-"""Texts to token ids: CLIP's byte-level BPE (section 2.4 of the paper, arXiv 2103.00020), given or trained on captions.
+"""Texts to token ids: CLIP's byte-level BPE (section 2.4 of the paper, arXiv 2103.00020).
 
-A text is cleaned, split into words, each word cut by merges that were learned, and put between a start and an end
-token. The merges are applied by the `tokenizers` package; vocabularies come from tokenizer.json, from vocab.json and
-merges.txt, or from OpenAI's `bpe_simple_vocab_16e6.txt.gz`.
+A text is cleaned, split into words, each word cut by merges that were learned, and put between a
+start and an end token. The merges are applied by the `tokenizers` package; vocabularies come from
+tokenizer.json, from vocab.json and merges.txt, or from OpenAI's `bpe_simple_vocab_16e6.txt.gz`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ssl_clip.config import CLIPConfig
 from ssl_core.config import ConfigError
-from ssl_core.errors import BadSample, InputError
+from ssl_core.errors import InputError
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -46,8 +46,9 @@ def clean(text: str) -> str:
 class Tokenizer:
     """`tokenizer(texts, context_length)` -> int64 ids (b, t): start, words, end, zeros.
 
-    `cleaned` says that texts go through `clean` first, as OpenAI's; a tokenizer.json of transformers cleans by its own
-    rules. A caption cannot contain a special token: `<|endoftext|>` in it is plain text.
+    `cleaned` says that texts go through `clean` first, as OpenAI's; a tokenizer.json of
+    transformers cleans by its own rules. A caption cannot contain a special token: `<|endoftext|>`
+    in it is plain text.
     """
 
     def __init__(self, backend: Any, *, cleaned: bool) -> None:
@@ -57,13 +58,16 @@ class Tokenizer:
             raise ConfigError(f"the tokenizer has no start and end of text ({START}, {END}): it is not CLIP's")
         backend.no_padding()
         backend.no_truncation()
-        backend.encode_special_tokens = True
+        backend.encode_special_tokens = True  # in a caption they are plain text
         self.backend, self.cleaned = backend, cleaned
         self.start, self.end, self.size = ids["start"], ids["end"], 1 + max(vocabulary.values())
 
     def __call__(self, texts: Sequence[str], context_length: int, *, truncate: bool = False) -> Tensor:
-        """Raises TextError for an empty text, and for one longer than the context unless `truncate`, which keeps the
-        end token."""
+        """Ids (b, context_length). `truncate` cuts what is too long and keeps the end token.
+
+        Raises TextError for an empty text, and without `truncate` for one that is too long.
+        """
+        # A row for each text, zeros behind its end token.
         rows = np.zeros((len(texts), context_length), np.int64)
         for row, text, words in zip(rows, texts, self.words(texts), strict=True):
             room = context_length - 2
@@ -92,13 +96,11 @@ class Tokenizer:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers reads as a CLIPTokenizer."""
+        """Write the two files that transformers reads as a CLIPTokenizer."""
         (folder / FILE).write_text(self.backend.to_str(), encoding="utf-8")
-        names = {role: self.backend.id_to_token(token) for role, token in (("start", self.start), ("end", self.end))}
-        settings = {
-            "tokenizer_class": "CLIPTokenizer", "bos_token": names["start"], "eos_token": names["end"],
-            "pad_token": names["end"], "unk_token": names["end"], "cleaned": self.cleaned,
-        }  # fmt: skip
+        start, end = (self.backend.id_to_token(token) for token in (self.start, self.end))
+        tokens = {"bos_token": start, **dict.fromkeys(("eos_token", "pad_token", "unk_token"), end)}
+        settings = {"tokenizer_class": "CLIPTokenizer", **tokens, "cleaned": self.cleaned}
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -114,23 +116,26 @@ class Tokenizer:
 
     @classmethod
     def trained(cls, captions: Iterable[str], vocab_size: int) -> Tokenizer:
-        """BPE of at most `vocab_size` tokens on cleaned captions: the 256 bytes twice (inside and at the end of a word),
-        merges, and the start and end token as the last two ids, however few merges there are."""
+        """BPE of at most `vocab_size` tokens, trained on cleaned captions.
+
+        The 256 bytes twice (inside and at the end of a word), merges, and as the last two ids the
+        start and end token, however few merges there are.
+        """
         if vocab_size < 514:
             raise ConfigError(f"vocab_size = {vocab_size}: bytes, start and end alone are 514 tokens")
         package = _tokenizers()
-        trainer = package.trainers.BpeTrainer(
-            vocab_size=vocab_size, end_of_word_suffix=SUFFIX, show_progress=False,
-            initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
-        )  # fmt: skip
+        options = {"vocab_size": vocab_size, "end_of_word_suffix": SUFFIX, "show_progress": False}
+        alphabet = package.pre_tokenizers.ByteLevel.alphabet()
+        trainer = package.trainers.BpeTrainer(initial_alphabet=alphabet, **options)
         backend = _backend({}, [])
         backend.train_from_iterator((clean(caption) for caption in captions), trainer)
+        # Only the merges are taken over, so that the ids come in OpenAI's order.
         merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]][: vocab_size - 514]
-        return cls(_with_specials(_vocabulary(merges), merges, vocab_size - 2), cleaned=True)
+        return cls._of_merges(merges, start=vocab_size - 2)
 
     @classmethod
     def find(cls, folder: Path) -> Tokenizer | None:
-        """The tokenizer whose files lie in `folder`, or None. Raises ConfigError for damaged files."""
+        """The tokenizer whose files lie in `folder`, or None; ConfigError for damaged files."""
         for name in (FILE, "vocab.json"):
             if (folder / name).is_file():
                 return cls.read(folder / name)
@@ -138,7 +143,7 @@ class Tokenizer:
 
     @classmethod
     def read(cls, path: Path) -> Tokenizer:
-        """A tokenizer.json, a vocab.json beside merges.txt, or OpenAI's list of merges (.txt or .txt.gz).
+        """A tokenizer.json, a vocab.json beside merges.txt, or OpenAI's merges (.txt or .txt.gz).
 
         Raises ConfigError when it cannot be read.
         """
@@ -150,6 +155,7 @@ class Tokenizer:
                 merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
                 vocabulary = json.loads(path.read_text(encoding="utf-8"))
                 return cls(_backend(vocabulary, merges), cleaned=True)
+            # Whether its texts are cleaned first, only our own folders say.
             settings = path.parent / SETTINGS
             stored = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
             backend = _tokenizers().Tokenizer.from_file(str(path))
@@ -164,39 +170,19 @@ class Tokenizer:
         opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
         with opened as stream:
             lines = stream.read().decode("utf-8").split("\n")
-        merges = [tuple(line.split()) for line in lines[1 : 1 + OPENAI_MERGES]]
+        merges = [tuple(line.split()) for line in lines[1 : 1 + OPENAI_MERGES]]  # the rest is unused
         if len(merges) < OPENAI_MERGES or any(len(pair) != 2 for pair in merges):
             raise ConfigError(f"{path} does not hold OpenAI's {OPENAI_MERGES} merges")
-        vocabulary = _vocabulary(merges)
-        return cls(_with_specials(vocabulary, merges, len(vocabulary)), cleaned=True)
+        return cls._of_merges(merges, start=512 + len(merges))
 
-
-class TokenizedPairs:
-    """A source of pairs whose captions are token ids: `load` gives {"image", "input_ids": (k, t)} for k captions.
-
-    Raises BadSample for a caption longer than the context, unless the config cuts it.
-    """
-
-    def __init__(self, source: Any, tokenizer: Tokenizer, config: CLIPConfig) -> None:
-        self.source, self.tokenizer, self.config = source, tokenizer, config
-        self.classes, self.labels = source.classes, source.labels
-        self.captions, self.texts, self.name = source.captions, source.texts, source.name
-        self.templates = getattr(source, "templates", None)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def load(self, index: int) -> dict[str, Any]:
-        try:
-            ids = self.tokenizer(self.texts(index), self.config.context_length, truncate=self.config.truncate)
-        except TextError as error:
-            raise BadSample(str(error)) from error
-        return {"image": self.source.load(index)["image"], "input_ids": ids}
-
-    def fingerprint(self) -> str:
-        from ssl_train.data.listing import digest
-
-        return digest(self.source.fingerprint().encode(), self.tokenizer.fingerprint().encode())
+    @classmethod
+    def _of_merges(cls, merges: Sequence[tuple[str, ...]], start: int) -> Tokenizer:
+        """Ids in OpenAI's order: bytes, bytes at the end of a word, merges. `start` is START's."""
+        # GPT-2's character for each byte: printable ones as they are, 256 and up for the others.
+        symbols = sorted(_tokenizers().pre_tokenizers.ByteLevel.alphabet())
+        tokens = [*symbols, *(symbol + SUFFIX for symbol in symbols), *("".join(pair) for pair in merges)]
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        return cls(_backend({**vocabulary, START: start, END: start + 1}, merges), cleaned=True)
 
 
 def _tokenizers() -> Any:
@@ -207,39 +193,20 @@ def _tokenizers() -> Any:
     return tokenizers
 
 
-def _vocabulary(merges: Sequence[tuple[str, ...]]) -> dict[str, int]:
-    """Bytes, bytes at the end of a word, merges: OpenAI's order of ids."""
-    symbols = _byte_symbols()
-    tokens = [*symbols, *(symbol + SUFFIX for symbol in symbols), *("".join(pair) for pair in merges)]
-    return {token: i for i, token in enumerate(tokens)}
-
-
-def _byte_symbols() -> list[str]:
-    """A printable character for each of the 256 bytes, GPT-2's table: printable bytes first, as themselves."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i, _ in enumerate(others)]
-
-
-def _with_specials(vocabulary: dict[str, int], merges: Sequence[tuple[str, ...]], start: int) -> Any:
-    return _backend({**vocabulary, START: start, END: start + 1}, merges)
-
-
 def _backend(vocabulary: dict[str, int], merges: Sequence[tuple[str, ...]]) -> Any:
     """The `tokenizers` object that splits and merges as OpenAI's code does after its cleaning."""
     package = _tokenizers()
-    model = package.models.BPE(
-        vocab=vocabulary, merges=list(merges), end_of_word_suffix=SUFFIX,
-        unk_token=END if END in vocabulary else None,
-    )  # fmt: skip
+    unknown = END if END in vocabulary else None
+    model = package.models.BPE(vocabulary, list(merges), end_of_word_suffix=SUFFIX, unk_token=unknown)
     backend = package.Tokenizer(model)
     normalizers, split = package.normalizers, package.pre_tokenizers
     blanks = normalizers.Replace(package.Regex(r"\s+"), " ")
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
+    # Text is normalised, split into words, and each word's bytes are merged.
     words = split.Split(package.Regex(WORDS), behavior="removed", invert=True)
     backend.pre_tokenizer = split.Sequence([words, split.ByteLevel(add_prefix_space=False, use_regex=False)])
     backend.decoder = package.decoders.ByteLevel()
-    if END in vocabulary:
+    if END in vocabulary:  # a vocabulary that is to be trained has none yet
         backend.add_special_tokens([START, END])
         backend.post_processor = package.processors.RobertaProcessing(
             (END, vocabulary[END]), (START, vocabulary[START]), trim_offsets=False, add_prefix_space=False

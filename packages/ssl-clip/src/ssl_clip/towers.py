@@ -1,8 +1,8 @@
-"""CLIP's two transformers, image and text: pre-norm blocks under transformers' parameter names, qkv in one product.
+"""CLIP's two transformers, image and text: pre-norm blocks under transformers' names.
 
-Table 20 and section 2.4 of the paper (arXiv 2103.00020); OpenAI's code for what it leaves open: no bias in the patch
-projection, a LayerNorm before the first block, QuickGELU x·σ(1.702x), a causal text tower whose end-of-text token is
-the text.
+Table 20 and section 2.4 of the paper (arXiv 2103.00020); OpenAI's code for what it leaves open: no
+bias in the patch projection, a LayerNorm before the first block, QuickGELU x·σ(1.702x), a causal
+text tower whose end-of-text token is the text.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`ssl_core.vit.attention` in which a token sees itself and those before it; q, k, v (b, h, n, d)."""
+    """`ssl_core.vit.attention` to the token itself and those before it; q, k, v (b, h, n, d)."""
+    # On a CPU in bf16 the fused kernel is several times slower than the plain product.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         n = q.shape[2]
         later = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # b h n n
         return scores.masked_fill(later, -torch.inf).softmax(-1, dtype=q.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class Attention(nn.Module):
-    """Multi-head attention. `qkv` is cut into q_proj, k_proj and v_proj in files."""
+    """Multi-head attention. Files hold q_proj, k_proj and v_proj, into which `qkv` is cut."""
 
     def __init__(self, dim: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.attention = heads, causal_attention if causal else attention
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return q, k, v
-
     def forward(self, x: Tensor) -> Tensor:
-        x = (causal_attention if self.causal else attention)(*self.split(x))
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        x = self.attention(q, k, v)  # b h n d
         return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
 class MLP(nn.Module):
+    """Two layers with an activation between them."""
+
     def __init__(self, dim: int, hidden: int, activation: str) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
@@ -61,7 +61,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))  # b n d -> b n hidden -> b n d
 
 
 class Layer(nn.Module):
@@ -80,37 +80,27 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """`depth` blocks of width `dim`, (b, n, d) -> (b, n, d)."""
+
     def __init__(self, dim: int, depth: int, heads: int, config: CLIPConfig, *, causal: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(dim, heads, config, causal=causal) for _ in range(depth))
+        # OpenAI's rule for the text tower, used for both. The deeper, the less each branch adds.
+        deep = (2 * dim * depth) ** -0.5
+        stds = {"self_attn.qkv": dim**-0.5, "self_attn.out_proj": deep, "mlp.fc1": (2 * dim) ** -0.5, "mlp.fc2": deep}
+        for layer in self.layers:
+            for name, std in stds.items():
+                nn.init.normal_(layer.get_parameter(f"{name}.weight"), std=std)
+                nn.init.zeros_(layer.get_parameter(f"{name}.bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
         return x
 
-    @torch.no_grad()
-    def initialise(self, dim: int) -> None:
-        """OpenAI's rule for the text tower, with L blocks of width d: qkv N(0, 1/d), fc1 N(0, 1/2d), out_proj and fc2
-        N(0, 1/2dL), biases 0."""
-        deep = (2 * dim * len(self.layers)) ** -0.5
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            stds = {
-                "self_attn.qkv": dim**-0.5,
-                "self_attn.out_proj": deep,
-                "mlp.fc1": (2 * dim) ** -0.5,
-                "mlp.fc2": deep,
-            }
-            for name, std in stds.items():
-                linear = layer.get_submodule(name)
-                assert isinstance(linear, nn.Linear)
-                nn.init.normal_(linear.weight, std=std)
-                nn.init.zeros_(linear.bias)
-
 
 class ImageEmbeddings(nn.Module):
-    """Patches and a class token, with learned positions; other sizes than the native one resample them."""
+    """Patches and a class token, with learned positions, which another image size resamples."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -127,15 +117,16 @@ class ImageEmbeddings(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}")
         grid = grid_of(images, p)
+        # The convolution as one matrix product, for a patch is its own receptive field.
         x = rearrange(images.to(weight.dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
-        x = F.linear(x, weight.flatten(1))
-        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        x = F.linear(x, weight.flatten(1))  # b n d
+        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # b 1 d
         pos = interpolate_positions(self.position_embedding.weight[None], self.grid, grid, self.pos_interp)
-        return torch.cat([cls, x], 1) + pos
+        return torch.cat([cls, x], 1) + pos  # b 1+n d
 
 
 class ImageTower(nn.Module):
-    """CLIP's ViT: images (b, c, h, w) -> the class token after the last norm (b, d), not projected."""
+    """CLIP's ViT: images (b, c, h, w) -> the class token after the last norm (b, d)."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -143,7 +134,6 @@ class ImageTower(nn.Module):
         self.pre_layrnorm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.encoder = Encoder(config.dim, config.depth, config.heads, config, causal=False)
         self.post_layernorm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
-        self.encoder.initialise(config.dim)
         scale = config.dim**-0.5
         nn.init.normal_(self.embeddings.class_embedding, std=scale)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=scale)
@@ -153,7 +143,7 @@ class ImageTower(nn.Module):
         return self.encoder(self.pre_layrnorm(self.embeddings(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.post_layernorm(self.tokens(images)[:, 0])
+        return self.post_layernorm(self.tokens(images)[:, 0])  # b d
 
     def patch_features(self, images: Tensor) -> Tensor:
         """Normalised patch tokens on their grid, (b, h, w, d)."""
@@ -162,6 +152,8 @@ class ImageTower(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
+    """Tokens with learned positions, (b, t) -> (b, t, d)."""
+
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.text_dim)
@@ -172,7 +164,7 @@ class TextEmbeddings(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer: token ids (b, t) -> the end-of-text token after the last norm (b, d), not projected."""
+    """CLIP's text transformer: token ids (b, t) -> the end token after the last norm (b, d)."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -180,13 +172,13 @@ class TextTower(nn.Module):
         self.embeddings = TextEmbeddings(config)
         self.encoder = Encoder(config.text_dim, config.text_depth, config.text_heads, config, causal=True)
         self.final_layer_norm = nn.LayerNorm(config.text_dim, eps=config.layer_norm_eps)
-        self.encoder.initialise(config.text_dim)
         nn.init.normal_(self.embeddings.token_embedding.weight, std=0.02)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=0.01)
 
     def forward(self, ids: Tensor) -> Tensor:
         if ids.ndim != 2 or not 0 < ids.shape[1] <= self.context_length or ids.is_floating_point():
             raise ValueError(f"input_ids must be integers (b, up to {self.context_length}), got {tuple(ids.shape)}")
-        x = self.final_layer_norm(self.encoder(self.embeddings(ids)))
+        x = self.final_layer_norm(self.encoder(self.embeddings(ids)))  # b t d
+        # The causal tower has read the whole text at its end token. OpenAI's has the largest id.
         end = ids.argmax(1) if self.pool == "argmax" else (ids == self.eos).int().argmax(1)
-        return x[torch.arange(len(x), device=x.device), end]
+        return x[torch.arange(len(x), device=x.device), end]  # b d

@@ -1,4 +1,4 @@
-"""CLIP's view of a pair: a random crop of most of the image, never mirrored, and one of its captions."""
+"""CLIP's view of a pair: a random crop of most of the image, and one of its captions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from ssl_train.data.views import random_resized_crop
 
 @dataclass(frozen=True)
 class PairView:
-    """{"image": uint8 (c, h, w), "input_ids": (k, t) of its k captions} -> {"views": [uint8 (c, h, w)], "input_ids": (t,)}.
+    """A sample's image and one of its captions, as tensors.
 
-    Captions say "left" and "right", so nothing is flipped. Of several captions each epoch draws one.
+    {"image": uint8 (c, h, w), "input_ids": (k, t)} of an image and its k captions becomes
+    {"views": [uint8 (c, h, w)], "input_ids": (t,)}. Each epoch draws a caption anew. Captions say
+    "left" and "right", so nothing is flipped.
     """
 
     config: CLIPConfig

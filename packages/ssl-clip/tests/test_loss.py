@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_clip import clip, clip_loss, pairwise, siglip_loss
+from ssl_clip import clip_loss, siglip_loss
+from ssl_clip.loss import clip_loss_and_top1, dense_clip_loss, dense_siglip_loss, siglip_loss_and_top1
 from ssl_core import distributed
 from ssl_testing import children
 from ssl_train.processes import process_group
@@ -42,16 +43,6 @@ def plain_siglip(image: list, text: list, scale: float, bias: float) -> float:
     return total / len(image)
 
 
-def simple_clip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    logits, target = scale * image @ text.T, torch.arange(len(image))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def simple_siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    logits = scale * image @ text.T + bias
-    return -F.logsigmoid(logits * (2 * torch.eye(len(image)) - 1)).sum() / len(image)
-
-
 def with_gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     value = loss(*leaves)
@@ -70,37 +61,41 @@ SCALE, BIAS = torch.tensor(9.0, dtype=torch.float64), torch.tensor(-3.0, dtype=t
 def test_losses_equal_plain_python(scale):
     image, text = features()
     t = torch.tensor(scale, dtype=torch.float64)
-    assert clip_loss(image, text, t).item() == pytest.approx(
-        plain_clip(image.tolist(), text.tolist(), scale), rel=1e-12
-    )
+    expected = plain_clip(image.tolist(), text.tolist(), scale)
+    for loss in (clip_loss, dense_clip_loss):
+        assert loss(image, text, t).item() == pytest.approx(expected, rel=1e-12)
     expected = plain_siglip(image.tolist(), text.tolist(), scale, -3.0)
-    assert siglip_loss(image, text, t, BIAS).item() == pytest.approx(expected, rel=1e-12)
+    for loss in (siglip_loss, dense_siglip_loss):
+        assert loss(image, text, t, BIAS).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("block", [1, 3, 8, 1000])
 @pytest.mark.parametrize("kept", [0, 20, 1000])
 @pytest.mark.parametrize("length", [1.0, 3.0])
-def test_blocks_change_nothing(block, kept, length, monkeypatch):
-    monkeypatch.setattr(pairwise, "BLOCK", block)
-    monkeypatch.setattr(clip, "KEPT", kept)
-    image, text = features(length=length)  # at length 3 the logits reach 81, beyond NARROW
-    assert_close(with_gradients(clip_loss, image, text, SCALE), with_gradients(simple_clip, image, text, SCALE))
-    ours = with_gradients(siglip_loss, image, text, SCALE, BIAS)
-    assert_close(ours, with_gradients(simple_siglip, image, text, SCALE, BIAS))
+def test_blocks_change_nothing(block, kept, length):
+    def clip_blocks(*inputs: Tensor) -> Tensor:
+        return clip_loss_and_top1(*inputs, block=block, kept=kept)[0]
+
+    def siglip_blocks(*inputs: Tensor) -> Tensor:
+        return siglip_loss_and_top1(*inputs, block=block)[0]
+
+    pairs = (*features(length=length), SCALE)  # at length 3 the logits reach 81, beyond NARROW
+    assert_close(with_gradients(clip_blocks, *pairs), with_gradients(dense_clip_loss, *pairs))
+    assert_close(with_gradients(siglip_blocks, *pairs, BIAS), with_gradients(dense_siglip_loss, *pairs, BIAS))
 
 
 def test_logits_far_apart_stay_finite_in_fp32():
     image = torch.eye(4) * torch.tensor([30.0, 1.0, 1.0, 0.01])
     for text in (image.clone(), -image):
         outputs = with_gradients(clip_loss, image, text, torch.tensor(100.0))
-        assert_close(outputs, with_gradients(simple_clip, image, text, torch.tensor(100.0)), 1e-3)
+        assert_close(outputs, with_gradients(dense_clip_loss, image, text, torch.tensor(100.0)), 1e-3)
         assert all(torch.isfinite(x).all() for x in outputs)
         assert all(torch.isfinite(x).all() for x in with_gradients(siglip_loss, image, text, torch.tensor(100.0), BIAS))
 
 
 def test_half_precision_features_and_autocast_do_not_round_logits():
     image, text = (x.to(torch.bfloat16) for x in features(64, 32))
-    expected = simple_clip(image.double(), text.double(), torch.tensor(100.0)).item()
+    expected = dense_clip_loss(image.double(), text.double(), torch.tensor(100.0)).item()
     with torch.autocast("cpu", torch.bfloat16):
         assert clip_loss(image, text, torch.tensor(100.0)).item() == pytest.approx(expected, abs=1e-5)
 
@@ -115,14 +110,17 @@ def test_shapes_that_do_not_pair_are_refused():
 
 def test_the_share_of_right_answers_is_logged():
     image, _ = features()
-    assert clip.clip_statistics(image, image, SCALE)[1].item() == 1
-    assert clip.clip_statistics(image, image.roll(1, 0), SCALE)[1].item() == 0
+    assert clip_loss_and_top1(image, image, SCALE)[1].item() == 1
+    assert clip_loss_and_top1(image, image.roll(1, 0), SCALE)[1].item() == 0
 
 
 @pytest.mark.parametrize("cuts", [(4, 3), (1, 6), (3, 2, 2)])
 def test_processes_with_any_numbers_of_rows_have_the_gradient_of_one(cuts):
     image, text = features()
-    whole = [with_gradients(simple_clip, image, text, SCALE), with_gradients(simple_siglip, image, text, SCALE, BIAS)]
+    whole = [
+        with_gradients(dense_clip_loss, image, text, SCALE),
+        with_gradients(dense_siglip_loss, image, text, SCALE, BIAS),
+    ]
 
     def rank() -> list[list[list]]:
         with process_group(60):

@@ -1,0 +1,11 @@
+from .clip import CLIP as CLIP
+from .config import CLIPConfig as CLIPConfig
+from .index import ImageIndex as ImageIndex
+from .loss import clip_loss as clip_loss
+from .loss import siglip_loss as siglip_loss
+from .map import embedding_map as embedding_map
+from .map import modality_gap as modality_gap
+from .measure import retrieval as retrieval
+from .tokenizer import Tokenizer as Tokenizer
+from .training import train as train
+from .zero_shot import ZeroShotClassifier as ZeroShotClassifier
