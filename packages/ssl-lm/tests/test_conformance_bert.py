@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from tiny_text import IDS, VOCABULARY, TextConformance, open_windows, tiny_tokenizer
 
-from ssl_lm.bert import BERT, word_starts
+from ssl_lm.bert import BERT
 from ssl_lm.config import RECIPES, BERTConfig
+from ssl_lm.masking import word_starts
 from ssl_lm.views import masked
 
 

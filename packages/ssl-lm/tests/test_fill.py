@@ -10,9 +10,10 @@ from tiny_text import IDS, VOCABULARY, tiny_tokenizer
 
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
-from ssl_lm.bert import BERT, word_starts
+from ssl_lm.bert import BERT
 from ssl_lm.config import RECIPES, BERTConfig, bert_base, bert_demo, bert_large, bert_small
 from ssl_lm.fill import fill
+from ssl_lm.masking import word_starts
 from ssl_lm.tokenizer import train_tokenizer
 from ssl_lm.verbs import VERBS
 from ssl_train.cli.main import main

@@ -62,7 +62,7 @@ def test_a_network_without_the_causal_mask_is_caught(gpt, monkeypatch):
 @torch.no_grad()
 def test_the_cache_gives_the_features_of_every_token_of_the_whole_text(gpt, parts):
     ids = tokens()
-    cache = gpt._cache(2, 12)
+    cache = gpt.cache(2, 12)
     seen = torch.cat([gpt.hidden(part, None, cache) for part in ids.split(parts, 1)], 1)
     assert cache.length == 12
     torch.testing.assert_close(seen, gpt.hidden(ids), atol=1e-5, rtol=1e-5)
@@ -71,7 +71,7 @@ def test_the_cache_gives_the_features_of_every_token_of_the_whole_text(gpt, part
 @torch.no_grad()
 def test_with_the_cache_too_later_tokens_change_nothing_before_them(gpt):
     ids = tokens()
-    first, second = gpt._cache(2, 12), gpt._cache(2, 12)
+    first, second = gpt.cache(2, 12), gpt.cache(2, 12)
     a = gpt.hidden(ids[:, :8], None, first), gpt.hidden(ids[:, 8:], None, first)
     b = gpt.hidden(ids[:, :8], None, second), gpt.hidden(ids[:, 8:].flip(1), None, second)
     assert torch.equal(a[0], b[0]) and not torch.equal(a[1], b[1])
@@ -98,7 +98,7 @@ def test_drawn_tokens_agree_as_well(gpt):
         for _ in range(20):
             new = choose(gpt.logits(expected)[:, -1], temperature=0.9, top_k=20, top_p=0.9, generator=generator)
             expected = torch.cat([expected, new[:, None]], 1)
-    assert torch.equal(gpt.generate(ids, 20, 0.9, 20, 0.9, seed=5), expected)
+    assert torch.equal(gpt.generate(ids, 20, 0.9, top_k=20, top_p=0.9, seed=5), expected)
 
 
 def test_a_full_context_slides_to_its_newer_half():
@@ -183,7 +183,7 @@ def test_what_cannot_be_generated_is_refused(gpt, call, message):
 def test_more_tokens_than_the_context_are_refused(gpt):
     with pytest.raises(ValueError, match="33 tokens do not fit into the context of 32"):
         gpt.logits(tokens(1, 33))
-    cache = Cache(depth=1, batch=1, heads=1, room=2, head_dim=1, dtype=torch.float32, device=torch.device("cpu"))
+    cache = Cache((1, 1, 1, 2, 1), like=torch.zeros(1))
     with pytest.raises(ValueError, match="room for 2 tokens"):
         cache.extend(0, torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 1))
 

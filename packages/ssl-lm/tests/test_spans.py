@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ssl_core.errors import InputError
 from ssl_lm.config import T5Config
-from ssl_lm.t5 import corrupt_documents, corrupt_spans, noise_spans, relative_buckets
+from ssl_lm.spans import corrupt_documents, corrupt_spans, noise_spans
+from ssl_lm.t5 import relative_buckets
 
 FIRST, EOS, PAD = 32099, 1, 0
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ssl_core.config import check
 from ssl_core.errors import InputError
-from ssl_lm.bert import IGNORED, mask_tokens
+from ssl_lm.loss import IGNORED
+from ssl_lm.masking import mask_tokens
 from ssl_lm.config import BERTConfig, LMConfig, T5Config
-from ssl_lm.t5 import corrupt_documents, corrupt_spans, noise_spans
+from ssl_lm.spans import corrupt_documents, corrupt_spans, noise_spans
 from ssl_lm.tokenizer import settled
 
 BINS = 1024
