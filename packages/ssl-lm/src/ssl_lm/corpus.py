@@ -1,4 +1,4 @@
-"""What `--data` names: a prepared folder, raw text, or by default the source of Python's standard library."""
+"""Sources of text: a prepared folder, raw text, or by default the source of Python's standard library."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import os
 import platform
 import sysconfig
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from ssl_train.data.listing import digest, number_labels, split_folder
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
-"""Folders of the standard library that are not in `stdlib`: tests, which not every installation has, and tables."""
+"""Folders of the standard library that `stdlib` leaves out: tests, which some installations lack, and tables."""
 HELD_OUT = 12
 """One module in so many is test text."""
 
@@ -35,11 +36,12 @@ HELD_OUT = 12
 def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train") -> Any:
     """Windows of prepared text, or raw texts that a model has yet to tokenise (`TextModel.attach`).
 
-    - None or "stdlib": the source of the running Python's standard library, one module in twelve for test;
+    `data` is one of:
+    - None or "stdlib": the source of the running Python's standard library; one module in twelve is test text;
     - a folder that `ssl-lm prepare` made;
-    - a text file; a folder of text files, labelled by the first sub-folder where there are two or more, with `train`
-      and `test` (or `val`) as splits; a .csv, .tsv or .jsonl with a column `text` and perhaps `label`. These are for
-      evaluations: a document is a sample.
+    - for evaluations, with a document as a sample: a text file; a folder of text files, labelled by the first sub-folder
+      if there are two or more, with `train` and `test` (or `val`) as splits; a .csv, .tsv or .jsonl with a column `text`
+      and perhaps `label`.
     Raises DataError, which says what to do.
     """
     if data is None or str(data) == "stdlib":
@@ -63,31 +65,33 @@ def settle(config: LMConfig, data: str | Path | None) -> Any:
 
 
 class Windows:
-    """Pieces of `config.window` tokens of a split, one every `config.stride` tokens: texts one behind the other, an eos
-    token at the end of each."""
+    """Windows of `config.window` tokens, one every `config.stride` tokens, of the texts of a split.
+
+    Texts stand one behind the other, each with an eos token at its end.
+    """
 
     labels = classes = None
     prepared = True
-    """tokens that `ssl-lm prepare` wrote, with a tokenizer and splits, unlike raw text"""
+    """made by `ssl-lm prepare`, so with a tokenizer and splits, unlike raw text"""
 
     def __init__(self, folder: Path, split: str, config: LMConfig) -> None:
-        """Raises DataError where there is no such text, or less to train on than a window; ShardError for damaged data."""
+        """Raises DataError if there is no such text, or less to train on than a window; ShardError for damaged data."""
         self.shards, self.folder, self.split = Shards(folder, split), folder, split
         self.window, self.stride = config.window, config.stride
         self.tokenizer = tokens.load_tokenizer(folder)
         if not len(self.shards):
             raise DataError(f"{folder} has no {split} text")
         if len(self.shards) < self.window and split == "train":
-            raise DataError(
-                f"the {split} text of {folder} has {len(self.shards):,} tokens, fewer than one sample of {self.window}: "
-                "give more text or a smaller --context"
+            found = (
+                f"the {split} text of {folder} has {len(self.shards):,} tokens, fewer than one sample of {self.window}"
             )
+            raise DataError(f"{found}: give more text or a smaller --context")
 
     def __len__(self) -> int:
         return 1 + max(0, len(self.shards) - self.window) // self.stride
 
     def load(self, index: int) -> dict[str, Any]:
-        """{"input_ids": int64 (window,), "documents": int64 (window,), the document each token belongs to}.
+        """{"input_ids", "documents"}, both int64 (window,): tokens, and the number of each token's document.
 
         Test text that is shorter than a window is one sample.
         """
@@ -106,7 +110,7 @@ class Windows:
         return digest(*sums, np.array([self.window, self.stride]))
 
     def texts(self) -> Iterator[tuple[np.ndarray, int]]:
-        """(tokens, bytes of text) of every document, in order; the last may have no eos token."""
+        """(tokens, bytes of text) of every document, in order; the last may lack an eos token."""
         ends = [*self.shards.ends.tolist(), [len(self.shards), self.shards.bytes]]
         start, size = 0, 0
         for end, total in ends:
@@ -115,22 +119,33 @@ class Windows:
             start, size = end, total
 
 
+@dataclass(frozen=True, eq=False)
 class Texts:
-    """Raw texts, which have no tokens before a model comes."""
+    """Raw texts, which have no tokens until a model gives them its tokenizer and config."""
 
-    tokenizer = None
-    prepared = False
-
-    def __init__(
-        self, texts: Sequence[str], names: Sequence[str], labels: np.ndarray | None, classes: list[str] | None
-    ) -> None:
-        self.raw, self.names, self.labels, self.classes = texts, names, labels, classes
+    raw: Sequence[str]
+    names: Sequence[str]
+    labels: np.ndarray | None
+    classes: list[str] | None
+    tokenizer: Any = None
+    config: LMConfig | None = None
+    prepared: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.raw)
 
+    def tokenised(self, tokenizer: Any, config: LMConfig) -> Texts:
+        """The same as the model of this tokenizer and config reads them."""
+        return replace(self, tokenizer=tokenizer, config=config)
+
     def load(self, index: int) -> dict[str, Any]:
-        raise DataError("raw text is for evaluations: to train on it, run `ssl-lm prepare` first")
+        """{"input_ids": int64 (n,)} of at most the context. Raises BadSample for a text without tokens."""
+        if self.config is None:
+            raise DataError("raw text is for evaluations: to train on it, run `ssl-lm prepare` first")
+        ids = self._ids(self.raw[index])
+        if not ids:
+            raise BadSample("the text has no tokens")
+        return {"input_ids": torch.tensor(ids[: self.config.context])}
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -138,31 +153,15 @@ class Texts:
     def fingerprint(self) -> str:
         return digest(*(text.encode() for text in self.raw), self.labels)
 
-    def tokenised(self, tokenizer: Any, config: LMConfig) -> TokenisedTexts:
-        """The same as the model of this tokenizer and config reads them."""
-        return TokenisedTexts(self, tokenizer, config)
-
-
-class TokenisedTexts(Texts):
-    """Raw texts as one model reads them."""
-
-    def __init__(self, source: Texts, tokenizer: Any, config: LMConfig) -> None:
-        super().__init__(source.raw, source.names, source.labels, source.classes)
-        self.tokenizer, self.context, self.eos = tokenizer, config.context, config.eos_token_id
-
-    def load(self, index: int) -> dict[str, Any]:
-        """{"input_ids": int64 (n,)} of at most the context. Raises BadSample for a text without tokens."""
-        ids = self.tokenizer.encode(self.raw[index], add_special_tokens=False).ids
-        if not ids:
-            raise BadSample("the text has no tokens")
-        return {"input_ids": torch.tensor(ids[: self.context])}
-
     def texts(self) -> Iterator[tuple[np.ndarray, int]]:
-        """(tokens and an eos token, bytes of text) of every text."""
-        end = [] if self.eos is None else [self.eos]
+        """(tokens and an eos token, bytes of text) of every text, once it is tokenised."""
+        assert self.config is not None
+        end = [] if self.config.eos_token_id is None else [self.config.eos_token_id]
         for text in self.raw:
-            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-            yield np.array(ids + end, dtype=np.int64), len(text.encode())
+            yield np.array(self._ids(text) + end, dtype=np.int64), len(text.encode())
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _raw(path: Path, split: str) -> Texts:
@@ -215,9 +214,9 @@ def _folder(folder: Path, split: str) -> Texts:
 
 
 def stdlib() -> Path:
-    """The prepared folder of the built-in corpus, made the first time, in the user's cache or SSL_LM_CACHE.
+    """The prepared folder of the built-in corpus, in the user's cache or SSL_LM_CACHE; the first call makes it.
 
-    Which modules are for test depends on their names alone.
+    The name of a module alone decides whether it is test text.
     """
     sources = modules()
     key = digest(repr([(name, file.stat().st_size) for name, file in sources]).encode())
@@ -235,9 +234,7 @@ def stdlib() -> Path:
         for name, file in sources:
             held_out = hashlib.sha256(name.encode()).digest()[0] % HELD_OUT == 0
             splits["test" if held_out else "train"].append(Piece(str(file), 0, file.stat().st_size))
-        prepare_splits(
-            splits, folder, tokenizer=STDLIB_TOKENIZER, algorithm="bpe", source="stdlib", workers=0, progress=False
-        )
+        prepare_splits(splits, folder, source="stdlib", tokenizer=STDLIB_TOKENIZER, workers=0)
     return folder
 
 

@@ -6,6 +6,7 @@ import ast
 import lzma
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -194,22 +195,18 @@ def measure_spans(method: T5, source: Any) -> dict[str, Any]:
         raise DataError(UNPREPARED)
     if not source.prepared:
         return {"summary": []}
-    figures = objective(method, _SpanTokens(method), source)
+    figures = objective(method, partial(_said, method), source)
     return {**figures, "summary": [_line(figures)]}
 
 
-class _SpanTokens:
+def _said(method: T5, sample: Any, rng: np.random.Generator) -> dict[str, Any]:
     """`spans` with sentinels and ends that are no labels, though the decoder reads them."""
-
-    def __init__(self, method: T5) -> None:
-        self.view, self.shift, self.config = spans(method.config), method.shift, method.config
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        made, first = self.view(sample, rng), self.view.first_sentinel
-        labels = made["labels"]
-        known = (labels > first - self.config.sentinels) & (labels <= first) | (labels == self.config.eos_token_id)
-        given = self.shift(labels[None])[0]
-        return {**made, "labels": labels.masked_fill(known, IGNORED), "decoder_input_ids": given}
+    made, c = spans(method.config)(sample, rng), method.config
+    labels, first = made["labels"], c.first_sentinel
+    assert first is not None
+    known = (labels > first - c.sentinels) & (labels <= first) | (labels == c.eos_token_id)
+    given = method.shift(labels[None])[0]
+    return {**made, "labels": labels.masked_fill(known, IGNORED), "decoder_input_ids": given}
 
 
 @torch.inference_mode()

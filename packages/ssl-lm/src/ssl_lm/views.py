@@ -1,8 +1,12 @@
-"""Training samples from windows of text, and the view of evaluations. All randomness comes from the sample's own rng."""
+"""Training samples from windows of text, and the views of evaluations.
+
+All randomness comes from the sample's own rng. A view is a function of a config bound to one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +22,14 @@ from ssl_lm.masking import mask_tokens
 from ssl_lm.spans import corrupt_documents, corrupt_spans, noise_spans
 from ssl_lm.tokenizer import settled
 
+Sample = dict[str, Any]
+View = Callable[[Sample, np.random.Generator], Sample]
+
 BINS = 1024
 """Of `bag_of_tokens`."""
 
 
-def blank(config: LMConfig) -> dict[str, Any]:
+def blank(config: LMConfig) -> Sample:
     """A window of one ordinary token, as the source gives it."""
     window = torch.full((config.window,), settled(config) // 2)
     return {"input_ids": window, "documents": torch.zeros_like(window)}
@@ -42,46 +49,41 @@ def needed(config: LMConfig, *names: str) -> list[int]:
     return [getattr(config, name) for name in names]
 
 
-def generator_of(rng: np.random.Generator) -> torch.Generator:
-    """torch's generator with a seed from the sample's rng."""
-    return torch.Generator().manual_seed(int(rng.integers(2**63)))
-
-
 # ---------------------------------------------------------------- GPT
 
 
-@dataclass(frozen=True)
-class WholeText:
-    """The beginning of a text, filled up to the context; what `encode` of GPT and T5 reads."""
-
-    context: int
-    pad: int
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """{"views": [int64 (context,)]}; padding is the pad token, or -1 if there is none."""
-        tokens = sample["input_ids"][: self.context]
-        return {"views": [F.pad(tokens, (0, self.context - len(tokens)), value=self.pad)]}
+def next_tokens(config: LMConfig) -> View:
+    """Every token is a target and, except the last, an input: {"input_ids": int64 (context + 1,)}."""
+    return _window
 
 
-def whole_text(config: LMConfig) -> WholeText:
-    pad = config.pad_token_id
-    return WholeText(config.context, -1 if pad is None else pad)
+def _window(sample: Sample, rng: np.random.Generator) -> Sample:
+    return {"input_ids": sample["input_ids"]}
 
 
-@dataclass(frozen=True)
-class NextTokens:
-    """Every token is a target and, except the last, an input."""
+def whole_text(config: LMConfig) -> View:
+    """What `encode` of GPT and T5 reads: the beginning of a text, filled up to the context.
 
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{"input_ids": int64 (context + 1,)}"""
-        return {"input_ids": sample["input_ids"]}
+    {"views": [int64 (context,)]}; padding is the pad token, or -1 if there is none.
+    """
+    return partial(_beginning, config)
 
 
-def next_tokens(config: LMConfig) -> NextTokens:
-    return NextTokens()
+def _beginning(config: LMConfig, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+    tokens, pad = sample["input_ids"][: config.context], config.pad_token_id
+    return {"views": [F.pad(tokens, (0, config.context - len(tokens)), value=-1 if pad is None else pad)]}
 
 
 # ---------------------------------------------------------------- BERT
+
+
+def framed_text(config: BERTConfig) -> View:
+    """What BERT's `encode` reads: the beginning of a text between [CLS] and [SEP], filled up to the context.
+
+    {"views": [int64 (context,)]}
+    """
+    needed(config, "pad_token_id", "cls_token_id", "sep_token_id")
+    return partial(_framed_beginning, config)
 
 
 def framed(tokens: Tensor, config: BERTConfig) -> Tensor:
@@ -89,99 +91,70 @@ def framed(tokens: Tensor, config: BERTConfig) -> Tensor:
     return torch.cat([tokens.new_tensor([config.cls_token_id]), tokens, tokens.new_tensor([config.sep_token_id])])
 
 
-@dataclass(frozen=True)
-class Framed:
-    """The beginning of a text between [CLS] and [SEP], filled up to the context; what BERT's `encode` reads."""
-
-    config: BERTConfig
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """{"views": [int64 (context,)]}"""
-        tokens = framed(sample["input_ids"][: self.config.window], self.config)
-        return {"views": [F.pad(tokens, (0, self.config.context - len(tokens)), value=self.config.pad_token_id)]}
+def _framed_beginning(config: BERTConfig, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+    return _beginning(config, {"input_ids": framed(sample["input_ids"][: config.window], config)})
 
 
-def framed_text(config: BERTConfig) -> Framed:
-    needed(config, "pad_token_id", "cls_token_id", "sep_token_id")
-    return Framed(config)
+def masked(config: BERTConfig) -> View:
+    """[CLS], a window of text and [SEP], with `config.masked` of its tokens hidden.
+
+    {"input_ids" (t,), "positions" (k,), "labels" (k,), "documents" (t,)}, int64; labels are -100 if a text has fewer
+    tokens to hide. Whole words need "words" (window,) in the sample, the number of each token's word; raises InputError
+    without.
+    """
+    needed(config, "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    return partial(_masked, config)
 
 
-@dataclass(frozen=True)
-class Masked:
-    """[CLS], a window of text and [SEP], with `config.masked` of its tokens hidden."""
-
-    config: BERTConfig
-    mask_token_id: int
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{"input_ids" (t,), "positions" (k,), "labels" (k,), "documents" (t,)}, int64.
-
-        Labels are -100 if a text has fewer tokens to hide. Whole words need "words" (window,) in the sample, the number
-        of each token's word; raises InputError without.
-        """
-        config, documents = self.config, sample["documents"]
-        tokens, words = framed(sample["input_ids"], config)[None], None  # 1 t
-        if config.whole_words:
-            if "words" not in sample:
-                raise InputError("whole_words needs a source that says where words begin")
-            words = F.pad(sample["words"], (1, 1), value=-1)[None]
-        inputs, labels = mask_tokens(
-            tokens,
-            vocab_size=settled(config),
-            mask_token_id=self.mask_token_id,
-            special_ids=config.special_ids,
-            count=config.masked,
-            words=words,
-            generator=generator_of(rng),
-        )
-        # every sample has k positions, so that shapes are the same in every step
-        positions = (labels[0] != IGNORED).nonzero()[:, 0]
-        missing = (0, config.masked - len(positions))
-        return {
-            "input_ids": inputs[0],
-            "positions": F.pad(positions, missing),
-            "labels": F.pad(labels[0, positions], missing, value=IGNORED),
-            "documents": torch.cat([documents[:1], documents, documents[-1:]]),
-        }
-
-
-def masked(config: BERTConfig) -> Masked:
-    needed(config, "pad_token_id", "cls_token_id", "sep_token_id")
-    return Masked(config, *needed(config, "mask_token_id"))
+def _masked(config: BERTConfig, sample: Sample, rng: np.random.Generator) -> Sample:
+    tokens, words, documents = framed(sample["input_ids"], config)[None], None, sample["documents"]  # 1 t
+    if config.whole_words:
+        if "words" not in sample:
+            raise InputError("whole_words needs a source that says where words begin")
+        words = F.pad(sample["words"], (1, 1), value=-1)[None]
+    [mask] = needed(config, "mask_token_id")
+    inputs, labels = mask_tokens(
+        tokens,
+        vocab_size=settled(config),
+        mask_token_id=mask,
+        special_ids=config.special_ids,
+        count=config.masked,
+        words=words,
+        generator=_generator(rng),
+    )
+    # every sample has k positions, so that shapes are the same in every step
+    positions = (labels[0] != IGNORED).nonzero()[:, 0]
+    missing = (0, config.masked - len(positions))
+    return {
+        "input_ids": inputs[0],
+        "positions": F.pad(positions, missing),
+        "labels": F.pad(labels[0, positions], missing, value=IGNORED),
+        "documents": torch.cat([documents[:1], documents, documents[-1:]]),
+    }
 
 
 # ---------------------------------------------------------------- T5
 
 
-@dataclass(frozen=True)
-class Spans:
-    """A window of text without some spans, and these spans."""
+def spans(config: T5Config) -> View:
+    """A window of text without some spans, and these spans.
 
-    config: T5Config
-    pad_token_id: int
-    eos_token_id: int
-    first_sentinel: int
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{"input_ids" (n,), "labels" (o,), "documents" (n,), "label_documents" (o,)}, int64."""
-        config, generator = self.config, generator_of(rng)
-        noise = noise_spans(1, config.window, density=config.density, mean_span=config.mean_span, generator=generator)
-        inputs, labels = corrupt_spans(
-            sample["input_ids"][None],
-            noise,
-            first_sentinel=self.first_sentinel,
-            sentinels=config.sentinels,
-            eos_token_id=self.eos_token_id,
-            pad_token_id=self.pad_token_id,
-        )
-        documents, of_labels = corrupt_documents(sample["documents"][None], noise)
-        return {
-            "input_ids": inputs[0],
-            "labels": labels[0],
-            "documents": documents[0],
-            "label_documents": of_labels[0],
-        }
+    {"input_ids" (n,), "labels" (o,), "documents" (n,), "label_documents" (o,)}, int64.
+    """
+    needed(config, "pad_token_id", "eos_token_id", "first_sentinel")
+    return partial(_spans, config)
 
 
-def spans(config: T5Config) -> Spans:
-    return Spans(config, *needed(config, "pad_token_id", "eos_token_id", "first_sentinel"))
+def _spans(config: T5Config, sample: Sample, rng: np.random.Generator) -> Sample:
+    pad, eos, first = needed(config, "pad_token_id", "eos_token_id", "first_sentinel")
+    lengths = {"density": config.density, "mean_span": config.mean_span}
+    noise = noise_spans(1, config.window, generator=_generator(rng), **lengths)  # 1 t
+    special = {"first_sentinel": first, "sentinels": config.sentinels, "eos_token_id": eos, "pad_token_id": pad}
+    inputs, labels = corrupt_spans(sample["input_ids"][None], noise, **special)
+    documents, of_labels = corrupt_documents(sample["documents"][None], noise)
+    return {"input_ids": inputs[0], "labels": labels[0], "documents": documents[0], "label_documents": of_labels[0]}
+
+
+def _generator(rng: np.random.Generator) -> torch.Generator:
+    """torch's generator with a seed from the sample's rng."""
+    return torch.Generator().manual_seed(int(rng.integers(2**63)))
