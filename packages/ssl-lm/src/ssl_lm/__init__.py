@@ -1,4 +1,4 @@
-"""Language models: GPT (GPT-2), BERT (arXiv 1810.04805) and T5 (arXiv 1910.10683): pretraining, generation, weights.
+"""Language models: GPT (GPT-2), BERT (arXiv 1810.04805) and T5 (arXiv 1910.10683).
 
 from ssl_lm import GPT, GPTConfig, train
 """

@@ -1,4 +1,4 @@
-"""Attention of the three models: the product, its masks, and the keys and values that generation keeps."""
+"""Attention of the three models: the product, its masks, and the cache of generation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | str = "cpu") -> Tensor:
-    """Boolean (queries, keys): true where a query may look. The queries are the last of the keys."""
+    """Boolean (queries, keys), true where a query may look; the queries are the last keys."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def same_document(queries: Tensor, keys: Tensor) -> Tensor:
-    """Boolean (b, 1, q, k): true where a query (b, q) and a key (b, k) belong to the same document."""
+    """Boolean (b, 1, q, k): true where queries (b, q) and keys (b, k) share a document."""
     return (queries[:, :, None] == keys[:, None, :])[:, None]
 
 
@@ -36,8 +36,9 @@ def attend(
 ) -> Tensor:
     """softmax(scale · q kᵀ + mask) v for q (b, h, n, d), k and v (b, h, m, d): (b, h, n, d).
 
-    `scale` is 1/√d by default. `mask` broadcasts to (b, h, n, m): either boolean, true where a query may look, or
-    numbers that are added. `causal` is the mask of queries that are the last n of the m keys.
+    `scale` is 1/√d by default. `mask` broadcasts to (b, h, n, m): either boolean, true where a
+    query may look, or numbers that are added. `causal` is the mask of queries that are the last n
+    of the m keys.
     """
     n, m = q.shape[-2], k.shape[-2]
     # on a CPU in bf16 the plain product is faster than the fused kernel (docs/benchmarks.md)
@@ -65,8 +66,9 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, *, scale
 class Cache:
     """Keys and values of the tokens so far, for every block.
 
-    `shape` is (depth, batch, heads, room, head_dim), `room` the most tokens that fit; dtype and device are those of
-    `like`. `length` counts the tokens that are there: the model raises it once all blocks have written.
+    `shape` is (depth, batch, heads, room, head_dim), `room` the most tokens that fit; dtype and
+    device are those of `like`. `length` counts the tokens that are there: the model raises it once
+    all blocks have written.
     """
 
     def __init__(self, shape: tuple[int, int, int, int, int], like: Tensor) -> None:
@@ -74,7 +76,7 @@ class Cache:
         self.room, self.length = shape[3], 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (b, h, n, d) to those of block `layer` and return all of them, (b, h, length + n, d).
+        """Append k and v (b, h, n, d) to block `layer`; return all of it, (b, h, length + n, d).
 
         Raises ValueError if they do not fit.
         """

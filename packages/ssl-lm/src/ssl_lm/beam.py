@@ -1,10 +1,11 @@
 """Decoding: the most likely token at every step, or beam search.
 
-Beam search looks for the sequences of highest mean log-probability. At every step each running hypothesis is extended by
-every token, and the best 2k of all extensions are looked at: those that end compete for the k finished places by
-Σ log p / lengthᵅ  (α = `length_penalty`; GNMT, arXiv 1609.08144, without its constant), the best k of the others go on.
-A text is done when its best running hypothesis, if it ended now, would not beat its worst finished one. This is the rule
-of transformers' `generate` (early_stopping=False), ties apart.
+Beam search looks for the sequences of highest mean log-probability. At every step each running
+hypothesis is extended by every token, and the best 2k of all extensions are looked at: those that
+end compete for the k finished places by Σ log p / lengthᵅ  (α = `length_penalty`; GNMT, arXiv
+1609.08144, without its constant), the best k of the others go on. A text is done when its best
+running hypothesis, if it ended now, would not beat its worst finished one. This is the rule of
+transformers' `generate` (early_stopping=False), ties apart.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from einops import rearrange
 from torch import Tensor
 
 Step = Callable[[Tensor, Tensor], Tensor]
-"""step(tokens (r,), rows (r,)) -> logits (r, v): extends r hypotheses by `tokens`; `rows` says which hypothesis of the step
-before each of them continues."""
+"""step(tokens (r,), rows (r,)) -> logits (r, v) extends r hypotheses by `tokens`.
+
+`rows` says which hypothesis of the step before each of them continues."""
 
 IMPOSSIBLE = -1e9
 """A score that nothing reaches, and that float32 still adds to."""
 
 
 def greedy(step: Step, start: Tensor, *, length: int, eos: int, pad: int) -> Tensor:
-    """The most likely token at every step after `start` (b,): (b, n ≤ length), with `pad` after `eos`."""
+    """The most likely token at every step after `start` (b,): (b, n ≤ length).
+
+    After its first `eos` a row holds `pad`.
+    """
     tokens, rows = start, torch.arange(len(start), device=start.device)
     over, said = torch.zeros_like(start, dtype=torch.bool), []
     for _ in range(length):
@@ -39,7 +44,10 @@ def greedy(step: Step, start: Tensor, *, length: int, eos: int, pad: int) -> Ten
 def beam_search(
     step: Step, start: Tensor, *, beams: int, length: int, eos: int, pad: int, length_penalty: float = 1.0
 ) -> Tensor:
-    """The best sequence after each `start` (b,): (b, n ≤ length), its end included, the shorter ones filled up with `pad`."""
+    """The best sequence after each `start` (b,): (b, n ≤ length).
+
+    It includes `eos`; shorter sequences are filled up with `pad`.
+    """
     batch, device = len(start), start.device
     running = torch.full((batch, beams, length), pad, device=device)
     scores = torch.full((batch, beams), IMPOSSIBLE, device=device)

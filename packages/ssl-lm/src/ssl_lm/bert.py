@@ -2,18 +2,20 @@
 
     selected   15 % of a sequence's ordinary tokens, drawn anew every time it is read
     input      of those 80 % [MASK], 10 % another ordinary token, 10 % unchanged
-    loss       cross-entropy of the selected tokens under  softmax(LN(gelu(W h)) · Eᵀ + b),  E the word embeddings
+    loss       cross-entropy of the selected tokens under  softmax(LN(gelu(W h)) · Eᵀ + b)
 
-Post-norm blocks, learned positions, LayerNorm eps 1e-12, exact GELU; every matrix starts from N(0, 0.02²)
-(`init_std`), every bias at 0. The head sees the selected positions only: logits of the others are never built.
-`masking.py` selects and replaces; `loss.py` has the equation of the loss and its fast form.
+E are the word embeddings. Post-norm blocks, learned positions, LayerNorm eps 1e-12, exact GELU;
+every matrix starts from N(0, 0.02²) (`init_std`), every bias at 0. The head sees the selected
+positions only: logits of the others are never built. `masking.py` selects and replaces; `loss.py`
+has the equation of the loss and its fast form.
 
-Deviations. Masks are dynamic and there is no next-sentence task (RoBERTa, arXiv 1907.11692, found both better). A random
-replacement is never a special token; the authors' code draws from the whole vocabulary. Documents packed into one row do
-not see each other, and positions start again with each. Sentence pairs are read (`token_type_ids`), not trained on.
-AdamW's eps is 1e-8, not 1e-6.
+Deviations. Masks are dynamic and there is no next-sentence task (RoBERTa, arXiv 1907.11692, found
+both better). A random replacement is never a special token; the authors' code draws from the whole
+vocabulary. Documents packed into one row do not see each other, and positions start again with
+each. Sentence pairs are read (`token_type_ids`), not trained on. AdamW's eps is 1e-8, not 1e-6.
 
-Expected (the paper, table 1): BERT-base 79.6, BERT-large 82.1 mean GLUE score after fine-tuning. Not run here.
+Expected (the paper, table 1): BERT-base 79.6, BERT-large 82.1 mean GLUE score after fine-tuning.
+Not run here.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ class Embeddings(nn.Module):
 
 
 class Head(nn.Module):
-    """States (…, d) to the vectors whose product with the word embeddings, plus `bias`, is the logits."""
+    """States (…, d) to vectors (…, d): times the word embeddings, plus `bias`, they are logits."""
 
     def __init__(self, config: BERTConfig, vocabulary: int) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class Head(nn.Module):
 
 
 class BERT(TextModel):
-    """BERT with its masked-language-model head, built from a `BERTConfig`. The names inside are those of transformers."""
+    """BERT with its masked-language-model head. The names inside are those of transformers."""
 
     config_class = BERTConfig
     config: BERTConfig
@@ -139,16 +141,17 @@ class BERT(TextModel):
         return BERT_LAYOUT
 
     def attach(self, source: Any) -> Any:
-        """`source` with this model's tokenizer; prepared text also with its words, if whole words are masked."""
+        """`source` with this model's tokenizer, and with its words if whole words are masked."""
         source = super().attach(source)
         wanted = self.config.whole_words and source.prepared
         return WithWords(source, word_starts(source.tokenizer)) if wanted else source
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """{"loss"} at the selected tokens of `batch["input_ids"]` (b, t); in eval mode {"accuracy"} too.
+        """{"loss"} at the selected tokens of `batch["input_ids"]`; in eval mode {"accuracy"} too.
 
-        `batch["labels"]` (b, k) are the true tokens at `batch["positions"]` (b, k), or (b, t) if there are no positions;
-        -100 is ignored. `batch["documents"]` (b, t), if given, separates packed documents.
+        `batch["input_ids"]` are (b, t); `batch["labels"]` (b, k) are the true tokens at
+        `batch["positions"]` (b, k), or (b, t) if there are no positions; -100 is ignored.
+        `batch["documents"]` (b, t), if given, separates packed documents.
         """
         # packed documents do not see each other, and each has positions of its own
         mask = positions = None
@@ -173,7 +176,9 @@ class BERT(TextModel):
         token_type_ids: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """States (b, t, d) of tokens (b, t) after the last block. `mask` broadcasts to (b, heads, t, t), True = seen.
+        """States (b, t, d) of tokens (b, t) after the last block.
+
+        `mask` broadcasts to (b, heads, t, t) and is true where a token may look.
 
         Raises InputError if a row is longer than the context.
         """
@@ -203,12 +208,15 @@ class BERT(TextModel):
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """(b, t, v) for tokens (b, t); `attention_mask` (b, t) is 1 for text, by default what is not padding."""
+        """(b, t, v) for tokens (b, t); `attention_mask` (b, t) is 1 at text, as in `encode`."""
         mask = self.text_mask(input_ids, attention_mask)[:, None, None, :]  # b 1 1 t
         return self._product(self.head(self.hidden(input_ids, mask, token_type_ids=token_type_ids)))
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Features (b, d): the mean of the last states over the text."""
+        """Features (b, d): the mean of the last states over the text.
+
+        Without `attention_mask` (b, t), the text is what is not padding.
+        """
         text = self.text_mask(input_ids, attention_mask)
         return text_mean(self.hidden(input_ids, text[:, None, None, :]), text)
 
@@ -237,9 +245,10 @@ class BERT(TextModel):
 
     @torch.inference_mode()
     def pseudo_nll(self, input_ids: Tensor, batch_size: int = 64) -> Tensor:
-        """−log p(token | all others) of every ordinary token of one text (t,), each masked in turn (arXiv 1910.14659).
+        """−log p(token | all others) of every ordinary token of one text (t,), each masked in turn.
 
-        exp of the mean is the pseudo-perplexity. Raises InputError for a model without a mask token.
+        This is arXiv 1910.14659; exp of the mean is the pseudo-perplexity. Raises InputError for a
+        model without a mask token.
         """
         mask = self.config.mask_token_id
         if mask is None:

@@ -1,8 +1,9 @@
 """Byte-level BPE by a table of words. Imports no torch.
 
-GPT-2's BPE cuts a text into words by a pattern and merges inside words only, so a word always has the same tokens. Most
-words of a text were seen before, and looking them up is several times faster than merging them again
-(docs/benchmarks.md). The pattern here is exact for ASCII; the library handles other text.
+GPT-2's BPE cuts a text into words by a pattern and merges inside words only, so a word always has
+the same tokens. Most words of a text were seen before, and looking them up is several times faster
+than merging them again (docs/benchmarks.md). The pattern here is exact for ASCII; the library
+handles other text.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ MOST = 2**20
 
 
 def applies(tokenizer: Any) -> bool:
-    """Whether `tokenizer` is like GPT-2's: byte-level BPE by that pattern, no normalizer, no added words but special ones."""
+    """Whether `tokenizer` is GPT-2's kind: byte-level BPE by that pattern.
+
+    It has no normalizer, and all words added to it are special tokens.
+    """
     parts = json.loads(tokenizer.to_str())
     cut = parts["pre_tokenizer"] or {}
     return (

@@ -1,4 +1,4 @@
-"""Sources of text: a prepared folder, raw text, or by default the source of Python's standard library."""
+"""Sources of text: a prepared folder, raw text, or the source of Python's standard library."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ssl_train.data.listing import digest, number_labels, split_folder
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
-"""Folders of the standard library that `stdlib` leaves out: tests, which some installations lack, and tables."""
+"""Folders that `stdlib` leaves out: tests, which some installations lack, and tables."""
 HELD_OUT = 12
 """One module in so many is test text."""
 
@@ -37,12 +37,13 @@ def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train"
     """Windows of prepared text, or raw texts that a model has yet to tokenise (`TextModel.attach`).
 
     `data` is one of:
-    - None or "stdlib": the source of the running Python's standard library; one module in twelve is test text;
+    - None or "stdlib": the source of the running Python's standard library; one module in twelve is
+      test text;
     - a folder that `ssl-lm prepare` made;
-    - for evaluations, with a document as a sample: a text file; a folder of text files, labelled by the first sub-folder
-      if there are two or more, with `train` and `test` (or `val`) as splits; a .csv, .tsv or .jsonl with a column `text`
-      and perhaps `label`.
-    Raises DataError, which says what to do.
+    - for evaluations, with a document as a sample: a text file; a folder of text files, labelled by
+      the first sub-folder if there are two or more, with `train` and `test` (or `val`) as splits; a
+      .csv, .tsv or .jsonl with a column `text` and perhaps `label`. Raises DataError, which says
+      what to do.
     """
     if data is None or str(data) == "stdlib":
         return Windows(stdlib(), split, config)
@@ -55,7 +56,7 @@ def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train"
 
 
 def settle(config: LMConfig, data: str | Path | None) -> Any:
-    """`config` with the vocabulary of the data's tokenizer. Raises DataError for text that is not prepared."""
+    """`config` with the vocabulary of the data's tokenizer. Raises DataError for raw text."""
     folder = stdlib() if data is None or str(data) == "stdlib" else Path(data).expanduser()
     if not folder.exists():
         raise DataError(f"there is no {str(data)!r}: give a folder that `ssl-lm prepare` made")
@@ -75,7 +76,8 @@ class Windows:
     """made by `ssl-lm prepare`, so with a tokenizer and splits, unlike raw text"""
 
     def __init__(self, folder: Path, split: str, config: LMConfig) -> None:
-        """Raises DataError if there is no such text, or less to train on than a window; ShardError for damaged data."""
+        """Raises DataError for no text, or less than a window to train on; ShardError if
+        damaged."""
         self.shards, self.folder, self.split = Shards(folder, split), folder, split
         self.window, self.stride = config.window, config.stride
         self.tokenizer = tokens.load_tokenizer(folder)
@@ -91,7 +93,8 @@ class Windows:
         return 1 + max(0, len(self.shards) - self.window) // self.stride
 
     def load(self, index: int) -> dict[str, Any]:
-        """{"input_ids", "documents"}, both int64 (window,): tokens, and the number of each token's document.
+        """{"input_ids", "documents"}, both int64 (window,): tokens and the number of their
+        document.
 
         Test text that is shorter than a window is one sample.
         """
@@ -139,7 +142,7 @@ class Texts:
         return replace(self, tokenizer=tokenizer, config=config)
 
     def load(self, index: int) -> dict[str, Any]:
-        """{"input_ids": int64 (n,)} of at most the context. Raises BadSample for a text without tokens."""
+        """{"input_ids": int64 (n ≤ context,)}. Raises BadSample for a text without tokens."""
         if self.config is None:
             raise DataError("raw text is for evaluations: to train on it, run `ssl-lm prepare` first")
         ids = self._ids(self.raw[index])
@@ -214,9 +217,10 @@ def _folder(folder: Path, split: str) -> Texts:
 
 
 def stdlib() -> Path:
-    """The prepared folder of the built-in corpus, in the user's cache or SSL_LM_CACHE; the first call makes it.
+    """The prepared folder of the built-in corpus; the first call makes it.
 
-    The name of a module alone decides whether it is test text.
+    It lies in the user's cache or in SSL_LM_CACHE. The name of a module alone decides whether it is
+    test text.
     """
     sources = modules()
     key = digest(repr([(name, file.stat().st_size) for name, file in sources]).encode())

@@ -34,8 +34,8 @@ def run(recipe: Recipe, arguments: Fill) -> None:
 def fill(method: BERT, text: str, *, top_k: int = 5) -> list[list[tuple[str, float]]]:
     """For every [MASK] of `text` the `top_k` most likely (word, probability).
 
-    Raises InputError for a text without a mask or longer than the context, and for a model without a tokenizer or
-    without a mask token.
+    Raises InputError for a text without a mask or longer than the context, and for a model without
+    a tokenizer or without a mask token.
     """
     tokenizer, config = method.needed_tokenizer(), method.config
     if config.mask_token_id is None:

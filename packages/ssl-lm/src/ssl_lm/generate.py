@@ -1,4 +1,4 @@
-"""`ssl-lm generate`: texts continued as a batch, or one text written to the terminal token by token."""
+"""`ssl-lm generate`: texts continued as a batch, or one text shown token by token."""
 
 from __future__ import annotations
 
@@ -45,12 +45,14 @@ def complete(
     on_text: Callable[[int, str], None] | None = None,
     **sampling: Any,
 ) -> list[str]:
-    """What the model writes after each prompt, without the prompt: up to `tokens` tokens, as one batch.
+    """What the model writes after each prompt: up to `tokens` tokens, as one batch.
 
-    An empty prompt starts a new text. A text ends at the eos token or before a string of `stop`. `on_text(row, piece)`
-    is called as text comes. `temperature`, `top_k`, `top_p` and `seed` are those of `GPT.stream`. Texts longer than the
-    context go on with its newer half; in a batch, all rows drop their older half when the longest fills the context.
-    Raises InputError if the model has no tokenizer, and ConfigError for a prompt longer than the context.
+    The result does not repeat the prompt. An empty prompt starts a new text. A text ends at the eos
+    token or before a string of `stop`. `on_text(row, piece)` is called as text comes.
+    `temperature`, `top_k`, `top_p` and `seed` are those of `GPT.stream`. Texts longer than the
+    context go on with its newer half; in a batch, all rows drop their older half when the longest
+    fills the context. Raises InputError if the model has no tokenizer, and ConfigError for a prompt
+    longer than the context.
     """
     tokenizer, eos = method.needed_tokenizer(), method.config.eos_token_id
     rows = [tokenizer.encode(prompt, add_special_tokens=False).ids or [0 if eos is None else eos] for prompt in prompts]
@@ -96,7 +98,7 @@ class Writer:
             self.text, self.done = self.text[: min(places)], True
 
     def news(self, *, last: bool = False) -> str:
-        """The text since the last call. What may be the beginning of a stop string waits, unless `last`."""
+        """The text since the last call. Unless `last`, what may begin a stop string waits."""
         end = len(self.text)
         if not last and not self.done:
             while end and self.text[end - 1] == UNFINISHED:

@@ -1,19 +1,25 @@
-"""Language Models are Unsupervised Multitask Learners (Radford et al. 2019; GPT-2), after GPT (2018) and the transformer
-(arXiv 1706.03762).
+"""GPT-2: Language Models are Unsupervised Multitask Learners (Radford et al. 2019).
+
+It follows GPT (2018) and the transformer (arXiv 1706.03762).
 
 A causal transformer predicts every token of a text from those before it.
 
     L = −1/t · Σ_i log p(x_{i+1} | x_1 … x_i)
-    h = wte[x] + wpe[position];   per block  h += attn(ln_1(h)),  h += mlp(ln_2(h));   logits = ln_f(h) · wteᵀ
+    h = wte[x] + wpe[position]
+    per block   h += attn(ln_1(h)),  h += mlp(ln_2(h))
+    logits = ln_f(h) · wteᵀ
 
-Token i looks at tokens 1 … i only: without that mask the task is to copy. The head is the embedding. Matrices and
-embeddings start from N(0, 0.02²), those that write into the residual stream (attn.c_proj, mlp.c_proj) from
-N(0, 0.02²/2L), biases at 0 (section 2.3). GELU is the tanh approximation, as in the released weights.
+Token i looks at tokens 1 … i only: without that mask the task is to copy. The head is the
+embedding. Matrices and embeddings start from N(0, 0.02²), those that write into the residual stream
+(attn.c_proj, mlp.c_proj) from N(0, 0.02²/2L), biases at 0 (section 2.3). GELU is the tanh
+approximation, as in the released weights.
 
-Deviations from the released code: training builds no logits (`loss.py`, which has the equation and its fast form). Texts
-are packed one behind the other, an eos token after each, and attention crosses it, as in the paper.
+Deviations from the released code: training builds no logits (`loss.py`, which has the equation and
+its fast form). Texts are packed one behind the other, an eos token after each, and attention
+crosses it, as in the paper.
 
-Expected (the paper's table 3): WikiText-103 perplexity 37.50 / 26.37 / 22.05 / 17.48 for 124 M / 355 M / 774 M / 1.5 B.
+Expected (the paper's table 3): WikiText-103 perplexity 37.50 / 26.37 / 22.05 / 17.48 for 124 M /
+355 M / 774 M / 1.5 B.
 """
 
 from __future__ import annotations
@@ -39,9 +45,10 @@ from ssl_lm.tokenizer import settled
 class Linear(nn.Linear):
     """x W + b with W (in, out), where torch's own Linear has (out, in).
 
-    GPT-2's files hold (in, out), so loading transposes nothing. Writing multiplies W by a single row at every step:
-    on a CPU this layout takes up to 40 % less time for it (docs/benchmarks.md). `addmm` also leaves the gradient of W
-    contiguous, which the fused optimisers would otherwise copy.
+    GPT-2's files hold (in, out), so loading transposes nothing. Writing multiplies W by a single
+    row at every step: on a CPU this layout takes up to 40 % less time for it (docs/benchmarks.md).
+    `addmm` also leaves the gradient of W contiguous, which the fused optimisers would otherwise
+    copy.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -127,7 +134,8 @@ class GPT(TextModel):
         self.config = config
         self.transformer = Transformer(config, settled(config))
         self.apply(init_weights)
-        # two sums per block go into the residual stream: scaled so, its variance does not grow with the depth
+        # two sums per block go into the residual stream: scaled so, its variance does not grow with
+        # the depth
         for name, weight in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(weight, std=0.02 * (2 * config.depth) ** -0.5)
@@ -139,7 +147,8 @@ class GPT(TextModel):
         return GPT_LAYOUT
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """{"loss"}: the mean cross-entropy, in nats, of all tokens in `batch["input_ids"]` (b, t + 1) but the first."""
+        """{"loss"}: mean −log p, in nats, of `batch["input_ids"]` (b, t + 1) after the first
+        token."""
         tokens = batch["input_ids"]
         x = self.hidden(tokens[:, :-1])  # b t d
         return {"loss": linear_cross_entropy(x, self.transformer.wte.weight, tokens[:, 1:])}
@@ -147,8 +156,9 @@ class GPT(TextModel):
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Features (b, t, d) after the last norm, for tokens (b, t) that follow those in `cache`.
 
-        `attention_mask` (b, cached + t) is 0 at padding, left or right of the text: no token looks at padding, and
-        positions do not count it. Raises ValueError for more tokens than the context.
+        `attention_mask` (b, cached + t) is 0 at padding, left or right of the text: no token looks
+        at padding, and positions do not count it. Raises ValueError for more tokens than the
+        context.
         """
         past, t = cache.length if cache else 0, input_ids.shape[1]
         if past + t > self.config.context:
@@ -170,19 +180,21 @@ class GPT(TextModel):
         return F.linear(x, self.transformer.wte.weight)
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(b, t, v): of the token that follows each of input_ids (b, t); `attention_mask` (b, t) is 0 at padding."""
+        """(b, t, v): of the token after each of input_ids (b, t); `attention_mask` as in
+        `hidden`."""
         return self.head(self.hidden(input_ids, attention_mask))
 
     @torch.inference_mode()
     def nll(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """−log p, in nats, of labels (b, t) as the tokens that follow input_ids (b, t); 0 where a label is -100."""
+        """−log p, in nats, of labels (b, t), each after its input_ids (b, t); 0 if it is -100."""
         x = self.hidden(input_ids)
         return linear_nll(x.flatten(0, 1), self.transformer.wte.weight, labels.flatten()).view_as(labels)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(b, d): the mean of the last features over the text.
 
-        Without `attention_mask` (b, t), padding is `pad_token_id` or negative and stands right of the text.
+        Without `attention_mask` (b, t), padding is `pad_token_id` or negative and stands right of
+        the text.
         """
         # no token looks to its right, so padding there needs no mask
         x = self.hidden(input_ids.clamp(min=0), attention_mask)
@@ -202,9 +214,10 @@ class GPT(TextModel):
     # ------------------------------------------------------------ writing
 
     def generate(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 1.0, **settings: Any) -> Tensor:
-        """Continue prompts (b, t) by up to `max_new_tokens` tokens: (b, t + new). The settings are those of `stream`.
+        """Continue prompts (b, t) by up to `max_new_tokens` tokens: (b, t + new).
 
-        A row that ends before the others is filled up with its eos token.
+        The settings are those of `stream`. A row that ends before the others is filled up with its
+        eos token.
         """
         steps = self.stream(input_ids, max_new_tokens, temperature, **settings)
         return torch.cat([input_ids, *(tokens[:, None] for tokens in steps)], 1)
@@ -221,12 +234,13 @@ class GPT(TextModel):
         overflow: Literal["error", "slide"] = "error",
         **sampling: Any,
     ) -> Iterator[Tensor]:
-        """Yield the next tokens (b,) of prompts (b, t), step by step, until every row has had its eos token.
+        """Yield the next tokens (b,) of prompts (b, t), step by step.
 
-        `temperature`, `top_k` and `top_p` are those of `ssl_lm.sampling.choose`; `seed` fixes what is drawn. Pad prompts
-        of different lengths on the left, with 0 there in `attention_mask` (b, t). If prompt and new tokens exceed the
-        context, `overflow="slide"` forgets the older half whenever the context is full.
-        Raises ConfigError, at the first step, for settings that cannot be used.
+        It ends when every row has had its eos token. `temperature`, `top_k` and `top_p` are those
+        of `ssl_lm.sampling.choose`; `seed` fixes what is drawn. Pad prompts of different lengths on
+        the left, with 0 there in `attention_mask` (b, t). If prompt and new tokens exceed the
+        context, `overflow="slide"` forgets the older half whenever the context is full. Raises
+        ConfigError, at the first step, for settings that cannot be used.
         """
         check_sampling(temperature, **sampling)
         self._check_length(input_ids.shape[1], max_new_tokens, overflow)
@@ -234,12 +248,12 @@ class GPT(TextModel):
         context, eos = self.config.context, self.config.eos_token_id
         done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         text, mask = input_ids, attention_mask  # b t
-        # the cache keeps the keys and values of earlier tokens: only new ones go through the network
+        # earlier tokens have keys and values in the cache: only new ones go through the network
         cache, new = self.cache(len(text), min(text.shape[1] + max_new_tokens, context)), text
         with self.evaluating():
             for _ in range(max_new_tokens):
                 if cache.length + new.shape[1] > context:
-                    # positions change when the older half goes, so every key has to be computed again
+                    # the rest gets new positions, so all its keys have to be computed again
                     text, mask = (x if x is None else x[:, -(context // 2) :] for x in (text, mask))
                     cache, new = self.cache(len(text), context), text
                 x = self.hidden(new, mask, cache)[:, -1]  # b d

@@ -2,10 +2,11 @@
 
     L = 1/|K| · Σ_{i ∈ K} (log Σ_v exp z_iv − z_{i, y_i}),   z_i = W h_i + b,   K = {i : y_i ≠ −100}
 
-`cross_entropy` is this equation. `linear_cross_entropy` gives the same value and gradient, but applies the head to a few
-rows at a time: dL/dz = softmax(z) − onehot(y) needs nothing but z, so its products with W and h are taken at once. These
-are the three matrix products of whole logits, without their n × v tensor. The backward pass only multiplies what is
-there by the incoming gradient.
+`cross_entropy` is this equation. `linear_cross_entropy` gives the same value and gradient, but
+applies the head to a few rows at a time: dL/dz = softmax(z) − onehot(y) needs nothing but z, so its
+products with W and h are taken at once. These are the three matrix products of whole logits,
+without their n × v tensor. The backward pass only multiplies what is there by the incoming
+gradient.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from ssl_core import distributed
 
 IGNORED = -100
 HELD = 2**20
-"""Logits held at once, in LEAST_ROWS rows or more: the sum of the products for W is read and written for every part, and
-in 16 bits larger parts take half the time (docs/benchmarks.md)."""
+"""Logits held at once, in LEAST_ROWS rows or more.
+
+Every part reads and writes the gradient of W: in 16 bits larger parts take half the time
+(docs/benchmarks.md)."""
 LEAST_ROWS = {4: 128, 2: 512}
 """By the bytes of a logit; float64 takes float32's."""
 CACHED = 2**18
@@ -31,7 +34,7 @@ CACHED = 2**18
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The definition: mean −log p over the labels (n,) that are not -100, of whole logits hidden · weightᵀ + bias."""
+    """The definition, with whole logits: mean −log p over the labels (n,) that are not -100."""
     kept = labels != IGNORED
     log_p = F.linear(hidden[kept], weight, bias).log_softmax(-1)  # k v
     return -log_p.gather(1, labels[kept][:, None]).mean()
@@ -40,13 +43,14 @@ def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor |
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, rows: int | None = None
 ) -> Tensor:
-    """`cross_entropy` of hidden (…, d), weight (v, d), labels int64 (…), bias (v,), with `rows` rows of logits at a time.
+    """`cross_entropy` of hidden (…, d), weight (v, d), labels int64 (…) and bias (v,).
 
-    Computed in float32, in float64 for float64 inputs; under autocast the products have its type. The loss is 0 if all
-    labels are -100.
+    It holds `rows` rows of logits at a time. Computed in float32, in float64 for float64 inputs;
+    under autocast the products have its type. The loss is 0 if all labels are -100.
 
-    In a process group the mean is over the labels of all ranks, however unevenly they are spread: each rank returns its
-    sum times the number of ranks over the whole count. So the mean over ranks, by which DDP combines gradients, is exact.
+    In a process group the mean is over the labels of all ranks, however unevenly they are spread:
+    each rank returns its sum times the number of ranks over the whole count. So the mean over
+    ranks, by which DDP combines gradients, is exact.
     """
     hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)  # n d, n
     count = distributed.all_reduce_sum((labels != IGNORED).sum().to(torch.int64))
@@ -68,7 +72,7 @@ def linear_nll(
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of the labels (n,) that are not -100, the share whose token has the largest of its logits (n, v)."""
+    """Of the labels (n,) that are not -100, the share that has the largest logit (n, v)."""
     counted = labels != IGNORED
     return ((logits.argmax(-1) == labels) & counted).sum() / counted.sum().clamp(min=1)
 

@@ -33,14 +33,16 @@ def mask_tokens(
     words: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """BERT's corruption of (b, t) tokens: (inputs, labels), labels -100 where nothing is to be predicted.
+    """BERT's corruption of (b, t) tokens: (inputs, labels), both (b, t).
 
-    Selects the share `rate` of every row's tokens that are not in `special_ids`, and at least one: the product is
-    rounded up or down at random, so that its mean is exact. `count` fixes the number instead. With `words` (b, t), the
-    number of each token's word (-1: none), whole words are selected in random order, and a word that would exceed the
-    number is passed over (whole-word masking of the authors' later code).
-    Of the selected tokens, each on its own, 80 % become `mask_token_id`, 10 % a random ordinary token, 10 % stay.
-    Raises InputError for tokens outside the vocabulary and for a row that holds special tokens only.
+    Labels are -100 where nothing is to be predicted. Selects the share `rate` of every row's tokens
+    that are not in `special_ids`, and at least one: the product is rounded up or down at random, so
+    that its mean is exact. `count` fixes the number instead. With `words` (b, t), the number of
+    each token's word (-1: none), whole words are selected in random order, and a word that would
+    exceed the number is passed over (whole-word masking of the authors' later code). Of the
+    selected tokens, each on its own, 80 % become `mask_token_id`, 10 % a random ordinary token, 10
+    % stay. Raises InputError for tokens outside the vocabulary and for a row that holds special
+    tokens only.
     """
     b, t = input_ids.shape
     device = input_ids.device
@@ -76,10 +78,11 @@ def mask_tokens(
 
 
 def select_words(words: Tensor, wanted: Tensor, noise: Tensor) -> Tensor:
-    """Boolean (b, t): tokens of whole words, taken in the order of `noise` as long as they fit into `wanted` (b) tokens.
+    """Boolean (b, t): whole words in the order of `noise`, as long as they fit into `wanted` (b,).
 
-    `words` (b, t) numbers the word of each token, -1 for none. `noise` (b, t) holds the draw of word w in column w.
-    If every word of a row is longer than `wanted`, its shortest is taken, so that no row is without a target.
+    `words` (b, t) numbers the word of each token, -1 for none. `noise` (b, t) holds the draw of
+    word w in column w. If every word of a row is longer than `wanted`, its shortest is taken, so
+    that no row is without a target.
     """
     b, t = words.shape
     column = words + 1  # 0 collects what belongs to no word
@@ -88,8 +91,9 @@ def select_words(words: Tensor, wanted: Tensor, noise: Tensor) -> Tensor:
     shortest = lengths.masked_fill(lengths == 0, t + 1).amin(1)
     room = torch.maximum(wanted, shortest)[:, None]  # b 1
     order = F.pad(noise, (1, 0)).argsort(1)  # b w
-    # lengths in random order; while the words up to some place exceed the room, every row passes over (sets to 0) the
-    # first that does not fit, and with it all later ones that are longer than what the words before it leave
+    # lengths in random order; while the words up to some place exceed the room, every row passes
+    # over (sets to 0) the first that does not fit, and with it all later ones that are longer than
+    # what the words before it leave
     left = lengths.gather(1, order)
     while True:
         filled = left.cumsum(1)
@@ -108,8 +112,8 @@ def select_words(words: Tensor, wanted: Tensor, noise: Tensor) -> Tensor:
 def word_starts(tokenizer: Any) -> Tensor:
     """Bool (v,): whether each token of the vocabulary begins a word.
 
-    WordPiece marks tokens that continue a word ("##"), byte-level BPE and SentencePiece those that begin one
-    ("Ġ", "▁").
+    WordPiece marks tokens that continue a word ("##"), byte-level BPE and SentencePiece those that
+    begin one ("Ġ", "▁").
     """
     words = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda pair: pair[1])
     pieces = any(word.startswith("##") for word, _ in words)
@@ -117,7 +121,10 @@ def word_starts(tokenizer: Any) -> Tensor:
 
 
 class WithWords:
-    """Prepared text whose samples have "words" too: the number of each token's word. A document begins with a word."""
+    """Prepared text whose samples have "words" too: the number of each token's word.
+
+    A document begins with a word.
+    """
 
     def __init__(self, source: Any, starts: Tensor) -> None:
         self.source, self.starts = source, starts

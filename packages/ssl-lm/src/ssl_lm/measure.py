@@ -1,4 +1,4 @@
-"""Figures of a language model on held-out text: perplexity and bits per byte, beside counts and a compressor."""
+"""Figures of language models on held-out text, beside counted tokens and a compressor."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ UNPREPARED = "this is measured on prepared text of at least one window: run `ssl
 
 
 def measure(method: GPT, source: Any) -> dict[str, Any]:
-    """Perplexity and bits per byte of GPT on `source`; "summary" has the lines that the terminal shows.
+    """Perplexity and bits per byte of GPT on `source`; "summary" is what the terminal shows.
 
-    On prepared text also those of unigrams, 3-grams and xz; for code, how many generated lines parse.
+    On prepared text also the bits per byte of unigrams, 3-grams and xz; for code, how many
+    generated lines parse.
     """
     documents = list(at_most(source.texts(), TOKENS))
     figures = perplexity(method, documents)
@@ -87,8 +88,9 @@ def at_most(documents: Iterable[tuple[np.ndarray, int]], tokens: int) -> Iterato
 def perplexity(method: GPT, documents: Documents) -> dict[str, Any]:
     """{"perplexity", "bits_per_byte", "tokens", "bytes"} over documents.
 
-    Every token is predicted once, from at least half a context of the tokens before it if there are so many; the first
-    from an eos token. The end of a document counts as a token and as no byte. Raises DataError if there is no text.
+    Every token is predicted once, from at least half a context of the tokens before it if there are
+    so many; the first from an eos token. The end of a document counts as a token and as no byte.
+    Raises DataError if there is no text.
     """
     total, count, size = 0.0, 0, sum(size for _, size in documents)
     device = next(method.parameters()).device
@@ -126,7 +128,8 @@ def _batches(method: GPT, documents: Documents) -> Iterator[tuple[Tensor, Tensor
 
 
 def baselines(source: Windows, documents: Documents) -> dict[str, float]:
-    """Bits per byte of {"unigram", "3-gram"} counted on the training tokens, and of "xz" on the held-out text alone."""
+    """Bits per byte of {"unigram", "3-gram", "xz"}: the first two counted on the training
+    tokens."""
     train = Shards(source.folder, "train")
     stream = train.read(0, min(len(train), COUNTED))
     held_out, size = np.concatenate([ids for ids, _ in documents]), sum(size for _, size in documents)
@@ -147,7 +150,10 @@ def samples(method: GPT, number: int = SAMPLES, length: int = LENGTH) -> list[st
 
 
 def parsing_share(texts: Iterable[str]) -> float:
-    """Of the lines that are not blank, the share that `ast.parse` reads alone; one that opens a block gets a `pass`."""
+    """Of the lines that are not blank, the share that `ast.parse` reads alone.
+
+    A line that opens a block gets a `pass`.
+    """
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     return sum(map(_parses, lines)) / max(1, len(lines))
 
@@ -186,10 +192,11 @@ def measure_masked(method: BERT, source: Any) -> dict[str, Any]:
 
 
 def measure_spans(method: T5, source: Any) -> dict[str, Any]:
-    """T5 on prepared text: loss and accuracy at the tokens of removed spans, beside the most frequent of these tokens.
+    """T5 on prepared text: loss and accuracy at the tokens of removed spans.
 
-    Sentinels and ends are not counted, because their order is the same in every target. Raw text has no figures. Raises
-    DataError for raw text without labels: nothing can be measured on it.
+    Beside them stands the most frequent of these tokens.     Sentinels and ends are not counted,
+    because their order is the same in every target. Raw text has no figures. Raises DataError for
+    raw text without labels: nothing can be measured on it.
     """
     if not source.prepared and source.labels is None:
         raise DataError(UNPREPARED)
@@ -211,11 +218,12 @@ def _said(method: T5, sample: Any, rng: np.random.Generator) -> dict[str, Any]:
 
 @torch.inference_mode()
 def objective(method: Any, view: Any, source: Any, windows: int = 256) -> dict[str, float]:
-    """Mean outputs of `forward` over the labels that `view` makes of held-out windows, beside the best constant guess.
+    """Mean outputs of `forward` over the labels that `view` makes of held-out windows.
 
-    That is the accuracy of always saying the most frequent label, and the entropy of the labels, which is the lowest
-    loss without looking at the text. Of few labels, say forty, it lies below the entropy of the text and measures
-    nothing. Raises DataError for less prepared text than a window.
+    Beside them stands the best constant guess: the accuracy of always saying the most frequent
+    label, and the entropy of the labels, which is the lowest loss without looking at the text. Of
+    few labels, say forty, it lies below the entropy of the text and measures nothing. Raises
+    DataError for less prepared text than a window.
     """
     if len(source.shards) < source.window:
         raise DataError(UNPREPARED)

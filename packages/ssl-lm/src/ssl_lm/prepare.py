@@ -34,7 +34,7 @@ PLAN, DONE = "plan.json", "done.jsonl"
 SMALLEST, LARGEST, PARTS = 2**16, 2**26, 64
 """A shard is a 64th of the text, but between 64 kB and 64 MB of it."""
 STRETCH, SHORT_STRETCH = 2**20, 2**14
-"""Characters of a document that are tokenised at once; the second with the table of words (byte-level BPE)."""
+"""Characters that are tokenised at once; the second with the table of words (byte-level BPE)."""
 ROWS = 1000
 """Rows of a `datasets` split in a piece."""
 TRAINED_ON = 2**27
@@ -64,8 +64,9 @@ def run(recipe: Recipe, arguments: Prepare) -> None:
 def prepare_text(data: str | Path, out: str | Path, *, held_out: float = 0.05, **options: Any) -> dict[str, Any]:
     """Tokenise `data`, as the command names it, into the folder `out` and return its meta.json.
 
-    `options` are `tokenizer`, `algorithm`, `workers` and `progress` of `prepare_splits`. Raises InputError if the data
-    holds no text, `out` holds something else, or the tokenizer does not exist.
+    `options` are `tokenizer`, `algorithm`, `workers` and `progress` of `prepare_splits`. Raises
+    InputError if the data holds no text, `out` holds something else, or the tokenizer does not
+    exist.
     """
     if not 0 <= held_out < 1:
         raise InputError(f"held_out = {held_out}: it must lie in [0, 1)")
@@ -84,8 +85,8 @@ def prepare_splits(
 ) -> dict[str, Any]:
     """The same for pieces that are found already; `source` names the data.
 
-    `workers` is the number of processes, by default one for each core; 0 uses this process alone. Shards that an earlier
-    call has written are kept if their sums agree.
+    `workers` is the number of processes, by default one for each core; 0 uses this process alone.
+    Shards that an earlier call has written are kept if their sums agree.
     """
     from ssl_lm.tokenizer import fingerprint, special_ids  # here: it loads the hub's client, which the processes lack
 
@@ -104,7 +105,8 @@ def prepare_splits(
         raise InputError(f"the tokenizer {tokenizer} has no token that ends a text, such as <|endoftext|> or [SEP]")
     dtype, digest = np.dtype(token_type(vocabulary)).name, fingerprint(words)
 
-    # done.jsonl gets a line for every shard that is written: a call that is stopped goes on behind the last one
+    # done.jsonl gets a line for every shard that is written: a call that is stopped goes on behind
+    # the last one
     names = {f"{split}-{i:05d}": part for split in splits for i, part in enumerate(group(splits[split]))}
     sizes = {name: sum(piece.size for piece in pieces) for name, pieces in names.items()}
     done = {name: record for name, record in _done(out).items() if name in names}
@@ -130,8 +132,9 @@ def prepare_splits(
 def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
     """Pieces of the training and of the test text.
 
-    A folder with train/ and test/ (or val/) has these splits, and so has a data set of the Hub. Of other folders every
-    file is a document, and a share of the files, by the hash of their names, is held out; of a single file, its end.
+    A folder with train/ and test/ (or val/) has these splits, and so has a data set of the Hub. Of
+    other folders every file is a document, and a share of the files, by the hash of their names, is
+    held out; of a single file, its end.
     """
     text = str(data)
     if text.startswith("hf:"):
@@ -274,7 +277,7 @@ _table: WordTable | None = None
 
 
 def _begin(folder: str) -> None:
-    """Give this process the folder's tokenizer, with one thread: the processes run in parallel already."""
+    """Give this process the folder's tokenizer, with one thread: the processes are parallel."""
     global _words, _table
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
@@ -287,7 +290,7 @@ def _begin(folder: str) -> None:
 
 
 def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
-    """Tokenise the pieces of one shard, write it, and return its record, with the files that could not be read."""
+    """Tokenise and write one shard; return its record, with the files that could not be read."""
     name, pieces, folder, eos, dtype, fingerprint = job
     arrays, ends, left_out, count, size = [], [], [], 0, 0
     for piece in pieces:
@@ -311,8 +314,9 @@ def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
 def tokenise(tokenizer: Any, texts: list[str], table: WordTable | None = None) -> list[np.ndarray]:
     """Tokens int64 (n,) of each text.
 
-    A long text is cut into stretches at line breaks behind a word, where byte-level BPE cuts anyway. `table` looks up
-    the words of a stretch that is ASCII; the library tokenises the others together.
+    A long text is cut into stretches at line breaks behind a word, where byte-level BPE cuts
+    anyway. `table` looks up the words of a stretch that is ASCII; the library tokenises the others
+    together.
     """
     stretches = [list(_stretches(text, SHORT_STRETCH if table is not None else STRETCH)) for text in texts]
     slow = [s for parts in stretches for s in parts if table is None or not s.isascii()]

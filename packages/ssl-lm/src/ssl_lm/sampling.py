@@ -23,10 +23,10 @@ def choose(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One token (b,) for each row of logits (b, v): the most likely at temperature 0, otherwise a random one.
+    """One token (b,) for each row of logits (b, v): the most likely at temperature 0, else drawn.
 
-    `top_k` keeps the k most likely tokens, `top_p` the smallest set of tokens whose probabilities sum to p (nucleus
-    sampling, arXiv 1904.09751); with both, the nucleus is taken from the k.
+    `top_k` keeps the k most likely tokens, `top_p` the smallest set of tokens whose probabilities
+    sum to p (nucleus sampling, arXiv 1904.09751); with both, the nucleus is taken from the k.
     """
     if temperature == 0:
         return logits.argmax(-1)

@@ -1,8 +1,9 @@
-"""Tokens on disk: shards that are mapped into memory, each with a header that says what it holds. Imports no torch.
+"""Tokens on disk: shards that are mapped into memory. Imports no torch.
 
-`train-00003.bin` is a header of 256 int32 and then the tokens, uint16 where the vocabulary allows it, else uint32.
-`train-00003.idx` holds an int64 pair for every document that ends in the shard: the tokens and the bytes of text up to
-its end. `meta.json` lists the shards of every split with their SHA-256.
+`train-00003.bin` is a header of 256 int32 and then the tokens, uint16 where the vocabulary allows
+it, else uint32. `train-00003.idx` holds an int64 pair for every document that ends in the shard:
+the tokens and the bytes of text up to its end. `meta.json` lists the shards of every split with
+their SHA-256.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def header(tokens: int, itemsize: int, eos: int, fingerprint: str) -> np.ndarray
 def write_shard(
     file: Path, tokens: np.ndarray, ends: np.ndarray, size: int, eos: int, fingerprint: str
 ) -> dict[str, Any]:
-    """Write `file`.bin and .idx, each whole or not at all, and return the shard's record for meta.json.
+    """Write `file`.bin and .idx, each whole or not at all; return the record for meta.json.
 
     tokens (n,), ends int64 (documents, 2) of tokens and bytes, `size` bytes of text in all.
     """
@@ -89,7 +90,7 @@ class Shards:
     """The tokens of one split, one long array in several files."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        """Raises ShardError if the folder is not prepared, or a shard is missing, cut short or of other data."""
+        """Raises ShardError if a shard or meta.json is missing, damaged or of other data."""
         meta = read_meta(folder)
         self.folder, self.records = folder, meta["splits"].get(split, [])
         self.dtype = np.dtype(meta["dtype"])

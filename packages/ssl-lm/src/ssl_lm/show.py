@@ -1,4 +1,4 @@
-"""Pictures of a language model: what it looks at, and what it writes early and late in its training."""
+"""Pictures of a language model: what it looks at, and what it writes in its training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINES, COLUMNS = 14, 100
 
 
 def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
-    """Write attention.png and, for a model that writes, samples.png and samples.txt; return {file name: caption}."""
+    """Write attention.png and, if the model writes, samples.png and .txt; {file name: caption}."""
     captions = {}
     if hasattr(method, "attention_maps"):
         length = min(TOKENS, method.config.context)
@@ -47,7 +47,10 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
 
 
 def save_attention(maps: Tensor, path: Path, gap: int = 4) -> None:
-    """Write attention (depth, h, t, t) as squares of grey, one row per block; √p, so that small values are seen too."""
+    """Write attention (depth, h, t, t) as squares of grey, one row per block.
+
+    Grey is √p, so that small values are seen too.
+    """
     zoom = max(1, SIDE // maps.shape[-1])
     grey = (255 * (1 - maps.float().cpu().clamp(0, 1).sqrt())).round().to(torch.uint8)
     grey = grey.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
@@ -56,7 +59,7 @@ def save_attention(maps: Tensor, path: Path, gap: int = 4) -> None:
 
 
 def samples_over_training(method: Any, run: Path) -> dict[str, str]:
-    """What the same seed writes with the weights before training, with every checkpoint that `run` still has, and now."""
+    """What the same seed writes before training, at every checkpoint in `run`, and now."""
     seed_step(method.config.seed)
     model = type(method)(method.config).to(next(method.parameters()).device).eval()
     model.tokenizer = method.tokenizer

@@ -1,11 +1,12 @@
-"""T5's corruption of text: which spans are removed, and the two texts that this makes (arXiv 1910.10683, section 3.1.4).
+"""T5's corruption of text by removing spans (arXiv 1910.10683, section 3.1.4).
 
     text       Thank you for inviting me to your party last week.
     input      Thank you <X> me to your party <Y> week.
     target     <X> for inviting <Y> last <Z>
 
-A mask that begins with a removed token gives a target whose first sentinel says so, and can be inverted. The masks that
-`noise_spans` draws begin with a kept token and give the result of the authors' code.
+A mask that begins with a removed token gives a target whose first sentinel says so, and can be
+inverted. The masks that `noise_spans` draws begin with a kept token and give the result of the
+authors' code.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ def noise_spans(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Bool (rows, length): which tokens are removed (`random_spans_noise_mask` of the authors' code).
+    """Bool (rows, length): which tokens are removed.
 
-    Every row loses the same number of tokens in the same number of spans: n = round(density · length) tokens, at least
-    one and not all, in round(n / mean_span) spans. The lengths of removed and of kept spans are two independent random
+    As `random_spans_noise_mask` of the authors' code: every row loses the same number of tokens in
+    the same number of spans: n = round(density · length) tokens, at least one and not all, in
+    round(n / mean_span) spans. The lengths of removed and of kept spans are two independent random
     partitions; they alternate, a kept span first. Raises InputError for fewer than two tokens.
     """
     if length < 2:
@@ -48,7 +50,7 @@ def noise_spans(
 
 
 def _partition(rows: int, items: int, parts: int, generator: torch.Generator | None, device: Any) -> Tensor:
-    """Lengths (rows, parts) ≥ 1 that sum to `items`: a uniform choice of the parts - 1 places to cut."""
+    """Lengths (rows, parts) ≥ 1 that sum to `items`, cut at uniformly chosen places."""
     noise = torch.rand(rows, items - 1, generator=generator, device=device)
     cuts = noise.argsort(1)[:, : parts - 1].sort(1).values + 1
     edges = torch.cat([cuts.new_zeros(rows, 1), cuts, cuts.new_full((rows, 1), items)], 1)
@@ -64,12 +66,13 @@ def corrupt_spans(
     pad_token_id: int = 0,
     sentinels: int = 100,
 ) -> tuple[Tensor, Tensor]:
-    """(inputs, targets) of tokens (b, t): a sentinel replaces each removed span, the target says what each stood for.
+    """(inputs, targets) of tokens (b, t).
 
-    Sentinels count down from `first_sentinel` (<extra_id_0>; 32099 in T5's vocabulary). If kept tokens follow the last
-    removed span, a closing sentinel ends the target, as in the paper's figure 2. Both end with `eos_token_id`; rows of
-    different lengths are filled up with `pad_token_id`.
-    Raises InputError if a row needs more sentinels than there are, or already holds one.
+    A sentinel replaces each removed span, and the target says what each stands for.     Sentinels
+    count down from `first_sentinel` (<extra_id_0>; 32099 in T5's vocabulary). If kept tokens follow
+    the last removed span, a closing sentinel ends the target, as in the paper's figure 2. Both end
+    with `eos_token_id`; rows of different lengths are filled up with `pad_token_id`. Raises
+    InputError if a row needs more sentinels than there are, or already holds one.
     """
     order = _spans(noise_mask)[1]  # b t
     used = order[:, -1] + 1 + ~noise_mask[:, -1]  # b; one more if the target is closed
@@ -86,9 +89,10 @@ def corrupt_spans(
 
 
 def corrupt_documents(documents: Tensor, noise_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`corrupt_spans` of document numbers (b, t): the document of every token in the inputs and in the targets.
+    """`corrupt_spans` of document numbers (b, t): the documents of its inputs and targets.
 
-    A sentinel belongs to the document of its span's first token, the end to the last document; padding is -1.
+    A sentinel belongs to the document of its span's first token, the end to the last document;
+    padding is -1.
     """
     last = documents[:, -1:]
     return _split(documents, noise_mask, documents, last, last, -1)
@@ -116,7 +120,7 @@ def _split(
 
 
 def _compact(values: Tensor, keep: Tensor, pad: int) -> Tensor:
-    """The kept values of every row (b, n) moved together, filled up with `pad` to the longest row."""
+    """The kept values of every row (b, n), filled up with `pad` to the longest row."""
     place = keep.cumsum(1) - 1
     row = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
     out = values.new_full((len(values), int(keep.sum(1).max())), pad)

@@ -3,19 +3,22 @@
     removed    15 % of the tokens in spans of 3 on average, positions and lengths at random
     input      Thank you <X> me to your party <Y> week.
     target     <X> for inviting <Y> last <Z>
-    loss       cross-entropy of every target token, sentinels and end included, given those before it
+    loss       cross-entropy of the target's tokens, sentinels and end too, given those before
 
-Encoder and decoder are pre-norm with RMSNorm and without biases; attention has no 1/√d, one table of relative positions
-in buckets serves all blocks of a stack, cross-attention has none. v1.0: ReLU, and logits = Eᵀ h / √d with the
-embedding E. v1.1: tanh-GELU gated by a second projection, its own output matrix, no dropout in pretraining.
-Initialisation as the authors': E ~ N(0, 1), q ~ N(0, 1/(d·d_kv)), the others N(0, 1/fan-in).
-`spans.py` removes spans; `loss.py` has the equation of the loss and its fast form.
+Encoder and decoder are pre-norm with RMSNorm and without biases; attention has no 1/√d, one table
+of relative positions in buckets serves all blocks of a stack, cross-attention has none. v1.0: ReLU,
+and logits = Eᵀ h / √d with the embedding E. v1.1: tanh-GELU gated by a second projection, its own
+output matrix, no dropout in pretraining. Initialisation as the authors': E ~ N(0, 1), q ~ N(0,
+1/(d·d_kv)), the others N(0, 1/fan-in). `spans.py` removes spans; `loss.py` has the equation of the
+loss and its fast form.
 
-Adafactor (arXiv 1804.04235) as the paper has it: steps relative to each tensor's size, without momentum.
+Adafactor (arXiv 1804.04235) as the paper has it: steps relative to each tensor's size, without
+momentum.
 
-Deviations. The rate falls along half a cosine; the authors hold theirs for 10⁴ steps (`--min-lr 0.01` holds it). v1.1's
-output matrix starts from N(0, 1/d), as in the authors' later code, so that the first loss is near ln V. Documents packed
-into one row do not see each other; the authors let them.
+Deviations. The rate falls along half a cosine; the authors hold theirs for 10⁴ steps
+(`--min-lr 0.01` holds it). v1.1's output matrix starts from N(0, 1/d), as in the authors' later
+code, so that the first loss is near ln V. Documents packed into one row do not see each other; the
+authors let them.
 
 Expected (the paper, table 14): T5-small/base/large 77.4/82.7/86.4 on GLUE. Not run here.
 """
@@ -44,8 +47,9 @@ from ssl_lm.tokenizer import settled
 def relative_buckets(relative: Tensor, *, bidirectional: bool, buckets: int = 32, max_distance: int = 128) -> Tensor:
     """Bucket of every `relative` position, key minus query.
 
-    Half of the buckets are for single distances, the other half grow logarithmically up to `max_distance`. Both
-    directions share them (keys after the query have the upper half), or only keys before the query have any.
+    Half of the buckets are for single distances, the other half grow logarithmically up to
+    `max_distance`. Both directions share them (keys after the query have the upper half), or only
+    keys before the query have any.
     """
     upper = torch.zeros_like(relative)
     if bidirectional:
@@ -61,7 +65,10 @@ def relative_buckets(relative: Tensor, *, bidirectional: bool, buckets: int = 32
 
 
 class Attention(nn.Module):
-    """softmax(q kᵀ + bias) v, output matrix included; only a stack's first block has `relative_attention_bias`."""
+    """softmax(q kᵀ + bias) v, then the output matrix.
+
+    Only a stack's first block has `relative_attention_bias`.
+    """
 
     def __init__(self, config: T5Config, *, positions: bool = False) -> None:
         super().__init__()
@@ -86,7 +93,10 @@ class Attention(nn.Module):
         return k, v
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """Queries of x (b, n, d) against keys and values (b, h, m, d_kv); with x (b·r, 1, d), r hypotheses of each text."""
+        """Queries of x (b, n, d) against keys and values (b, h, m, d_kv): (b, n, d).
+
+        x may also be (b·r, 1, d): one token of r hypotheses for each text.
+        """
         q = self.queries(x)
         # hypotheses of one text share its keys and values: they become queries side by side
         if several := len(q) != len(k):
@@ -139,9 +149,10 @@ class Block(nn.Module):
         self.layer = nn.ModuleList([*parts, Sublayer(config, "DenseReluDense", Mlp(config))])
 
     def forward(self, x: Tensor, bias: Tensor, memory: Any, seen: Tensor | None, past: Any = None) -> Tensor:
-        """x (b, n, d). `memory` are keys and values of the encoder's states (None in an encoder), `seen` their mask.
+        """(b, n, d) of x (b, n, d).
 
-        `past(k, v)` stores the keys and values of x and returns all so far.
+        `memory` are keys and values of the encoder's states (None in an encoder), `seen` their
+        mask.         `past(k, v)` stores the keys and values of x and returns all so far.
         """
         attention, norm = self.layer[0].SelfAttention, self.layer[0].layer_norm
         h = norm(x)
@@ -175,7 +186,8 @@ class Stack(nn.Module):
         return self.block[0].layer[0].SelfAttention.relative_attention_bias
 
     def bias(self, n: int, mask: Tensor | None = None) -> Tensor:
-        """What is added to the products of n tokens with each other, (1 or b, h, n, n); -inf where `mask` is false."""
+        """The bias of n tokens' attention to each other (1 or b, h, n, n); -inf where `mask` is
+        false."""
         weight, buckets, furthest = self.positions.weight, self.buckets, self.max_distance
         relative = torch.arange(1 - n, n, device=weight.device)
         bucket = relative_buckets(relative, bidirectional=not self.decoder, buckets=buckets, max_distance=furthest)
@@ -187,7 +199,8 @@ class Stack(nn.Module):
         return bias if mask is None else bias.masked_fill(~mask, -math.inf)
 
     def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
-        """States (b, n, d) of embedded tokens; a decoder looks at `memory` (b, m, d) where `seen` is true."""
+        """States (b, n, d) of embedded tokens; a decoder sees `memory` (b, m, d) where `seen` is
+        true."""
         x = F.dropout(x, self.dropout, self.training)
         for block in self.block:
             pairs = None if memory is None else block.layer[1].EncDecAttention.keys_values(memory)
@@ -196,9 +209,10 @@ class Stack(nn.Module):
 
 
 class Decoding:
-    """A decoder that writes up to `length` tokens, one at a time, of `rows` = b·r hypotheses for b texts.
+    """A decoder that writes, token by token, `rows` = b·r hypotheses for b texts.
 
-    It keeps the keys and values of the encoder's `memory` (b, m, d), and those of the tokens so far.
+    They have up to `length` tokens. It keeps the keys and values of the encoder's `memory`
+    (b, m, d), and those of the tokens so far.
     """
 
     def __init__(self, stack: Stack, memory: Tensor, seen: Tensor, *, rows: int, length: int) -> None:
@@ -209,7 +223,8 @@ class Decoding:
         self.own = Cache((len(stack.block), rows, k.shape[1], length, k.shape[3]), like=k)
 
     def step(self, x: Tensor, rows: Tensor) -> Tensor:
-        """States (b·r, 1, d) of one more embedded token; `rows` (b·r,) says which hypothesis each continues."""
+        """States (b·r, 1, d) of one more embedded token; `rows` (b·r,): the hypothesis each
+        continues."""
         n = self.own.length
         # a hypothesis takes over the keys and values of the one it continues
         if n and not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
@@ -248,11 +263,13 @@ class T5(TextModel):
         return T5_LAYOUT
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """{"loss"} of `batch["labels"]` (b, o) given `batch["input_ids"]` (b, n); in eval mode {"accuracy"} too.
+        """{"loss"} of `batch["labels"]` given `batch["input_ids"]`; in eval mode {"accuracy"} too.
 
-        A label of -100 is ignored. Optional are `batch["attention_mask"]` (b, n), 1 at text; `batch["documents"]` (b, n)
-        and `batch["label_documents"]` (b, o), which separate packed documents; and `batch["decoder_input_ids"]` (b, o),
-        what the decoder reads: by default the labels shifted by one.
+        They are (b, o) and (b, n). A label of -100 is ignored. Optional are
+        `batch["attention_mask"]` (b, n), 1 at text; `batch["documents"]` (b, n) and
+        `batch["label_documents"]` (b, o), which separate packed documents; and
+        `batch["decoder_input_ids"]` (b, o), what the decoder reads: by default the labels shifted
+        by one.
         """
         tokens, labels = batch["input_ids"], batch["labels"]
         if (read := batch.get("decoder_input_ids")) is None:
@@ -263,7 +280,8 @@ class T5(TextModel):
         inner = cross = None if seen is None else seen.bool()[:, None, None, :]
         own = None
         if (documents := batch.get("documents")) is not None:
-            # what the decoder reads is the token before its target, and belongs to that token's document
+            # what the decoder reads is the token before its target, and belongs to that token's
+            # document
             after = self.shift(batch["label_documents"], batch["label_documents"][:, :1])
             inner, own = same_document(documents, documents), same_document(after, after)
             cross = same_document(after, documents)
@@ -282,11 +300,14 @@ class T5(TextModel):
         return self.shared.weight if self.config.tied else self.lm_head.weight
 
     def _scaled(self, hidden: Tensor) -> Tensor:
-        """The embedding has a spread of 1: as an output matrix it needs states that are smaller by √d."""
+        """The embedding has a spread of 1: as an output matrix it needs states smaller by √d."""
         return hidden * self.config.dim**-0.5 if self.config.tied else hidden
 
     def shift(self, labels: Tensor, first: Tensor | None = None) -> Tensor:
-        """What the decoder reads to write `labels` (b, o): the token before each, and at first `first` (b, 1) or padding."""
+        """What the decoder reads to write `labels` (b, o): `first` (b, 1), then all but the last.
+
+        `first` is padding by default.
+        """
         if first is None:
             assert self.config.pad_token_id is not None
             first = torch.full_like(labels[:, :1], self.config.pad_token_id)
@@ -314,7 +335,7 @@ class T5(TextModel):
 
     @torch.no_grad()
     def attention_maps(self, input_ids: Tensor) -> Tensor:
-        """(depth, b, heads, n, n) of the encoder: how much every token looks at every other, in every block."""
+        """(depth, b, heads, n, n): how much every token looks at every other in the encoder."""
         bias = self.encoder.bias(input_ids.shape[1], self.text_mask(input_ids)[:, None, None, :])
         x, maps = self.shared(input_ids), []
         for block in self.encoder.block:
@@ -335,8 +356,9 @@ class T5(TextModel):
     ) -> Tensor:
         """Answers (b, n ≤ max_new_tokens) to texts (b, m): tokens up to the end, then padding.
 
-        One beam takes the most likely token at every step; more are `ssl_lm.beam.beam_search`. The encoder runs once;
-        its keys and values and those of the tokens so far are kept. Raises InputError for less than one token or beam.
+        One beam takes the most likely token at every step; more are `ssl_lm.beam.beam_search`. The
+        encoder runs once; its keys and values and those of the tokens so far are kept. Raises
+        InputError for less than one token or beam.
         """
         if min(max_new_tokens, num_beams) < 1:
             raise InputError(f"max_new_tokens {max_new_tokens}, num_beams {num_beams}: both must be at least 1")

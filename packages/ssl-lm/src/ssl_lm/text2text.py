@@ -25,7 +25,7 @@ TASKS = {
     "grammar": "cola sentence: {text}",
     "question": "question: {text} context: {context}",
 }
-"""What T5 v1.0 was taught beside restoring spans (appendix D of the paper): the prefix is part of the text."""
+"""What T5 v1.0 was taught beside restoring spans (appendix D of the paper)."""
 LANGUAGES = ("French", "German", "Romanian")
 PREFIXES = (
     *(f"translate English to {language}" for language in LANGUAGES),
@@ -72,7 +72,8 @@ def prompt(task: str, text: str, *, language: str = "French", context: str | Non
 
 
 def advice(method: T5, text: str) -> str | None:
-    """Why this model will not do what `text` asks, or None: it was taught no task, or not the task of this prefix."""
+    """Why this model cannot do what `text` asks (it was taught no task, or not this one), or
+    None."""
     asks = re.match(r"[a-z][\w ]{2,40}(?=:)", text, re.IGNORECASE)
     if "<extra_id_0>" in text or not asks:
         return None
@@ -91,7 +92,8 @@ def answers(
 ) -> list[str]:
     """T5's answers to texts, as one batch. They keep the sentinels and drop the end.
 
-    Raises InputError for an empty text, for a model without a tokenizer, and for a tokenizer without an end or padding.
+    Raises InputError for an empty text, for a model without a tokenizer, and for a tokenizer
+    without an end or padding.
     """
     tokenizer, config = method.needed_tokenizer(), method.config
     if config.eos_token_id is None or config.pad_token_id is None:

@@ -1,4 +1,4 @@
-"""What GPT, BERT and T5 share as models: a tokenizer beside the weights, features of a text, first weights."""
+"""What GPT, BERT and T5 share: a tokenizer beside the weights, masks, means, first weights."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class TextModel(nn.Module, Pretrained):
     """whether the tokenizer in the folder fills in special tokens that the config leaves open"""
 
     def attach(self, source: Any) -> Any:
-        """Take over the tokenizer of prepared data, or tokenise raw text with the tokenizer of this model.
+        """Take over the tokenizer of prepared data, or tokenise raw text with this model's own.
 
-        Raises InputError if the data were prepared with another tokenizer than the model's, or if the text is raw and
-        the model has no tokenizer.
+        Raises InputError if the data were prepared with another tokenizer than the model's, or if
+        the text is raw and the model has no tokenizer.
         """
         if source.tokenizer is None:
             return source.tokenised(self.needed_tokenizer(), self.config)
@@ -53,7 +53,7 @@ class TextModel(nn.Module, Pretrained):
         return self.tokenizer
 
     def text_mask(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Boolean (b, t), true at text. Without `attention_mask`, padding is `pad_token_id` or negative."""
+        """Boolean (b, t), true at text. By default, padding is `pad_token_id` or negative."""
         if attention_mask is not None:
             return attention_mask.bool()
         pad = self.config.pad_token_id
@@ -87,7 +87,7 @@ def text_mean(states: Tensor, text: Tensor) -> Tensor:
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:
-    """N(0, std²) for every Linear and Embedding, zero biases; 0.02 in the code of GPT-2 and BERT."""
+    """N(0, std²) for every Linear and Embedding, zero biases. GPT-2 and BERT have 0.02."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):

@@ -15,7 +15,7 @@ from ssl_core.errors import InputError
 SEPARATOR = "<|endoftext|>"
 """Separates documents inside one text file."""
 ROW = 1000
-"""Bytes that a row of a `datasets` split counts as: its real length is known only after reading it."""
+"""Bytes that a row of a `datasets` split counts as: only reading it tells its length."""
 
 
 class BadText(InputError):
@@ -24,7 +24,7 @@ class BadText(InputError):
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes start … end - 1 of a file (rows of a `datasets` split); `ends` if a document ends with them."""
+    """Bytes (rows of a `datasets` split) start … end - 1; `ends` if a document ends with them."""
 
     path: str
     start: int
@@ -51,7 +51,10 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def cut(path: Path, size: int, start: int = 0, end: int | None = None) -> list[Piece]:
-    """Pieces of about `size` bytes of a file, cut at ends of lines, never just before the separator of a document."""
+    """Pieces of about `size` bytes of a file, cut at ends of lines.
+
+    A separator stays with the document that it ends.
+    """
     end = path.stat().st_size if end is None else end
     pieces = []
     with path.open("rb") as stream:
@@ -71,7 +74,7 @@ def line_end(stream: BinaryIO, offset: int) -> int:
 
 
 def _past_separator(stream: BinaryIO, start: int) -> int:
-    """If the next line that is not blank begins with a separator, the end of that line; else `start`."""
+    """The end of the next line that is not blank if it begins with a separator, else `start`."""
     line = b"\n"
     while line and not line.strip():
         line = stream.readline()
@@ -128,7 +131,7 @@ def _rows(piece: Piece) -> list[str]:
 
 @cache
 def open_hf(name: str) -> dict:
-    """{split: dataset} of the `datasets` library, from the Hub or a local folder; a process opens it once.
+    """{split: dataset} of the `datasets` library, from the Hub or a folder, opened once.
 
     Raises InputError if the library is missing or the data has no column `text`.
     """

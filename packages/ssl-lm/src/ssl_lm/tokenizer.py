@@ -1,4 +1,4 @@
-"""The tokenizer: its files, its training, and what a config takes from it (vocabulary and special tokens)."""
+"""The tokenizer: its files, its training, and what a config takes from it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ROLES: dict[str, tuple[str, ...]] = {
     "eos_token_id": ("<|endoftext|>", "</s>", "[SEP]"),
     "first_sentinel": ("<extra_id_0>",),
 }
-"""Spellings of the token of each role in the tokenizers of GPT-2, BERT, RoBERTa and T5, and in ours."""
+"""Spellings of each role's token in the tokenizers of GPT-2, BERT, RoBERTa and T5, and in ours."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The first ids of the tokenizers trained here."""
 SENTINELS = 100
 """T5's sentinels <extra_id_99> … <extra_id_0>, the last ids of the tokenizers trained here."""
 ROWS_TO_SPARE = 128
-"""Rows that an embedding may have more than the tokenizer has tokens: T5's has 32,128 for 32,100."""
+"""Rows that an embedding may have beyond the tokens: T5's has 32,128 for 32,100."""
 
 Algorithm = Literal["bpe", "wordpiece", "unigram"]
 
@@ -76,7 +76,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Sixteen hex digits of the vocabulary; tokenizers that share them give tokens the same numbers."""
+    """Sixteen hex digits of the vocabulary: equal if two tokenizers number tokens alike."""
     words = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
@@ -116,10 +116,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int | None = 
 
 
 def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe") -> Tokenizer:
-    """A tokenizer of `size` tokens, trained on `texts`; SPECIALS and the sentinels are among the tokens.
+    """A tokenizer of `size` tokens, SPECIALS and the sentinels among them, trained on `texts`.
 
-    "bpe" is GPT-2's byte-level BPE, which gives back every text exactly; "wordpiece" is BERT's, in lower case;
-    "unigram" is T5's. Little text may give fewer tokens. Raises ConfigError for a size that leaves no room.
+    "bpe" is GPT-2's byte-level BPE, which gives back every text exactly; "wordpiece" is BERT's, in
+    lower case; "unigram" is T5's. Little text may give fewer tokens. Raises ConfigError for a size
+    that leaves no room.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 

@@ -36,7 +36,8 @@ def blank(config: LMConfig) -> Sample:
 
 
 def bag_of_tokens(input_ids: Tensor) -> Tensor:
-    """(b, BINS): how often each token occurs in a text, folded into BINS bins; the baseline without a network."""
+    """(b, BINS): the share of each token in a text, folded into BINS bins. No network: a
+    baseline."""
     counts = F.one_hot(input_ids.clamp(min=0) % BINS, BINS).float()  # b t bins
     return (counts * (input_ids >= 0)[..., None]).mean(1)
 
@@ -53,7 +54,7 @@ def needed(config: LMConfig, *names: str) -> list[int]:
 
 
 def next_tokens(config: LMConfig) -> View:
-    """Every token is a target and, except the last, an input: {"input_ids": int64 (context + 1,)}."""
+    """Every token but the first is a target: {"input_ids": int64 (context + 1,)}."""
     return _window
 
 
@@ -78,9 +79,9 @@ def _beginning(config: LMConfig, sample: Sample, rng: np.random.Generator | None
 
 
 def framed_text(config: BERTConfig) -> View:
-    """What BERT's `encode` reads: the beginning of a text between [CLS] and [SEP], filled up to the context.
+    """What BERT's `encode` reads: the beginning of a text between [CLS] and [SEP].
 
-    {"views": [int64 (context,)]}
+    It is filled up to the context: {"views": [int64 (context,)]}
     """
     needed(config, "pad_token_id", "cls_token_id", "sep_token_id")
     return partial(_framed_beginning, config)
@@ -98,9 +99,9 @@ def _framed_beginning(config: BERTConfig, sample: Sample, rng: np.random.Generat
 def masked(config: BERTConfig) -> View:
     """[CLS], a window of text and [SEP], with `config.masked` of its tokens hidden.
 
-    {"input_ids" (t,), "positions" (k,), "labels" (k,), "documents" (t,)}, int64; labels are -100 if a text has fewer
-    tokens to hide. Whole words need "words" (window,) in the sample, the number of each token's word; raises InputError
-    without.
+    {"input_ids" (t,), "positions" (k,), "labels" (k,), "documents" (t,)}, int64; labels are -100 if
+    a text has fewer tokens to hide. Whole words need "words" (window,) in the sample, the number of
+    each token's word; raises InputError without.
     """
     needed(config, "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
     return partial(_masked, config)
