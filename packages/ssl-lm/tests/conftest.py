@@ -110,7 +110,7 @@ RUN = gpt_config(epochs=12, batch_size=8, base_lr=0.16, warmup_epochs=1, precisi
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a GPT trained for a few seconds on the tiny text, which lies beside it in `data`."""
+    """The folder of a GPT trained for a few seconds; its text lies beside it in `data`."""
     out = tmp_path_factory.mktemp("runs") / "run"
     data = write_prepared(out.parent / "data", RUN.window, RUN.stride)
     recipe = dataclasses.replace(RECIPES["gpt"], settle=None)

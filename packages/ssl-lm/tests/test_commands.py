@@ -24,7 +24,7 @@ def test_generate_writes_to_the_terminal(run, capsys):
     assert re.findall("--- \\d", capsys.readouterr().out) == ["--- 1", "--- 2"]
 
 
-def test_prepare_says_what_came_of_it(tmp_path, capsys, monkeypatch):
+def test_prepare_prints_what_it_wrote(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text(write_text(400))
     assert main(RECIPES, ["prepare", "mine.txt", "--tokenizer", "train:500", "--workers", "0"], VERBS) == 0
@@ -45,7 +45,7 @@ def test_prepare_says_what_came_of_it(tmp_path, capsys, monkeypatch):
     ],
     ids=str,
 )
-def test_what_cannot_work_ends_with_2_and_a_line(line, message, run, tmp_path, monkeypatch, capsys):
+def test_bad_input_ends_with_exit_code_2_and_one_line(line, message, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("")
     places = {"RUN": str(run), "DATA": str(run.parent / "data")}
@@ -85,7 +85,7 @@ def test_labelled_text_is_probed_and_measured(name, figure, run, untrained, tmp_
         ("text2text", "bert", "text2text is for t5, not for bert"),
     ],
 )
-def test_a_command_for_another_model_says_so(verb, name, message, untrained, tmp_path, capsys):
+def test_a_command_for_another_model_names_both(verb, name, message, untrained, tmp_path, capsys):
     folder = untrained[name].save_pretrained(tmp_path / "run")
     assert main(RECIPES, [verb, str(folder), "x"], VERBS) == 2
     assert capsys.readouterr().err == f"ssl-lm: {message}\n"

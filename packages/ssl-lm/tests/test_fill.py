@@ -80,7 +80,7 @@ def test_another_tokenizer_than_the_models_is_an_error(bert, tmp_path):
     ("text", "top_k", "reason"),
     [("no mask", 5, r"has no \[MASK\]"), ("[MASK]" * 40, 5, "40 tokens, the model reads 30"), ("[MASK]", 0, "top_k")],
 )
-def test_what_cannot_be_filled_is_an_error(bert, text, top_k, reason):
+def test_texts_that_cannot_be_filled_are_errors(bert, text, top_k, reason):
     with pytest.raises(InputError, match=reason):
         fill(bert, text, top_k=top_k)
 

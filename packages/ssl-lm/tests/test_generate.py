@@ -17,7 +17,7 @@ def test_a_batch_writes_what_each_prompt_writes_alone(gpt):
     assert any(together)
 
 
-def test_pieces_that_are_streamed_make_the_text(gpt):
+def test_streamed_pieces_make_the_text(gpt):
     pieces = {0: [], 1: []}
     texts = complete(gpt, ["alpha", "def"], tokens=30, seed=3, on_text=lambda row, piece: pieces[row].append(piece))
     assert ["".join(pieces[row]) for row in (0, 1)] == texts
@@ -32,12 +32,12 @@ def test_a_text_ends_before_its_stop_string(gpt):
     assert stopped[0] == free[: free.index(stop)] == "".join(pieces)
 
 
-def test_a_prompt_longer_than_the_context_is_refused(gpt):
+def test_a_prompt_longer_than_the_context_is_an_error(gpt):
     with pytest.raises(ConfigError, match=r"prompt has \d+ tokens, more than the context of 24"):
         complete(gpt, [write_text(30)])
 
 
-def test_a_character_in_parts_and_the_beginning_of_a_stop_string_wait():
+def test_incomplete_characters_and_possible_stop_strings_are_held_back():
     tokenizer = tiny_tokenizer()
     writer, seen = Writer(tokenizer, ["END!"]), []
     for token in tokenizer.encode("aé雪 EN END!").ids:

@@ -52,7 +52,7 @@ def test_changing_a_token_changes_nothing_before_it_in_any_layer(gpt):
         handle.remove()
 
 
-def test_a_network_without_the_causal_mask_is_caught(gpt, monkeypatch):
+def test_the_test_above_catches_a_network_without_the_causal_mask(gpt, monkeypatch):
     monkeypatch.setattr("ssl_lm.gpt.attend", lambda q, k, v, *_, **__: attend(q, k, v))
     with pytest.raises(AssertionError, match="before its time"):
         test_changing_a_token_changes_nothing_before_it_in_any_layer(gpt)
@@ -69,7 +69,7 @@ def test_the_cache_gives_the_features_of_every_token_of_the_whole_text(gpt, part
 
 
 @torch.no_grad()
-def test_with_the_cache_too_later_tokens_change_nothing_before_them(gpt):
+def test_later_tokens_change_nothing_before_them_with_the_cache_either(gpt):
     ids = tokens()
     first, second = gpt.cache(2, 12), gpt.cache(2, 12)
     a = gpt.hidden(ids[:, :8], None, first), gpt.hidden(ids[:, 8:], None, first)
@@ -173,14 +173,14 @@ def test_generation_restores_the_mode_and_repeats_with_a_seed():
     ],
     ids=str,
 )
-def test_what_cannot_be_generated_is_refused(gpt, call, message):
+def test_settings_that_cannot_be_used_are_errors(gpt, call, message):
     options = {"t": 3, "new": 2, **call}
     ids, new = tokens(1, options.pop("t")), options.pop("new")
     with pytest.raises(ConfigError, match=message):
         gpt.generate(ids, new, **options)
 
 
-def test_more_tokens_than_the_context_are_refused(gpt):
+def test_more_tokens_than_the_context_are_an_error(gpt):
     with pytest.raises(ValueError, match="33 tokens do not fit into the context of 32"):
         gpt.logits(tokens(1, 33))
     cache = Cache((1, 1, 1, 2, 1), like=torch.zeros(1))
@@ -222,7 +222,7 @@ def test_weights_begin_as_the_paper_says():
             assert abs(p.std().item() / expected - 1) < 0.05, name
 
 
-def test_matrices_and_their_gradients_lie_as_in_the_files(tmp_path):
+def test_matrices_and_their_gradients_are_contiguous_as_in_the_files(tmp_path):
     gpt = make()
     gpt({"input_ids": tokens()}, 0.0)["loss"].backward()
     loaded = GPT.from_pretrained(gpt.save_pretrained(tmp_path))
@@ -261,7 +261,7 @@ def test_attention_maps_are_the_weights_that_attention_uses(gpt):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n", "m"), [(5, 5), (1, 5), (3, 5)])
-def test_attention_is_the_softmax_that_it_says(dtype, n, m):
+def test_attention_is_softmax_of_products_times_values(dtype, n, m):
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, size, 8, generator=g).to(dtype) for size in (n, m, m))
     scores = (q.double() @ k.double().transpose(-2, -1)) * 8**-0.5
@@ -273,7 +273,7 @@ def test_attention_is_the_softmax_that_it_says(dtype, n, m):
     torch.testing.assert_close(attention_weights(q, k).sum(-1), torch.ones(2, 3, n, dtype=dtype), atol=0.02, rtol=0)
 
 
-def test_a_vocabulary_that_data_has_yet_to_decide_is_refused():
+def test_a_vocabulary_that_the_data_has_yet_to_decide_is_an_error():
     with pytest.raises(ConfigError, match="vocab_size = None: the data's tokenizer decides it"):
         GPT(GPTConfig(vocab_size=None))
     with pytest.raises(ConfigError, match="eos_token_id = 64"):

@@ -1,4 +1,4 @@
-"""Short runs beat the best constant guess on held-out text; knowing where sentinels stand does not."""
+"""Short runs beat the best constant guess on held-out text; knowing the sentinels does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What BERT has to predict: the law of its masks, and what is never masked."""
+"""Masking for BERT: the distribution of the masks, and the tokens that are never masked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures on held-out text: perplexity against a loop, the constant guess, prepared and raw text."""
+"""Figures on held-out text: perplexity against a loop, prepared and raw text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TestPerplexity:
         assert figures["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
         assert figures["bits_per_byte"] == pytest.approx(total / math.log(2) / 144, rel=1e-4)
 
-    def test_no_text_is_refused(self, gpt):
+    def test_no_text_is_an_error(self, gpt):
         with pytest.raises(DataError, match="no text to measure on"):
             perplexity(gpt, [])
 
@@ -42,12 +42,12 @@ class TestPerplexity:
         assert [len(list(at_most(iter(documents), limit))) for limit in (1, 5, 6, 99)] == [1, 1, 2, 3]
 
 
-def test_lines_are_read_as_code_one_by_one():
+def test_every_line_is_parsed_by_itself():
     assert parsing_share(["x = 1\n\n    return y\nif a:\nfor in\n"]) == 3 / 4
     assert parsing_share([""]) == 0
 
 
-def test_what_is_measured_of_prepared_and_of_raw_text(run, gpt, tmp_path):
+def test_measure_of_prepared_and_of_raw_text(run, gpt, tmp_path):
     source = gpt.attach(open_windows(run.parent / "data", config=RUN, split="test"))
     figures = measure(gpt, source)
     assert figures["baselines"].keys() == {"unigram", "3-gram", "xz"} and "lines_that_parse" not in figures
@@ -60,7 +60,7 @@ def test_what_is_measured_of_prepared_and_of_raw_text(run, gpt, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bert", "whole words", "t5"])
-def test_what_is_measured_of_the_other_models(name, untrained, tmp_path):
+def test_measure_of_the_other_models(name, untrained, tmp_path):
     method = untrained[name]
     measure = load((RECIPES["t5"] if name == "t5" else RECIPES["bert"]).measure)
     source = method.attach(open_windows(None, config=method.config, split="test"))

@@ -11,7 +11,7 @@ from tiny_text import RUN, open_windows
 from ssl_lm.show import save_attention, save_text, show
 
 
-def test_show_draws_attention_and_what_was_written_early_and_late(run, gpt, tmp_path):
+def test_show_draws_attention_and_samples_over_training(run, gpt, tmp_path):
     source = gpt.attach(open_windows(run.parent / "data", config=RUN, split="test"))
     (run / "figures").mkdir(exist_ok=True)
     captions = show(gpt, source, run / "figures")

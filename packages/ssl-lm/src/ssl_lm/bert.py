@@ -29,7 +29,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import Layout
 from ssl_lm.attention import attend, attention_weights, document_positions, same_document
 from ssl_lm.config import BERTConfig
 from ssl_lm.loss import accuracy, linear_cross_entropy, linear_nll
@@ -118,6 +117,7 @@ class BERT(TextModel):
     """BERT with its masked-language-model head. The names inside are those of transformers."""
 
     config_class = BERTConfig
+    layout = "ssl_lm.convert:LAYOUTS[bert]"
     config: BERTConfig
     bert: Any
     cls: Any
@@ -133,12 +133,6 @@ class BERT(TextModel):
         self.bert = nn.ModuleDict({"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": layers})})
         self.cls = nn.ModuleDict({"predictions": Head(config, vocabulary)})
         self.apply(partial(init_weights, std=config.init_std))
-
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_lm.convert import BERT_LAYOUT
-
-        return BERT_LAYOUT
 
     def attach(self, source: Any) -> Any:
         """`source` with this model's tokenizer, and with its words if whole words are masked."""

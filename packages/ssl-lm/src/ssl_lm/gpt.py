@@ -33,7 +33,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.config import ConfigError
-from ssl_core.hub.pretrained import Layout
 from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.config import GPTConfig
 from ssl_lm.loss import linear_cross_entropy, linear_nll
@@ -126,6 +125,7 @@ class GPT(TextModel):
     """`GPT(config)`, or `GPT.from_pretrained("gpt2")`."""
 
     config_class = GPTConfig
+    layout = "ssl_lm.convert:LAYOUTS[gpt]"
     config: GPTConfig
     accumulates = True
 
@@ -139,12 +139,6 @@ class GPT(TextModel):
         for name, weight in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(weight, std=0.02 * (2 * config.depth) ** -0.5)
-
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_lm.convert import GPT_LAYOUT
-
-        return GPT_LAYOUT
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """{"loss"}: mean −log p, in nats, of `batch["input_ids"]` (b, t + 1) after the first

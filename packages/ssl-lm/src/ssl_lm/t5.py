@@ -35,7 +35,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.errors import InputError
-from ssl_core.hub.pretrained import Layout
 from ssl_lm.attention import Cache, attend, attention_weights, causal_mask, same_document
 from ssl_lm.beam import beam_search, greedy
 from ssl_lm.config import T5Config
@@ -241,6 +240,7 @@ class T5(TextModel):
     """T5 v1.0 or v1.1, built from a `T5Config`. The names inside are those of transformers."""
 
     config_class = T5Config
+    layout = "ssl_lm.convert:LAYOUTS[t5]"
     config: T5Config
     accumulates = True
     settles = True
@@ -255,12 +255,6 @@ class T5(TextModel):
         if not config.tied:
             self.lm_head = nn.Linear(config.dim, vocab_size, bias=False)
             nn.init.normal_(self.lm_head.weight, std=config.dim**-0.5)
-
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_lm.convert import T5_LAYOUT
-
-        return T5_LAYOUT
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """{"loss"} of `batch["labels"]` given `batch["input_ids"]`; in eval mode {"accuracy"} too.
