@@ -95,6 +95,7 @@ class Embeddings(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, input_ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
+        # without types, all tokens belong to the first sentence
         kind = self.token_type_embeddings.weight[0] if types is None else self.token_type_embeddings(types)
         x = self.word_embeddings(input_ids) + kind + self.position_embeddings(positions)  # b n d
         return F.dropout(self.LayerNorm(x), self.dropout, self.training)
@@ -132,7 +133,7 @@ class BERT(TextModel):
         embeddings = Embeddings(config, vocabulary)
         self.bert = nn.ModuleDict({"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": layers})})
         self.cls = nn.ModuleDict({"predictions": Head(config, vocabulary)})
-        self.apply(partial(init_weights, std=config.init_std))
+        self.apply(partial(init_weights, std=config.init_std))  # norms keep their ones and zeros
 
     def attach(self, source: Any) -> Any:
         """`source` with this model's tokenizer, and with its words if whole words are masked."""
@@ -177,7 +178,7 @@ class BERT(TextModel):
         Raises InputError if a row is longer than the context.
         """
         t = input_ids.shape[1]
-        if t > self.config.context:
+        if t > self.config.context:  # there are no more positions
             raise InputError(f"{t} tokens, the model reads {self.config.context}: cut the text")
         if positions is None:
             positions = torch.arange(t, device=input_ids.device)[None]
@@ -220,8 +221,8 @@ class BERT(TextModel):
         mask, t = self.text_mask(input_ids)[:, None, None, :], input_ids.shape[1]
         x, maps = self.bert["embeddings"](input_ids, torch.arange(t, device=input_ids.device)[None], None), []
         for block in self.bert["encoder"]["layer"]:
-            q, k, _ = block.attention["self"].split(x)
-            maps.append(attention_weights(q, k, mask))
+            q, k, _ = block.attention["self"].split(x)  # b h t d
+            maps.append(attention_weights(q, k, mask))  # b h t t
             x = block(x, mask)
         return torch.stack(maps)
 
@@ -234,7 +235,7 @@ class BERT(TextModel):
         masked = input_ids == self.config.mask_token_id  # b t
         if not masked.any():
             raise InputError("there is no mask to fill: write [MASK] where a word is missing")
-        values, tokens = self.logits(input_ids)[masked].float().softmax(-1).topk(top_k)
+        values, tokens = self.logits(input_ids)[masked].float().softmax(-1).topk(top_k)  # m k
         return values, tokens
 
     @torch.inference_mode()
@@ -248,7 +249,7 @@ class BERT(TextModel):
         if mask is None:
             raise InputError("the model's tokenizer has no mask token")
         special = torch.tensor(self.config.special_ids, device=input_ids.device)
-        places = (~torch.isin(input_ids, special)).nonzero()[:, 0]
+        places = (~torch.isin(input_ids, special)).nonzero()[:, 0]  # p
         parts = [input_ids.new_zeros(0, dtype=torch.float32)]
         # each row of a batch is the text with another of its tokens masked
         for chunk in places.split(batch_size):

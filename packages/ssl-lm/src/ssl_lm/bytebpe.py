@@ -28,6 +28,7 @@ def applies(tokenizer: Any) -> bool:
     """
     parts = json.loads(tokenizer.to_str())
     cut = parts["pre_tokenizer"] or {}
+    # each of these would make the tokens of a word depend on more than the word
     return (
         parts["normalizer"] is None
         and parts["model"]["type"] == "BPE"

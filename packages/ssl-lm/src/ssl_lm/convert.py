@@ -39,9 +39,10 @@ def config_of(
 
 
 def tidy(aliases: Mapping[str, str], state: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """`state` without `aliases` (alias → the weight that it is tied to).
+    """`state` without `aliases` (alias → its weight).
 
-    A file may hold an alias beside its weight or instead of it. Raises WeightsMismatch if an alias differs from its weight.
+    A file may hold an alias beside its weight or instead of it. Raises WeightsMismatch if an alias
+    differs from its weight.
     """
     state = dict(state)
     for alias, weight in aliases.items():
@@ -177,7 +178,8 @@ def bert_to_theirs(config: BERTConfig) -> dict[str, Any]:
 
 
 def bert_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> BERTConfig:
-    """Our config of a transformers folder. The tokenizer says which tokens are [CLS] and its kin."""
+    """Our config of a transformers folder; the tokenizer says which tokens [CLS] and its kin are."""
+    # None: `settle` asks the tokenizer
     unsaid = dict.fromkeys(("unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id"))
     defaults = {"vocab_size": 30522, "hidden": 3072, "dropout": values.get("hidden_dropout_prob", 0.1)}
     return config_of(BERTConfig, "bert", values, BERT_NAMES, BERT_FIXED, **unsaid, **defaults)

@@ -99,7 +99,7 @@ class Windows:
         Test text that is shorter than a window is one sample.
         """
         start = index * self.stride
-        end = min(start + self.window, len(self.shards))
+        end = min(start + self.window, len(self.shards))  # only test text may end early
         return {
             "input_ids": torch.from_numpy(self.shards.read(start, end)),
             "documents": torch.from_numpy(self.shards.documents(start, end)),
@@ -109,11 +109,13 @@ class Windows:
         return f"{self.split} tokens {index * self.stride:,} to {index * self.stride + self.window - 1:,}"
 
     def fingerprint(self) -> str:
+        # the sums in meta.json stand for the tokens, which need not be read
         sums = [record["sha256"][suffix].encode() for record in self.shards.records for suffix in (".bin", ".idx")]
         return digest(*sums, np.array([self.window, self.stride]))
 
     def texts(self) -> Iterator[tuple[np.ndarray, int]]:
         """(tokens, bytes of text) of every document, in order; the last may lack an eos token."""
+        # a held-out end of a file is a last document without an eos token
         ends = [*self.shards.ends.tolist(), [len(self.shards), self.shards.bytes]]
         start, size = 0, 0
         for end, total in ends:
@@ -212,6 +214,7 @@ def _folder(folder: Path, split: str) -> Texts:
         name = file.relative_to(folder).as_posix()
         names.append(name)
         tops.append(name.partition("/")[0] if "/" in name else "")
+    # one sub-folder is no label: there is nothing to tell apart
     labels, classes = number_labels(tops) if len(set(tops) - {""}) > 1 else (None, None)
     return Texts(texts, names, labels, classes)
 
@@ -223,6 +226,7 @@ def stdlib() -> Path:
     test text.
     """
     sources = modules()
+    # another version of Python has other sources: its own folder
     key = digest(repr([(name, file.stat().st_size) for name, file in sources]).encode())
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ssl-lm"
     cache = Path(os.environ.get("SSL_LM_CACHE", default))
@@ -233,9 +237,11 @@ def stdlib() -> Path:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{cache} cannot be made ({error}): name a folder in SSL_LM_CACHE") from error
+    # processes that start together prepare the corpus once
     with FileLock(cache / ".lock"):
         splits: dict[str, list[Piece]] = {"train": [], "test": []}
         for name, file in sources:
+            # by the name's hash, so that other modules do not change the split
             held_out = hashlib.sha256(name.encode()).digest()[0] % HELD_OUT == 0
             splits["test" if held_out else "train"].append(Piece(str(file), 0, file.stat().st_size))
         prepare_splits(splits, folder, source="stdlib", tokenizer=STDLIB_TOKENIZER, workers=0)

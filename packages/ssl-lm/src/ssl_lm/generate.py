@@ -62,35 +62,38 @@ def complete(
     there = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     mask = None if there.all() else there
     steps = method.stream(ids, tokens, temperature, attention_mask=mask, overflow="slide", **sampling)
-    writers = [Writer(tokenizer, stop) for _ in rows]
+    writers = [Writer(tokenizer, stop, eos) for _ in rows]
+
+    def show(row: int, piece: str) -> None:
+        if piece and on_text is not None:
+            on_text(row, piece)
+
     for step in steps:
         for row, (writer, token) in enumerate(zip(writers, step.tolist(), strict=True)):
-            if writer.done:
-                continue
-            if token == eos:
-                writer.done = True
-            else:
+            if not writer.done:
                 writer.add(token)
-            if on_text is not None and (piece := writer.news(last=writer.done)):
-                on_text(row, piece)
+                show(row, writer.news(last=writer.done))
         if all(writer.done for writer in writers):
             break
     for row, writer in enumerate(writers):
-        if on_text is not None and (piece := writer.news(last=True)):
-            on_text(row, piece)
+        show(row, writer.news(last=True))
     return [writer.text for writer in writers]
 
 
 class Writer:
     """The text of one row so far: whole characters only, and nothing from a stop string on."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self.tokenizer, self.stop = tokenizer, [word for word in stop if word]
+    def __init__(self, tokenizer: Any, stop: Sequence[str], eos: int | None = None) -> None:
+        self.tokenizer, self.eos, self.stop = tokenizer, eos, [word for word in stop if word]
         self.ids: list[int] = []
         self.text, self.shown, self.done = "", 0, False
 
     def add(self, token: int) -> None:
-        """Append a token; `done` is true afterwards if that completes a stop string."""
+        """Append a token; `done` is true afterwards if it is `eos` or completes a stop string."""
+        if token == self.eos:
+            self.done = True
+            return
+        # a character may take several tokens, so all of them are decoded again
         self.ids.append(token)
         self.text = self.tokenizer.decode(self.ids)
         places = [place for word in self.stop if (place := self.text.find(word)) >= 0]
@@ -103,7 +106,8 @@ class Writer:
         if not last and not self.done:
             while end and self.text[end - 1] == UNFINISHED:
                 end -= 1
-            shown = self.text[:end]
-            end -= max((n for word in self.stop for n in range(1, len(word)) if shown.endswith(word[:n])), default=0)
+            # the longest end of the text that is the beginning of a stop string
+            text = self.text[:end]
+            end -= max((n for word in self.stop for n in range(1, len(word)) if text.endswith(word[:n])), default=0)
         new, self.shown = self.text[self.shown : end], max(self.shown, end)
         return new

@@ -52,6 +52,7 @@ def measure(method: GPT, source: Any) -> dict[str, Any]:
     On prepared text also the bits per byte of unigrams, 3-grams and xz; for code, how many
     generated lines parse.
     """
+    # the model and all baselines measure the same documents
     documents = list(at_most(source.texts(), TOKENS))
     figures = perplexity(method, documents)
     rows = [("GPT", figures["bits_per_byte"])]
@@ -95,6 +96,7 @@ def perplexity(method: GPT, documents: Documents) -> dict[str, Any]:
     total, count, size = 0.0, 0, sum(size for _, size in documents)
     device = next(method.parameters()).device
     for inputs, labels in _batches(method, documents):
+        # summed in float64: a quarter of a million terms
         total += float(method.nll(inputs.to(device), labels.to(device)).double().sum())
         count += int((labels != IGNORED).sum())
     if not count or not size:
@@ -130,6 +132,7 @@ def _batches(method: GPT, documents: Documents) -> Iterator[tuple[Tensor, Tensor
 def baselines(source: Windows, documents: Documents) -> dict[str, float]:
     """Bits per byte of {"unigram", "3-gram", "xz"}: the first two counted on the training
     tokens."""
+    # n-grams count training text; xz knows no other text than the one it packs
     train = Shards(source.folder, "train")
     stream = train.read(0, min(len(train), COUNTED))
     held_out, size = np.concatenate([ids for ids, _ in documents]), sum(size for _, size in documents)
@@ -154,6 +157,7 @@ def parsing_share(texts: Iterable[str]) -> float:
 
     A line that opens a block gets a `pass`.
     """
+    # line by line: one error would make a whole generated file unreadable
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     return sum(map(_parses, lines)) / max(1, len(lines))
 
@@ -181,7 +185,7 @@ def measure_masked(method: BERT, source: Any) -> dict[str, Any]:
     summary = [_line(figures)] if figures else []
     total, count = 0.0, 0
     for ids, _ in at_most(source.texts(), PSEUDO):
-        for text in torch.from_numpy(ids).split(window):
+        for text in torch.from_numpy(ids).split(window):  # t
             nats = method.pseudo_nll(framed(text, method.config).to(device))
             total, count = total + float(nats.double().sum()), count + len(nats)
             if count >= PSEUDO:
@@ -228,6 +232,7 @@ def objective(method: Any, view: Any, source: Any, windows: int = 256) -> dict[s
     if len(source.shards) < source.window:
         raise DataError(UNPREPARED)
     device, number = next(method.parameters()).device, min(windows, len(source))
+    # the same windows and the same masks for every model
     made = [view(source.load(i), np.random.default_rng((0, i))) for i in range(number)]
     labels = torch.cat([sample["labels"] for sample in made])
     labels = labels[labels != IGNORED]
@@ -238,6 +243,7 @@ def objective(method: Any, view: Any, source: Any, windows: int = 256) -> dict[s
         share = int((batch["labels"] != IGNORED).sum()) / max(1, len(labels))
         for key, value in method(batch, 0.0).items():
             sums[key] = sums.get(key, 0.0) + float(value) * share
+    # the best guess that does not look at the text
     p = torch.bincount(labels).double() / max(1, len(labels))
     entropy = float(-(p * p.clamp(min=1e-12).log()).sum())
     return {**sums, "most_frequent_accuracy": float(p.max()), "unigram_entropy": entropy}

@@ -44,15 +44,7 @@ TRAINED_ON = 2**27
 def run(recipe: Recipe, arguments: Prepare) -> None:
     """The verb."""
     out = Path(arguments.out or f"{Path(arguments.data.removeprefix('hf:')).stem}-tokens")
-    meta = prepare_text(
-        arguments.data,
-        out,
-        held_out=arguments.held_out,
-        tokenizer=arguments.tokenizer,
-        algorithm=arguments.algorithm,
-        workers=arguments.workers,
-        progress=True,
-    )
+    meta = prepare_text(**{**vars(arguments), "out": out}, progress=True)
     for split, records in meta["splits"].items():
         count, size = (sum(record[key] for record in records) for key in ("tokens", "bytes"))
         print(f"{split}: {count:,} tokens of {size:,} bytes, {size / max(1, count):.2f} bytes a token")
@@ -144,6 +136,7 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
         size = path.stat().st_size
         if size == 0:
             raise InputError(f"{path} is empty")
+        # the end of one file is held out, from the end of a line on
         with path.open("rb") as stream:
             border = line_end(stream, int((1 - held_out) * size)) if held_out else size
         length = min(LARGEST, max(SMALLEST, size // PARTS))
@@ -153,6 +146,7 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
     try:
         test = split_folder(path, "test")
     except NoTestSplit:
+        # which files are held out depends on their names alone, not on their order
         files = sorted(list_files(path), key=lambda file: hashlib.sha256(str(file.relative_to(path)).encode()).digest())
         count = min(len(files) - 1, max(1, round(held_out * len(files)))) if held_out else 0
         return {"train": _whole(sorted(files[count:])), "test": _whole(sorted(files[:count]))}
@@ -167,6 +161,7 @@ def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
     splits = open_hf(name)
     if "train" not in splits:
         raise InputError(f"hf:{name} has the splits {', '.join(splits)}, none of them `train`")
+    # without a split for test, the last rows of `train` are held out
     rows = len(splits["train"])
     test = next((split for split in ("test", "validation") if split in splits), None)
     border = rows if test else round(rows * (1 - held_out))
@@ -183,6 +178,7 @@ def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
 def group(pieces: list[Piece]) -> list[list[Piece]]:
     """Pieces in order, grouped into shards."""
     total = sum(piece.size for piece in pieces)
+    # an empty room opens a new group, which may grow beyond it by one piece
     size, groups, room = min(LARGEST, max(SMALLEST, total // PARTS)), [], 0
     for piece in pieces:
         if room <= 0:
@@ -198,6 +194,7 @@ def _digest(splits: dict[str, list[Piece]]) -> str:
     total = hashlib.sha256()
     for split, pieces in splits.items():
         for piece in pieces:
+            # the time of a file changes when its text does
             stamp = 0 if piece.split else os.stat(piece.path).st_mtime_ns
             total.update(repr((split, *astuple(piece), stamp)).encode())
     return total.hexdigest()[:16]
@@ -238,6 +235,7 @@ def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece]) -> Tok
 
 def _sample(pieces: list[Piece]) -> Iterator[str]:
     """Texts of evenly spread pieces, TRAINED_ON bytes at most."""
+    # every n-th piece, so that the sample has some of everything
     total = sum(piece.size for piece in pieces)
     every = max(1, -(-total // TRAINED_ON))
     for piece in pieces[::every]:
@@ -264,7 +262,7 @@ def _done(out: Path) -> dict[str, dict[str, Any]]:
 def _shards(todo: list[tuple], workers: int | None, out: Path) -> Iterator[dict[str, Any]]:
     """Records of shards as they are finished."""
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 2 or len(todo) < 2:
+    if workers < 2 or len(todo) < 2:  # starting processes would cost more than it saves
         _begin(str(out))
         yield from map(_shard, todo)
         return
@@ -300,12 +298,14 @@ def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
             left_out.append((Path(piece.path).name, str(error)))
             continue
         for (text, ended), tokens in zip(texts, tokenise(_words, [text for text, _ in texts], _table), strict=True):
+            # `ends` has the tokens and bytes up to the end of each document
             size += len(text.encode())
             tokens = np.append(tokens, eos) if ended else tokens
             arrays.append(tokens.astype(dtype))
             count += len(tokens)
             if ended:
                 ends.append((count, size))
+    # a shard whose texts are all unreadable is written too: its record says why it is empty
     tokens = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
     record = write_shard(Path(folder, name), tokens, np.array(ends, np.int64).reshape(-1, 2), size, eos, fingerprint)
     return {**record, "left_out": left_out}
@@ -335,6 +335,7 @@ def _stretches(text: str, length: int) -> Iterator[str]:
     start = 0
     while len(text) - start > length:
         end = text.find("\n", start + length // 2)
+        # a cut behind white space could change its tokens
         while end > 0 and text[end - 1].isspace():
             end = text.find("\n", end + 1)
         if end <= start:

@@ -47,6 +47,7 @@ def write_shard(
 
     tokens (n,), ends int64 (documents, 2) of tokens and bytes, `size` bytes of text in all.
     """
+    # written beside and renamed, with sums of what was written
     head = header(len(tokens), tokens.itemsize, eos, fingerprint)
     sums = {}
     for suffix, parts in ((".bin", (head, tokens)), (".idx", (ends,))):
@@ -115,6 +116,7 @@ class Shards:
         """Tokens start … end - 1, int64."""
         if self._maps is None:
             self._maps = [self._map(record) for record in self.records]
+        # a stretch of tokens may reach over several shards
         first = int(np.searchsorted(self.starts, start, side="right")) - 1
         parts = []
         while start < end:
@@ -132,6 +134,7 @@ class Shards:
 
     def documents(self, start: int, end: int) -> np.ndarray:
         """Number of each token's document, int64 (end - start,), 0 for the first."""
+        # the number of documents that end before or at each token
         number = np.searchsorted(self.ends[:, 0], np.arange(start, end), side="right")
         return number - number[0]
 
@@ -145,6 +148,7 @@ class Shards:
         if file.stat().st_size != expected or index.stat().st_size != 16 * record["documents"]:
             found = f"{file} has {file.stat().st_size:,} bytes of {expected:,}, or its .idx is cut short"
             raise ShardError(f"{found}: run the `ssl-lm prepare` of {self.folder} again")
+        # the header of each shard repeats what meta.json says of the tokenizer
         says = header(record["tokens"], self.dtype.itemsize, eos, self.fingerprint)
         if not np.array_equal(np.fromfile(file, np.int32, 256), says):
             raise ShardError(f"{file} belongs to other data or another tokenizer: prepare {self.folder} again")

@@ -52,6 +52,7 @@ def save_attention(maps: Tensor, path: Path, gap: int = 4) -> None:
     Grey is √p, so that small values are seen too.
     """
     zoom = max(1, SIDE // maps.shape[-1])
+    # black is all of the attention, white none
     grey = (255 * (1 - maps.float().cpu().clamp(0, 1).sqrt())).round().to(torch.uint8)
     grey = grey.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     sheet = rearrange(F.pad(grey, (0, gap, 0, gap), value=200), "l h y x -> (l y) (h x)")
@@ -60,6 +61,7 @@ def save_attention(maps: Tensor, path: Path, gap: int = 4) -> None:
 
 def samples_over_training(method: Any, run: Path) -> dict[str, str]:
     """What the same seed writes before training, at every checkpoint in `run`, and now."""
+    # the weights before training, drawn again from the run's seed
     seed_step(method.config.seed)
     model = type(method)(method.config).to(next(method.parameters()).device).eval()
     model.tokenizer = method.tokenizer

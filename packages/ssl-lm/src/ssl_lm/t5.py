@@ -57,6 +57,7 @@ def relative_buckets(relative: Tensor, *, bidirectional: bool, buckets: int = 32
         distance = relative.abs()
     else:
         distance = (-relative).clamp(min=0)
+    # beyond `exact`, buckets are equally wide on a logarithmic scale; the last has no end
     exact = buckets // 2
     share = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
     far = (exact + (share * (buckets - exact)).long()).clamp(max=buckets - 1)
@@ -117,7 +118,7 @@ class Mlp(nn.Module):
         for name in ("wi_0", "wi_1") if config.gated else ("wi",):
             self.add_module(name, nn.Linear(config.dim, config.hidden, bias=False))
         self.wo = nn.Linear(config.hidden, config.dim, bias=False)
-        for part in self.children():
+        for part in self.children():  # matrices without biases
             nn.init.normal_(part.weight, std=part.in_features**-0.5)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,8 +155,8 @@ class Block(nn.Module):
         mask.         `past(k, v)` stores the keys and values of x and returns all so far.
         """
         attention, norm = self.layer[0].SelfAttention, self.layer[0].layer_norm
-        h = norm(x)
-        k, v = attention.keys_values(h)
+        h = norm(x)  # pre-norm: the residual stream itself is never normalised
+        k, v = attention.keys_values(h)  # b h n d_kv
         x = x + self._drop(attention(h, *(past(k, v) if past else (k, v)), bias))
         if memory is not None:
             attention, norm = self.layer[1].EncDecAttention, self.layer[1].layer_norm
@@ -187,10 +188,11 @@ class Stack(nn.Module):
     def bias(self, n: int, mask: Tensor | None = None) -> Tensor:
         """The bias of n tokens' attention to each other (1 or b, h, n, n); -inf where `mask` is
         false."""
+        # the bias depends on the distance alone: look up all 2n - 1 of them once
         weight, buckets, furthest = self.positions.weight, self.buckets, self.max_distance
         relative = torch.arange(1 - n, n, device=weight.device)
         bucket = relative_buckets(relative, bidirectional=not self.decoder, buckets=buckets, max_distance=furthest)
-        # row q of the table is the stretch of distances -q … n - 1 - q
+        # row q is the stretch of distances -q … n - 1 - q: views of one table (h, 2n - 1)
         bias = weight[bucket].T.unfold(1, n, 1).flip(1)[None]  # 1 h n n
         if self.decoder:
             causal = causal_mask(n, n, weight.device)
@@ -200,7 +202,7 @@ class Stack(nn.Module):
     def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
         """States (b, n, d) of embedded tokens; a decoder sees `memory` (b, m, d) where `seen` is
         true."""
-        x = F.dropout(x, self.dropout, self.training)
+        x = F.dropout(x, self.dropout, self.training)  # b n d
         for block in self.block:
             pairs = None if memory is None else block.layer[1].EncDecAttention.keys_values(memory)
             x = block(x, bias, pairs, seen)
@@ -313,7 +315,7 @@ class T5(TextModel):
         `attention_mask` (b, n) is 1 for text, by default what is not padding.
         """
         memory, seen = self.memory(input_ids, attention_mask)
-        bias = self.decoder.bias(decoder_input_ids.shape[1])
+        bias = self.decoder.bias(decoder_input_ids.shape[1])  # 1 h o o
         hidden = self.decoder(self.shared(decoder_input_ids), bias, memory, seen)
         return F.linear(self._scaled(hidden), self.head)
 
@@ -333,7 +335,7 @@ class T5(TextModel):
         bias = self.encoder.bias(input_ids.shape[1], self.text_mask(input_ids)[:, None, None, :])
         x, maps = self.shared(input_ids), []
         for block in self.encoder.block:
-            attention, h = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)
+            attention, h = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)  # b n d
             maps.append(attention_weights(attention.queries(h), attention.keys_values(h)[0], bias, scale=1.0))
             x = block(x, bias, None, None)
         return torch.stack(maps)

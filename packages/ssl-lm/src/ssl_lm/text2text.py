@@ -74,9 +74,11 @@ def prompt(task: str, text: str, *, language: str = "French", context: str | Non
 def advice(method: T5, text: str) -> str | None:
     """Why this model cannot do what `text` asks (it was taught no task, or not this one), or
     None."""
+    # a prefix is some words before a colon at the beginning
     asks = re.match(r"[a-z][\w ]{2,40}(?=:)", text, re.IGNORECASE)
     if "<extra_id_0>" in text or not asks:
         return None
+    # v1.1, and models of another vocabulary, were trained on unlabelled text alone
     if method.config.gated or method.config.vocab_size != 32128:
         return (
             "this model restores spans and was taught no task: fine-tune it, or ask for what is missing, "
@@ -105,6 +107,7 @@ def answers(
     ids = [torch.tensor([*row, config.eos_token_id], device=device) for row in rows]
     tokens = pad_sequence(ids, batch_first=True, padding_value=config.pad_token_id)
     said = method.generate(tokens, max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty)
+    # sentinels stay: they say which missing span an answer is for
     left_out = {config.eos_token_id, config.pad_token_id}
     kept = [[token for token in row if token not in left_out] for row in said.tolist()]
     return [tokenizer.decode(row, skip_special_tokens=False).strip() for row in kept]

@@ -82,7 +82,7 @@ class TextModel(nn.Module, Pretrained):
 
 def text_mean(states: Tensor, text: Tensor) -> Tensor:
     """(b, d): the mean of states (b, t, d) where text (b, t) is true; 0 if a row is all padding."""
-    weight = text[..., None].to(states.dtype)
+    weight = text[..., None].to(states.dtype)  # b t 1
     return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 

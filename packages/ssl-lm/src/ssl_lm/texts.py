@@ -43,6 +43,7 @@ def list_files(folder: Path) -> list[Path]:
     """Files below `folder`, sorted, without hidden ones. Raises InputError if there is none."""
     found = []
     for place, folders, names in os.walk(folder):
+        # in place: os.walk does not enter what is taken out
         folders[:] = sorted(name for name in folders if name[0] != ".")
         found += [Path(place, name) for name in names if name[0] != "."]
     if not found:
@@ -59,6 +60,7 @@ def cut(path: Path, size: int, start: int = 0, end: int | None = None) -> list[P
     pieces = []
     with path.open("rb") as stream:
         while start < end:
+            # a rest of up to half a piece goes with the last one
             far = end - start > size * 3 // 2
             stop = min(end, _past_separator(stream, line_end(stream, start + size))) if far else end
             pieces.append(Piece(str(path), start, stop, ends=stop == end))
@@ -105,6 +107,7 @@ def read_piece(piece: Piece) -> Iterator[tuple[str, bool]]:
     if piece.path.endswith(".jsonl"):
         yield from ((document, True) for document in _lines(text, piece.path))
         return
+    # all but the last part end with a separator; the last ends with the piece
     *whole, rest = text.split(SEPARATOR)
     yield from ((part.strip("\n"), True) for part in whole if part.strip())
     # blank lines count between two pieces of a document

@@ -54,7 +54,7 @@ def settle(config: LMConfig, tokenizer: Tokenizer) -> LMConfig:
     size, changes = tokenizer.get_vocab_size(), {}
     if config.vocab_size is None:
         changes["vocab_size"] = size
-    elif not 0 <= config.vocab_size - size <= ROWS_TO_SPARE:
+    elif not 0 <= config.vocab_size - size <= ROWS_TO_SPARE:  # a few rows more than tokens, never fewer
         hint = f"Give --vocab-size {size}, or prepare the data with the tokenizer of the model"
         raise ConfigError(f"vocab_size = {config.vocab_size}: the data's tokenizer has {size} tokens. {hint}")
     for field, token in special_ids(tokenizer).items():
@@ -77,6 +77,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 
 def fingerprint(tokenizer: Tokenizer) -> str:
     """Sixteen hex digits of the vocabulary: equal if two tokenizers number tokens alike."""
+    # merges and normalizers do not count, only the numbers of the tokens
     words = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
@@ -146,6 +147,7 @@ def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe
         tokenizer.decoder = decoders.Metaspace()  # type: ignore[assignment]
         trainer = trainers.UnigramTrainer(unk_token="[UNK]", **options)
     tokenizer.train_from_iterator(texts, trainer)
+    # added after training, so that they are the last ids, <extra_id_0> the very last
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in sentinels])
     return tokenizer

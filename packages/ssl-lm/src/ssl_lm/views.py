@@ -112,7 +112,7 @@ def _masked(config: BERTConfig, sample: Sample, rng: np.random.Generator) -> Sam
     if config.whole_words:
         if "words" not in sample:
             raise InputError("whole_words needs a source that says where words begin")
-        words = F.pad(sample["words"], (1, 1), value=-1)[None]
+        words = F.pad(sample["words"], (1, 1), value=-1)[None]  # 1 t; [CLS] and [SEP] belong to no word
     [mask] = needed(config, "mask_token_id")
     inputs, labels = mask_tokens(
         tokens,
@@ -124,7 +124,7 @@ def _masked(config: BERTConfig, sample: Sample, rng: np.random.Generator) -> Sam
         generator=_generator(rng),
     )
     # every sample has k positions, so that shapes are the same in every step
-    positions = (labels[0] != IGNORED).nonzero()[:, 0]
+    positions = (labels[0] != IGNORED).nonzero()[:, 0]  # at most k
     missing = (0, config.masked - len(positions))
     return {
         "input_ids": inputs[0],
