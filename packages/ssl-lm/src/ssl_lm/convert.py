@@ -178,7 +178,7 @@ def bert_to_theirs(config: BERTConfig) -> dict[str, Any]:
 
 
 def bert_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> BERTConfig:
-    """Our config of a transformers folder; the tokenizer says which tokens [CLS] and its kin are."""
+    """Our config of a transformers folder; the tokenizer knows [CLS] and its kin."""
     # None: `settle` asks the tokenizer
     unsaid = dict.fromkeys(("unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id"))
     defaults = {"vocab_size": 30522, "hidden": 3072, "dropout": values.get("hidden_dropout_prob", 0.1)}
