@@ -129,7 +129,8 @@ class TestRawText:
             ("x.txt", b"\xff\xfe", "is not UTF-8"),
             ("x.csv", b"words\na\n", "no rows with a column `text`"),
             ("x.csv", b"text\n", "has no row"),
-            ("x.jsonl", b"[1]\n", "no rows with a column `text`"),
+            ("x.jsonl", b"[1]\n", "is no object"),
+            ("x.jsonl", b'{"text": "a"}\n{"label": "b"}\n', "line 2 has no `text`"),
         ],
         ids=str,
     )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import os
 import platform
 import sysconfig
@@ -23,8 +20,8 @@ from ssl_lm import tokenizer as tokens
 from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits
 from ssl_lm.shards import META, Shards
-from ssl_lm.texts import BadText, Piece, decode, list_files
-from ssl_train.data.listing import digest, number_labels, split_folder
+from ssl_lm.texts import Piece, decode, list_files
+from ssl_train.data.listing import digest, number_labels, read_table, split_folder
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
@@ -171,50 +168,40 @@ class Texts:
 
 def _raw(path: Path, split: str) -> Texts:
     if path.is_dir():
-        return _folder(path, split)
+        return _folder(split_folder(path, split))
     if split == "test":
         raise NoTestSplit(f"{path} has no test split: name the test data's own file")
-    try:
-        text = decode(path.read_bytes(), str(path))
-    except BadText as error:
-        raise DataError(str(error)) from error
-    if path.suffix not in (".csv", ".tsv", ".jsonl"):
-        if not text.strip():
-            raise DataError(f"{path} is empty")
-        return Texts([text], [path.name], None, None)
-    rows = list(_rows(path, text))
-    if not rows:
-        raise DataError(f"{path} has no row with a `text`")
-    labels, classes = number_labels([row.get("label", "") for row in rows])
-    return Texts([row["text"] for row in rows], [f"{path.name}[{i}]" for i in range(len(rows))], labels, classes)
+    if path.suffix in (".csv", ".tsv", ".jsonl"):
+        return _table(path)
+    text = decode(path.read_bytes(), str(path))
+    if not text.strip():
+        raise DataError(f"{path} is empty")
+    return Texts([text], [path.name], None, None)
 
 
-def _rows(path: Path, text: str) -> Iterator[dict[str, str]]:
-    """{"text", "label"} of every row."""
-    try:
-        if path.suffix == ".jsonl":
-            rows: Any = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            lines = io.StringIO(text, newline="")  # breaks at \n and \r alone, and leaves quoted ones as they are
-            rows = list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
-        for row in rows:
-            yield {"text": str(row["text"]), "label": str(row.get("label", "") or "").strip()}
-    except (ValueError, csv.Error, AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} has no rows with a column `text`: {type(error).__name__} {error}") from error
+def _table(file: Path) -> Texts:
+    """A row is a sample: its `text`, and perhaps its `label`."""
+    columns, rows = read_table(file)
+    if "text" not in columns:
+        raise DataError(f"{file} has no rows with a column `text`: it has {', '.join(columns)}")
+    texts, words = [], []
+    for place, row in rows:
+        if "text" not in row:  # a line of JSON may lack it
+            raise DataError(f"{place} has no `text`")
+        texts.append(str(row["text"]))
+        words.append(str(row.get("label", "") or "").strip())
+    if not texts:
+        raise DataError(f"{file} has no row with a `text`")
+    labels, classes = number_labels(words)
+    return Texts(texts, [f"{file.name}[{i}]" for i in range(len(texts))], labels, classes)
 
 
-def _folder(folder: Path, split: str) -> Texts:
-    folder = split_folder(folder, split)
-    texts, names, tops = [], [], []
-    for file in list_files(folder):
-        try:
-            texts.append(decode(file.read_bytes(), str(file)))
-        except BadText as error:
-            raise DataError(str(error)) from error
-        name = file.relative_to(folder).as_posix()
-        names.append(name)
-        tops.append(name.partition("/")[0] if "/" in name else "")
-    # one sub-folder is no label: there is nothing to tell apart
+def _folder(folder: Path) -> Texts:
+    """A file is a sample; the first sub-folders are its labels, if there are two or more."""
+    files = list_files(folder)
+    texts = [decode(file.read_bytes(), str(file)) for file in files]
+    names = [file.relative_to(folder).as_posix() for file in files]
+    tops = [name.partition("/")[0] if "/" in name else "" for name in names]
     labels, classes = number_labels(tops) if len(set(tops) - {""}) > 1 else (None, None)
     return Texts(texts, names, labels, classes)
 

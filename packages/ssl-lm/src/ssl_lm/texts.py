@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from ssl_core.errors import InputError
+from ssl_core.errors import DataError, InputError
 
 SEPARATOR = "<|endoftext|>"
 """Separates documents inside one text file."""
@@ -18,7 +18,7 @@ ROW = 1000
 """Bytes that a row of a `datasets` split counts as: only reading it tells its length."""
 
 
-class BadText(InputError):
+class BadText(DataError):
     """A file that is not text. The message names the file and the reason."""
 
 
