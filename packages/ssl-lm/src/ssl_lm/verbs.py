@@ -19,7 +19,7 @@ class Prepare:
     out: str | None = None
     """folder to write; the data's name and -tokens by default"""
     tokenizer: str = "train:8000"
-    """train:SIZE trains one on the text; else tokenizer.json, its folder, or a Hub id such as gpt2"""
+    """train:SIZE trains one on the text; else a tokenizer.json, its folder or a Hub id (gpt2)"""
     algorithm: Literal["bpe", "wordpiece", "unigram"] = "bpe"
     """what train:SIZE trains: byte-level BPE (GPT-2's), WordPiece (BERT's) or Unigram (T5's)"""
     held_out: float = 0.05
