@@ -168,7 +168,7 @@ class BERT(TextModel):
         input_ids: Tensor,
         mask: Tensor | None = None,
         *,
-        token_type_ids: Tensor | None = None,
+        types: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """States (b, t, d) of tokens (b, t) after the last block.
@@ -182,7 +182,7 @@ class BERT(TextModel):
             raise InputError(f"{t} tokens, the model reads {self.config.context}: cut the text")
         if positions is None:
             positions = torch.arange(t, device=input_ids.device)[None]
-        x = self.bert["embeddings"](input_ids, positions, token_type_ids)  # b t d
+        x = self.bert["embeddings"](input_ids, positions, types)  # b t d
         for block in self.bert["encoder"]["layer"]:
             x = block(x, mask)
         return x
@@ -205,7 +205,7 @@ class BERT(TextModel):
     ) -> Tensor:
         """(b, t, v) for tokens (b, t); `attention_mask` (b, t) is 1 at text, as in `encode`."""
         mask = self.text_mask(input_ids, attention_mask)[:, None, None, :]  # b 1 1 t
-        return self._product(self.head(self.hidden(input_ids, mask, token_type_ids=token_type_ids)))
+        return self._product(self.head(self.hidden(input_ids, mask, types=token_type_ids)))
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Features (b, d): the mean of the last states over the text.

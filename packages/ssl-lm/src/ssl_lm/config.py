@@ -342,7 +342,7 @@ def t5_large() -> T5Config:
 
 def t5_v1_1_small() -> T5Config:
     """T5 v1.1 small, 77 M: gated, untied, no dropout, unlabelled text only. Not run here."""
-    sizes = {"dim": 512, "depth": 8, "decoder_depth": 8, "heads": 6, "hidden": 1024}
+    sizes: Any = {"dim": 512, "depth": 8, "decoder_depth": 8, "heads": 6, "hidden": 1024}
     return T5Config(**sizes, gated=True, tied=False, dropout=0.0)
 
 
@@ -374,12 +374,7 @@ PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
         "gpt2_large": gpt2_large,
         "gpt2_xl": gpt2_xl,
     },
-    "bert": {
-        "demo": bert_demo,
-        "small": bert_small,
-        "base": bert_base,
-        "large": bert_large,
-    },
+    "bert": {"demo": bert_demo, "small": bert_small, "base": bert_base, "large": bert_large},
     "t5": {
         "demo": t5_demo,
         "small": t5_small,

@@ -104,9 +104,9 @@ GPT_FIXED = {
 
 def gpt_to_theirs(config: GPTConfig) -> dict[str, Any]:
     """config.json of transformers' GPT2LMHeadModel."""
-    more = {f"{part}_pdrop": config.dropout for part in ("embd", "attn", "resid")}
-    more["bos_token_id"] = config.eos_token_id
-    return written("gpt2", "GPT2LMHeadModel", config, GPT_NAMES, **GPT_FIXED, **more)
+    dropout = {f"{part}_pdrop": config.dropout for part in ("embd", "attn", "resid")}
+    bos = config.eos_token_id
+    return written("gpt2", "GPT2LMHeadModel", config, GPT_NAMES, **GPT_FIXED, **dropout, bos_token_id=bos)
 
 
 def gpt_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> GPTConfig:

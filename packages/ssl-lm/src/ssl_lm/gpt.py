@@ -239,7 +239,7 @@ class GPT(TextModel):
         check_sampling(temperature, **sampling)
         self._check_length(input_ids.shape[1], max_new_tokens, overflow)
         generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
-        context, eos = self.config.context, self.config.eos_token_id
+        context, half, eos = self.config.context, self.config.context // 2, self.config.eos_token_id
         done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         text, mask = input_ids, attention_mask  # b t
         # earlier tokens have keys and values in the cache: only new ones go through the network
@@ -247,8 +247,8 @@ class GPT(TextModel):
         with self.evaluating():
             for _ in range(max_new_tokens):
                 if cache.length + new.shape[1] > context:
-                    # the rest gets new positions, so all its keys have to be computed again
-                    text, mask = (x if x is None else x[:, -(context // 2) :] for x in (text, mask))
+                    # the newer half gets new positions, so its keys are computed again
+                    text, mask = text[:, -half:], None if mask is None else mask[:, -half:]
                     cache, new = self.cache(len(text), context), text
                 x = self.hidden(new, mask, cache)[:, -1]  # b d
                 token = choose(self.head(x), temperature=temperature, generator=generator, **sampling)  # b
@@ -260,7 +260,7 @@ class GPT(TextModel):
                     return
                 new = token[:, None]
                 text = torch.cat([text, new], 1)
-                mask = mask if mask is None else F.pad(mask, (0, 1), value=1)
+                mask = None if mask is None else F.pad(mask, (0, 1), value=1)
 
     def cache(self, batch: int, room: int) -> Cache:
         """An empty cache for up to `room` tokens of `batch` texts."""

@@ -148,8 +148,8 @@ def spans(config: T5Config) -> View:
 
 def _spans(config: T5Config, sample: Sample, rng: np.random.Generator) -> Sample:
     pad, eos, first = needed(config, "pad_token_id", "eos_token_id", "first_sentinel")
-    lengths = {"density": config.density, "mean_span": config.mean_span}
-    noise = noise_spans(1, config.window, generator=_generator(rng), **lengths)  # 1 t
+    generator, density, mean_span = _generator(rng), config.density, config.mean_span
+    noise = noise_spans(1, config.window, density=density, mean_span=mean_span, generator=generator)  # 1 t
     special = {"first_sentinel": first, "sentinels": config.sentinels, "eos_token_id": eos, "pad_token_id": pad}
     inputs, labels = corrupt_spans(sample["input_ids"][None], noise, **special)
     documents, of_labels = corrupt_documents(sample["documents"][None], noise)
