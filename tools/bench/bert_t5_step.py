@@ -20,6 +20,7 @@ from measure import Case, Settings, Work
 from step import Contender, as_fit, as_trainer, work
 from torch import Tensor
 
+from ssl_core.hub.layout import layout_of
 from ssl_core.method import Recipe, load
 from ssl_lm.config import RECIPES
 from ssl_train.data.loader import collate
@@ -82,7 +83,7 @@ def transformers(method: Any, batch: dict[str, Tensor]) -> Contender:
 
     with tempfile.TemporaryDirectory() as folder:
         method.save_pretrained(folder)
-        name = method.layout().to_theirs(method.config)["architectures"][0]
+        name = layout_of(method).to_theirs(method.config)["architectures"][0]
         model: Any = getattr(peer, name).from_pretrained(folder).train()
     inputs = {"input_ids": batch["input_ids"], "labels": batch["labels"]}
     if "positions" in batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import json
 import os
 import shutil
@@ -10,19 +11,34 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
+from ssl_lm import BERT, GPT, T5, BERTConfig, GPTConfig, T5Config
+from ssl_lm.config import RECIPES
 from ssl_lm.corpus import open_text
 from ssl_lm.shards import META, VERSION, token_type, write_shard
 from ssl_lm.tokenizer import fingerprint, save_tokenizer, train_tokenizer
 from ssl_testing.conformance import Conformance
+from ssl_train.options import RunOptions
+from ssl_train.run import train
 
 sys.modules["tiny_text"] = sys.modules[__name__]
 
 VOCABULARY = 400
-IDS = {"pad_token_id": 0, "eos_token_id": 3}
-"""Of the tokenizer below; unk 1, cls 2, sep 3, mask 4, first sentinel 399."""
+IDS: Any = {"pad_token_id": 0, "eos_token_id": 3}
+"""Special tokens of `tiny_tokenizer`."""
+BERT_IDS: Any = {
+    **IDS,
+    "unk_token_id": 1,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+    "mask_token_id": 4,
+    "first_sentinel": 399,
+}
 NAMES = "alpha beta gamma delta value index total result left right width height".split()
 _HOME = Path(tempfile.gettempdir(), f"ssl-lm-tests-{os.getpid()}")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
@@ -48,7 +64,7 @@ def tiny_tokenizer():
 
 
 def write_prepared(folder: Path, window: int, stride: int, windows: int = 64, held_out: int = 8) -> Path:
-    """A folder as `prepare` makes it, of exactly so many windows for training and for test; a document every 12 lines."""
+    """A folder as `prepare` makes it, with exactly so many windows; a document has 12 lines."""
     folder.mkdir(parents=True)
     tokenizer = tiny_tokenizer()
     save_tokenizer(tokenizer, folder)
@@ -64,12 +80,57 @@ def write_prepared(folder: Path, window: int, stride: int, windows: int = 64, he
         tokens = np.concatenate(parts)[:wanted]
         array = np.array(ends, np.int64).reshape(-1, 2)
         splits[split] = [write_shard(folder / f"{split}-00000", tokens, array, size, 3, fingerprint(tokenizer))]
-    meta = {
-        "format": VERSION, "vocab_size": VOCABULARY, "eos_token_id": 3, "dtype": "uint16",
-        "tokenizer": fingerprint(tokenizer), "source": "tiny", "left_out": [], "splits": splits,
-    }  # fmt: skip
+    meta = {"format": VERSION, "vocab_size": VOCABULARY, "eos_token_id": 3, "dtype": "uint16"}
+    meta |= {"tokenizer": fingerprint(tokenizer), "source": "tiny", "left_out": [], "splits": splits}
     (folder / META).write_text(json.dumps(meta))
     return folder
+
+
+def gpt_config(**changes: Any) -> GPTConfig:
+    """A small GPT for `tiny_tokenizer`."""
+    sizes: Any = {"vocab_size": VOCABULARY, "context": 24, "dim": 32, "depth": 2, "heads": 2}
+    return GPTConfig(**{**IDS, **sizes, **changes})
+
+
+def bert_config(**changes: Any) -> BERTConfig:
+    """A small BERT for `tiny_tokenizer`."""
+    sizes: Any = {"vocab_size": VOCABULARY, "context": 24, "dim": 16, "depth": 1, "heads": 2}
+    return BERTConfig(**{**BERT_IDS, **sizes, **changes})
+
+
+def t5_config(**changes: Any) -> T5Config:
+    """A small T5 for `tiny_tokenizer`."""
+    sizes: Any = {"vocab_size": VOCABULARY, "context": 24, "dim": 16, "depth": 1, "decoder_depth": 1, "heads": 2}
+    return T5Config(**{**IDS, **sizes, "head_dim": 8, "hidden": 24, "first_sentinel": 399, **changes})
+
+
+RUN = gpt_config(epochs=12, batch_size=8, base_lr=0.16, warmup_epochs=1, precision="fp32")
+"""Config of the `run` fixture."""
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a GPT trained for a few seconds; its text lies beside it in `data`."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    data = write_prepared(out.parent / "data", RUN.window, RUN.stride)
+    recipe = dataclasses.replace(RECIPES["gpt"], settle=None)
+    train(recipe, RUN, data=data, out=out, options=RunOptions(workers=0, device="cpu"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def gpt(run: Path) -> GPT:
+    return GPT.from_pretrained(run)
+
+
+@pytest.fixture
+def untrained() -> dict[str, Any]:
+    """BERT, with and without whole words, and T5, with new weights."""
+    torch.manual_seed(0)
+    models = {"bert": BERT(bert_config()), "whole words": BERT(bert_config(whole_words=True)), "t5": T5(t5_config())}
+    for method in models.values():
+        method.eval().tokenizer = tiny_tokenizer()
+    return models
 
 
 def open_windows(data, *, config, split="train"):
@@ -89,6 +150,3 @@ class TextConformance(Conformance):
 
     def write_data(self, folder):
         return write_prepared(folder, self.config.window, self.config.stride)
-
-
-__all__ = ["IDS", "VOCABULARY", "TextConformance", "tiny_tokenizer", "write_prepared", "write_text"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tiny_text import IDS, VOCABULARY, TextConformance
+from tiny_text import TextConformance, gpt_config
 
-from ssl_lm.config import RECIPES, GPTConfig
+from ssl_lm.config import RECIPES
 
 
 class TestGPT(TextConformance):
     recipe = RECIPES["gpt"]
-    config = GPTConfig(vocab_size=VOCABULARY, context=12, dim=16, depth=1, heads=2, dropout=0.1, **IDS)
+    config = gpt_config(context=12, dim=16, depth=1, dropout=0.1)

@@ -7,25 +7,23 @@ import pickle
 
 import numpy as np
 import torch
-from tiny_text import IDS, VOCABULARY, TextConformance, open_windows, tiny_tokenizer
+from tiny_text import TextConformance, bert_config, open_windows, tiny_tokenizer
 
-from ssl_lm.bert import BERT, word_starts
-from ssl_lm.config import RECIPES, BERTConfig
+from ssl_lm.bert import BERT
+from ssl_lm.config import RECIPES
+from ssl_lm.masking import word_starts
 from ssl_lm.views import masked
 
 
 class TestBERT(TextConformance):
     recipe = RECIPES["bert"]
-    config = BERTConfig(
-        vocab_size=VOCABULARY, context=14, dim=16, depth=1, heads=2, hidden=24, dropout=0.1, clip_grad=None,
-        unk_token_id=1, cls_token_id=2, sep_token_id=3, mask_token_id=4, first_sentinel=399, **IDS,
-    )  # fmt: skip
+    config = bert_config(context=14, hidden=24, dropout=0.1, clip_grad=None)
 
 
 WHOLE_WORDS = dataclasses.replace(TestBERT.config, whole_words=True, context=62, mask_rate=0.3)
 
 
-def test_whole_words_are_masked_where_they_are_asked_for():
+def test_whole_words_are_masked_if_the_config_says_so():
     config = WHOLE_WORDS
     source = BERT(config).attach(open_windows(None, config=config))
     view, starts = masked(config), word_starts(tiny_tokenizer())
@@ -41,7 +39,7 @@ def test_whole_words_are_masked_where_they_are_asked_for():
         assert 0 < len(positions) <= config.masked == 18
 
 
-def test_a_document_begins_with_a_word_and_the_words_go_to_another_process():
+def test_a_document_begins_with_a_word_also_in_another_process():
     source = BERT(WHOLE_WORDS).attach(open_windows(None, config=WHOLE_WORDS))
     copy, borders = pickle.loads(pickle.dumps(source)), 0
     for index in range(len(source)):

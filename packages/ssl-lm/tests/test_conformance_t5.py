@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from tiny_text import IDS, VOCABULARY, TextConformance
+from tiny_text import TextConformance, t5_config
 
-from ssl_lm.config import RECIPES, T5Config
+from ssl_lm.config import RECIPES
 
 
 class TestT5(TextConformance):
     recipe = RECIPES["t5"]
-    config = T5Config(
-        vocab_size=VOCABULARY, context=14, dim=16, depth=1, decoder_depth=1, heads=2, head_dim=8, hidden=24,
-        gated=True, tied=False, dropout=0.1, first_sentinel=399, clip_grad=None, **IDS,
-    )  # fmt: skip
+    config = t5_config(context=14, gated=True, tied=False, dropout=0.1, clip_grad=None)

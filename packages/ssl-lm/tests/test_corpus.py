@@ -39,7 +39,7 @@ def test_windows_make_every_token_a_target_exactly_once(prepared):
     assert source.name(1) == "train tokens 10 to 20"
 
 
-def test_tokens_know_their_document(prepared):
+def test_every_token_has_the_number_of_its_document(prepared):
     source = open_text(prepared, config=CONFIG)
     for i in range(64):
         sample = source.load(i)
@@ -112,7 +112,7 @@ class TestRawText:
         source = open_text(tmp_path / name, config=CONFIG)
         assert source.raw == ["a, b", "c"] and source.classes == ["no", "yes"] and source.labels.tolist() == [1, 0]
 
-    def test_other_separators_than_line_feeds_are_text(self, tmp_path):
+    def test_only_line_feeds_separate_lines(self, tmp_path):
         texts = ["a\u2028b\x85c\x0b\x0c\x1c", 'd\r\n"e"\nf\r']
         with (tmp_path / "x.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["text"], *([text] for text in texts)])
@@ -129,11 +129,12 @@ class TestRawText:
             ("x.txt", b"\xff\xfe", "is not UTF-8"),
             ("x.csv", b"words\na\n", "no rows with a column `text`"),
             ("x.csv", b"text\n", "has no row"),
-            ("x.jsonl", b"[1]\n", "no rows with a column `text`"),
+            ("x.jsonl", b"[1]\n", "is no object"),
+            ("x.jsonl", b'{"text": "a"}\n{"label": "b"}\n', "line 2 has no `text`"),
         ],
         ids=str,
     )
-    def test_what_is_no_text_is_named(self, name, content, message, tmp_path):
+    def test_a_file_that_is_not_text_is_named(self, name, content, message, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
             open_text(tmp_path / name, config=CONFIG)
@@ -172,7 +173,7 @@ def test_the_standard_library_is_split_by_module(tmp_path, monkeypatch):
     assert len(open_text("stdlib", config=config)) == len(parts["train"]), "it is prepared once"
 
 
-def test_the_views_cut_pad_and_count():
+def test_views_cut_and_pad_and_the_bag_counts():
     long, short = torch.arange(1, 30), torch.tensor([5, 6])
     view = whole_text(CONFIG)
     assert view({"input_ids": long})["views"][0].tolist() == list(range(1, 11))

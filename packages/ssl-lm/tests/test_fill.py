@@ -1,4 +1,4 @@
-"""`ssl-lm fill`: words for a mask, and what is said where there are none."""
+"""`ssl-lm fill`: words for a mask, and the errors if there are none."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_text import IDS, VOCABULARY, tiny_tokenizer
+from tiny_text import VOCABULARY, bert_config, tiny_tokenizer
 
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
-from ssl_lm.bert import BERT, word_starts
-from ssl_lm.config import RECIPES, BERTConfig, bert_base, bert_demo, bert_large, bert_small
+from ssl_lm.bert import BERT
+from ssl_lm.config import RECIPES
 from ssl_lm.fill import fill
+from ssl_lm.masking import word_starts
 from ssl_lm.tokenizer import train_tokenizer
 from ssl_lm.verbs import VERBS
 from ssl_train.cli.main import main
 
-CONFIG = BERTConfig(
-    vocab_size=VOCABULARY, context=32, dim=16, depth=1, heads=2, unk_token_id=1, cls_token_id=2, sep_token_id=3,
-    mask_token_id=4, first_sentinel=399, **IDS,
-)  # fmt: skip
+CONFIG = bert_config(context=32)
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def test_the_command_prints_them(bert, tmp_path, capsys):
     assert lines[1].split()[1] == "=" and lines[2].split()[1] == "+"
 
 
-def test_ids_that_a_folder_does_not_say_come_from_its_tokenizer(bert, tmp_path):
+def test_special_tokens_that_a_config_leaves_open_come_from_the_tokenizer(bert, tmp_path):
     folder = bert.save_pretrained(tmp_path / "run")
     bert.config = dataclasses.replace(CONFIG, mask_token_id=None, cls_token_id=None, sep_token_id=None)
     folder = bert.save_pretrained(tmp_path / "again")
@@ -82,7 +80,7 @@ def test_another_tokenizer_than_the_models_is_an_error(bert, tmp_path):
     ("text", "top_k", "reason"),
     [("no mask", 5, r"has no \[MASK\]"), ("[MASK]" * 40, 5, "40 tokens, the model reads 30"), ("[MASK]", 0, "top_k")],
 )
-def test_what_cannot_be_filled_is_an_error(bert, text, top_k, reason):
+def test_texts_that_cannot_be_filled_are_errors(bert, text, top_k, reason):
     with pytest.raises(InputError, match=reason):
         fill(bert, text, top_k=top_k)
 
@@ -101,14 +99,3 @@ def test_words_begin_where_the_tokenizer_says():
     letters = tiny_tokenizer()
     ids = letters.encode("total = width").ids
     assert int(word_starts(letters)[ids].sum()) == 2, "the two with a space; what begins the text has none"
-
-
-def test_presets_have_the_papers_sizes():
-    with torch.device("meta"):
-        sizes = {p.__name__: sum(w.numel() for w in BERT(p()).parameters()) for p in (bert_base, bert_large)}
-    assert sizes == {"bert_base": 109_514_298, "bert_large": 335_174_458}
-    for preset in (bert_demo, bert_small):
-        assert preset().vocab_size is None, "the tokenizer decides"
-        with pytest.raises(ConfigError, match="vocab_size"):
-            BERT(preset())
-    assert RECIPES["bert"].name == "bert"

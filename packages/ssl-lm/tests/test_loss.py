@@ -1,4 +1,4 @@
-"""The loss without logits, against plain Python, torch's own, and itself in several processes."""
+"""The loss without logits, against plain Python, its definition and itself in two processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_core import distributed
-from ssl_lm.loss import linear_cross_entropy, linear_nll
+from ssl_lm.loss import cross_entropy, linear_cross_entropy, linear_nll
 from ssl_testing import children
 from ssl_train.processes import process_group
 
@@ -24,7 +24,7 @@ def inputs(n=23, d=7, v=31, dtype=torch.float64, seed=0):
     return hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), labels
 
 
-def test_it_is_the_mean_of_minus_log_p_over_the_labels_that_count():
+def test_the_loss_is_the_mean_of_minus_log_p_over_the_labels_that_count():
     hidden, weight, bias, labels = inputs()
     total, count = 0.0, 0
     for h, y in zip(hidden.tolist(), labels.tolist(), strict=True):
@@ -36,22 +36,23 @@ def test_it_is_the_mean_of_minus_log_p_over_the_labels_that_count():
         ]
         total += math.log(sum(map(math.exp, z))) - z[y]
         count += 1
-    assert linear_cross_entropy(hidden, weight, labels, bias).item() == pytest.approx(total / count, rel=1e-12)
+    for loss in (cross_entropy, linear_cross_entropy):
+        assert loss(hidden, weight, labels, bias).item() == pytest.approx(total / count, rel=1e-12)
     assert linear_nll(hidden, weight, labels, bias).sum().item() == pytest.approx(total, rel=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 23, 100, None])
 @pytest.mark.parametrize("biased", [True, False])
-def test_gradients_are_those_of_whole_logits_however_many_rows_are_held(rows, biased):
+def test_gradients_are_those_of_the_definition_for_any_number_of_rows(rows, biased):
     hidden, weight, bias, labels = inputs()
     wanted = (hidden, weight, bias) if biased else (hidden, weight)
     ours = 3 * linear_cross_entropy(hidden, weight, labels, bias if biased else None, rows=rows)
-    whole = 3 * F.cross_entropy(F.linear(hidden, weight, bias if biased else None), labels)
+    whole = 3 * cross_entropy(hidden, weight, labels, bias if biased else None)
     for a, b in zip(torch.autograd.grad(ours, wanted), torch.autograd.grad(whole, wanted), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
 
 
-def test_a_frozen_head_and_frozen_features_are_left_alone():
+def test_a_frozen_head_gets_no_gradient_and_no_grad_gives_none():
     hidden, weight, _, labels = inputs()
     linear_cross_entropy(hidden, weight.detach(), labels).backward()
     assert weight.grad is None and hidden.grad is not None
@@ -66,7 +67,7 @@ def test_without_a_label_the_loss_and_its_gradient_are_zero():
     assert all((g == 0).all() for g in torch.autograd.grad(loss, (hidden, weight, bias)))
 
 
-def test_a_second_backward_pass_is_refused_rather_than_wrong():
+def test_a_second_backward_pass_is_an_error():
     hidden, weight, _, labels = inputs()
     loss = linear_cross_entropy(hidden, weight, labels)
     loss.backward(retain_graph=True)
@@ -121,7 +122,7 @@ def test_the_mean_over_ranks_with_unequal_numbers_of_labels_is_exact():
     hidden, weight, _, labels = inputs(n=24)
     labels[:12] = -100
     labels[3] = 1
-    whole = F.cross_entropy(hidden @ weight.T, labels)
+    whole = cross_entropy(hidden, weight, labels)
     expected = torch.autograd.grad(whole, weight)[0]
 
     def step():

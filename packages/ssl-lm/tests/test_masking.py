@@ -1,4 +1,4 @@
-"""What BERT has to predict: the law of its masks, and what is never masked."""
+"""Masking for BERT: the distribution of the masks, and the tokens that are never masked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ssl_core.errors import InputError
-from ssl_lm.bert import document_positions, mask_tokens, same_document
+from ssl_lm.attention import document_positions, same_document
+from ssl_lm.masking import mask_tokens, select_words
 
 VOCAB, PAD, CLS, SEP, MASK = 1000, 0, 2, 3, 4
 SPECIAL = (0, 1, 2, 3, 4, 998, 999)
@@ -112,13 +113,11 @@ def test_whole_words_are_hidden_together_and_fill_the_budget_as_the_authors_code
 
 @pytest.mark.parametrize("seed", range(5))
 def test_whole_words_are_chosen_as_a_loop_chooses_them(seed):
-    from ssl_lm.bert import _select_words
-
     generator = torch.Generator().manual_seed(seed)
     words = (torch.rand(20, 50, generator=generator) < 0.4).cumsum(1) - 1
     noise = torch.rand(20, 50, generator=generator)
     wanted = torch.randint(1, 12, (20,), generator=generator)
-    selected = _select_words(words, wanted, noise)
+    selected = select_words(words, wanted, noise)
     for row in range(20):
         lengths = {w: int((words[row] == w).sum()) for w in words[row].tolist() if w >= 0}
         room, taken = max(int(wanted[row]), min(lengths.values())), set()

@@ -25,13 +25,15 @@ from ssl_train.optim import build_optimizer
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+TOKENS: Any = {"unk_token_id": 1, "cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}
+
 
 def theirs(**changes: Any) -> transformers.BertForMaskedLM:
     """A small random model; biases and norms are random too."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "intermediate_size": 48, "max_position_embeddings": 24, **changes}  # fmt: skip
-    model = transformers.BertForMaskedLM(transformers.BertConfig(**sizes))
+    sizes = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 24}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**{**sizes, **layers, **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -53,9 +55,8 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def config(**changes: Any) -> BERTConfig:
-    small = {"vocab_size": 120, "context": 24, "dim": 32, "depth": 2, "heads": 4, "hidden": 48, "unk_token_id": 1,
-             "cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}  # fmt: skip
-    return BERTConfig(**{**small, **changes})
+    small = {"vocab_size": 120, "context": 24, "dim": 32, "depth": 2, "heads": 4, "hidden": 48}
+    return BERTConfig(**{**small, **TOKENS, **changes})
 
 
 def random_bert() -> BERT:
@@ -103,8 +104,7 @@ def test_the_gradient_is_theirs(folder):
 
 def test_training_on_our_batches_goes_as_theirs_does(folder):
     ours = BERT.from_pretrained(folder).train()
-    settings = dataclasses.replace(ours.config, vocab_size=120, unk_token_id=1, cls_token_id=2, sep_token_id=3,
-                                   mask_token_id=4, dropout=0.0, base_lr=0.1)  # fmt: skip
+    settings = dataclasses.replace(ours.config, vocab_size=120, dropout=0.0, base_lr=0.1, **TOKENS)
     ours.config, model = settings, theirs(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
     for block in ours.modules():
         if hasattr(block, "dropout"):
@@ -177,7 +177,7 @@ def test_tied_weights_are_stored_once(tmp_path):
 
 
 def test_old_spellings_load(folder):
-    """Norms as TensorFlow's converter named them, aliases of tied weights, the heads that we have no use for."""
+    """TensorFlow's names of norms, aliases of tied weights, heads that we do not have."""
     path = folder / "model.safetensors"
     state = load_file(path)
     expected = BERT.from_pretrained(folder).state_dict()
@@ -212,9 +212,16 @@ def test_a_model_without_head_says_what_is_missing(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("hidden_act", "relu"), ("position_embedding_type", "relative_key"), ("is_decoder", True), ("model_type", "gpt2"),
-     ("hidden_size", 33), ("num_attention_heads", "4"), ("vocab_size", -1)],
-)  # fmt: skip
+    [
+        ("hidden_act", "relu"),
+        ("position_embedding_type", "relative_key"),
+        ("is_decoder", True),
+        ("model_type", "gpt2"),
+        ("hidden_size", 33),
+        ("num_attention_heads", "4"),
+        ("vocab_size", -1),
+    ],
+)
 def test_an_architecture_that_we_do_not_have_is_refused(folder, key, value):
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))

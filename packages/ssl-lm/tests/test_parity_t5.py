@@ -1,4 +1,4 @@
-"""T5 computes and says what transformers' T5ForConditionalGeneration does, v1.0 and v1.1; folders go both ways."""
+"""T5 v1.0 and v1.1 give the numbers and answers of transformers'; folders go both ways."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ VARIANTS = {"v1.0": {}, "v1.1": {"gated": True, "tied": False}}
 def random_t5(variant: str = "v1.0", seed: int = 0, **changes: Any) -> T5:
     """A small random model whose attention is not uniform: three times the usual weights."""
     torch.manual_seed(seed)
-    small = {"vocab_size": 120, "first_sentinel": 119, "sentinels": 10, "context": 40, "dim": 32, "depth": 2,
-             "decoder_depth": 2, "heads": 4, "head_dim": 8, "hidden": 48, "density": 0.3, "max_distance": 20,
-             "buckets": 16, **VARIANTS[variant], **changes}  # fmt: skip
-    model = T5(T5Config(**small))
+    sizes = {"context": 40, "dim": 32, "depth": 2, "decoder_depth": 2, "heads": 4, "head_dim": 8, "hidden": 48}
+    tokens = {"vocab_size": 120, "first_sentinel": 119, "sentinels": 10, "density": 0.3}
+    positions = {"max_distance": 20, "buckets": 16}
+    model = T5(T5Config(**{**sizes, **tokens, **positions, **VARIANTS[variant], **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -91,7 +91,7 @@ def test_the_encoder_is_theirs(pair):
 @pytest.mark.parametrize("beams", [1, 2, 4])
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
 def test_generation_is_theirs(pair, beams, penalty):
-    """Of 24 texts; the end is a token that is said often, so that some end early and some at the limit."""
+    """24 texts; the end is a frequent token, so that some end early and some at the limit."""
     ours, theirs = pair
     torch.manual_seed(3)
     tokens = torch.randint(2, 110, (24, 12))
@@ -99,10 +99,8 @@ def test_generation_is_theirs(pair, beams, penalty):
     ours.config = dataclasses.replace(ours.config, eos_token_id=often(ours, tokens, beams))
     theirs.generation_config.eos_token_id = ours.config.eos_token_id
     answers = ours.generate(tokens, max_new_tokens=14, num_beams=beams, length_penalty=penalty)
-    expected = theirs.generate(
-        tokens, attention_mask=(tokens != 0).long(), max_new_tokens=14, num_beams=beams, do_sample=False,
-        length_penalty=penalty if beams > 1 else 1.0,
-    )[:, 1:]  # fmt: skip
+    options = {"max_new_tokens": 14, "num_beams": beams, "length_penalty": penalty if beams > 1 else 1.0}
+    expected = theirs.generate(tokens, attention_mask=(tokens != 0).long(), do_sample=False, **options)[:, 1:]
     end = ours.config.eos_token_id
     assert [cut(row, end) for row in answers.tolist()] == [cut(row, end) for row in expected.tolist()]
     lengths = {len(cut(row, end)) for row in answers.tolist()}
@@ -117,7 +115,7 @@ def often(model: T5, tokens: Tensor, beams: int) -> int:
 
 
 def cut(row: list[int], end: int = 1) -> list[int]:
-    """An answer up to its end; transformers fills up with the end token where the pad token is 0, ours with padding."""
+    """An answer up to its end: transformers fills up with end tokens, ours with padding."""
     return row[: row.index(end) + 1] if end in row else row
 
 
@@ -165,12 +163,9 @@ def test_what_transformers_saves_is_read_again(pair, tmp_path):
 @pytest.mark.parametrize("kind", ["relu", "gated-gelu"])
 def test_a_folder_of_transformers_alone_is_read(tmp_path, kind):
     torch.manual_seed(0)
-    theirs = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=120, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj=kind,
-            tie_word_embeddings=kind == "relu",
-        )
-    ).eval()  # fmt: skip
+    sizes = {"vocab_size": 120, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = transformers.T5Config(**sizes, feed_forward_proj=kind, tie_word_embeddings=kind == "relu")
+    theirs = transformers.T5ForConditionalGeneration(config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     ours = T5.from_pretrained(tmp_path / "theirs")
     tokens, mask = texts()
@@ -226,9 +221,8 @@ def test_packed_documents_do_not_see_each_other():
     inputs = model.shift(said)
 
     def loss(tokens: Tensor, inputs: Tensor) -> Tensor:
-        batch = {"input_ids": tokens, "labels": labels, "decoder_input_ids": inputs, "documents": documents,
-                 "label_documents": of_labels}  # fmt: skip
-        return model(batch, 0.0)["loss"]
+        packed = {"documents": documents, "label_documents": of_labels}
+        return model({"input_ids": tokens, "labels": labels, "decoder_input_ids": inputs, **packed}, 0.0)["loss"]
 
     other, others_inputs = tokens.clone(), inputs.clone()
     other[:, :8], others_inputs[:, :6] = 5, 7
@@ -246,7 +240,7 @@ def test_the_first_loss_is_that_of_guessing():
         assert loss == pytest.approx(torch.tensor(120.0).log().item() + 0.5, abs=0.3)  # logits of variance 1
 
 
-def test_generation_leaves_the_mode_and_refuses_nothing_to_say():
+def test_generation_restores_the_mode_and_needs_a_token_and_a_beam():
     model = random_t5()
     tokens, _ = texts()
     model.train().generate(tokens, max_new_tokens=2)
@@ -259,7 +253,7 @@ def test_generation_leaves_the_mode_and_refuses_nothing_to_say():
             model.generate(tokens, **changes)
 
 
-def test_nothing_warns_about_ties(tmp_path):
+def test_opening_our_folder_warns_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         opened(random_t5(), tmp_path / "ours")

@@ -1,4 +1,4 @@
-"""From texts to tokens on disk: nothing is lost, what is done is not done again, what cannot be read is named."""
+"""From texts to tokens on disk: nothing is lost or done twice, unreadable files are named."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = GPTConfig(vocab_size=400, context=8, dim=8, depth=1, heads=1, eos_token_
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """30 documents, and a hidden file that is none."""
+    """30 documents, and a hidden file that is not one."""
     (tmp_path / "texts" / "deep").mkdir(parents=True)
     for i in range(30):
         (tmp_path / "texts" / ("deep" if i % 3 else "") / f"{i:02d}.txt").write_text(write_text(20, seed=i))
@@ -53,14 +53,14 @@ def test_every_document_comes_back_in_one_of_the_splits_with_an_eos_behind_it(fo
     assert special_ids(source.tokenizer)["first_sentinel"] == source.tokenizer.get_vocab_size() - 1
 
 
-def test_processes_write_what_one_writes(folder, tmp_path, monkeypatch):
+def test_two_processes_write_what_one_writes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
     a = prepare_text(folder, tmp_path / "a", tokenizer="train:500", workers=0)
     b = prepare_text(folder, tmp_path / "b", tokenizer="train:500", workers=2)
     assert a == b and len(a["splits"]["train"]) > 5
 
 
-def test_the_same_call_again_does_nothing_and_a_changed_shard_is_written_again(folder, tmp_path, monkeypatch):
+def test_a_second_call_writes_only_a_damaged_shard(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     first = prepare_text(folder, out, tokenizer="train:500", workers=0)
     before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
@@ -74,7 +74,7 @@ def test_the_same_call_again_does_nothing_and_a_changed_shard_is_written_again(f
     assert shard.read_bytes() != bytes(data)
 
 
-def test_a_killed_preparation_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+def test_a_killed_preparation_resumes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
     whole = prepare_text(folder, tmp_path / "whole", tokenizer="train:500", workers=0)
     write, written = prepare_module.write_shard, []
@@ -230,7 +230,7 @@ def test_a_few_files_that_are_no_text_are_left_out_and_named_and_many_are_refuse
     ],
     ids=str,
 )
-def test_what_cannot_be_prepared_is_said_in_a_line(data, options, message, tmp_path, monkeypatch):
+def test_errors_of_preparation_are_one_line(data, options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("hollow").mkdir()
     Path("t.txt").write_text(write_text())
@@ -249,7 +249,7 @@ def test_a_data_set_of_the_datasets_library_is_prepared(tmp_path):
     assert texts(tmp_path / "out", "train") + texts(tmp_path / "out", "test") == rows
 
 
-def test_a_data_set_is_opened_once_and_its_rows_count_as_bytes(tmp_path, monkeypatch):
+def test_a_data_set_is_opened_once_and_a_row_counts_as_so_many_bytes(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     (tmp_path / "rows").mkdir()
     rows = [write_text(5, seed=i) for i in range(40)]

@@ -1,4 +1,4 @@
-"""What T5 has to restore: the law of its spans, the published example, and that nothing is lost."""
+"""Span corruption: the distribution of the spans, the published example, and its inversion."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ssl_core.errors import InputError
 from ssl_lm.config import T5Config
-from ssl_lm.t5 import corrupt_documents, corrupt_spans, noise_spans, relative_buckets
+from ssl_lm.spans import corrupt_documents, corrupt_spans, noise_spans
+from ssl_lm.t5 import relative_buckets
 
 FIRST, EOS, PAD = 32099, 1, 0
 
 
 def restored(inputs: list[int], targets: list[int], first: int = FIRST) -> list[int]:
-    """The text before the corruption, by the meaning of the sentinels and nothing else."""
+    """The text before the corruption, from the meaning of the sentinels alone."""
     spans: dict[int, list[int]] = {}
     current = None
     for token in targets[: targets.index(EOS)]:
@@ -35,7 +36,7 @@ def mask_of(removed: str) -> Tensor:
     return torch.tensor([[letter == "x" for letter in removed]])
 
 
-def test_the_papers_example_comes_out_of_its_mask():
+def test_the_papers_example():
     words = "Thank you for inviting me to your party last week .".split()
     numbers = {word: 100 + i for i, word in enumerate(words)}
     names = {number: word for word, number in numbers.items()} | {
@@ -96,7 +97,7 @@ def test_density_and_mean_span_are_those_asked_for():
 
 
 def test_lengths_of_spans_are_a_uniform_choice_of_cuts():
-    """Of 4 tokens in 2 spans the first has 1, 2 or 3, each a third of the time; kept ones are independent of it."""
+    """The first of 2 spans of 4 tokens has 1, 2 or 3, each equally often, and so do kept ones."""
     rows = 30_000
     noise = noise_spans(rows, 8, density=0.5, mean_span=2.0, generator=torch.Generator().manual_seed(1))
     seen: dict[tuple[int, ...], int] = {}

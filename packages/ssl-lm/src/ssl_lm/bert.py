@@ -2,22 +2,24 @@
 
     selected   15 % of a sequence's ordinary tokens, drawn anew every time it is read
     input      of those 80 % [MASK], 10 % another ordinary token, 10 % unchanged
-    loss       cross-entropy of the selected tokens under  softmax(LN(gelu(W h)) · Eᵀ + b),  E the word embeddings
+    loss       cross-entropy of the selected tokens under  softmax(LN(gelu(W h)) · Eᵀ + b)
 
-Post-norm blocks, learned positions, LayerNorm eps 1e-12, exact GELU; every matrix starts from N(0, 0.02²)
-(`init_std`), every bias at 0. The head sees the selected positions only: logits of the others are never made.
+E are the word embeddings. Post-norm blocks, learned positions, LayerNorm eps 1e-12, exact GELU;
+every matrix starts from N(0, 0.02²) (`init_std`), every bias at 0. The head sees the selected
+positions only: logits of the others are never built. `masking.py` selects and replaces; `loss.py`
+has the equation of the loss and its fast form.
 
-Deviations. Masks are dynamic and there is no next-sentence task (RoBERTa, arXiv 1907.11692, found both better); a
-random replacement is never a special token, where the authors' code draws from the whole vocabulary. Documents packed
-into one row do not see each other, and positions begin anew with each. Sentence pairs are read (`token_type_ids`),
-not trained on. AdamW's eps is 1e-8, not 1e-6.
+Deviations. Masks are dynamic and there is no next-sentence task (RoBERTa, arXiv 1907.11692, found
+both better). A random replacement is never a special token; the authors' code draws from the whole
+vocabulary. Documents packed into one row do not see each other, and positions start again with
+each. Sentence pairs are read (`token_type_ids`), not trained on. AdamW's eps is 1e-8, not 1e-6.
 
-Expected (the paper, table 1): BERT-base 79.6, BERT-large 82.1 mean GLUE score after fine-tuning. Not run here.
+Expected (the paper, table 1): BERT-base 79.6, BERT-large 82.1 mean GLUE score after fine-tuning.
+Not run here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,138 +29,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.errors import InputError
-from ssl_core.hub.layout import Layout
-from ssl_lm.attention import attend, attention_weights
+from ssl_lm.attention import attend, attention_weights, document_positions, same_document
 from ssl_lm.config import BERTConfig
-from ssl_lm.loss import IGNORED, linear_cross_entropy, linear_nll
+from ssl_lm.loss import accuracy, linear_cross_entropy, linear_nll
+from ssl_lm.masking import WithWords, word_starts
 from ssl_lm.text_model import TextModel, init_weights, text_mean
 from ssl_lm.tokenizer import settled
 
-NEVER = 2.0  # above every uniform draw
-
-
-def mask_tokens(
-    input_ids: Tensor,
-    *,
-    vocab_size: int,
-    mask_token_id: int,
-    special_ids: Sequence[int],
-    rate: float = 0.15,
-    count: int | None = None,
-    words: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """BERT's corruption of (b, t) tokens -> (inputs, labels), labels -100 where nothing is to be predicted.
-
-    Of every row's tokens that are not in `special_ids`, `rate` are selected, at least one: the product is rounded up or
-    down at random, so that its mean is exact. `count` fixes the number instead. With `words` (b, t), the number of the
-    word that a token belongs to (-1: none), whole words are selected in random order, and one that would exceed the
-    number is passed over (whole-word masking of the authors' later code).
-    80 % of the selected become `mask_token_id`, 10 % a random ordinary token, 10 % stay; each token for itself.
-    Raises InputError for tokens outside the vocabulary and for a row of special tokens only.
-    """
-    b, t = input_ids.shape
-    draw = lambda *shape: torch.rand(shape, generator=generator, device=input_ids.device)  # noqa: E731
-    if input_ids.min() < 0 or input_ids.max() >= vocab_size:
-        raise InputError(f"tokens {int(input_ids.min())} … {int(input_ids.max())} of a vocabulary of {vocab_size}: "
-                         "another tokenizer made them")  # fmt: skip
-    ordinary = torch.ones(vocab_size, dtype=torch.bool, device=input_ids.device)
-    ordinary[torch.as_tensor([*special_ids, mask_token_id], device=input_ids.device)] = False
-    maskable = ordinary[input_ids]
-    available = maskable.sum(1)
-    if not available.all():
-        raise InputError("a sequence holds special tokens only: there is nothing to mask, leave it out")
-    wanted = torch.full((b,), count, device=input_ids.device) if count else (rate * available + draw(b)).floor().long()
-    wanted = torch.minimum(wanted.clamp(min=1), available)
-    if words is None:
-        rank = draw(b, t).masked_fill(~maskable, NEVER).argsort(1).argsort(1)
-        selected = rank < wanted[:, None]
-    else:
-        selected = _select_words(words.masked_fill(~maskable, -1), wanted, draw(b, t))
-    roll, choices = draw(b, t), ordinary.nonzero()[:, 0]
-    other = choices[torch.randint(len(choices), (b, t), generator=generator, device=input_ids.device)]
-    inputs = torch.where(selected & (roll < 0.8), mask_token_id, input_ids)
-    inputs = torch.where(selected & (roll >= 0.8) & (roll < 0.9), other, inputs)
-    return inputs, input_ids.masked_fill(~selected, IGNORED)
-
-
-def _select_words(words: Tensor, wanted: Tensor, noise: Tensor) -> Tensor:
-    """Tokens (b, t) of whole words: in the order of `noise`, every word that still fits into `wanted` (b) tokens.
-
-    A row whose every word is longer than that gives its shortest one, so that no row is left without a target.
-    """
-    b, t = words.shape
-    column = words + 1  # 0 collects what belongs to no word
-    lengths = words.new_zeros(b, t + 1).scatter_add_(1, column, torch.ones_like(column))
-    lengths[:, 0] = 0
-    shortest = lengths.masked_fill(lengths == 0, t + 1).amin(1)
-    room = torch.maximum(wanted, shortest)[:, None]
-    order = F.pad(noise, (1, 0)).argsort(1)
-    left = lengths.gather(1, order)  # b w, lengths in random order, 0 for words that are passed over
-    while True:
-        filled = left.cumsum(1)
-        over = filled > room
-        if not over.any():
-            break
-        first = over.int().argmax(1, keepdim=True)
-        free = room - (filled - left).gather(1, first)  # what the words before the first that does not fit leave
-        passed = (torch.arange(t + 1, device=words.device) >= first) & (left > free) & over.any(1, keepdim=True)
-        left = left.masked_fill(passed, 0)
-    chosen = torch.zeros_like(left, dtype=torch.bool).scatter_(1, order, left > 0)
-    return chosen.gather(1, column) & (words >= 0)
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of the labels (n,) that are not -100 whose token has the largest of its logits (n, v)."""
-    counted = labels != IGNORED
-    return ((logits.argmax(-1) == labels) & counted).sum() / counted.sum().clamp(min=1)
-
-
-def word_starts(tokenizer: Any) -> Tensor:
-    """Of every token of a vocabulary, whether it begins a word: bool (v,).
-
-    WordPiece marks what continues a word ("##"), byte-level BPE and SentencePiece what begins one ("Ġ", "▁").
-    """
-    words = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda pair: pair[1])
-    pieces = any(word.startswith("##") for word, _ in words)
-    return torch.tensor([not word.startswith("##") if pieces else word[:1] in "ĠĊ▁" for word, _ in words])
-
-
-class WithWords:
-    """Prepared text whose samples have "words" too: the number of the word that each token belongs to. A document
-    begins with a word."""
-
-    def __init__(self, source: Any, starts: Tensor) -> None:
-        self.source, self.starts = source, starts
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def load(self, index: int) -> dict[str, Any]:
-        sample = self.source.load(index)
-        first = sample["documents"].diff(prepend=sample["documents"][:1] - 1) != 0
-        return {**sample, "words": (self.starts[sample["input_ids"]] | first).cumsum(0)}
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "source":  # not there yet: pickle looks for methods of an empty copy
-            raise AttributeError(name)
-        return getattr(self.source, name)
-
-
-def same_document(queries: Tensor, keys: Tensor) -> Tensor:
-    """Attention mask (b, 1, q, k), True where a query (b, q) and a key (b, k) belong to the same document."""
-    return (queries[:, :, None] == keys[:, None, :])[:, None]
-
-
-def document_positions(documents: Tensor) -> Tensor:
-    """Positions (b, t) that begin at 0 with every document of a packed row (b, t)."""
-    steps = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
-    return steps - (steps * begins).cummax(1).values
-
 
 class SelfAttention(nn.Module):
-    """Query, key and value projections and the product of them."""
+    """softmax(q kᵀ / √d) v of every head, before the output matrix."""
 
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
@@ -166,11 +46,12 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(config.dim, config.dim) for _ in range(3))
 
     def split(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and values (b, h, n, d) of x (b, n, h·d)."""
         parts = (self.query(x), self.key(x), self.value(x))
         return [rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in parts]
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.split(x)
+        q, k, v = self.split(x)  # b h n d
         x = attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
         return rearrange(x, "b h n d -> b n (h d)")
 
@@ -189,7 +70,7 @@ class AddNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, normalised after each residual sum."""
+    """Attention and MLP, each normalised after its residual sum."""
 
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
@@ -214,13 +95,14 @@ class Embeddings(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, input_ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
+        # without types, all tokens belong to the first sentence
         kind = self.token_type_embeddings.weight[0] if types is None else self.token_type_embeddings(types)
-        x = self.word_embeddings(input_ids) + kind + self.position_embeddings(positions)
+        x = self.word_embeddings(input_ids) + kind + self.position_embeddings(positions)  # b n d
         return F.dropout(self.LayerNorm(x), self.dropout, self.training)
 
 
 class Head(nn.Module):
-    """What turns a hidden state (…, d) into the vector whose product with the word embeddings is the logits."""
+    """States (…, d) to vectors (…, d): times the word embeddings, plus `bias`, they are logits."""
 
     def __init__(self, config: BERTConfig, vocabulary: int) -> None:
         super().__init__()
@@ -233,9 +115,10 @@ class Head(nn.Module):
 
 
 class BERT(TextModel):
-    """BERT with its masked-language-model head, built from a `BERTConfig`; names inside are transformers'."""
+    """BERT with its masked-language-model head. The names inside are those of transformers."""
 
     config_class = BERTConfig
+    layout = "ssl_lm.convert:LAYOUTS[bert]"
     config: BERTConfig
     bert: Any
     cls: Any
@@ -250,124 +133,129 @@ class BERT(TextModel):
         embeddings = Embeddings(config, vocabulary)
         self.bert = nn.ModuleDict({"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": layers})})
         self.cls = nn.ModuleDict({"predictions": Head(config, vocabulary)})
-        self.apply(partial(init_weights, std=config.init_std))
-
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_lm.convert import BERT_LAYOUT
-
-        return BERT_LAYOUT
+        self.apply(partial(init_weights, std=config.init_std))  # norms keep their ones and zeros
 
     def attach(self, source: Any) -> Any:
-        """`source` with this model's tokenizer; prepared text for whole-word masking with the words of its tokens."""
+        """`source` with this model's tokenizer, and with its words if whole words are masked."""
         source = super().attach(source)
         wanted = self.config.whole_words and source.prepared
         return WithWords(source, word_starts(source.tokenizer)) if wanted else source
 
-    @property
-    def word_embeddings(self) -> Tensor:
-        """(v, d), which is the output matrix too."""
-        return self.bert["embeddings"].word_embeddings.weight
+    def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
+        """{"loss"} at the selected tokens of `batch["input_ids"]`; in eval mode {"accuracy"} too.
+
+        `batch["input_ids"]` are (b, t); `batch["labels"]` (b, k) are the true tokens at
+        `batch["positions"]` (b, k), or (b, t) if there are no positions; -100 is ignored.
+        `batch["documents"]` (b, t), if given, separates packed documents.
+        """
+        # packed documents do not see each other, and each has positions of its own
+        mask = positions = None
+        if (documents := batch.get("documents")) is not None:
+            mask, positions = same_document(documents, documents), document_positions(documents)
+        hidden = self.hidden(batch["input_ids"], mask, positions=positions)  # b t d
+
+        # the head works on selected tokens only: 15 % of the text
+        if (selected := batch.get("positions")) is not None:
+            hidden = hidden.gather(1, selected[..., None].expand(-1, -1, hidden.shape[-1]))  # b k d
+        states, labels = self.head(hidden).flatten(0, 1), batch["labels"].flatten()  # (b k) d, (b k)
+        outputs = {"loss": linear_cross_entropy(states, self.word_embeddings, labels, self.head.bias)}
+        if not self.training:
+            outputs["accuracy"] = accuracy(self._product(states), labels)
+        return outputs
 
     def hidden(
         self,
         input_ids: Tensor,
         mask: Tensor | None = None,
         *,
-        token_type_ids: Tensor | None = None,
+        types: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """States (b, t, d) of tokens (b, t) after the last block. `mask` broadcasts to (b, heads, t, t), True = seen.
+        """States (b, t, d) of tokens (b, t) after the last block.
 
-        Raises InputError when a row is longer than the context.
+        `mask` broadcasts to (b, heads, t, t) and is true where a token may look.
+
+        Raises InputError if a row is longer than the context.
         """
         t = input_ids.shape[1]
-        if t > self.config.context:
+        if t > self.config.context:  # there are no more positions
             raise InputError(f"{t} tokens, the model reads {self.config.context}: cut the text")
         if positions is None:
             positions = torch.arange(t, device=input_ids.device)[None]
-        x = self.bert["embeddings"](input_ids, positions, token_type_ids)
+        x = self.bert["embeddings"](input_ids, positions, types)  # b t d
         for block in self.bert["encoder"]["layer"]:
             x = block(x, mask)
         return x
 
-    def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """Loss at the selected tokens of `batch["input_ids"]` (b, t); in eval mode the share that is guessed, too.
+    @property
+    def word_embeddings(self) -> Tensor:
+        """(v, d), which is the output matrix too."""
+        return self.bert["embeddings"].word_embeddings.weight
 
-        `batch["labels"]` (b, k) are the true tokens at `batch["positions"]` (b, k), or (b, t) where there are no
-        positions; -100 is ignored. `batch["documents"]` (b, t), where given, separates packed documents.
-        """
-        mask = positions = None
-        if (documents := batch.get("documents")) is not None:
-            mask, positions = same_document(documents, documents), document_positions(documents)
-        hidden = self.hidden(batch["input_ids"], mask, positions=positions)  # b t d
-        if (selected := batch.get("positions")) is not None:
-            hidden = hidden.gather(1, selected[..., None].expand(-1, -1, hidden.shape[-1]))  # b k d
-        head = self.cls["predictions"]
-        states = head(hidden).flatten(0, 1)
-        labels = batch["labels"].flatten()
-        outputs = {"loss": linear_cross_entropy(states, self.word_embeddings, labels, head.bias)}
-        if not self.training:
-            outputs["accuracy"] = accuracy(F.linear(states, self.word_embeddings, head.bias), labels)
-        return outputs
+    @property
+    def head(self) -> Head:
+        return self.cls["predictions"]
+
+    def _product(self, states: Tensor) -> Tensor:
+        """Logits (…, v) of the head's states (…, d)."""
+        return F.linear(states, self.word_embeddings, self.head.bias)
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """(b, t, v) for tokens (b, t); `attention_mask` (b, t) is 1 for text, by default what is not padding."""
-        hidden = self.hidden(input_ids, self._seen(input_ids, attention_mask), token_type_ids=token_type_ids)
-        head = self.cls["predictions"]
-        return F.linear(head(hidden), self.word_embeddings, head.bias)
+        """(b, t, v) for tokens (b, t); `attention_mask` (b, t) is 1 at text, as in `encode`."""
+        mask = self.text_mask(input_ids, attention_mask)[:, None, None, :]  # b 1 1 t
+        return self._product(self.head(self.hidden(input_ids, mask, types=token_type_ids)))
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Features (b, d): the mean over the text of the last states."""
-        mask = self._seen(input_ids, attention_mask)
-        return text_mean(self.hidden(input_ids, mask), mask[:, 0, 0])
+        """Features (b, d): the mean of the last states over the text.
+
+        Without `attention_mask` (b, t), the text is what is not padding.
+        """
+        text = self.text_mask(input_ids, attention_mask)
+        return text_mean(self.hidden(input_ids, text[:, None, None, :]), text)
 
     @torch.no_grad()
     def attention_maps(self, input_ids: Tensor) -> Tensor:
         """(depth, b, heads, t, t): how much every token looks at every other, in every block."""
-        mask, t = self._seen(input_ids, None), input_ids.shape[1]
+        mask, t = self.text_mask(input_ids)[:, None, None, :], input_ids.shape[1]
         x, maps = self.bert["embeddings"](input_ids, torch.arange(t, device=input_ids.device)[None], None), []
         for block in self.bert["encoder"]["layer"]:
-            q, k, _ = block.attention["self"].split(x)
-            maps.append(attention_weights(q, k, mask))
+            q, k, _ = block.attention["self"].split(x)  # b h t d
+            maps.append(attention_weights(q, k, mask))  # b h t t
             x = block(x, mask)
         return torch.stack(maps)
 
     @torch.inference_mode()
     def fill(self, input_ids: Tensor, top_k: int = 5) -> tuple[Tensor, Tensor]:
-        """(probabilities, tokens), each (m, k), of the m masks in (b, t) tokens, in reading order.
+        """(probabilities, tokens), each (m, k), for the m masks in tokens (b, t), in reading order.
 
-        Raises InputError when there is no mask.
+        Raises InputError if there is no mask.
         """
-        masked = input_ids == self.config.mask_token_id
+        masked = input_ids == self.config.mask_token_id  # b t
         if not masked.any():
             raise InputError("there is no mask to fill: write [MASK] where a word is missing")
-        values, tokens = self.logits(input_ids)[masked].float().softmax(-1).topk(top_k)
+        values, tokens = self.logits(input_ids)[masked].float().softmax(-1).topk(top_k)  # m k
         return values, tokens
 
     @torch.inference_mode()
     def pseudo_nll(self, input_ids: Tensor, batch_size: int = 64) -> Tensor:
-        """-log p(token | all others) of every ordinary token of one text (t,), each masked in turn (arXiv 1910.14659).
+        """−log p(token | all others) of every ordinary token of one text (t,), each masked in turn.
 
-        exp of the mean is the pseudo-perplexity. Raises InputError for a model without a mask token.
+        This is arXiv 1910.14659; exp of the mean is the pseudo-perplexity. Raises InputError for a
+        model without a mask token.
         """
         mask = self.config.mask_token_id
         if mask is None:
             raise InputError("the model's tokenizer has no mask token")
         special = torch.tensor(self.config.special_ids, device=input_ids.device)
-        places = (~torch.isin(input_ids, special)).nonzero()[:, 0]
-        parts = []
+        places = (~torch.isin(input_ids, special)).nonzero()[:, 0]  # p
+        parts = [input_ids.new_zeros(0, dtype=torch.float32)]
+        # each row of a batch is the text with another of its tokens masked
         for chunk in places.split(batch_size):
             rows = torch.arange(len(chunk), device=chunk.device)
-            inputs = input_ids.repeat(len(chunk), 1)
+            inputs = input_ids.repeat(len(chunk), 1)  # r t
             inputs[rows, chunk] = mask
-            head = self.cls["predictions"]
-            hidden = self.hidden(inputs, self._seen(inputs, None))[rows, chunk]
-            parts.append(linear_nll(head(hidden), self.word_embeddings, input_ids[chunk], head.bias))
-        return torch.cat(parts) if parts else input_ids.new_zeros(0, dtype=torch.float32)
-
-    def _seen(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        text = self.is_text(input_ids) if attention_mask is None else attention_mask.bool()
-        return text[:, None, None, :]
+            hidden = self.hidden(inputs, self.text_mask(inputs)[:, None, None, :])[rows, chunk]  # r d
+            parts.append(linear_nll(self.head(hidden), self.word_embeddings, input_ids[chunk], self.head.bias))
+        return torch.cat(parts)

@@ -1,8 +1,9 @@
 """Byte-level BPE by a table of words. Imports no torch.
 
-GPT-2's BPE cuts a text into words by a pattern and merges inside a word alone, so a word always has the same tokens, and
-of a text most words were seen before. Looking them up is several times faster than merging them again
-(docs/benchmarks.md). In ASCII the pattern is exact as it stands here; other text is left to the library.
+GPT-2's BPE cuts a text into words by a pattern and merges inside words only, so a word always has
+the same tokens. Most words of a text were seen before, and looking them up is several times faster
+than merging them again (docs/benchmarks.md). The pattern here is exact for ASCII; the library
+handles other text.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from typing import Any
 import numpy as np
 
 PATTERN = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
-"""GPT-2's, with the letters and digits of ASCII."""
+"""GPT-2's, with ASCII's letters and digits."""
 MOST = 2**20
-"""Words in the table before it is begun anew."""
+"""Words in the table; a full one is emptied."""
 
 
 def applies(tokenizer: Any) -> bool:
-    """Whether `tokenizer` is GPT-2's kind: byte-level BPE by that pattern, no normalizer, no added words but specials."""
+    """Whether `tokenizer` is GPT-2's kind: byte-level BPE by that pattern.
+
+    It has no normalizer, and all words added to it are special tokens.
+    """
     parts = json.loads(tokenizer.to_str())
     cut = parts["pre_tokenizer"] or {}
+    # each of these would make the tokens of a word depend on more than the word
     return (
         parts["normalizer"] is None
         and parts["model"]["type"] == "BPE"
@@ -36,7 +41,7 @@ def applies(tokenizer: Any) -> bool:
 
 
 class WordTable(dict[str, list[int]]):
-    """Tokens of the words that were met."""
+    """Tokens of the words seen so far."""
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()

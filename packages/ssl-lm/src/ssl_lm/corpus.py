@@ -1,17 +1,15 @@
-"""What `--data` names: a prepared folder, raw text, or by default the source of Python's standard library."""
+"""Sources of text: a prepared folder, raw text, or the source of Python's standard library."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import os
 import platform
 import sysconfig
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,12 +20,12 @@ from ssl_lm import tokenizer as tokens
 from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits
 from ssl_lm.shards import META, Shards
-from ssl_lm.texts import BadText, Piece, decode, list_files
-from ssl_train.data.listing import digest, number_labels, split_folder
+from ssl_lm.texts import Piece, decode, list_files
+from ssl_train.data.listing import digest, number_labels, read_table, split_folder
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
-"""Folders of the standard library that are not in `stdlib`: tests, which not every installation has, and tables."""
+"""Folders that `stdlib` leaves out: tests, which some installations lack, and tables."""
 HELD_OUT = 12
 """One module in so many is test text."""
 
@@ -35,11 +33,14 @@ HELD_OUT = 12
 def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train") -> Any:
     """Windows of prepared text, or raw texts that a model has yet to tokenise (`TextModel.attach`).
 
-    - None or "stdlib": the source of the running Python's standard library, one module in twelve for test;
+    `data` is one of:
+    - None or "stdlib": the source of the running Python's standard library; one module in twelve is
+      test text;
     - a folder that `ssl-lm prepare` made;
-    - a text file; a folder of text files, labelled by the first sub-folder where there are two or more, with `train`
-      and `test` (or `val`) as splits; a .csv, .tsv or .jsonl with a column `text` and perhaps `label`. These are for
-      evaluations: a document is a sample.
+    - for evaluations, with a document as a sample: a text file; a folder of text files, labelled by
+      the first sub-folder if there are two or more, with `train` and `test` (or `val`) as splits; a
+      .csv, .tsv or .jsonl with a column `text` and perhaps `label`.
+
     Raises DataError, which says what to do.
     """
     if data is None or str(data) == "stdlib":
@@ -53,7 +54,7 @@ def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train"
 
 
 def settle(config: LMConfig, data: str | Path | None) -> Any:
-    """`config` with the vocabulary of the data's tokenizer. Raises DataError for text that is not prepared."""
+    """`config` with the vocabulary of the data's tokenizer. Raises DataError for raw text."""
     folder = stdlib() if data is None or str(data) == "stdlib" else Path(data).expanduser()
     if not folder.exists():
         raise DataError(f"there is no {str(data)!r}: give a folder that `ssl-lm prepare` made")
@@ -63,36 +64,40 @@ def settle(config: LMConfig, data: str | Path | None) -> Any:
 
 
 class Windows:
-    """Pieces of `config.window` tokens of a split, one every `config.stride` tokens: texts one behind the other, an eos
-    token at the end of each."""
+    """Windows of `config.window` tokens, one every `config.stride` tokens, of the texts of a split.
+
+    Texts stand one behind the other, each with an eos token at its end.
+    """
 
     labels = classes = None
     prepared = True
-    """tokens that `ssl-lm prepare` wrote, with a tokenizer and splits, unlike raw text"""
+    """made by `ssl-lm prepare`, so with a tokenizer and splits, unlike raw text"""
 
     def __init__(self, folder: Path, split: str, config: LMConfig) -> None:
-        """Raises DataError where there is no such text, or less to train on than a window; ShardError for damaged data."""
+        """Raises DataError for no text, or less than a window to train on; ShardError if
+        damaged."""
         self.shards, self.folder, self.split = Shards(folder, split), folder, split
         self.window, self.stride = config.window, config.stride
         self.tokenizer = tokens.load_tokenizer(folder)
         if not len(self.shards):
             raise DataError(f"{folder} has no {split} text")
         if len(self.shards) < self.window and split == "train":
-            raise DataError(
-                f"the {split} text of {folder} has {len(self.shards):,} tokens, fewer than one sample of {self.window}: "
-                "give more text or a smaller --context"
+            found = (
+                f"the {split} text of {folder} has {len(self.shards):,} tokens, fewer than one sample of {self.window}"
             )
+            raise DataError(f"{found}: give more text or a smaller --context")
 
     def __len__(self) -> int:
         return 1 + max(0, len(self.shards) - self.window) // self.stride
 
     def load(self, index: int) -> dict[str, Any]:
-        """{"input_ids": int64 (window,), "documents": int64 (window,), the document each token belongs to}.
+        """{"input_ids", "documents"}, both int64 (window,): tokens and the number of their
+        document.
 
         Test text that is shorter than a window is one sample.
         """
         start = index * self.stride
-        end = min(start + self.window, len(self.shards))
+        end = min(start + self.window, len(self.shards))  # only test text may end early
         return {
             "input_ids": torch.from_numpy(self.shards.read(start, end)),
             "documents": torch.from_numpy(self.shards.documents(start, end)),
@@ -102,11 +107,13 @@ class Windows:
         return f"{self.split} tokens {index * self.stride:,} to {index * self.stride + self.window - 1:,}"
 
     def fingerprint(self) -> str:
+        # the sums in meta.json stand for the tokens, which need not be read
         sums = [record["sha256"][suffix].encode() for record in self.shards.records for suffix in (".bin", ".idx")]
         return digest(*sums, np.array([self.window, self.stride]))
 
     def texts(self) -> Iterator[tuple[np.ndarray, int]]:
-        """(tokens, bytes of text) of every document, in order; the last may have no eos token."""
+        """(tokens, bytes of text) of every document, in order; the last may lack an eos token."""
+        # a held-out end of a file is a last document without an eos token
         ends = [*self.shards.ends.tolist(), [len(self.shards), self.shards.bytes]]
         start, size = 0, 0
         for end, total in ends:
@@ -115,22 +122,33 @@ class Windows:
             start, size = end, total
 
 
+@dataclass(frozen=True, eq=False)
 class Texts:
-    """Raw texts, which have no tokens before a model comes."""
+    """Raw texts, which have no tokens until a model gives them its tokenizer and config."""
 
-    tokenizer = None
-    prepared = False
-
-    def __init__(
-        self, texts: Sequence[str], names: Sequence[str], labels: np.ndarray | None, classes: list[str] | None
-    ) -> None:
-        self.raw, self.names, self.labels, self.classes = texts, names, labels, classes
+    raw: Sequence[str]
+    names: Sequence[str]
+    labels: np.ndarray | None
+    classes: list[str] | None
+    tokenizer: Any = None
+    config: LMConfig | None = None
+    prepared: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.raw)
 
+    def tokenised(self, tokenizer: Any, config: LMConfig) -> Texts:
+        """The same as the model of this tokenizer and config reads them."""
+        return replace(self, tokenizer=tokenizer, config=config)
+
     def load(self, index: int) -> dict[str, Any]:
-        raise DataError("raw text is for evaluations: to train on it, run `ssl-lm prepare` first")
+        """{"input_ids": int64 (n ≤ context,)}. Raises BadSample for a text without tokens."""
+        if self.config is None:
+            raise DataError("raw text is for evaluations: to train on it, run `ssl-lm prepare` first")
+        ids = self._ids(self.raw[index])
+        if not ids:
+            raise BadSample("the text has no tokens")
+        return {"input_ids": torch.tensor(ids[: self.config.context])}
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -138,88 +156,65 @@ class Texts:
     def fingerprint(self) -> str:
         return digest(*(text.encode() for text in self.raw), self.labels)
 
-    def tokenised(self, tokenizer: Any, config: LMConfig) -> TokenisedTexts:
-        """The same as the model of this tokenizer and config reads them."""
-        return TokenisedTexts(self, tokenizer, config)
-
-
-class TokenisedTexts(Texts):
-    """Raw texts as one model reads them."""
-
-    def __init__(self, source: Texts, tokenizer: Any, config: LMConfig) -> None:
-        super().__init__(source.raw, source.names, source.labels, source.classes)
-        self.tokenizer, self.context, self.eos = tokenizer, config.context, config.eos_token_id
-
-    def load(self, index: int) -> dict[str, Any]:
-        """{"input_ids": int64 (n,)} of at most the context. Raises BadSample for a text without tokens."""
-        ids = self.tokenizer.encode(self.raw[index], add_special_tokens=False).ids
-        if not ids:
-            raise BadSample("the text has no tokens")
-        return {"input_ids": torch.tensor(ids[: self.context])}
-
     def texts(self) -> Iterator[tuple[np.ndarray, int]]:
-        """(tokens and an eos token, bytes of text) of every text."""
-        end = [] if self.eos is None else [self.eos]
+        """(tokens and an eos token, bytes of text) of every text, once it is tokenised."""
+        assert self.config is not None
+        end = [] if self.config.eos_token_id is None else [self.config.eos_token_id]
         for text in self.raw:
-            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-            yield np.array(ids + end, dtype=np.int64), len(text.encode())
+            yield np.array(self._ids(text) + end, dtype=np.int64), len(text.encode())
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _raw(path: Path, split: str) -> Texts:
     if path.is_dir():
-        return _folder(path, split)
+        return _folder(split_folder(path, split))
     if split == "test":
         raise NoTestSplit(f"{path} has no test split: name the test data's own file")
-    try:
-        text = decode(path.read_bytes(), str(path))
-    except BadText as error:
-        raise DataError(str(error)) from error
-    if path.suffix not in (".csv", ".tsv", ".jsonl"):
-        if not text.strip():
-            raise DataError(f"{path} is empty")
-        return Texts([text], [path.name], None, None)
-    rows = list(_rows(path, text))
-    if not rows:
-        raise DataError(f"{path} has no row with a `text`")
-    labels, classes = number_labels([row.get("label", "") for row in rows])
-    return Texts([row["text"] for row in rows], [f"{path.name}[{i}]" for i in range(len(rows))], labels, classes)
+    if path.suffix in (".csv", ".tsv", ".jsonl"):
+        return _table(path)
+    text = decode(path.read_bytes(), str(path))
+    if not text.strip():
+        raise DataError(f"{path} is empty")
+    return Texts([text], [path.name], None, None)
 
 
-def _rows(path: Path, text: str) -> Iterator[dict[str, str]]:
-    """{"text", "label"} of every row."""
-    try:
-        if path.suffix == ".jsonl":
-            rows: Any = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            lines = io.StringIO(text, newline="")  # breaks at \n and \r alone, and leaves quoted ones as they are
-            rows = list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
-        for row in rows:
-            yield {"text": str(row["text"]), "label": str(row.get("label", "") or "").strip()}
-    except (ValueError, csv.Error, AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} has no rows with a column `text`: {type(error).__name__} {error}") from error
+def _table(file: Path) -> Texts:
+    """A row is a sample: its `text`, and perhaps its `label`."""
+    columns, rows = read_table(file)
+    if "text" not in columns:
+        raise DataError(f"{file} has no rows with a column `text`: it has {', '.join(columns)}")
+    texts, words = [], []
+    for place, row in rows:
+        if "text" not in row:  # a line of JSON may lack it
+            raise DataError(f"{place} has no `text`")
+        texts.append(str(row["text"]))
+        words.append(str(row.get("label", "") or "").strip())
+    if not texts:
+        raise DataError(f"{file} has no row with a `text`")
+    labels, classes = number_labels(words)
+    return Texts(texts, [f"{file.name}[{i}]" for i in range(len(texts))], labels, classes)
 
 
-def _folder(folder: Path, split: str) -> Texts:
-    folder = split_folder(folder, split)
-    texts, names, tops = [], [], []
-    for file in list_files(folder):
-        try:
-            texts.append(decode(file.read_bytes(), str(file)))
-        except BadText as error:
-            raise DataError(str(error)) from error
-        name = file.relative_to(folder).as_posix()
-        names.append(name)
-        tops.append(name.partition("/")[0] if "/" in name else "")
+def _folder(folder: Path) -> Texts:
+    """A file is a sample; the first sub-folders are its labels, if there are two or more."""
+    files = list_files(folder)
+    texts = [decode(file.read_bytes(), str(file)) for file in files]
+    names = [file.relative_to(folder).as_posix() for file in files]
+    tops = [name.partition("/")[0] if "/" in name else "" for name in names]
     labels, classes = number_labels(tops) if len(set(tops) - {""}) > 1 else (None, None)
     return Texts(texts, names, labels, classes)
 
 
 def stdlib() -> Path:
-    """The prepared folder of the built-in corpus, made the first time, in the user's cache or SSL_LM_CACHE.
+    """The prepared folder of the built-in corpus; the first call makes it.
 
-    Which modules are for test depends on their names alone.
+    It lies in the user's cache or in SSL_LM_CACHE. The name of a module alone decides whether it is
+    test text.
     """
     sources = modules()
+    # another version of Python has other sources: its own folder
     key = digest(repr([(name, file.stat().st_size) for name, file in sources]).encode())
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ssl-lm"
     cache = Path(os.environ.get("SSL_LM_CACHE", default))
@@ -230,14 +225,14 @@ def stdlib() -> Path:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{cache} cannot be made ({error}): name a folder in SSL_LM_CACHE") from error
+    # processes that start together prepare the corpus once
     with FileLock(cache / ".lock"):
         splits: dict[str, list[Piece]] = {"train": [], "test": []}
         for name, file in sources:
+            # by the name's hash, so that other modules do not change the split
             held_out = hashlib.sha256(name.encode()).digest()[0] % HELD_OUT == 0
             splits["test" if held_out else "train"].append(Piece(str(file), 0, file.stat().st_size))
-        prepare_splits(
-            splits, folder, tokenizer=STDLIB_TOKENIZER, algorithm="bpe", source="stdlib", workers=0, progress=False
-        )
+        prepare_splits(splits, folder, source="stdlib", tokenizer=STDLIB_TOKENIZER, workers=0)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""`ssl-lm fill`: the most probable words for every [MASK] of a text."""
+"""`ssl-lm fill`: the most likely words for every [MASK] of a text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 MASK = "[MASK]"
 
 
-def run(recipe: Recipe, args: Fill) -> None:
+def run(recipe: Recipe, arguments: Fill) -> None:
     """The verb."""
-    method = load(recipe.method).from_pretrained(args.weights, device=pick_device(args.device))
-    for text in args.texts:
+    method = load(recipe.method).from_pretrained(arguments.weights, device=pick_device(arguments.device))
+    for text in arguments.texts:
         print(text)
-        for number, guesses in enumerate(fill(method, text, top_k=args.top_k), 1):
+        for number, guesses in enumerate(fill(method, text, top_k=arguments.top_k), 1):
             if text.count(MASK) > 1:
                 print(f"  mask {number}")
             for word, probability in guesses:
@@ -32,10 +32,10 @@ def run(recipe: Recipe, args: Fill) -> None:
 
 
 def fill(method: BERT, text: str, *, top_k: int = 5) -> list[list[tuple[str, float]]]:
-    """For every [MASK] of `text` the `top_k` most probable (word, probability).
+    """For every [MASK] of `text` the `top_k` most likely (word, probability).
 
-    Raises InputError for a text without a mask or longer than the context, and for a model without a tokenizer or
-    without a mask token.
+    Raises InputError for a text without a mask or longer than the context, and for a model without
+    a tokenizer or without a mask token.
     """
     tokenizer, config = method.needed_tokenizer(), method.config
     if config.mask_token_id is None:
@@ -44,16 +44,16 @@ def fill(method: BERT, text: str, *, top_k: int = 5) -> list[list[tuple[str, flo
         raise InputError(f"{text!r} has no {MASK}: write it where a word is missing")
     if not 0 < top_k <= tokenizer.get_vocab_size():
         raise InputError(f"top_k = {top_k}: there are {tokenizer.get_vocab_size()} tokens")
-    ids: list[int] = []
-    # where a word's token begins with its space, that space is the mask's
+    # where a token includes the space before its word, that space belongs to the mask
     spaced = not any(word.startswith("##") for word in tokenizer.get_vocab())
+    ids: list[int] = []
     for number, part in enumerate(re.split(rf"\s*{re.escape(MASK)}" if spaced else re.escape(MASK), text)):
         ids += [config.mask_token_id] if number else []
         ids += tokenizer.encode(part, add_special_tokens=False).ids
     if len(ids) > config.window:
         raise InputError(f"the text has {len(ids)} tokens, the model reads {config.window}: shorten it")
-    tokens = framed(torch.tensor(ids), config)[None].to(method.word_embeddings.device)
-    probabilities, found = method.fill(tokens, top_k)
+    tokens = framed(torch.tensor(ids), config)[None].to(method.word_embeddings.device)  # 1 t
+    probabilities, found = method.fill(tokens, top_k)  # m k
     return [
         [(tokenizer.decode([token]).strip(" "), share) for token, share in zip(row, shares, strict=True)]
         for row, shares in zip(found.tolist(), probabilities.tolist(), strict=True)

@@ -1,20 +1,25 @@
-"""Language Models are Unsupervised Multitask Learners (Radford et al. 2019; GPT-2), after GPT (2018) and the transformer
-(arXiv 1706.03762).
+"""GPT-2: Language Models are Unsupervised Multitask Learners (Radford et al. 2019).
+
+It follows GPT (2018) and the transformer (arXiv 1706.03762).
 
 A causal transformer predicts every token of a text from those before it.
 
     L = −1/t · Σ_i log p(x_{i+1} | x_1 … x_i)
-    h = wte[x] + wpe[position];   per block  h += attn(ln_1(h)),  h += mlp(ln_2(h));   logits = ln_f(h) · wteᵀ
+    h = wte[x] + wpe[position]
+    per block   h += attn(ln_1(h)),  h += mlp(ln_2(h))
+    logits = ln_f(h) · wteᵀ
 
-Token i looks at tokens 1 … i and no further: without that mask the task is to copy. The head is the embedding. Matrices
-and embeddings start from N(0, 0.02²), those that write into the residual stream (attn.c_proj, mlp.c_proj) from
-N(0, 0.02²/2L), biases at 0 (section 2.3). GELU is the tanh approximation, as in the released weights.
+Token i looks at tokens 1 … i only: without that mask the task is to copy. The head is the
+embedding. Matrices and embeddings start from N(0, 0.02²), those that write into the residual stream
+(attn.c_proj, mlp.c_proj) from N(0, 0.02²/2L), biases at 0 (section 2.3). GELU is the tanh
+approximation, as in the released weights.
 
-Deviations from the released code: weights have Linear's shape (out, in), files have (in, out) (`convert.py`); no
-logits are built in training (`loss.py`). Texts are packed one behind the other, an eos token at the end of each, and
-attention crosses it, as in the paper.
+Deviations from the released code: training builds no logits (`loss.py`, which has the equation and
+its fast form). Texts are packed one behind the other, an eos token after each, and attention
+crosses it, as in the paper.
 
-Expected (the paper's table 3): WikiText-103 perplexity 37.50 / 26.37 / 22.05 / 17.48 for 124 M / 355 M / 774 M / 1.5 B.
+Expected (the paper's table 3): WikiText-103 perplexity 37.50 / 26.37 / 22.05 / 17.48 for 124 M /
+355 M / 774 M / 1.5 B.
 """
 
 from __future__ import annotations
@@ -28,7 +33,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.config import ConfigError
-from ssl_core.hub.layout import Layout
 from ssl_lm.attention import Cache, attend, attention_weights, causal_mask
 from ssl_lm.config import GPTConfig
 from ssl_lm.loss import linear_cross_entropy, linear_nll
@@ -38,8 +42,13 @@ from ssl_lm.tokenizer import settled
 
 
 class Linear(nn.Linear):
-    """x W + b with a weight (in, out), as GPT-2's files have it: on a CPU the product of one row, which writing consists of,
-    takes up to 40 % less than with (out, in) (docs/benchmarks.md)."""
+    """x W + b with W (in, out), where torch's own Linear has (out, in).
+
+    GPT-2's files hold (in, out), so loading transposes nothing. Writing multiplies W by a single
+    row at every step: on a CPU this layout takes up to 40 % less time for it (docs/benchmarks.md).
+    `addmm` also leaves the gradient of W contiguous, which the fused optimisers would otherwise
+    copy.
+    """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
@@ -57,15 +66,15 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.dim, config.dim)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (b, h, n, d) of x (b, n, h·d)."""
         q, k, v = rearrange(self.c_attn(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         return q, k, v
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
-        q, k, v = self.split(x)
+        q, k, v = self.split(x)  # b h n d
         if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        dropout = self.dropout if self.training else 0.0
-        x = attend(q, k, v, mask, causal=mask is None, dropout=dropout)
+            k, v = cache.extend(layer, k, v)  # b h m d: the earlier tokens too
+        x = attend(q, k, v, mask, causal=mask is None, dropout=self.dropout if self.training else 0.0)
         return self.c_proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
@@ -103,9 +112,7 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.ln_f = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
 
-    def forward(
-        self, input_ids: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         x = self.drop(self.wte(input_ids) + self.wpe(positions))  # b n d
         for layer, block in enumerate(self.h):
             x = block(x, mask, cache, layer)
@@ -118,6 +125,7 @@ class GPT(TextModel):
     """`GPT(config)`, or `GPT.from_pretrained("gpt2")`."""
 
     config_class = GPTConfig
+    layout = "ssl_lm.convert:LAYOUTS[gpt]"
     config: GPTConfig
     accumulates = True
 
@@ -126,18 +134,15 @@ class GPT(TextModel):
         self.config = config
         self.transformer = Transformer(config, settled(config))
         self.apply(init_weights)
+        # two sums per block go into the residual stream: scaled so, its variance does not grow with
+        # the depth
         for name, weight in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(weight, std=0.02 * (2 * config.depth) ** -0.5)
 
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_lm.convert import GPT_LAYOUT
-
-        return GPT_LAYOUT
-
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """{"loss"}: mean cross-entropy, in nats, of `batch["input_ids"]` (b, t + 1) after its first token."""
+        """{"loss"}: mean −log p, in nats, of `batch["input_ids"]` (b, t + 1) after the first
+        token."""
         tokens = batch["input_ids"]
         x = self.hidden(tokens[:, :-1])  # b t d
         return {"loss": linear_cross_entropy(x, self.transformer.wte.weight, tokens[:, 1:])}
@@ -145,129 +150,131 @@ class GPT(TextModel):
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Features (b, t, d) after the last norm, for tokens (b, t) that follow those in `cache`.
 
-        `attention_mask` (b, cached + t) is 0 at padding, left or right, which no token looks at and which has no
-        position. Raises ValueError for more tokens than the context.
+        `attention_mask` (b, cached + t) is 0 at padding, left or right of the text: no token looks
+        at padding, and positions do not count it. Raises ValueError for more tokens than the
+        context.
         """
         past, t = cache.length if cache else 0, input_ids.shape[1]
         if past + t > self.config.context:
             raise ValueError(f"{past + t} tokens do not fit into the context of {self.config.context}")
+        # without padding, attention needs no mask but the causal one, which it knows itself
         if attention_mask is None:
             positions, mask = torch.arange(past, past + t, device=input_ids.device), None
         else:
-            there = attention_mask.bool()
-            positions = (there.cumsum(1) - 1).clamp(min=0)[:, past:]
+            there = attention_mask.bool()  # b m
+            positions = (there.cumsum(1) - 1).clamp(min=0)[:, past:]  # b t
+            # padding looks at itself: a row of the softmax without any key would be NaN
             keys = torch.arange(past + t, device=there.device)
-            own = keys[past:, None] == keys  # padding looks at itself alone
+            own = keys[past:, None] == keys  # t m
             mask = (causal_mask(t, past + t, there.device) & there[:, None] | own)[:, None]  # b 1 t m
         return self.transformer(input_ids, positions, mask, cache)
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(b, t, v): of the token that follows each of input_ids (b, t); `attention_mask` (b, t) is 0 at padding."""
-        return self.head(self.hidden(input_ids, attention_mask))
-
     def head(self, x: Tensor) -> Tensor:
-        """Features (…, d) to logits (…, v); the embedding is the head."""
+        """Features (…, d) to logits (…, v). The head is the embedding."""
         return F.linear(x, self.transformer.wte.weight)
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(b, t, v): of the token after each of input_ids (b, t); `attention_mask` as in
+        `hidden`."""
+        return self.head(self.hidden(input_ids, attention_mask))
 
     @torch.inference_mode()
     def nll(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """-log p, in nats, of labels (b, t) as the tokens that follow input_ids (b, t); 0 where a label is -100."""
+        """−log p, in nats, of labels (b, t), each after its input_ids (b, t); 0 if it is -100."""
         x = self.hidden(input_ids)
         return linear_nll(x.flatten(0, 1), self.transformer.wte.weight, labels.flatten()).view_as(labels)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(b, d): the mean of the last features over the text.
 
-        Without `attention_mask` (b, t), padding is what is `pad_token_id` or negative. Texts are padded on the right.
+        Without `attention_mask` (b, t), padding is `pad_token_id` or negative and stands right of
+        the text.
         """
-        there = self.is_text(input_ids) if attention_mask is None else attention_mask.bool()
-        x = self.hidden(input_ids.clamp(min=0), attention_mask)  # to the right of a text, no mask is needed
-        return text_mean(x, there)
-
-    def generate(
-        self, input_ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-        top_p: float | None = None, *, attention_mask: Tensor | None = None, seed: int | None = None,
-        overflow: Literal["error", "slide"] = "error",
-    ) -> Tensor:  # fmt: skip
-        """Continue prompts (b, t) by up to `max_new_tokens`: (b, t + new).
-
-        A row ends with its eos token and is filled up with it. The settings are those of `stream`.
-        """
-        steps = self.stream(
-            input_ids, max_new_tokens, temperature, top_k, top_p,
-            attention_mask=attention_mask, seed=seed, overflow=overflow,
-        )  # fmt: skip
-        return torch.cat([input_ids, *(tokens[:, None] for tokens in steps)], 1)
-
-    @torch.inference_mode()
-    def stream(
-        self, input_ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-        top_p: float | None = None, *, attention_mask: Tensor | None = None, seed: int | None = None,
-        overflow: Literal["error", "slide"] = "error",
-    ) -> Iterator[Tensor]:  # fmt: skip
-        """Yield the next tokens (b,) of prompts (b, t), one step at a time, until every row has had its eos token.
-
-        `temperature`, `top_k` and `top_p` are those of `ssl_lm.sampling.choose`; `seed` fixes what is drawn. Prompts of
-        different lengths are padded on the left, with 0 there in `attention_mask` (b, t). Where prompt and new tokens
-        exceed the context, `overflow="slide"` forgets the older half whenever the context is full.
-        Raises ConfigError, at the first step, for settings that cannot be used.
-        """
-        check_sampling(temperature, top_k, top_p)
-        self._check_prompt(input_ids, max_new_tokens, overflow)
-        generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
-        eos, training = self.config.eos_token_id, self.training
-        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        tokens, mask = input_ids, attention_mask
-        self.eval()
-        try:
-            cache, fresh = self._cache(len(tokens), tokens.shape[1] + max_new_tokens), tokens
-            for _ in range(max_new_tokens):
-                if cache.length + fresh.shape[1] > self.config.context:
-                    kept = self.config.context // 2
-                    tokens, mask = tokens[:, -kept:], None if mask is None else mask[:, -kept:]
-                    cache, fresh = self._cache(len(tokens), self.config.context), tokens
-                x = self.hidden(fresh, mask, cache)[:, -1]
-                fresh = choose(
-                    self.head(x), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
-                )[:, None]  # fmt: skip
-                if eos is not None:
-                    fresh = fresh.masked_fill(done[:, None], eos)
-                    done |= fresh[:, 0] == eos
-                tokens = torch.cat([tokens, fresh], 1)
-                mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-                yield fresh[:, 0]
-                if done.all():
-                    return
-        finally:
-            self.train(training)
+        # no token looks to its right, so padding there needs no mask
+        x = self.hidden(input_ids.clamp(min=0), attention_mask)
+        return text_mean(x, self.text_mask(input_ids, attention_mask))
 
     def attention_maps(self, input_ids: Tensor) -> Tensor:
         """Attention (depth, b, h, t, t) of every block on tokens (b, t)."""
         t = input_ids.shape[1]
-        mask = causal_mask(t, t, input_ids.device)
+        mask, maps = causal_mask(t, t, input_ids.device), []
         x = self.transformer.wte(input_ids) + self.transformer.wpe.weight[:t]
-        maps = []
         for layer, block in enumerate(self.transformer.h):
             q, k, _ = block.attn.split(block.ln_1(x))  # type: ignore[operator,union-attr]
             maps.append(attention_weights(q, k, mask))
             x = block(x, None, None, layer)
         return torch.stack(maps)
 
-    def _cache(self, batch: int, room: int) -> Cache:
-        weight, config = self.transformer.wte.weight, self.config
-        return Cache(
-            depth=config.depth, batch=batch, heads=config.heads, room=min(room, config.context),
-            head_dim=config.dim // config.heads, dtype=weight.dtype, device=weight.device,
-        )  # fmt: skip
+    # ------------------------------------------------------------ writing
 
-    def _check_prompt(self, input_ids: Tensor, new: int, overflow: str) -> None:
-        t, context = input_ids.shape[1], self.config.context
+    def generate(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 1.0, **settings: Any) -> Tensor:
+        """Continue prompts (b, t) by up to `max_new_tokens` tokens: (b, t + new).
+
+        The settings are those of `stream`. A row that ends before the others is filled up with its
+        eos token.
+        """
+        steps = self.stream(input_ids, max_new_tokens, temperature, **settings)
+        return torch.cat([input_ids, *(tokens[:, None] for tokens in steps)], 1)
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        *,
+        attention_mask: Tensor | None = None,
+        seed: int | None = None,
+        overflow: Literal["error", "slide"] = "error",
+        **sampling: Any,
+    ) -> Iterator[Tensor]:
+        """Yield the next tokens (b,) of prompts (b, t), step by step.
+
+        It ends when every row has had its eos token. `temperature`, `top_k` and `top_p` are those
+        of `ssl_lm.sampling.choose`; `seed` fixes what is drawn. Pad prompts of different lengths on
+        the left, with 0 there in `attention_mask` (b, t). If prompt and new tokens exceed the
+        context, `overflow="slide"` forgets the older half whenever the context is full. Raises
+        ConfigError, at the first step, for settings that cannot be used.
+        """
+        check_sampling(temperature, **sampling)
+        self._check_length(input_ids.shape[1], max_new_tokens, overflow)
+        generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
+        context, half, eos = self.config.context, self.config.context // 2, self.config.eos_token_id
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        text, mask = input_ids, attention_mask  # b t
+        # earlier tokens have keys and values in the cache: only new ones go through the network
+        cache, new = self.cache(len(text), min(text.shape[1] + max_new_tokens, context)), text
+        with self.evaluating():
+            for _ in range(max_new_tokens):
+                if cache.length + new.shape[1] > context:
+                    # the newer half gets new positions, so its keys are computed again
+                    text, mask = text[:, -half:], None if mask is None else mask[:, -half:]
+                    cache, new = self.cache(len(text), context), text
+                x = self.hidden(new, mask, cache)[:, -1]  # b d
+                token = choose(self.head(x), temperature=temperature, generator=generator, **sampling)  # b
+                if eos is not None:
+                    token = token.masked_fill(done, eos)
+                    done |= token == eos
+                yield token
+                if done.all():
+                    return
+                new = token[:, None]
+                text = torch.cat([text, new], 1)
+                mask = None if mask is None else F.pad(mask, (0, 1), value=1)
+
+    def cache(self, batch: int, room: int) -> Cache:
+        """An empty cache for up to `room` tokens of `batch` texts."""
+        c = self.config
+        return Cache((c.depth, batch, c.heads, room, c.dim // c.heads), self.transformer.wte.weight)
+
+    def _check_length(self, t: int, new: int, overflow: str) -> None:
+        context = self.config.context
         if t == 0 or new < 1:
             raise ConfigError("a prompt needs a token, and max_new_tokens must be positive")
         if t > context:
             raise ConfigError(f"the prompt has {t} tokens, more than the context of {context}: shorten it")
         if t + new - 1 > context and overflow == "error":
             raise ConfigError(
-                f"{t} tokens of prompt and {new} new ones exceed the context of {context}: "
-                "ask for fewer, or give overflow='slide'"
+                f"{t} tokens of prompt and {new} new ones exceed the context of {context}: ask for fewer, or give "
+                "overflow='slide'"
             )

@@ -1,4 +1,4 @@
-"""Figures of a language model on held-out text: perplexity and bits per byte, beside counts and a compressor."""
+"""Figures of language models on held-out text, beside counted tokens and a compressor."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import ast
 import lzma
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ssl_core.errors import DataError
+from ssl_lm.generate import complete
 from ssl_lm.loss import IGNORED
 from ssl_lm.ngram import NGram
 from ssl_lm.shards import Shards
@@ -25,8 +28,11 @@ if TYPE_CHECKING:
     from ssl_lm.gpt import GPT
     from ssl_lm.t5 import T5
 
+Documents = list[tuple[np.ndarray, int]]
+"""(tokens, bytes of text) of every document."""
+
 TOKENS = 2**18
-"""Held-out tokens that are looked at: whole documents, as many as fit."""
+"""Held-out tokens that are measured: whole documents, until there are so many."""
 COUNTED = 2**23
 """Training tokens that the n-grams count."""
 BATCH = 16
@@ -37,9 +43,16 @@ SAMPLES, LENGTH = 8, 160
 UNPREPARED = "this is measured on prepared text of at least one window: run `ssl-lm prepare` on more of it"
 
 
+# ---------------------------------------------------------------- GPT
+
+
 def measure(method: GPT, source: Any) -> dict[str, Any]:
-    """Perplexity and bits per byte of GPT on `source`; on prepared text beside unigram, 3-gram and xz; for code, how
-    many generated lines parse; "summary" has the lines that the terminal shows."""
+    """Perplexity and bits per byte of GPT on `source`; "summary" is what the terminal shows.
+
+    On prepared text also the bits per byte of unigrams, 3-grams and xz; for code, how many
+    generated lines parse.
+    """
+    # the model and all baselines measure the same documents
     documents = list(at_most(source.texts(), TOKENS))
     figures = perplexity(method, documents)
     rows = [("GPT", figures["bits_per_byte"])]
@@ -53,18 +66,19 @@ def measure(method: GPT, source: Any) -> dict[str, Any]:
     if method.tokenizer is not None:
         texts = samples(method)
         figures["sample"] = texts[0]
-        if source_is_code(source):
-            figures["lines_that_parse"] = {
-                "generated": parsing_share(texts), "held out": parsing_share(decoded(method, documents[:20]))
-            }  # fmt: skip
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in figures["lines_that_parse"].items())
-            summary.append(f"lines that ast.parse reads: {shares}")
+        # the built-in text is code: the standard library
+        if source.prepared and source.folder.name.startswith("stdlib-"):
+            held_out = [method.tokenizer.decode(ids.tolist()) for ids, _ in documents[:20]]
+            shares = {"generated": parsing_share(texts), "held out": parsing_share(held_out)}
+            figures["lines_that_parse"] = shares
+            shown = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+            summary.append(f"lines that ast.parse reads: {shown}")
         summary += ["generated:", *(f"  | {line}" for line in texts[0].strip("\n").splitlines()[:24])]
     return {**figures, "summary": summary}
 
 
 def at_most(documents: Iterable[tuple[np.ndarray, int]], tokens: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Documents in order until they hold `tokens`, the first in any case."""
+    """Documents in order until they hold `tokens`, and in any case the first."""
     for ids, size in documents:
         yield ids, size
         tokens -= len(ids)
@@ -72,51 +86,53 @@ def at_most(documents: Iterable[tuple[np.ndarray, int]], tokens: int) -> Iterato
             return
 
 
-def perplexity(method: GPT, documents: list[tuple[np.ndarray, int]]) -> dict[str, Any]:
-    """{"perplexity", "bits_per_byte", "tokens", "bytes"} over documents of (tokens, bytes of text).
+def perplexity(method: GPT, documents: Documents) -> dict[str, Any]:
+    """{"perplexity", "bits_per_byte", "tokens", "bytes"} over documents.
 
-    Every token is predicted once, from at least half a context of the tokens before it where there are so many; the
-    first from an eos token. The end of a document counts as a token and as no byte. Raises DataError for no text.
+    Every token is predicted once, from at least half a context of the tokens before it if there are
+    so many; the first from an eos token. The end of a document counts as a token and as no byte.
+    Raises DataError if there is no text.
     """
     total, count, size = 0.0, 0, sum(size for _, size in documents)
     device = next(method.parameters()).device
     for inputs, labels in _batches(method, documents):
+        # summed in float64: a quarter of a million terms
         total += float(method.nll(inputs.to(device), labels.to(device)).double().sum())
-        count += int((labels >= 0).sum())
+        count += int((labels != IGNORED).sum())
     if not count or not size:
         raise DataError("there is no text to measure on")
-    return {
-        "perplexity": math.exp(min(total / count, 700)), "bits_per_byte": total / math.log(2) / size,
-        "tokens": count, "bytes": size,
-    }  # fmt: skip
+    figures = {"perplexity": math.exp(min(total / count, 700)), "bits_per_byte": total / math.log(2) / size}
+    return {**figures, "tokens": count, "bytes": size}
 
 
-def _batches(method: GPT, documents: list[tuple[np.ndarray, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(method: GPT, documents: Documents) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs, labels) (b, t), labels -100 at padding and at what an earlier window has counted."""
     context, eos = method.config.context, method.config.eos_token_id
-    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    rows: list[tuple[Tensor, Tensor]] = []
     for ids, _ in documents:
-        stream = ids if eos is None else np.append(eos, ids)
+        stream = torch.from_numpy(ids if eos is None else np.append(eos, ids))
+        # windows overlap by half; each counts the tokens that no earlier one has
         counted = 1
         for start in range(0, len(stream) - 1, max(1, context // 2)):
             end = min(len(stream), start + context + 1)
-            labels = stream[start + 1 : end].copy()
-            labels[: max(0, counted - start - 1)] = -100
+            labels = stream[start + 1 : end].clone()
+            labels[: max(0, counted - start - 1)] = IGNORED
             rows.append((stream[start : end - 1], labels))
             counted = end
             if end == len(stream):
                 break
     for i in range(0, len(rows), BATCH):
-        some = rows[i : i + BATCH]
-        width = max(len(inputs) for inputs, _ in some)
+        inputs, labels = zip(*rows[i : i + BATCH], strict=True)
         yield (
-            torch.from_numpy(np.stack([np.pad(x, (0, width - len(x))) for x, _ in some])),
-            torch.from_numpy(np.stack([np.pad(y, (0, width - len(y)), constant_values=-100) for _, y in some])),
+            pad_sequence(list(inputs), batch_first=True),
+            pad_sequence(list(labels), batch_first=True, padding_value=IGNORED),
         )
 
 
-def baselines(source: Windows, documents: list[tuple[np.ndarray, int]]) -> dict[str, float]:
-    """Bits per byte of {"unigram", "3-gram"} of the training tokens, and of "xz" on the held-out text alone."""
+def baselines(source: Windows, documents: Documents) -> dict[str, float]:
+    """Bits per byte of {"unigram", "3-gram", "xz"}: the first two counted on the training
+    tokens."""
+    # n-grams count training text; xz knows no other text than the one it packs
     train = Shards(source.folder, "train")
     stream = train.read(0, min(len(train), COUNTED))
     held_out, size = np.concatenate([ids for ids, _ in documents]), sum(size for _, size in documents)
@@ -131,24 +147,17 @@ def baselines(source: Windows, documents: list[tuple[np.ndarray, int]]) -> dict[
     return bits
 
 
-def samples(method: GPT, number: int = SAMPLES, length: int = LENGTH, seed: int = 0) -> list[str]:
-    """Texts that the model writes from nothing."""
-    from ssl_lm.generate import complete
-
-    return complete(method, [""] * number, tokens=length, temperature=0.8, top_p=0.95, seed=seed)
-
-
-def decoded(method: GPT, documents: list[tuple[np.ndarray, int]]) -> list[str]:
-    return [method.needed_tokenizer().decode(ids.tolist()) for ids, _ in documents]
-
-
-def source_is_code(source: Any) -> bool:
-    """Whether the text is the standard library's."""
-    return source.prepared and source.folder.name.startswith("stdlib-")
+def samples(method: GPT, number: int = SAMPLES, length: int = LENGTH) -> list[str]:
+    """Texts that the model writes from nothing, always with the same seed."""
+    return complete(method, [""] * number, tokens=length, temperature=0.8, top_p=0.95, seed=0)
 
 
 def parsing_share(texts: Iterable[str]) -> float:
-    """Share of the lines that are not blank which `ast.parse` reads alone, a line that opens a block with `pass`."""
+    """Of the lines that are not blank, the share that `ast.parse` reads alone.
+
+    A line that opens a block gets a `pass`.
+    """
+    # line by line: one error would make a whole generated file unreadable
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     return sum(map(_parses, lines)) / max(1, len(lines))
 
@@ -167,15 +176,16 @@ def _parses(line: str) -> bool:
 
 
 def measure_masked(method: BERT, source: Any) -> dict[str, Any]:
-    """BERT on `source`: pseudo-perplexity (arXiv 1910.14659: every token hidden by itself), and on prepared text loss and
-    accuracy at masked tokens beside the most frequent token."""
-    view, device = masked(method.config), next(method.parameters()).device
+    """BERT on `source`: pseudo-perplexity (arXiv 1910.14659), with every token hidden by itself.
+
+    On prepared text also loss and accuracy at masked tokens, beside the most frequent token.
+    """
+    view, device, window = masked(method.config), next(method.parameters()).device, method.config.window
     figures = objective(method, view, source) if source.prepared else {}
     summary = [_line(figures)] if figures else []
     total, count = 0.0, 0
     for ids, _ in at_most(source.texts(), PSEUDO):
-        for start in range(0, len(ids), method.config.window):
-            text = torch.from_numpy(ids[start : start + method.config.window])
+        for text in torch.from_numpy(ids).split(window):  # t
             nats = method.pseudo_nll(framed(text, method.config).to(device))
             total, count = total + float(nats.double().sum()), count + len(nats)
             if count >= PSEUDO:
@@ -186,54 +196,57 @@ def measure_masked(method: BERT, source: Any) -> dict[str, Any]:
 
 
 def measure_spans(method: T5, source: Any) -> dict[str, Any]:
-    """T5 on prepared text: loss and accuracy at the tokens of removed spans, beside the most frequent of them. Sentinels
-    and ends, whose order is the same in every target, are read by the decoder and not counted. Raw text has no figures;
-    DataError where it has no labels, so that nothing of it can be measured."""
+    """T5 on prepared text: loss and accuracy at the tokens of removed spans.
+
+    Beside them stands the most frequent of these tokens.     Sentinels and ends are not counted,
+    because their order is the same in every target. Raw text has no figures. Raises DataError for
+    raw text without labels: nothing can be measured on it.
+    """
     if not source.prepared and source.labels is None:
         raise DataError(UNPREPARED)
     if not source.prepared:
         return {"summary": []}
-    figures = objective(method, _SpanTokens(method), source)
+    figures = objective(method, partial(_said, method), source)
     return {**figures, "summary": [_line(figures)]}
 
 
-class _SpanTokens:
-    """`spans` without its sentinels and ends among the labels; the decoder reads them all the same."""
-
-    def __init__(self, method: T5) -> None:
-        self.view, self.shift, self.config = spans(method.config), method.shift, method.config
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        made, first = self.view(sample, rng), self.view.first_sentinel
-        labels = made["labels"]
-        known = (labels > first - self.config.sentinels) & (labels <= first) | (labels == self.config.eos_token_id)
-        given = self.shift(labels[None])[0]
-        return {**made, "labels": labels.masked_fill(known, IGNORED), "decoder_input_ids": given}
+def _said(method: T5, sample: Any, rng: np.random.Generator) -> dict[str, Any]:
+    """`spans` with sentinels and ends that are no labels, though the decoder reads them."""
+    made, c = spans(method.config)(sample, rng), method.config
+    labels, first = made["labels"], c.first_sentinel
+    assert first is not None
+    known = (labels > first - c.sentinels) & (labels <= first) | (labels == c.eos_token_id)
+    given = method.shift(labels[None])[0]
+    return {**made, "labels": labels.masked_fill(known, IGNORED), "decoder_input_ids": given}
 
 
 @torch.inference_mode()
 def objective(method: Any, view: Any, source: Any, windows: int = 256) -> dict[str, float]:
-    """Mean outputs of `forward` over the labels that `view` makes of held-out windows; the accuracy of always saying the
-    most frequent of them, and their entropy, which no constant guess undercuts. Of few labels that lies below the
-    entropy of the text: of forty it is no measure. Raises DataError for less prepared text than a window."""
+    """Mean outputs of `forward` over the labels that `view` makes of held-out windows.
+
+    Beside them stands the best constant guess: the accuracy of always saying the most frequent
+    label, and the entropy of the labels, which is the lowest loss without looking at the text. Of
+    few labels, say forty, it lies below the entropy of the text and measures nothing. Raises
+    DataError for less prepared text than a window.
+    """
     if len(source.shards) < source.window:
         raise DataError(UNPREPARED)
     device, number = next(method.parameters()).device, min(windows, len(source))
+    # the same windows and the same masks for every model
     made = [view(source.load(i), np.random.default_rng((0, i))) for i in range(number)]
     labels = torch.cat([sample["labels"] for sample in made])
     labels = labels[labels != IGNORED]
     sums: dict[str, float] = {}
     for i in range(0, number, BATCH):
         batch = {key: value.to(device) for key, value in collate(made[i : i + BATCH]).items()}
+        # a batch weighs as much as its share of the labels
         share = int((batch["labels"] != IGNORED).sum()) / max(1, len(labels))
         for key, value in method(batch, 0.0).items():
             sums[key] = sums.get(key, 0.0) + float(value) * share
+    # the best guess that does not look at the text
     p = torch.bincount(labels).double() / max(1, len(labels))
-    return {
-        **sums,
-        "most_frequent_accuracy": float(p.max()),
-        "unigram_entropy": float(-(p * p.clamp(min=1e-12).log()).sum()),
-    }
+    entropy = float(-(p * p.clamp(min=1e-12).log()).sum())
+    return {**sums, "most_frequent_accuracy": float(p.max()), "unigram_entropy": entropy}
 
 
 def _line(figures: dict[str, float]) -> str:

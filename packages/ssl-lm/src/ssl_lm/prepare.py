@@ -1,5 +1,7 @@
-"""`ssl-lm prepare`: from texts to shards of tokens, in parallel, resumable, verified by sums. Imports no torch itself,
-so that its processes start fast."""
+"""`ssl-lm prepare`: from texts to shards of tokens, in parallel, resumable, verified by sums.
+
+It imports no torch itself, so that its processes start fast.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +34,17 @@ PLAN, DONE = "plan.json", "done.jsonl"
 SMALLEST, LARGEST, PARTS = 2**16, 2**26, 64
 """A shard is a 64th of the text, but between 64 kB and 64 MB of it."""
 STRETCH, SHORT_STRETCH = 2**20, 2**14
-"""Characters of a document that are tokenised at once; of byte-level BPE, where a cut between lines changes nothing."""
+"""Characters that are tokenised at once; the second with the table of words (byte-level BPE)."""
 ROWS = 1000
 """Rows of a `datasets` split in a piece."""
 TRAINED_ON = 2**27
 """Bytes of text that a tokenizer is trained on at most."""
 
 
-def run(recipe: Recipe, args: Prepare) -> None:
+def run(recipe: Recipe, arguments: Prepare) -> None:
     """The verb."""
-    out = Path(args.out or f"{Path(args.data.removeprefix('hf:')).stem}-tokens")
-    meta = prepare_text(
-        args.data, out, tokenizer=args.tokenizer, algorithm=args.algorithm, held_out=args.held_out,
-        workers=args.workers, progress=True,
-    )  # fmt: skip
+    out = Path(arguments.out or f"{Path(arguments.data.removeprefix('hf:')).stem}-tokens")
+    meta = prepare_text(**{**vars(arguments), "out": out}, progress=True)
     for split, records in meta["splits"].items():
         count, size = (sum(record[key] for record in records) for key in ("tokens", "bytes"))
         print(f"{split}: {count:,} tokens of {size:,} bytes, {size / max(1, count):.2f} bytes a token")
@@ -54,74 +53,80 @@ def run(recipe: Recipe, args: Prepare) -> None:
     print(f"next     ssl-lm train --data {out} --preset small --out runs/mine")
 
 
-def prepare_text(
-    data: str | Path, out: str | Path, *, tokenizer: str = "train:8000", algorithm: str = "bpe",
-    held_out: float = 0.05, workers: int | None = None, progress: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Tokenise `data` into the folder `out` and return its meta.json.
+def prepare_text(data: str | Path, out: str | Path, *, held_out: float = 0.05, **options: Any) -> dict[str, Any]:
+    """Tokenise `data`, as the command names it, into the folder `out` and return its meta.json.
 
-    `data` and `tokenizer` are those of the command. `workers` processes, or none besides this one for 0. What an
-    earlier call has done is kept where its sums agree. Raises InputError where the data holds no text, `out` holds
-    something else, or the tokenizer does not exist.
+    `options` are `tokenizer`, `algorithm`, `workers` and `progress` of `prepare_splits`. Raises
+    InputError if the data holds no text, `out` holds something else, or the tokenizer does not
+    exist.
     """
     if not 0 <= held_out < 1:
         raise InputError(f"held_out = {held_out}: it must lie in [0, 1)")
-    splits = find_splits(data, held_out)
-    return prepare_splits(
-        splits,
-        Path(out),
-        tokenizer=tokenizer,
-        algorithm=algorithm,
-        source=str(data),
-        workers=workers,
-        progress=progress,
-    )
+    return prepare_splits(find_splits(data, held_out), Path(out), source=str(data), **options)
 
 
 def prepare_splits(
-    splits: dict[str, list[Piece]], out: Path, *, tokenizer: str, algorithm: str, source: str,
-    workers: int | None, progress: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """The same for pieces that are found already."""
-    shards = {split: group(pieces) for split, pieces in splits.items()}
-    _claim(
-        out, {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": _digest(splits)}
-    )
+    splits: dict[str, list[Piece]],
+    out: Path,
+    *,
+    source: str,
+    tokenizer: str = "train:8000",
+    algorithm: str = "bpe",
+    workers: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """The same for pieces that are found already; `source` names the data.
+
+    `workers` is the number of processes, by default one for each core; 0 uses this process alone.
+    Shards that an earlier call has written are kept if their sums agree.
+    """
+    from ssl_lm.tokenizer import fingerprint, special_ids  # here: it loads the hub's client, which the processes lack
+
+    plan = {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": _digest(splits)}
+    _claim(out, plan)
     if (out / META).exists():
         meta = read_meta(out)
-        broken = [r["name"] for records in meta["splits"].values() for r in records if not is_whole(out, r)]
-        if not broken:
+        if all(is_whole(out, record) for records in meta["splits"].values() for record in records):
             return meta
         (out / META).unlink()
-    words = _tokenizer(out, tokenizer, algorithm, splits["train"])
-    from ssl_lm.tokenizer import fingerprint, special_ids
 
+    # what every shard needs to know of the tokenizer
+    words = _tokenizer(out, tokenizer, algorithm, splits["train"])
     eos, vocabulary = special_ids(words)["eos_token_id"], words.get_vocab_size()
     if eos is None:
         raise InputError(f"the tokenizer {tokenizer} has no token that ends a text, such as <|endoftext|> or [SEP]")
-    facts = (str(out), eos, np.dtype(token_type(vocabulary)).name, fingerprint(words))
-    names = {f"{split}-{i:05d}": pieces for split, parts in shards.items() for i, pieces in enumerate(parts)}
-    done = _done(out)
-    todo = [(name, pieces, *facts) for name, pieces in names.items() if name not in done]
-    bar = tqdm(
-        total=sum(p.size for pieces in names.values() for p in pieces), unit="B", unit_scale=True, desc="tokenising",
-        disable=not progress, initial=sum(p.size for name in done if name in names for p in names[name]),
-    )  # fmt: skip
+    dtype, digest = np.dtype(token_type(vocabulary)).name, fingerprint(words)
+
+    # done.jsonl gets a line for every shard that is written: a call that is stopped goes on behind
+    # the last one
+    names = {f"{split}-{i:05d}": part for split in splits for i, part in enumerate(group(splits[split]))}
+    sizes = {name: sum(piece.size for piece in pieces) for name, pieces in names.items()}
+    done = {name: record for name, record in _done(out).items() if name in names}
+    todo = [(name, pieces, str(out), eos, dtype, digest) for name, pieces in names.items() if name not in done]
+    total, there = sum(sizes.values()), sum(sizes[name] for name in done)
+    bar = tqdm(total=total, initial=there, unit="B", unit_scale=True, desc="tokenising", disable=not progress)
     with bar, (out / DONE).open("a") as log:
         for record in _shards(todo, workers, out):
             log.write(json.dumps(record) + "\n")
             log.flush()
             done[record["name"]] = record
-            bar.update(sum(piece.size for piece in names[record["name"]]))
-    return _finish(out, source, {split: [done[f"{split}-{i:05d}"] for i in range(len(parts))] for split, parts in shards.items()},
-                   {"vocab_size": vocabulary, "eos_token_id": eos, "dtype": facts[2], "tokenizer": facts[3]})  # fmt: skip
+            bar.update(sizes[record["name"]])
+
+    # meta.json, the last file, says that all is there
+    records = {split: [done[name] for name in names if name.startswith(f"{split}-")] for split in splits}
+    facts = {"vocab_size": vocabulary, "eos_token_id": eos, "dtype": dtype, "tokenizer": digest}
+    left_out = _left_out(source, records)
+    meta = {"format": VERSION, **facts, "source": Path(source).name, "left_out": left_out, "splits": records}
+    _write(out / META, meta)
+    return meta
 
 
 def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
     """Pieces of the training and of the test text.
 
-    A folder with train/ and test/ (or val/) has these splits, and so has a data set of the Hub. Of other folders every
-    file is a document, and a share of the files, by the hash of their names, is held out; of a single file, its end.
+    A folder with train/ and test/ (or val/) has these splits, and so has a data set of the Hub. Of
+    other folders every file is a document, and a share of the files, by the hash of their names, is
+    held out; of a single file, its end.
     """
     text = str(data)
     if text.startswith("hf:"):
@@ -131,6 +136,7 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
         size = path.stat().st_size
         if size == 0:
             raise InputError(f"{path} is empty")
+        # the end of one file is held out, from the end of a line on
         with path.open("rb") as stream:
             border = line_end(stream, int((1 - held_out) * size)) if held_out else size
         length = min(LARGEST, max(SMALLEST, size // PARTS))
@@ -140,6 +146,7 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
     try:
         test = split_folder(path, "test")
     except NoTestSplit:
+        # which files are held out depends on their names alone, not on their order
         files = sorted(list_files(path), key=lambda file: hashlib.sha256(str(file.relative_to(path)).encode()).digest())
         count = min(len(files) - 1, max(1, round(held_out * len(files)))) if held_out else 0
         return {"train": _whole(sorted(files[count:])), "test": _whole(sorted(files[:count]))}
@@ -154,6 +161,7 @@ def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
     splits = open_hf(name)
     if "train" not in splits:
         raise InputError(f"hf:{name} has the splits {', '.join(splits)}, none of them `train`")
+    # without a split for test, the last rows of `train` are held out
     rows = len(splits["train"])
     test = next((split for split in ("test", "validation") if split in splits), None)
     border = rows if test else round(rows * (1 - held_out))
@@ -168,8 +176,9 @@ def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
 
 
 def group(pieces: list[Piece]) -> list[list[Piece]]:
-    """Pieces in order, as many together as make a shard."""
+    """Pieces in order, grouped into shards."""
     total = sum(piece.size for piece in pieces)
+    # an empty room opens a new group, which may grow beyond it by one piece
     size, groups, room = min(LARGEST, max(SMALLEST, total // PARTS)), [], 0
     for piece in pieces:
         if room <= 0:
@@ -181,17 +190,18 @@ def group(pieces: list[Piece]) -> list[list[Piece]]:
 
 
 def _digest(splits: dict[str, list[Piece]]) -> str:
-    """Changes with the names, the sizes and the times of what is read."""
+    """Sixteen hex digits that change with the names, sizes and times of the files that are read."""
     total = hashlib.sha256()
     for split, pieces in splits.items():
         for piece in pieces:
+            # the time of a file changes when its text does
             stamp = 0 if piece.split else os.stat(piece.path).st_mtime_ns
             total.update(repr((split, *astuple(piece), stamp)).encode())
     return total.hexdigest()[:16]
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
-    """Note in a new folder what it is for. Raises ShardError where it holds something else."""
+    """Note in a new folder what it is for. Raises ShardError if it holds something else."""
     file = out / PLAN
     if file.exists():
         try:
@@ -204,13 +214,11 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise ShardError(f"{out} is not empty and holds no prepared data: give another --out")
-    staged = out / f"{PLAN}.tmp"
-    staged.write_text(json.dumps(plan, indent=1))
-    os.replace(staged, file)
+    _write(file, plan)
 
 
 def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece]) -> Tokenizer:
-    """The folder's tokenizer: trained or fetched the first time."""
+    """The folder's tokenizer: trained or fetched the first time, read later."""
     from ssl_lm.tokenizer import FILE, load_tokenizer, save_tokenizer, train_tokenizer
 
     if (out / FILE).exists():
@@ -227,13 +235,14 @@ def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece]) -> Tok
 
 def _sample(pieces: list[Piece]) -> Iterator[str]:
     """Texts of evenly spread pieces, TRAINED_ON bytes at most."""
+    # every n-th piece, so that the sample has some of everything
     total = sum(piece.size for piece in pieces)
     every = max(1, -(-total // TRAINED_ON))
     for piece in pieces[::every]:
         try:
             for text, _ in read_piece(piece):
                 yield text
-        except BadText:  # named when it is tokenised
+        except BadText:  # reported when it is tokenised
             continue
 
 
@@ -253,7 +262,7 @@ def _done(out: Path) -> dict[str, dict[str, Any]]:
 def _shards(todo: list[tuple], workers: int | None, out: Path) -> Iterator[dict[str, Any]]:
     """Records of shards as they are finished."""
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 2 or len(todo) < 2:
+    if workers < 2 or len(todo) < 2:  # starting processes would cost more than it saves
         _begin(str(out))
         yield from map(_shard, todo)
         return
@@ -266,7 +275,7 @@ _table: WordTable | None = None
 
 
 def _begin(folder: str) -> None:
-    """Give this process the folder's tokenizer, which uses one thread: the processes are what is parallel."""
+    """Give this process the folder's tokenizer, with one thread: the processes are parallel."""
     global _words, _table
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
@@ -274,12 +283,12 @@ def _begin(folder: str) -> None:
     _words = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
     _words.no_padding()
     _words.no_truncation()
-    _words.encode_special_tokens = True  # a text that says [SEP] does not end there
+    _words.encode_special_tokens = True  # "[SEP]" in a text is text, not its end
     _table = WordTable(_words) if applies(_words) else None
 
 
 def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
-    """Tokenise the pieces of one shard and write it; its record, with what could not be read."""
+    """Tokenise and write one shard; return its record, with the files that could not be read."""
     name, pieces, folder, eos, dtype, fingerprint = job
     arrays, ends, left_out, count, size = [], [], [], 0, 0
     for piece in pieces:
@@ -289,20 +298,26 @@ def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
             left_out.append((Path(piece.path).name, str(error)))
             continue
         for (text, ended), tokens in zip(texts, tokenise(_words, [text for text, _ in texts], _table), strict=True):
+            # `ends` has the tokens and bytes up to the end of each document
             size += len(text.encode())
             tokens = np.append(tokens, eos) if ended else tokens
             arrays.append(tokens.astype(dtype))
             count += len(tokens)
             if ended:
                 ends.append((count, size))
+    # a shard whose texts are all unreadable is written too: its record says why it is empty
     tokens = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
     record = write_shard(Path(folder, name), tokens, np.array(ends, np.int64).reshape(-1, 2), size, eos, fingerprint)
     return {**record, "left_out": left_out}
 
 
 def tokenise(tokenizer: Any, texts: list[str], table: WordTable | None = None) -> list[np.ndarray]:
-    """Tokens int64 (n,) of each text. A long one is taken in stretches that begin at a line which follows a word: there
-    byte-level BPE cuts anyway. `table` looks words up where a stretch is ASCII."""
+    """Tokens int64 (n,) of each text.
+
+    A long text is cut into stretches at line breaks behind a word, where byte-level BPE cuts
+    anyway. `table` looks up the words of a stretch that is ASCII; the library tokenises the others
+    together.
+    """
     stretches = [list(_stretches(text, SHORT_STRETCH if table is not None else STRETCH)) for text in texts]
     slow = [s for parts in stretches for s in parts if table is None or not s.isascii()]
     encoded = iter(tokenizer.encode_batch_fast(slow, add_special_tokens=False))
@@ -316,9 +331,11 @@ def tokenise(tokenizer: Any, texts: list[str], table: WordTable | None = None) -
 
 
 def _stretches(text: str, length: int) -> Iterator[str]:
+    """Stretches of about `length` characters that make up the text."""
     start = 0
     while len(text) - start > length:
         end = text.find("\n", start + length // 2)
+        # a cut behind white space could change its tokens
         while end > 0 and text[end - 1].isspace():
             end = text.find("\n", end + 1)
         if end <= start:
@@ -328,17 +345,22 @@ def _stretches(text: str, length: int) -> Iterator[str]:
     yield text[start:]
 
 
-def _finish(out: Path, source: str, splits: dict[str, list[dict[str, Any]]], facts: dict[str, Any]) -> dict[str, Any]:
-    """Write meta.json, the last file. Raises InputError where there is no text, or too much is unreadable."""
+def _left_out(source: str, splits: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
+    """Take (file, reason) of unreadable files out of the records.
+
+    Raises InputError if there is no text, or if too many files are unreadable.
+    """
     records = [record for parts in splits.values() for record in parts]
-    left_out = [tuple(bad) for record in records for bad in record.pop("left_out", [])]
-    documents = sum(record["documents"] for record in records)
+    left_out = [(name, reason) for record in records for name, reason in record.pop("left_out", [])]
     if not sum(record["tokens"] for record in splits["train"]):
         raise InputError(f"{source} holds no text" + (f": {left_out[0][1]}" if left_out else ""))
-    if len(left_out) > max(10, documents // 100):
+    if len(left_out) > max(10, sum(record["documents"] for record in records) // 100):
         raise InputError(f"{len(left_out)} files of {source} are no text, the first: {left_out[0][1]}")
-    meta = {"format": VERSION, **facts, "source": Path(source).name, "left_out": left_out, "splits": splits}
-    staged = out / f"{META}.tmp"
-    staged.write_text(json.dumps(meta, indent=1))
-    os.replace(staged, out / META)
-    return meta
+    return left_out
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file whole or not at all."""
+    staged = file.with_name(f"{file.name}.tmp")
+    staged.write_text(json.dumps(value, indent=1))
+    os.replace(staged, file)

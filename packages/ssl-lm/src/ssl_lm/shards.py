@@ -1,8 +1,9 @@
-"""Tokens on disk: shards that are mapped into memory, each with a header that says what it holds. Imports no torch.
+"""Tokens on disk: shards that are mapped into memory. Imports no torch.
 
-`train-00003.bin` is a header of 256 int32 and then the tokens, uint16 where the vocabulary allows it, else uint32.
-`train-00003.idx` holds an int64 pair for every document that ends in the shard: the tokens and the bytes of text up to
-its end. `meta.json` lists the shards of every split with their SHA-256.
+`train-00003.bin` is a header of 256 int32 and then the tokens, uint16 where the vocabulary allows
+it, else uint32. `train-00003.idx` holds an int64 pair for every document that ends in the shard:
+the tokens and the bytes of text up to its end. `meta.json` lists the shards of every split with
+their SHA-256.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ class ShardError(InputError):
 
 
 def token_type(vocabulary: int) -> type[np.uint16] | type[np.uint32]:
+    """The smallest of the two types that holds every token."""
     return np.uint16 if vocabulary <= 2**16 else np.uint32
 
 
 def header(tokens: int, itemsize: int, eos: int, fingerprint: str) -> np.ndarray:
-    """int32 (256,)."""
+    """What a shard says of itself, int32 (256,)."""
     numbers = np.zeros(256, dtype=np.uint32)
     words = [int(fingerprint[:8], 16), int(fingerprint[8:], 16)]
     numbers[:8] = [MAGIC, VERSION, tokens & 0xFFFFFFFF, tokens >> 32, itemsize, eos, *words]
@@ -41,10 +43,11 @@ def header(tokens: int, itemsize: int, eos: int, fingerprint: str) -> np.ndarray
 def write_shard(
     file: Path, tokens: np.ndarray, ends: np.ndarray, size: int, eos: int, fingerprint: str
 ) -> dict[str, Any]:
-    """Write `file`.bin and .idx, each whole or not at all; the shard's record in meta.json.
+    """Write `file`.bin and .idx, each whole or not at all; return the record for meta.json.
 
     tokens (n,), ends int64 (documents, 2) of tokens and bytes, `size` bytes of text in all.
     """
+    # written beside and renamed, with sums of what was written
     head = header(len(tokens), tokens.itemsize, eos, fingerprint)
     sums = {}
     for suffix, parts in ((".bin", (head, tokens)), (".idx", (ends,))):
@@ -60,7 +63,7 @@ def write_shard(
 
 
 def is_whole(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether a shard's files are there and have the sums of its record."""
+    """Whether the files of a shard are there and have the sums of its record."""
     for suffix, expected in record["sha256"].items():
         file = (folder / record["name"]).with_suffix(suffix)
         if not file.is_file():
@@ -72,7 +75,7 @@ def is_whole(folder: Path, record: dict[str, Any]) -> bool:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """meta.json of a prepared folder. Raises ShardError where it is missing or damaged."""
+    """meta.json of a prepared folder. Raises ShardError if it is missing or damaged."""
     try:
         meta = json.loads((folder / META).read_text())
         if meta["format"] != VERSION or not isinstance(meta["splits"], dict):
@@ -88,7 +91,7 @@ class Shards:
     """The tokens of one split, one long array in several files."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        """Raises ShardError when the folder is not prepared, or a shard is missing, cut short or of other data."""
+        """Raises ShardError if a shard or meta.json is missing, damaged or of other data."""
         meta = read_meta(folder)
         self.folder, self.records = folder, meta["splits"].get(split, [])
         self.dtype = np.dtype(meta["dtype"])
@@ -107,16 +110,13 @@ class Shards:
         return int(self.starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": None}  # every process maps the files itself
+        return {**self.__dict__, "_maps": None}  # every process maps the files anew
 
     def read(self, start: int, end: int) -> np.ndarray:
         """Tokens start … end - 1, int64."""
         if self._maps is None:
-            self._maps = [
-                np.memmap((self.folder / record["name"]).with_suffix(".bin"), self.dtype, "r", HEADER, record["tokens"])
-                if record["tokens"] else np.zeros(0, self.dtype)
-                for record in self.records
-            ]  # fmt: skip
+            self._maps = [self._map(record) for record in self.records]
+        # a stretch of tokens may reach over several shards
         first = int(np.searchsorted(self.starts, start, side="right")) - 1
         parts = []
         while start < end:
@@ -126,22 +126,29 @@ class Shards:
             first += 1
         return np.concatenate(parts).astype(np.int64)
 
+    def _map(self, record: dict[str, Any]) -> np.ndarray:
+        if not record["tokens"]:
+            return np.zeros(0, self.dtype)  # an empty file cannot be mapped
+        file = (self.folder / record["name"]).with_suffix(".bin")
+        return np.memmap(file, self.dtype, "r", HEADER, record["tokens"])
+
     def documents(self, start: int, end: int) -> np.ndarray:
-        """Number of the document that each token belongs to, int64, from 0 for the first."""
+        """Number of each token's document, int64 (end - start,), 0 for the first."""
+        # the number of documents that end before or at each token
         number = np.searchsorted(self.ends[:, 0], np.arange(start, end), side="right")
         return number - number[0]
 
     def _check(self, record: dict[str, Any], eos: int) -> None:
+        """Raises ShardError unless the files of a record are there, whole and of this tokenizer."""
         file = (self.folder / record["name"]).with_suffix(".bin")
         expected = HEADER + record["tokens"] * self.dtype.itemsize
         index = file.with_suffix(".idx")
         if not file.is_file() or not index.is_file():
             raise ShardError(f"{file} or its .idx is missing: run the `ssl-lm prepare` of {self.folder} again")
         if file.stat().st_size != expected or index.stat().st_size != 16 * record["documents"]:
-            raise ShardError(
-                f"{file} has {file.stat().st_size:,} bytes of {expected:,}, or its .idx is cut short: "
-                f"run the `ssl-lm prepare` of {self.folder} again"
-            )
-        if not np.array_equal(np.fromfile(file, np.int32, 256),
-                              header(record["tokens"], self.dtype.itemsize, eos, self.fingerprint)):  # fmt: skip
+            found = f"{file} has {file.stat().st_size:,} bytes of {expected:,}, or its .idx is cut short"
+            raise ShardError(f"{found}: run the `ssl-lm prepare` of {self.folder} again")
+        # the header of each shard repeats what meta.json says of the tokenizer
+        says = header(record["tokens"], self.dtype.itemsize, eos, self.fingerprint)
+        if not np.array_equal(np.fromfile(file, np.int32, 256), says):
             raise ShardError(f"{file} belongs to other data or another tokenizer: prepare {self.folder} again")

@@ -1,4 +1,4 @@
-"""What a language model looks at, and what it writes, early and late in its training."""
+"""Pictures of a language model: what it looks at, and what it writes in its training."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ssl_core.device import seed_step
 from ssl_core.hub.weights_file import load_weights
+from ssl_lm.measure import samples
 
 TOKENS, SIDE = 48, 192
 """Tokens in the attention picture, and pixels of a head's square."""
 WORDS = 120
 """Tokens of a sample."""
 LINES, COLUMNS = 14, 100
+"""Lines of a sample, and characters of a line in the picture."""
 
 
 def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
-    """Write attention.png and, for a model that writes, samples.png and samples.txt; {file name: caption}."""
+    """Write attention.png and, if the model writes, samples.png and .txt; {file name: caption}."""
     captions = {}
     if hasattr(method, "attention_maps"):
         length = min(TOKENS, method.config.context)
         tokens = source.load(0)["input_ids"][None, :length].to(next(method.parameters()).device)
-        maps = method.attention_maps(tokens)[:, 0]
-        save_attention(maps, folder / "attention.png")
+        save_attention(method.attention_maps(tokens)[:, 0], folder / "attention.png")
         captions["attention.png"] = (
             f"attention of every head (columns) in every block (rows, the first on top) on {tokens.shape[1]} held-out "
             "tokens: row i of a square is where token i looks, black is all of it"
@@ -45,20 +47,21 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
 
 
 def save_attention(maps: Tensor, path: Path, gap: int = 4) -> None:
-    """Write attention (depth, h, t, t) as squares of grey, blocks below each other; √p, so that little is seen too."""
-    t = maps.shape[-1]
-    zoom = max(1, SIDE // t)
+    """Write attention (depth, h, t, t) as squares of grey, one row per block.
+
+    Grey is √p, so that small values are seen too.
+    """
+    zoom = max(1, SIDE // maps.shape[-1])
+    # black is all of the attention, white none
     grey = (255 * (1 - maps.float().cpu().clamp(0, 1).sqrt())).round().to(torch.uint8)
     grey = grey.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-    framed = torch.nn.functional.pad(grey, (0, gap, 0, gap), value=200)
-    sheet = rearrange(framed, "l h y x -> (l y) (h x)")
+    sheet = rearrange(F.pad(grey, (0, gap, 0, gap), value=200), "l h y x -> (l y) (h x)")
     Image.fromarray(np.ascontiguousarray(sheet.numpy())).save(path)
 
 
 def samples_over_training(method: Any, run: Path) -> dict[str, str]:
-    """What the same seed writes with the weights before training, of every checkpoint that `run` still has, and now."""
-    from ssl_lm.measure import samples
-
+    """What the same seed writes before training, at every checkpoint in `run`, and now."""
+    # the weights before training, drawn again from the run's seed
     seed_step(method.config.seed)
     model = type(method)(method.config).to(next(method.parameters()).device).eval()
     model.tokenizer = method.tokenizer

@@ -25,18 +25,43 @@ TASKS = {
     "grammar": "cola sentence: {text}",
     "question": "question: {text} context: {context}",
 }
-"""What T5 v1.0 was taught beside restoring spans (appendix D of the paper): the prefix is part of the text."""
+"""What T5 v1.0 was taught beside restoring spans (appendix D of the paper)."""
 LANGUAGES = ("French", "German", "Romanian")
 PREFIXES = (
-    *(f"translate English to {language}" for language in LANGUAGES), "summarize", "sst2 sentence", "cola sentence",
-    "question", "mnli premise", "mrpc sentence1", "qqp question1", "qnli question", "rte sentence1", "stsb sentence1",
-    "wnli sentence1", "copa choice1", "multirc question", "record query", "boolq passage", "cb premise", "wic pos", "wsc",
-)  # fmt: skip
-"""How a text begins that asks for one of the paper's tasks."""
+    *(f"translate English to {language}" for language in LANGUAGES),
+    *(
+        "summarize, sst2 sentence, cola sentence, question, mnli premise, mrpc sentence1, qqp question1, qnli question, "
+        "rte sentence1, stsb sentence1, wnli sentence1, copa choice1, multirc question, record query, boolq passage, "
+        "cb premise, wic pos, wsc"
+    ).split(", "),
+)
+"""The beginnings of texts that ask for one of the paper's tasks."""
+
+
+def run(recipe: Recipe, arguments: Text2Text) -> None:
+    """The verb."""
+    texts, task = list(arguments.texts), arguments.task
+    if task is not None:
+        texts = [prompt(task, text, language=arguments.language, context=arguments.context) for text in texts]
+    method = load(recipe.method).from_pretrained(arguments.weights, device=pick_device(arguments.device))
+    said = answers(
+        method,
+        texts,
+        num_beams=arguments.beams,
+        max_new_tokens=arguments.tokens,
+        length_penalty=arguments.length_penalty,
+    )
+    for text, answer in zip(texts, said, strict=True):
+        if (reason := advice(method, text)) is not None:
+            print(f"note: {reason}", file=sys.stderr)
+        print(answer if len(texts) == 1 else f"{text}\n  {answer}")
 
 
 def prompt(task: str, text: str, *, language: str = "French", context: str | None = None) -> str:
-    """`text` in the form of `task`. Raises InputError for an unknown one and for a question without its context."""
+    """`text` in the form of `task`.
+
+    Raises InputError for an unknown task or language, and for a question without its context.
+    """
     if task not in TASKS:
         raise InputError(f"no task {task!r}; there are {', '.join(TASKS)}")
     if task == "translate" and language not in LANGUAGES:
@@ -47,13 +72,18 @@ def prompt(task: str, text: str, *, language: str = "French", context: str | Non
 
 
 def advice(method: T5, text: str) -> str | None:
-    """Why this model cannot be asked so, where it cannot: a prefix that T5 was not taught, or a model taught none."""
+    """Why this model cannot do what `text` asks (it was taught no task, or not this one), or
+    None."""
+    # a prefix is some words before a colon at the beginning
     asks = re.match(r"[a-z][\w ]{2,40}(?=:)", text, re.IGNORECASE)
     if "<extra_id_0>" in text or not asks:
         return None
+    # v1.1, and models of another vocabulary, were trained on unlabelled text alone
     if method.config.gated or method.config.vocab_size != 32128:
-        return ("this model restores spans and was taught no task: fine-tune it, or ask for what is missing, "
-                "'The <extra_id_0> walks in the park'")  # fmt: skip
+        return (
+            "this model restores spans and was taught no task: fine-tune it, or ask for what is missing, "
+            "'The <extra_id_0> walks in the park'"
+        )
     if not asks[0].startswith(PREFIXES):
         return f"T5 was taught no task {asks[0]!r}: see --task {{{','.join(TASKS)}}}"
     return None
@@ -62,9 +92,10 @@ def advice(method: T5, text: str) -> str | None:
 def answers(
     method: T5, texts: Sequence[str], *, num_beams: int = 4, max_new_tokens: int = 64, length_penalty: float = 1.0
 ) -> list[str]:
-    """T5's answers to some texts, in one batch. Sentinels stay in them, the end does not.
+    """T5's answers to texts, as one batch. They keep the sentinels and drop the end.
 
-    Raises InputError for an empty text and for a model without a tokenizer or whose tokenizer has no end or no padding.
+    Raises InputError for an empty text, for a model without a tokenizer, and for a tokenizer
+    without an end or padding.
     """
     tokenizer, config = method.needed_tokenizer(), method.config
     if config.eos_token_id is None or config.pad_token_id is None:
@@ -76,19 +107,7 @@ def answers(
     ids = [torch.tensor([*row, config.eos_token_id], device=device) for row in rows]
     tokens = pad_sequence(ids, batch_first=True, padding_value=config.pad_token_id)
     said = method.generate(tokens, max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty)
+    # sentinels stay: they say which missing span an answer is for
     left_out = {config.eos_token_id, config.pad_token_id}
     kept = [[token for token in row if token not in left_out] for row in said.tolist()]
     return [tokenizer.decode(row, skip_special_tokens=False).strip() for row in kept]
-
-
-def run(recipe: Recipe, args: Text2Text) -> None:
-    """The verb."""
-    texts = list(args.texts)
-    if args.task is not None:
-        texts = [prompt(args.task, text, language=args.language, context=args.context) for text in texts]
-    method = load(recipe.method).from_pretrained(args.weights, device=pick_device(args.device))
-    said = answers(method, texts, num_beams=args.beams, max_new_tokens=args.tokens, length_penalty=args.length_penalty)
-    for text, answer in zip(texts, said, strict=True):
-        if (reason := advice(method, text)) is not None:
-            print(f"note: {reason}", file=sys.stderr)
-        print(answer if len(texts) == 1 else f"{text}\n  {answer}")

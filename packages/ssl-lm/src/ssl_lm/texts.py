@@ -1,47 +1,49 @@
-"""Texts in files: which there are, where they are cut, what cannot be read. Imports no torch."""
+"""Texts in files: finding them, cutting them into pieces, reading them. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
-from ssl_core.errors import InputError
+from ssl_core.errors import DataError, InputError
 
 SEPARATOR = "<|endoftext|>"
 """Separates documents inside one text file."""
 ROW = 1000
-"""Bytes that a row of a `datasets` split counts as: how long it is, only reading it would tell."""
+"""Bytes that a row of a `datasets` split counts as: only reading it tells its length."""
 
 
-class BadText(InputError):
-    """A file that is no text. The message is the reason, with the file's name."""
+class BadText(DataError):
+    """A file that is not text. The message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes start … end - 1 of a file (rows of a `datasets` split); `ends` where a document ends with them."""
+    """Bytes (rows of a `datasets` split) start … end - 1; `ends` if a document ends with them."""
 
     path: str
     start: int
     end: int
     ends: bool = True
     split: str | None = None
-    """of a data set of the `datasets` library, whose name is then the path"""
+    """the split of a data set of the `datasets` library, whose name is then `path`"""
 
     @property
     def size(self) -> int:
-        """Bytes, of a `datasets` split about."""
+        """Bytes; of a `datasets` split an estimate."""
         return (self.end - self.start) * (ROW if self.split else 1)
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Files below `folder`, sorted, hidden ones left out. Raises InputError where there is none."""
+    """Files below `folder`, sorted, without hidden ones. Raises InputError if there is none."""
     found = []
     for place, folders, names in os.walk(folder):
+        # in place: os.walk does not enter what is taken out
         folders[:] = sorted(name for name in folders if name[0] != ".")
         found += [Path(place, name) for name in names if name[0] != "."]
     if not found:
@@ -50,11 +52,15 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def cut(path: Path, size: int, start: int = 0, end: int | None = None) -> list[Piece]:
-    """Pieces of about `size` bytes of a file, cut at ends of lines, and not before the separator that ends a document."""
+    """Pieces of about `size` bytes of a file, cut at ends of lines.
+
+    A separator stays with the document that it ends.
+    """
     end = path.stat().st_size if end is None else end
     pieces = []
     with path.open("rb") as stream:
         while start < end:
+            # a rest of up to half a piece goes with the last one
             far = end - start > size * 3 // 2
             stop = min(end, _past_separator(stream, line_end(stream, start + size))) if far else end
             pieces.append(Piece(str(path), start, stop, ends=stop == end))
@@ -62,23 +68,23 @@ def cut(path: Path, size: int, start: int = 0, end: int | None = None) -> list[P
     return pieces
 
 
-def line_end(stream: Iterable, offset: int) -> int:
-    """The first position from `offset` on that a line ends before."""
-    stream.seek(offset)  # type: ignore[attr-defined]
-    stream.readline()  # type: ignore[attr-defined]
-    return int(stream.tell())  # type: ignore[attr-defined]
+def line_end(stream: BinaryIO, offset: int) -> int:
+    """The end of the line that holds byte `offset`."""
+    stream.seek(offset)
+    stream.readline()
+    return stream.tell()
 
 
-def _past_separator(stream: Iterable, start: int) -> int:
-    """The end of the line behind `start` and blank ones that begins with a separator, else `start`."""
+def _past_separator(stream: BinaryIO, start: int) -> int:
+    """The end of the next line that is not blank if it begins with a separator, else `start`."""
     line = b"\n"
     while line and not line.strip():
-        line = stream.readline()  # type: ignore[attr-defined]
-    return int(stream.tell()) if line.startswith(SEPARATOR.encode()) else start  # type: ignore[attr-defined]
+        line = stream.readline()
+    return stream.tell() if line.startswith(SEPARATOR.encode()) else start
 
 
 def decode(data: bytes, path: str) -> str:
-    """UTF-8 bytes as text. Raises BadText for binary data and for another encoding."""
+    """UTF-8 bytes as text. Raises BadText for binary data and for other encodings."""
     if (zero := data.find(0)) >= 0:
         raise BadText(f"{path} is binary: byte {zero} is zero")
     try:
@@ -91,7 +97,7 @@ def decode(data: bytes, path: str) -> str:
 
 
 def read_piece(piece: Piece) -> Iterator[tuple[str, bool]]:
-    """(text, whether a document ends with it). Raises BadText."""
+    """Yield (text, whether a document ends with it). Raises BadText."""
     if piece.split is not None:
         yield from ((text, True) for text in _rows(piece))
         return
@@ -101,9 +107,11 @@ def read_piece(piece: Piece) -> Iterator[tuple[str, bool]]:
     if piece.path.endswith(".jsonl"):
         yield from ((document, True) for document in _lines(text, piece.path))
         return
+    # all but the last part end with a separator; the last ends with the piece
     *whole, rest = text.split(SEPARATOR)
     yield from ((part.strip("\n"), True) for part in whole if part.strip())
-    if rest.strip() or (rest and not whole and piece.start):  # blanks between two pieces of a document
+    # blank lines count between two pieces of a document
+    if rest.strip() or (rest and not whole and piece.start):
         yield rest if not whole else rest.lstrip("\n"), piece.ends
 
 
@@ -126,9 +134,9 @@ def _rows(piece: Piece) -> list[str]:
 
 @cache
 def open_hf(name: str) -> dict:
-    """{split: dataset} of the `datasets` library, of the Hub or a local folder, opened once by a process.
+    """{split: dataset} of the `datasets` library, from the Hub or a folder, opened once.
 
-    Raises InputError where the library is missing or the data has no column `text`.
+    Raises InputError if the library is missing or the data has no column `text`.
     """
     try:
         import datasets

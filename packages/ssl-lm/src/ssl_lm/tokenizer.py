@@ -1,4 +1,4 @@
-"""The tokenizer, and what a config takes from it: its vocabulary, its special tokens, its files."""
+"""The tokenizer: its files, its training, and what a config takes from it."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ ROLES: dict[str, tuple[str, ...]] = {
     "eos_token_id": ("<|endoftext|>", "</s>", "[SEP]"),
     "first_sentinel": ("<extra_id_0>",),
 }
-"""How the tokens of each role are spelled in the tokenizers of GPT-2, BERT, RoBERTa and T5, and in ours."""
+"""Spellings of each role's token in the tokenizers of GPT-2, BERT, RoBERTa and T5, and in ours."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The first ids of the tokenizers trained here."""
 SENTINELS = 100
-"""T5's sentinels, the last ids of the tokenizers trained here: <extra_id_99> … <extra_id_0>."""
+"""T5's sentinels <extra_id_99> … <extra_id_0>, the last ids of the tokenizers trained here."""
 ROWS_TO_SPARE = 128
-"""Rows that an embedding may have more than the tokenizer has tokens: T5's has 32,128 for 32,100."""
+"""Rows that an embedding may have beyond the tokens: T5's has 32,128 for 32,100."""
 
 Algorithm = Literal["bpe", "wordpiece", "unigram"]
 
 
 def settled(config: LMConfig) -> int:
-    """The vocabulary's size. Raises ConfigError while it is still to be taken from data."""
+    """The size of the vocabulary. Raises ConfigError if the data has yet to decide it."""
     if config.vocab_size is None:
         raise ConfigError("vocab_size = None: the data's tokenizer decides it. Give --data, or a number")
     return config.vocab_size
@@ -49,16 +49,14 @@ def settled(config: LMConfig) -> int:
 def settle(config: LMConfig, tokenizer: Tokenizer) -> LMConfig:
     """`config` with the vocabulary's size and the special tokens that it leaves open.
 
-    Raises ConfigError where it contradicts the tokenizer.
+    Raises ConfigError if it contradicts the tokenizer.
     """
     size, changes = tokenizer.get_vocab_size(), {}
     if config.vocab_size is None:
         changes["vocab_size"] = size
-    elif not 0 <= config.vocab_size - size <= ROWS_TO_SPARE:
-        raise ConfigError(
-            f"vocab_size = {config.vocab_size}: the data's tokenizer has {size} tokens. Give --vocab-size {size}, or "
-            "prepare the data with the tokenizer of the model"
-        )
+    elif not 0 <= config.vocab_size - size <= ROWS_TO_SPARE:  # a few rows more than tokens, never fewer
+        hint = f"Give --vocab-size {size}, or prepare the data with the tokenizer of the model"
+        raise ConfigError(f"vocab_size = {config.vocab_size}: the data's tokenizer has {size} tokens. {hint}")
     for field, token in special_ids(tokenizer).items():
         stored = getattr(config, field, token)
         if stored is None:
@@ -69,7 +67,7 @@ def settle(config: LMConfig, tokenizer: Tokenizer) -> LMConfig:
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-    """Id of the token of each of ROLES, None where the tokenizer has none."""
+    """The id of the token of each role, None if the tokenizer has none."""
     found = {}
     for role, spellings in ROLES.items():
         ids = (tokenizer.token_to_id(spelling) for spelling in spellings)
@@ -78,7 +76,8 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Sixteen hex digits of the vocabulary: two tokenizers that agree in it number tokens alike."""
+    """Sixteen hex digits of the vocabulary: equal if two tokenizers number tokens alike."""
+    # merges and normalizers do not count, only the numbers of the tokens
     words = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
@@ -86,7 +85,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 def load_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer of a folder, a tokenizer.json or a Hub id such as "gpt2".
 
-    Raises InputError when there is none or it cannot be read.
+    Raises InputError if there is none or it cannot be read.
     """
     from tokenizers import Tokenizer
 
@@ -107,11 +106,10 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int | None = None) -> None:
     """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
-    names = {
-        role.removesuffix("_id"): token for role, token in special_ids(tokenizer).items() if role != "first_sentinel"
-    }
     facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    facts |= {role: tokenizer.id_to_token(token) for role, token in names.items() if token is not None}
+    for role, token in special_ids(tokenizer).items():
+        if token is not None and role != "first_sentinel":
+            facts[role.removesuffix("_id")] = tokenizer.id_to_token(token)
     if context is not None:
         facts["model_max_length"] = context
     tokenizer.save(str(folder / FILE))
@@ -119,10 +117,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int | None = 
 
 
 def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe") -> Tokenizer:
-    """A tokenizer of `size` tokens, SPECIALS and the sentinels among them, of some texts.
+    """A tokenizer of `size` tokens, SPECIALS and the sentinels among them, trained on `texts`.
 
-    "bpe" is GPT-2's byte-level BPE, which gives back every text exactly; "wordpiece" is BERT's, in small letters;
-    "unigram" T5's. Few texts may give fewer tokens. Raises ConfigError for a size that leaves no room.
+    "bpe" is GPT-2's byte-level BPE, which gives back every text exactly; "wordpiece" is BERT's, in
+    lower case; "unigram" is T5's. Little text may give fewer tokens. Raises ConfigError for a size
+    that leaves no room.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -148,6 +147,7 @@ def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe
         tokenizer.decoder = decoders.Metaspace()  # type: ignore[assignment]
         trainer = trainers.UnigramTrainer(unk_token="[UNK]", **options)
     tokenizer.train_from_iterator(texts, trainer)
+    # added after training, so that they are the last ids, <extra_id_0> the very last
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in sentinels])
     return tokenizer

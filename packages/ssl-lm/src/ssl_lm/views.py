@@ -1,8 +1,12 @@
-"""Training samples from windows of text, and the view of evaluations. What is drawn is drawn from the sample's own rng."""
+"""Training samples from windows of text, and the views of evaluations.
+
+All randomness comes from the sample's own rng. A view is a function of a config bound to one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,166 +16,146 @@ from torch import Tensor
 
 from ssl_core.config import check
 from ssl_core.errors import InputError
-from ssl_lm.bert import IGNORED, mask_tokens
 from ssl_lm.config import BERTConfig, LMConfig, T5Config
-from ssl_lm.t5 import corrupt_documents, corrupt_spans, noise_spans
+from ssl_lm.loss import IGNORED
+from ssl_lm.masking import mask_tokens
+from ssl_lm.spans import corrupt_documents, corrupt_spans, noise_spans
 from ssl_lm.tokenizer import settled
+
+Sample = dict[str, Any]
+View = Callable[[Sample, np.random.Generator], Sample]
 
 BINS = 1024
 """Of `bag_of_tokens`."""
 
 
-def blank(config: LMConfig) -> dict[str, Any]:
+def blank(config: LMConfig) -> Sample:
     """A window of one ordinary token, as the source gives it."""
     window = torch.full((config.window,), settled(config) // 2)
     return {"input_ids": window, "documents": torch.zeros_like(window)}
 
 
 def bag_of_tokens(input_ids: Tensor) -> Tensor:
-    """(b, BINS): how often each token stands in a text, folded into BINS bins; the baseline without a network."""
+    """(b, BINS): the share of each token in a text, folded into BINS bins. No network: a
+    baseline."""
     counts = F.one_hot(input_ids.clamp(min=0) % BINS, BINS).float()  # b t bins
     return (counts * (input_ids >= 0)[..., None]).mean(1)
 
 
-@dataclass(frozen=True)
-class WholeText:
-    """The beginning of a text, filled up to the context; what `encode` reads."""
-
-    context: int
-    pad: int
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """{"views": [int64 (context,)]}; padding is the pad token, or -1 where there is none."""
-        tokens = sample["input_ids"][: self.context]
-        return {"views": [F.pad(tokens, (0, self.context - len(tokens)), value=self.pad)]}
-
-
-def whole_text(config: LMConfig) -> WholeText:
-    pad = config.pad_token_id
-    return WholeText(config.context, -1 if pad is None else pad)
+def needed(config: LMConfig, *names: str) -> list[int]:
+    """The ids of special tokens. Raises ConfigError if the tokenizer lacks one."""
+    for name in names:
+        hint = "the tokenizer has no such token: train one with `ssl-lm prepare --tokenizer train:8000`"
+        check(getattr(config, name) is not None, name, None, hint)
+    return [getattr(config, name) for name in names]
 
 
 # ---------------------------------------------------------------- GPT
 
 
-@dataclass(frozen=True)
-class NextTokens:
-    """Every token is a target and, but for the last, an input."""
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{"input_ids": int64 (context + 1,)}"""
-        return {"input_ids": sample["input_ids"]}
+def next_tokens(config: LMConfig) -> View:
+    """Every token but the first is a target: {"input_ids": int64 (context + 1,)}."""
+    return _window
 
 
-def next_tokens(config: LMConfig) -> NextTokens:
-    return NextTokens()
+def _window(sample: Sample, rng: np.random.Generator) -> Sample:
+    return {"input_ids": sample["input_ids"]}
+
+
+def whole_text(config: LMConfig) -> View:
+    """What `encode` of GPT and T5 reads: the beginning of a text, filled up to the context.
+
+    {"views": [int64 (context,)]}; padding is the pad token, or -1 if there is none.
+    """
+    return partial(_beginning, config)
+
+
+def _beginning(config: LMConfig, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+    tokens, pad = sample["input_ids"][: config.context], config.pad_token_id
+    return {"views": [F.pad(tokens, (0, config.context - len(tokens)), value=-1 if pad is None else pad)]}
 
 
 # ---------------------------------------------------------------- BERT
 
 
-@dataclass(frozen=True)
-class Framed:
-    """The beginning of a text between [CLS] and [SEP], filled up to the context; what BERT's `encode` reads."""
+def framed_text(config: BERTConfig) -> View:
+    """What BERT's `encode` reads: the beginning of a text between [CLS] and [SEP].
 
-    config: BERTConfig
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """{"views": [int64 (context,)]}"""
-        tokens = framed(sample["input_ids"][: self.config.window], self.config)
-        return {"views": [F.pad(tokens, (0, self.config.context - len(tokens)), value=self.config.pad_token_id)]}
+    It is filled up to the context: {"views": [int64 (context,)]}
+    """
+    needed(config, "pad_token_id", "cls_token_id", "sep_token_id")
+    return partial(_framed_beginning, config)
 
 
 def framed(tokens: Tensor, config: BERTConfig) -> Tensor:
-    """[CLS] tokens [SEP], for tokens (t,)."""
+    """[CLS] tokens [SEP], for tokens (t,): (t + 2,)."""
     return torch.cat([tokens.new_tensor([config.cls_token_id]), tokens, tokens.new_tensor([config.sep_token_id])])
 
 
-def framed_text(config: BERTConfig) -> Framed:
-    for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
-        needed(config, name)
-    return Framed(config)
+def _framed_beginning(config: BERTConfig, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+    return _beginning(config, {"input_ids": framed(sample["input_ids"][: config.window], config)})
 
 
-@dataclass(frozen=True)
-class Masked:
-    """[CLS], a window of text and [SEP], `config.masked` tokens of it hidden."""
+def masked(config: BERTConfig) -> View:
+    """[CLS], a window of text and [SEP], with `config.masked` of its tokens hidden.
 
-    config: BERTConfig
-    mask_token_id: int
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{"input_ids" (t,), "positions" (k,), "labels" (k,), "documents" (t,)}, int64; labels are -100 where a text has
-        fewer tokens to hide. Whole words need "words" (window,) in the sample, the number of each token's word."""
-        config, documents = self.config, sample["documents"]
-        tokens = framed(sample["input_ids"], config)[None]
-        words = None
-        if config.whole_words:
-            if "words" not in sample:
-                raise InputError("whole_words needs a source that says where words begin")
-            words = F.pad(sample["words"], (1, 1), value=-1)[None]
-        inputs, labels = mask_tokens(
-            tokens, vocab_size=settled(config), mask_token_id=self.mask_token_id, special_ids=config.special_ids,
-            count=config.masked, words=words, generator=_generator(rng),
-        )  # fmt: skip
-        positions = (labels[0] != IGNORED).nonzero()[:, 0]
-        missing = (0, config.masked - len(positions))
-        return {
-            "input_ids": inputs[0],
-            "positions": F.pad(positions, missing),
-            "labels": F.pad(labels[0, positions], missing, value=IGNORED),
-            "documents": torch.cat([documents[:1], documents, documents[-1:]]),
-        }
+    {"input_ids" (t,), "positions" (k,), "labels" (k,), "documents" (t,)}, int64; labels are -100 if
+    a text has fewer tokens to hide. Whole words need "words" (window,) in the sample, the number of
+    each token's word; raises InputError without.
+    """
+    needed(config, "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    return partial(_masked, config)
 
 
-def masked(config: BERTConfig) -> Masked:
-    for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
-        needed(config, name)
-    return Masked(config, needed(config, "mask_token_id"))
+def _masked(config: BERTConfig, sample: Sample, rng: np.random.Generator) -> Sample:
+    tokens, words, documents = framed(sample["input_ids"], config)[None], None, sample["documents"]  # 1 t
+    if config.whole_words:
+        if "words" not in sample:
+            raise InputError("whole_words needs a source that says where words begin")
+        words = F.pad(sample["words"], (1, 1), value=-1)[None]  # 1 t; [CLS] and [SEP] belong to no word
+    [mask] = needed(config, "mask_token_id")
+    inputs, labels = mask_tokens(
+        tokens,
+        vocab_size=settled(config),
+        mask_token_id=mask,
+        special_ids=config.special_ids,
+        count=config.masked,
+        words=words,
+        generator=_generator(rng),
+    )
+    # every sample has k positions, so that shapes are the same in every step
+    positions = (labels[0] != IGNORED).nonzero()[:, 0]  # at most k
+    missing = (0, config.masked - len(positions))
+    return {
+        "input_ids": inputs[0],
+        "positions": F.pad(positions, missing),
+        "labels": F.pad(labels[0, positions], missing, value=IGNORED),
+        "documents": torch.cat([documents[:1], documents, documents[-1:]]),
+    }
 
 
 # ---------------------------------------------------------------- T5
 
 
-@dataclass(frozen=True)
-class Spans:
-    """A window of text without some spans, and these spans."""
+def spans(config: T5Config) -> View:
+    """A window of text without some spans, and these spans.
 
-    config: T5Config
-    pad_token_id: int
-    eos_token_id: int
-    first_sentinel: int
-
-    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{"input_ids" (n,), "labels" (o,), "documents" (n,), "label_documents" (o,)}, int64."""
-        config = self.config
-        noise = noise_spans(
-            1, config.window, density=config.density, mean_span=config.mean_span, generator=_generator(rng)
-        )
-        inputs, labels = corrupt_spans(
-            sample["input_ids"][None], noise, first_sentinel=self.first_sentinel, sentinels=config.sentinels,
-            eos_token_id=self.eos_token_id, pad_token_id=self.pad_token_id,
-        )  # fmt: skip
-        documents, label_documents = corrupt_documents(sample["documents"][None], noise)
-        return {
-            "input_ids": inputs[0],
-            "labels": labels[0],
-            "documents": documents[0],
-            "label_documents": label_documents[0],
-        }
+    {"input_ids" (n,), "labels" (o,), "documents" (n,), "label_documents" (o,)}, int64.
+    """
+    needed(config, "pad_token_id", "eos_token_id", "first_sentinel")
+    return partial(_spans, config)
 
 
-def spans(config: T5Config) -> Spans:
-    return Spans(config, *(needed(config, name) for name in ("pad_token_id", "eos_token_id", "first_sentinel")))
+def _spans(config: T5Config, sample: Sample, rng: np.random.Generator) -> Sample:
+    pad, eos, first = needed(config, "pad_token_id", "eos_token_id", "first_sentinel")
+    generator, density, mean_span = _generator(rng), config.density, config.mean_span
+    noise = noise_spans(1, config.window, density=density, mean_span=mean_span, generator=generator)  # 1 t
+    special = {"first_sentinel": first, "sentinels": config.sentinels, "eos_token_id": eos, "pad_token_id": pad}
+    inputs, labels = corrupt_spans(sample["input_ids"][None], noise, **special)
+    documents, of_labels = corrupt_documents(sample["documents"][None], noise)
+    return {"input_ids": inputs[0], "labels": labels[0], "documents": documents[0], "label_documents": of_labels[0]}
 
 
 def _generator(rng: np.random.Generator) -> torch.Generator:
+    """torch's generator with a seed from the sample's rng."""
     return torch.Generator().manual_seed(int(rng.integers(2**63)))
-
-
-def needed(config: LMConfig, name: str) -> int:
-    """The id of a special token. Raises ConfigError where the tokenizer has none."""
-    token = getattr(config, name)
-    check(token is not None, name, None, "the tokenizer has no such token: train one with `ssl-lm prepare --tokenizer "
-          "train:8000`")  # fmt: skip
-    return token

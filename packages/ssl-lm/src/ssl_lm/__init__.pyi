@@ -1,0 +1,15 @@
+from .bert import BERT as BERT
+from .config import BERTConfig as BERTConfig
+from .config import GPTConfig as GPTConfig
+from .config import T5Config as T5Config
+from .generate import complete as complete
+from .gpt import GPT as GPT
+from .loss import linear_cross_entropy as linear_cross_entropy
+from .masking import mask_tokens as mask_tokens
+from .prepare import prepare_text as prepare_text
+from .spans import corrupt_spans as corrupt_spans
+from .spans import noise_spans as noise_spans
+from .t5 import T5 as T5
+from .tokenizer import load_tokenizer as load_tokenizer
+from .tokenizer import train_tokenizer as train_tokenizer
+from .training import train as train
