@@ -11,11 +11,11 @@ from torch import Tensor
 import ssl_clip.convert_open_clip as open_clip
 from ssl_clip.config import CLIPConfig
 from ssl_clip.convert_open_clip import section
-from ssl_core.config import ConfigError, from_dict, read_file
+from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.config_json import pixels, positive, read, written
 from ssl_core.hub.encoders import VIT_NAMES, VIT_TIMM, depth_of
 from ssl_core.hub.keymap import KeyMap, Row, prefixed, same
-from ssl_core.hub.layout import Layout, read_tensors
+from ssl_core.hub.layout import Layout, read_json, read_tensors
 from ssl_core.hub.resize import positions, stem
 from ssl_core.patches import square_grid
 
@@ -183,7 +183,7 @@ def of_open_clip(path: Path) -> tuple[dict[str, Tensor], CLIPConfig] | None:
     if (found := open_clip.files(path)) is None:
         return None
     weights, config = found
-    return read_tensors(weights, LAYOUTS["clip"]), open_clip.from_theirs(read_file(config))
+    return read_tensors(weights, LAYOUTS["clip"]), open_clip.from_theirs(read_json(config))
 
 
 def to_transformers(state: Mapping[str, Tensor], config: CLIPConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:

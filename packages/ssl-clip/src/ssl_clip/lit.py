@@ -13,12 +13,12 @@ from typing import Any
 from torch import nn
 
 from ssl_clip.config import CLIPConfig
-from ssl_core.config import ConfigError, from_dict, read_file, to_dict
+from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.encoder import PooledViT
 from ssl_core.hub.config_json import positive
 from ssl_core.hub.encoders import VIT, VIT_NAMES, vit_rows
 from ssl_core.hub.keymap import KeyMap
-from ssl_core.hub.layout import CONFIG, PREPROCESSOR, WEIGHTS, WeightsMismatch, verify_config
+from ssl_core.hub.layout import CONFIG, PREPROCESSOR, WEIGHTS, WeightsMismatch, read_json, verify_config
 from ssl_core.hub.remote import resolve
 from ssl_core.hub.weights_file import load_weights, verify_sums
 
@@ -53,7 +53,7 @@ def settle(config: CLIPConfig, data: Any) -> CLIPConfig:
     # Only our own folders say how features are pooled. Pixels have a file of their own.
     own = values.get("ssl", {}).get("config", {})
     tower |= {"vit_pool": own.get("pool", "cls"), "crop_pct": own.get("crop_pct", config.crop_pct)}
-    pixels = read_file(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    pixels = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
     tower |= {ours: pixels[f"image_{ours}"] for ours in ("mean", "std") if f"image_{ours}" in pixels}
     return from_dict(CLIPConfig, {**to_dict(config), **tower})
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MultipleOf
 
-from ssl_core.bounds import Count, Depth, Portion, Positive, Rate, Whole, Width
+from ssl_core.bounds import Depth, Portion, Positive, Rate, Whole, Width
 from ssl_core.config import Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
@@ -26,7 +26,7 @@ class LMConfig(TrainConfig):
     """tokens that the model sees at once"""
     pad_token_id: Whole | None = None
     """fills up the shorter rows of a batch; None: the tokenizer's"""
-    eos_token_id: CountOrZero | None = None
+    eos_token_id: Whole | None = None
     """ends a text; None: the tokenizer's"""
     dim: Width = 768
     """width"""
@@ -165,7 +165,7 @@ class BERTConfig(LMConfig):
     token_types: Width = 2
     """kinds of segments: the sentences of a pair"""
     layer_norm_eps: float = 1e-12
-    init_std: PositiveShare = 0.02
+    init_std: Portion = 0.02
     """spread of every matrix before training, embeddings too; with 1/√dim, about 0.1, narrow models
     sooner beat the token frequencies"""
     dropout: float = 0.1
