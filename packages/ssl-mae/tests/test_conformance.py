@@ -9,6 +9,13 @@ from ssl_testing.conformance import Conformance
 class TestMAE(Conformance):
     recipe = RECIPES["mae"]
     config = MAEConfig(
-        image_size=8, patch_size=2, dim=16, depth=1, heads=2, decoder_dim=8, decoder_depth=1, decoder_heads=2,
+        image_size=8,
+        patch_size=2,
+        dim=16,
+        depth=1,
+        heads=2,
+        decoder_dim=8,
+        decoder_depth=1,
+        decoder_heads=2,
         crop_scale=(0.4, 1.0),
-    )  # fmt: skip
+    )

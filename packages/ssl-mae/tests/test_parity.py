@@ -35,24 +35,51 @@ from ssl_train.data.views import eval_view
 
 SIZES = [
     dict(
-        image_size=32, patch_size=8, norm_pix_loss=False, layer_norm_eps=1e-12,
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=128,
-        decoder_hidden_size=24, decoder_num_hidden_layers=2, decoder_num_attention_heads=3,
+        image_size=32,
+        patch_size=8,
+        norm_pix_loss=False,
+        layer_norm_eps=1e-12,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=128,
+        decoder_hidden_size=24,
+        decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=3,
         decoder_intermediate_size=96,
     ),
     dict(
-        image_size=64, patch_size=16, norm_pix_loss=True, layer_norm_eps=1e-6, mask_ratio=0.6,
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192,
-        decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+        norm_pix_loss=True,
+        layer_norm_eps=1e-6,
+        mask_ratio=0.6,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=192,
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
         decoder_intermediate_size=128,
     ),
     dict(
-        image_size=48, patch_size=8, norm_pix_loss=True, layer_norm_eps=1e-12, mask_ratio=0.9, num_channels=1,
-        hidden_size=40, num_hidden_layers=1, num_attention_heads=5, intermediate_size=60,
-        decoder_hidden_size=16, decoder_num_hidden_layers=3, decoder_num_attention_heads=1,
+        image_size=48,
+        patch_size=8,
+        norm_pix_loss=True,
+        layer_norm_eps=1e-12,
+        mask_ratio=0.9,
+        num_channels=1,
+        hidden_size=40,
+        num_hidden_layers=1,
+        num_attention_heads=5,
+        intermediate_size=60,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=3,
+        decoder_num_attention_heads=1,
         decoder_intermediate_size=24,
     ),
-]  # fmt: skip
+]
 
 PARAMETERS = pytest.mark.parametrize("sizes", SIZES, ids=["patch 8", "patch 16", "grey"])
 
@@ -68,9 +95,16 @@ def drawn(network: nn.Module, seed: int = 0) -> Any:
 
 def ours(**fields: Any) -> MAE:
     small = dict(
-        image_size=32, patch_size=8, dim=32, depth=2, heads=2, decoder_dim=24, decoder_depth=2, decoder_heads=3,
+        image_size=32,
+        patch_size=8,
+        dim=32,
+        depth=2,
+        heads=2,
+        decoder_dim=24,
+        decoder_depth=2,
+        decoder_heads=3,
         mask_ratio=0.75,
-    )  # fmt: skip
+    )
     return drawn(MAE(MAEConfig(**{**small, **fields})))
 
 
@@ -196,10 +230,20 @@ def test_positions_of_another_size_equal_timm():
 
 @pytest.mark.parametrize("positions", ["learned", "sincos"])
 def test_tokens_equal_timms_vit_with_the_same_weights(positions):
-    theirs = drawn(timm.create_model(
-        "vit_tiny_patch16_224", pretrained=False, img_size=(32, 64), patch_size=8, embed_dim=48, depth=2, num_heads=3,
-        mlp_ratio=2.5, num_classes=0, global_pool="",
-    ))  # fmt: skip
+    theirs = drawn(
+        timm.create_model(
+            "vit_tiny_patch16_224",
+            pretrained=False,
+            img_size=(32, 64),
+            patch_size=8,
+            embed_dim=48,
+            depth=2,
+            num_heads=3,
+            mlp_ratio=2.5,
+            num_classes=0,
+            global_pool="",
+        )
+    )
     network = ViT(
         image_size=(32, 64), patch_size=8, dim=48, depth=2, heads=3, mlp_ratio=2.5, positions=positions
     ).eval()
@@ -209,10 +253,18 @@ def test_tokens_equal_timms_vit_with_the_same_weights(positions):
 
 
 def test_a_timm_folder_loads(tmp_path):
-    theirs = drawn(timm.create_model(
-        "vit_base_patch16_224", pretrained=False, img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1,
-        num_classes=0,
-    ))  # fmt: skip
+    theirs = drawn(
+        timm.create_model(
+            "vit_base_patch16_224",
+            pretrained=False,
+            img_size=32,
+            patch_size=8,
+            embed_dim=64,
+            depth=2,
+            num_heads=1,
+            num_classes=0,
+        )
+    )
     timm.models.save_for_hf(theirs, tmp_path, safe_serialization=True)
     with pytest.warns(UserWarning, match="missing: decoder"):
         mae = MAE.from_pretrained(tmp_path, strict=False)
@@ -289,7 +341,7 @@ def test_an_export_never_writes_over_a_run_or_published_weights(tmp_path, capsys
     weights = ours().save_pretrained(tmp_path / "run")
     before = (weights / "config.json").read_bytes()
     assert main(RECIPES, ["export", str(weights), str(weights), "--to", "timm"]) == 2
-    assert "published weights, which the export would write over" in capsys.readouterr().err
+    assert "published weights, which the export would overwrite" in capsys.readouterr().err
     assert (weights / "config.json").read_bytes() == before
 
 

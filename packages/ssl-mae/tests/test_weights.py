@@ -20,17 +20,27 @@ from torch import Tensor
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
 from ssl_core.hub.layout import WeightsMismatch
+from ssl_core.hub.transfer import HubError
 from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
 from ssl_core.patches import interpolate_positions
 from ssl_mae import MAE, MAEConfig
 from ssl_mae.config import RECIPES
-from ssl_train.cli.main import defaults
+from ssl_train.cli.main import defaults, main
+
+pytest_plugins = ["ssl_testing.fixtures"]
 
 # Heads of 64 and 32, so that a checkpoint without a config can be read by its shapes.
 SMALL = MAEConfig(
-    image_size=16, patch_size=4, dim=64, depth=2, heads=1, decoder_dim=32, decoder_depth=2, decoder_heads=1,
+    image_size=16,
+    patch_size=4,
+    dim=64,
+    depth=2,
+    heads=1,
+    decoder_dim=32,
+    decoder_depth=2,
+    decoder_heads=1,
     mask_ratio=0.5,
-)  # fmt: skip
+)
 
 
 def method(**fields: Any) -> MAE:
@@ -106,12 +116,16 @@ def decoder_encoder(name: str) -> str:
 
 
 def authors() -> dict[str, Tensor]:
-    """The state of `method()` under the names of the authors' code, which are ours with few exceptions."""
+    """The state of `method()` under the names of the authors' code, most of which are ours."""
     names = {
-        "decoder.pos_embed": "decoder_pos_embed", "decoder.mask_token": "mask_token",
-        "decoder.embed": "decoder_embed", "decoder.norm": "decoder_norm", "decoder.pred": "decoder_pred",
-        "decoder.blocks": "decoder_blocks", "encoder.": "",
-    }  # fmt: skip
+        "decoder.pos_embed": "decoder_pos_embed",
+        "decoder.mask_token": "mask_token",
+        "decoder.embed": "decoder_embed",
+        "decoder.norm": "decoder_norm",
+        "decoder.pred": "decoder_pred",
+        "decoder.blocks": "decoder_blocks",
+        "encoder.": "",
+    }
     state = {}
     for name, tensor in method().state_dict().items():
         old, new = next((old, new) for old, new in names.items() if name.startswith(old))
@@ -292,10 +306,12 @@ def test_missing_unused_and_misshapen_tensors_are_listed_together(saved):
     with pytest.raises(WeightsMismatch) as refused:
         MAE.from_pretrained(saved)
     for line in (
-        "missing: encoder.norm.weight", "missing: encoder.blocks.1.attn.qkv.bias",
-        "unused: vit.encoder.layer.1.attention.attention.query.bias", "unused: vit.pooler.weight",
+        "missing: encoder.norm.weight",
+        "missing: encoder.blocks.1.attn.qkv.bias",
+        "unused: vit.encoder.layer.1.attention.attention.query.bias",
+        "unused: vit.pooler.weight",
         "shape: decoder.norm.bias: (31,) in the file, (32,) in the network",
-    ):  # fmt: skip
+    ):
         assert line in str(refused.value)
 
 
@@ -362,11 +378,14 @@ def test_a_pickle_that_calls_itself_safetensors_is_refused(saved):
 
 
 def test_a_folder_of_another_architecture_is_named(tmp_path):
-    save_weights(tmp_path / "model.safetensors", {
-        "embeddings.word_embeddings.weight": torch.zeros(9, 4),
-        "encoder.layer.0.attention.self.query.weight": torch.zeros(4, 4),
-        "encoder.layer.0.output.dense.bias": torch.zeros(4),
-    })  # fmt: skip
+    save_weights(
+        tmp_path / "model.safetensors",
+        {
+            "embeddings.word_embeddings.weight": torch.zeros(9, 4),
+            "encoder.layer.0.attention.self.query.weight": torch.zeros(4, 4),
+            "encoder.layer.0.output.dense.bias": torch.zeros(4),
+        },
+    )
     write(tmp_path, {"model_type": "bert", "hidden_size": 4, "architectures": ["BertModel"]})
     with pytest.raises(ConfigError, match=r"config\.json: model_type is 'bert': MAE reads 'vit_mae'"):
         MAE.from_pretrained(tmp_path)
@@ -397,7 +416,7 @@ def test_a_folder_without_weights_lists_what_it_holds(saved):
         ({"num_channels": 10**9}, "num_channels = 1000000000: expected a positive number"),
         ({"num_channels": 4}, r"mean = \(0.485, 0.456, 0.406\): needs one value per channel, 4 in all"),
         ({"patch_size": 8}, r"shape: encoder.patch_embed.proj.weight: \(64, 3, 4, 4\) in the file, \(64, 3, 8, 8\)"),
-        ({"hidden_size": 1 << 40, "intermediate_size": 1 << 19}, "ratios|positive"),
+        ({"hidden_size": 1 << 40, "intermediate_size": 1 << 19}, "ratios|positive|at most"),
         ({"patch_size": [4, 4]}, r"patch_size = \[4, 4\]: expected int"),
         ({"image_size": None}, "image_size = None"),
         ({"image_size": 32}, r"shape: encoder.pos_embed: \(1, 17, 64\) in the file, \(1, 65, 64\)"),
@@ -479,9 +498,18 @@ def test_shapes_that_make_no_network_are_refused(name, tensor, tmp_path):
 
 def test_a_run_that_starts_from_weights_takes_their_sizes_and_the_presets_recipe(tmp_path):
     stored = MAEConfig(
-        image_size=16, patch_size=4, dim=24, depth=1, heads=2, decoder_dim=12, decoder_depth=1, decoder_heads=2,
-        mask_ratio=0.5, norm_pix_loss=False, crop_scale=(0.3, 0.9),
-    )  # fmt: skip
+        image_size=16,
+        patch_size=4,
+        dim=24,
+        depth=1,
+        heads=2,
+        decoder_dim=12,
+        decoder_depth=1,
+        decoder_heads=2,
+        mask_ratio=0.5,
+        norm_pix_loss=False,
+        crop_scale=(0.3, 0.9),
+    )
     folder = MAE(stored).save_pretrained(tmp_path)
     settings, demo = (
         defaults(RECIPES["mae"], ["--preset", "demo", "--init", str(folder)]),
@@ -491,3 +519,86 @@ def test_a_run_that_starts_from_weights_takes_their_sizes_and_the_presets_recipe
         assert getattr(settings, name) == getattr(stored, name), name
     for name in ("mask_ratio", "norm_pix_loss", "crop_scale", "crop_pct", "base_lr", "epochs"):
         assert getattr(settings, name) == getattr(demo, name), name
+
+
+# The Hub, a server on 127.0.0.1
+
+IMAGES = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def published() -> MAE:
+    torch.manual_seed(0)
+    return MAE(
+        MAEConfig(
+            image_size=16,
+            patch_size=4,
+            dim=16,
+            depth=2,
+            heads=2,
+            decoder_dim=8,
+            decoder_depth=1,
+            decoder_heads=2,
+            epochs=1,
+            warmup_epochs=0,
+            batch_size=4,
+        )
+    ).eval()
+
+
+def test_a_pushed_model_comes_back_bit_for_bit(hub, published):
+    name = f"{hub.user}/my-mae"
+    url = published.push_to_hub(name, token=hub.token, license="cc-by-nc-4.0")
+    assert f"/{name}/commit/" in url
+    same = MAE.from_pretrained(name)
+    assert same.config == published.config
+    assert torch.equal(same.encode(IMAGES), published.encode(IMAGES))
+    repo = hub.repos[name]
+    card = repo.commits[repo.refs["main"]]["README.md"].decode()
+    assert "license: cc-by-nc-4.0" in card
+    assert f'from_pretrained("{name}")' in card
+
+
+def test_a_revision_pins_the_weights(hub, published):
+    name = f"{hub.user}/my-mae"
+    published.push_to_hub(name, token=hub.token)
+    first = published.encode(IMAGES).clone()
+    commit = hub.repos[name].refs["main"]
+    with torch.no_grad():
+        published.encoder.cls_token.add_(1)
+        published.encoder.norm.bias.add_(1)
+    published.push_to_hub(name, token=hub.token)
+    assert torch.equal(MAE.from_pretrained(name, revision=commit).encode(IMAGES), first)
+    assert not torch.equal(MAE.from_pretrained(name).encode(IMAGES), first)
+
+
+def test_the_command_pushes_a_run_and_reads_it_back(hub, published, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    run, name = str(published.save_pretrained(tmp_path / "run")), f"{hub.user}/from-a-run"
+    assert main(RECIPES, ["push", run, name]) == 0
+    assert f"/{name}/commit/" in capsys.readouterr().out
+    assert main(RECIPES, ["info", name]) == 0
+    assert main(RECIPES, ["push", run, name, "--dry-run"]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+
+
+def test_a_repository_that_does_not_exist_is_one_line_and_exit_code_2(hub, capsys):
+    with pytest.raises(HubError):
+        MAE.from_pretrained("nobody/nothing")
+    assert main(RECIPES, ["embed", "nobody/nothing"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("ssl-mae: ") and "nobody/nothing" in message and "Traceback" not in message
+
+
+@pytest.mark.network
+def test_the_published_checkpoint_reconstructs_like_transformers(tmp_path):
+    """The real `facebook/vit-mae-base` predicts as transformers does on the same noise."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.ViTMAEForPreTraining.from_pretrained("facebook/vit-mae-base").eval()
+    ours = MAE.from_pretrained("facebook/vit-mae-base", cache_dir=tmp_path)
+    images, noise = torch.randn(2, 3, 224, 224), torch.rand(2, 196)
+    with torch.no_grad():
+        expected = theirs(pixel_values=images, noise=noise)
+    result = ours.reconstruct(images, noise=noise)
+    torch.testing.assert_close(result.pred, expected.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(result.loss, expected.loss, atol=1e-5, rtol=1e-5)

@@ -12,9 +12,10 @@ from ssl_core.distributed import is_on
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the joined batch of all processes, which may hold different numbers of samples, none too.
 
-    For (b, d), (b, d, n), (b, c, h, w) and beyond. Outputs, gradients and running statistics are those of one process
-    with the whole batch; in one process, and in eval mode, it is torch's. `nn.SyncBatchNorm` refuses CPU.
-    Raises ValueError when the joined batch has a single value per channel.
+    For (b, d), (b, d, n), (b, c, h, w) and beyond. Outputs, gradients and running statistics are
+    those of one process with the whole batch; in one process, and in eval mode, it is torch's.
+    `nn.SyncBatchNorm` refuses CPU. Raises ValueError when the joined batch has a single value per
+    channel.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:

@@ -33,8 +33,8 @@ def pick_device(name: str | None = None) -> torch.device:
 def pick_precision(name: str, device: torch.device) -> str:
     """Resolve "auto" to "bf16", "fp16" or "fp32" by what the hardware computes fast.
 
-    A GPU gets bf16, or fp16 where it has no bf16 (T4). A CPU gets bf16 only with AVX-512 BF16 or AMX: without them a
-    bf16 matrix product is hundreds of times slower than fp32.
+    A GPU gets bf16, or fp16 where it has no bf16 (T4). A CPU gets bf16 only with AVX-512 BF16 or
+    AMX: without them a bf16 matrix product is hundreds of times slower than fp32.
     """
     if name != "auto":
         return name

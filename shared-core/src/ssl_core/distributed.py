@@ -88,10 +88,10 @@ def row_counts(x: Tensor) -> list[int]:
 def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
     """Rows of every process, (n_total, …), in the order of the ranks, with gradient.
 
-    Ranks may hold different numbers of rows: `counts` are these numbers, where `row_counts` was asked for them already.
-    The backward pass sums what every rank sends to a row, so with DDP's mean over processes a loss over local anchors
-    against gathered keys has the gradient of the one-process batch; with unequal ranks weight the local mean by
-    n_rank · world / n_total.
+    Ranks may hold different numbers of rows: `counts` are these numbers, where `row_counts` was
+    asked for them already. The backward pass sums what every rank sends to a row, so with DDP's
+    mean over processes a loss over local anchors against gathered keys has the gradient of the
+    one-process batch; with unequal ranks weight the local mean by n_rank · world / n_total.
     """
     if not is_on():
         return x
@@ -108,8 +108,8 @@ def broadcast(x: Tensor) -> Tensor:
 def batch_mean(x: Tensor) -> Tensor:
     """Mean of one value per sample, weighted so that DDP's mean over processes is the mean of the joined batch.
 
-    With equal ranks it is the plain mean; with n_r of N samples on this rank, n_r · world / N times it. x (b,), fp32 or
-    wider -> scalar.
+    With equal ranks it is the plain mean; with n_r of N samples on this rank, n_r · world / N times
+    it. x (b,), fp32 or wider -> scalar.
     """
     if not is_on():
         return x.mean()

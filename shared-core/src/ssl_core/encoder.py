@@ -52,7 +52,8 @@ class PooledViT(ViT):
 def build_encoder(config: BackboneConfig, *, zero_init_residual: bool = False) -> PooledViT | ResNet:
     """`config.backbone`: `.features` (d), `forward` (b, d) and `patch_features` (b, h, w, d) of normalised images.
 
-    A ResNet starts as torchvision's, its residual branches at zero where asked. A ViT starts as DINO's and timm's.
+    A ResNet starts as torchvision's, its residual branches at zero where asked. A ViT starts as
+    DINO's and timm's.
     """
     if config.is_vit:
         return PooledViT.of(config, pool=config.pool, drop_path=config.drop_path)

@@ -1,7 +1,8 @@
 """ResNets with torchvision's names and numbers: Deep Residual Learning (arXiv 1512.03385).
 
-The stride of a bottleneck sits in its 3x3 convolution ("v1.5"), as in torchvision, timm and every contrastive paper's
-code. `small_stem` is SimCLR's for small images (its appendix B.9): a 3x3 convolution of stride 1, padding 1, no max-pool.
+The stride of a bottleneck sits in its 3x3 convolution ("v1.5"), as in torchvision, timm and every
+contrastive paper's code. `small_stem` is SimCLR's for small images (its appendix B.9): a 3x3
+convolution of stride 1, padding 1, no max-pool.
 """
 
 from __future__ import annotations

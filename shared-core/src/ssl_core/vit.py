@@ -1,8 +1,9 @@
 """Vision Transformer: pre-norm blocks, fused qkv, timm's parameter names.
 
-An Image is Worth 16x16 Words (arXiv 2010.11929), as MAE, DINO and their kin use it: exact GELU, qkv with bias,
-LayerNorm eps 1e-6, no dropout. Options of its successors: LayerScale (CaiT, arXiv 2103.17239), SwiGLU (arXiv
-2002.05202) and register tokens (arXiv 2309.16588). A method initialises the weights by its own paper's rule.
+An Image is Worth 16x16 Words (arXiv 2010.11929), as MAE, DINO and their kin use it: exact GELU, qkv
+with bias, LayerNorm eps 1e-6, no dropout. Options of its successors: LayerScale (CaiT, arXiv
+2103.17239), SwiGLU (arXiv 2002.05202) and register tokens (arXiv 2309.16588). A method initialises
+the weights by its own paper's rule.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from ssl_core.patches import PosInterp, grid_of, interpolate_positions, sincos_p
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √d + bias) v for (b, heads, n, d) tensors and a bias that broadcasts to (b, heads, n, n).
 
-    On a CPU in bf16 the fused kernel is several times slower than the plain product (docs/benchmarks.md), and it has no
-    gradient for a bias; so the choice goes by device, dtype and bias.
+    On a CPU in bf16 the fused kernel is several times slower than the plain product
+    (docs/benchmarks.md), and it has no gradient for a bias; so the choice goes by device, dtype and
+    bias.
     """
     if q.device.type == "cpu" and (bias is not None or q.dtype == torch.bfloat16):
         return attention_weights(q, k, bias) @ v
@@ -72,7 +74,8 @@ class Mlp(nn.Module):
 class SwiGLU(nn.Module):
     """w3(silu(a) · b) with a, b = w12(x): the MLP of DINOv2's ViT-g, as the authors lay out its weights.
 
-    Two thirds as wide as `hidden`, rounded up to a multiple of 8, so that it has about the parameters of an `Mlp`.
+    Two thirds as wide as `hidden`, rounded up to a multiple of 8, so that it has about the
+    parameters of an `Mlp`.
     """
 
     def __init__(self, *, dim: int, hidden: int) -> None:
@@ -165,10 +168,10 @@ def pooled(tokens: Tensor, pool: str) -> Tensor:
 class ViT(nn.Module):
     """Encoder of images (b, c, h, w) of any size that the patch divides, H ≠ W too, into tokens.
 
-    `image_size` is the native size, for which `pos_embed` (1, 1 + n, d) is stored; other sizes resample it by the
-    convention `pos_interp` (`ssl_core.patches.interpolate_positions`). `positions` is "sincos" (fixed, not
-    trained) or "learned". `registers` tokens without a position stand between CLS and the patches inside, and are no
-    part of any output.
+    `image_size` is the native size, for which `pos_embed` (1, 1 + n, d) is stored; other sizes
+    resample it by the convention `pos_interp` (`ssl_core.patches.interpolate_positions`).
+    `positions` is "sincos" (fixed, not trained) or "learned". `registers` tokens without a position
+    stand between CLS and the patches inside, and are no part of any output.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from ssl_core.bounds import Depth, Positive, Ratio, Scale, Whole, Width
+from ssl_core.bounds import Depth, Positive, Scale, Whole, Width
 from ssl_core.config import ImageConfig, PosInterp, TrainConfig, check
 from ssl_core.method import Recipe
 
@@ -47,13 +47,13 @@ class CLIPConfig(ImageConfig, TrainConfig):
     """blocks of the image tower; unused by a ResNet"""
     heads: Width = 12
     """attention heads of the image tower, those of the attention pool in a ResNet"""
-    mlp_ratio: Ratio = 4.0
+    mlp_ratio: Annotated[float, Interval(gt=0, le=1000)] = 4.0
     """hidden width of an MLP over the width, in both of CLIP's transformers"""
     stages: tuple[Depth, Depth, Depth, Depth] = (3, 4, 6, 3)
     """blocks of a ResNet's four stages"""
     vit_pool: Literal["cls", "mean"] = "cls"
     """what a plain ViT gives: its CLS token or the mean of the patches"""
-    vit_mlp_ratio: Ratio = 4.0
+    vit_mlp_ratio: Annotated[float, Interval(gt=0, le=1000)] = 4.0
     """hidden width of a plain ViT's MLP over its width"""
     vit_layer_norm_eps: Positive = 1e-6
     """epsilon of a plain ViT's LayerNorms"""

@@ -101,7 +101,8 @@ def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> MAEConf
 def infer(state: Mapping[str, Tensor]) -> MAEConfig:
     """Config of an author's or timm's checkpoint, from shapes.
 
-    Heads are 64 wide (80 at ViT-H), 32 in the decoder. Raises ConfigError when the tensors are not a MAE's.
+    Heads are 64 wide (80 at ViT-H), 32 in the decoder. Raises ConfigError when the tensors are not
+    a MAE's.
     """
     fields = {**vit_sizes(MAEConfig, state, what="MAE"), "mlp_ratio": mlp_ratio(state, what="MAE")}
     if fields["dim"] == 1280:

@@ -1,9 +1,11 @@
 """Masked Autoencoders Are Scalable Vision Learners (He et al. 2021, arXiv 2111.06377).
 
-An encoder sees a random quarter of an image's patches; a small decoder predicts the pixels of the rest.
+An encoder sees a random quarter of an image's patches; a small decoder predicts the pixels of the
+rest.
 
-    L = 1/Σm · Σ_{i: m_i = 1} 1/P · ‖ŷ_i − y_i‖²,   P = p²·c, m_i = 1 for removed patches   (section 3)
-    y = pixels of the patch, or (y − mean)/√(var + 1e-6) with the unbiased variance   (`norm_pix_loss`)
+    L = 1/Σm · Σ_{i: m_i = 1} 1/P · ‖ŷ_i − y_i‖²,   P = p²·c, m_i = 1 for removed patches   (section
+    3) y = pixels of the patch, or (y − mean)/√(var + 1e-6) with the unbiased variance
+    (`norm_pix_loss`)
 
 Both position embeddings are fixed 2-D sin-cos. Every Linear and the patch projection (as a matrix)
 start Xavier-uniform, CLS and mask token from N(0, 0.02²), LayerNorm at 1 and 0 (appendix A.1).
@@ -89,7 +91,8 @@ class Decoder(nn.Module):
         x = self.embed(tokens)  # b 1+k d
         n, hidden = restore.shape[1], restore.shape[1] + 1 - x.shape[1]
 
-        # Mask tokens fill the holes behind the kept tokens; `restore` puts all in the image's order.
+        # Mask tokens fill the holes behind the kept tokens; `restore` puts all in the image's
+        # order.
         holes = self.mask_token.to(x.dtype).expand(x.shape[0], hidden, -1)  # b n-k d
         patches = take_tokens(torch.cat([x[:, 1:], holes], 1), restore)  # b n d
 
@@ -146,7 +149,8 @@ class MAE(nn.Module, ImageEncoder, Pretrained):
     def mask(self, images: Tensor, noise: Tensor | None, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
         """`random_masking` of images (b, c, h, w): int(n · (1 - ratio)) patches stay; `noise` is (b, n) or drawn here.
 
-        Raises ValueError for noise of another shape, and when no patch would be seen or none removed.
+        Raises ValueError for noise of another shape, and when no patch would be seen or none
+        removed.
         """
         h, w = self.encoder.grid_of(images)
         b, n = images.shape[0], h * w
@@ -178,7 +182,8 @@ class MAE(nn.Module, ImageEncoder, Pretrained):
         keep, restore, mask = self.mask(images, noise, config.mask_ratio if mask_ratio is None else mask_ratio)
         pred = self.decoder(self.encoder(images, keep), restore, self.encoder.grid_of(images))
 
-        # With `norm_pix_loss` a prediction is put back on the scale of its true patch before it is shown.
+        # With `norm_pix_loss` a prediction is put back on the scale of its true patch before it is
+        # shown.
         patches = patchify(images, config.patch_size)  # b n p·p·c
         shown = pred.float()
         if config.norm_pix_loss:

@@ -16,7 +16,8 @@ from ssl_train.data.views import random_flip, random_resized_crop
 class MAEView:
     """One sample {"image": uint8 (c, h, w)} -> {"views": [uint8 (c, h, w)], "noise": float32 (n,)}.
 
-    Everything is drawn from the sample's own stream, so a mask depends neither on the batch nor on the device.
+    Everything is drawn from the sample's own stream, so a mask depends neither on the batch nor on
+    the device.
     """
 
     config: MAEConfig

@@ -40,12 +40,11 @@ def write_card(
     """Write `folder/README.md`: a header, how to load the model of config.json, and `parts` in Markdown.
 
     `name` is the Hub id under which the model will be found, `layout` the method's. `results` are
-    huggingface_hub's EvalResult; `header` holds other fields of its ModelCardData, such as base_model, datasets and
-    tags. `license` is that of the weights, and weights that go on from CC-BY-NC ones are CC-BY-NC; by
-    default it stays what the README.md says, Apache-2.0 when there is none. Text that people added
-    outside the marks of the README.md stays.
-    Raises CardError for a README.md that cannot be merged, OSError and ValueError for files that
-    cannot be read.
+    huggingface_hub's EvalResult; `header` holds other fields of its ModelCardData, such as
+    base_model, datasets and tags. `license` is that of the weights, and weights that go on from
+    CC-BY-NC ones are CC-BY-NC; by default it stays what the README.md says, Apache-2.0 when there
+    is none. Text that people added outside the marks of the README.md stays. Raises CardError for a
+    README.md that cannot be merged, OSError and ValueError for files that cannot be read.
     """
     from huggingface_hub import ModelCardData
 

@@ -19,8 +19,8 @@ def read(
 ) -> dict[str, Any]:
     """Our fields (`names`: ours → theirs) that a config.json of one of the model `types` says.
 
-    `fixed` are their options of which we have one value, their default too; `by` is the method that reads.
-    Raises ConfigError for another model type or another value of a fixed option.
+    `fixed` are their options of which we have one value, their default too; `by` is the method that
+    reads. Raises ConfigError for another model type or another value of a fixed option.
     """
     if values.get("model_type") not in types:
         raise ConfigError(f"model_type is {values.get('model_type')!r}: {by} reads {' and '.join(map(repr, types))}")

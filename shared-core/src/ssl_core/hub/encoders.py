@@ -1,7 +1,8 @@
 """Weights of the encoders that several packages share: transformers' `vit` and `resnet`, timm, torchvision, authors.
 
-A ViT is written as transformers' ViTModel. A ResNet is written under torchvision's names, with a config.json that timm
-reads. transformers' ResNetModel has no small-image stem, so its layout is an export.
+A ViT is written as transformers' ViTModel. A ResNet is written under torchvision's names, with a
+config.json that timm reads. transformers' ResNetModel has no small-image stem, so its layout is an
+export.
 """
 
 from __future__ import annotations
@@ -289,7 +290,8 @@ def encoder_layout(
 ) -> Layout:
     """The layout of a method with the config `cls`, whose published encoder is named `ours`.
 
-    `also` are the spellings of its authors' files; `more` are fields of the `Layout`, such as its heads.
+    `also` are the spellings of its authors' files; `more` are fields of the `Layout`, such as its
+    heads.
     """
     more.setdefault("to_theirs", to_theirs)
     more.setdefault("from_theirs", partial(from_theirs, cls))

@@ -1,8 +1,8 @@
 """Names of weights in other projects' checkpoints, as tables that are read in both directions.
 
-A row pairs one of our names with theirs. `{i}` stands for a layer's number, `{w}` for weight or bias and `{b}` for what
-a batch norm holds, the same on both sides. Where theirs is a tuple, their tensors are ours cut along the first axis: a
-fused qkv against query, key and value.
+A row pairs one of our names with theirs. `{i}` stands for a layer's number, `{w}` for weight or
+bias and `{b}` for what a batch norm holds, the same on both sides. Where theirs is a tuple, their
+tensors are ours cut along the first axis: a fused qkv against query, key and value.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class KeyMap:
     def to_ours(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """(our state dict, the keys that no row knows).
 
-        The parts of a fused tensor that is not complete, and a tensor given again in another spelling, are unknown too.
-        Raises InputError when parts cannot be joined.
+        The parts of a fused tensor that is not complete, and a tensor given again in another
+        spelling, are unknown too. Raises InputError when parts cannot be joined.
         """
         readers = [
             (_pattern(name), ours, part, len(_parts(names)))

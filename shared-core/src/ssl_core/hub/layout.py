@@ -1,7 +1,8 @@
 """What a folder or a checkpoint file holds: tensors under our names, and the config of the network.
 
-A method's `convert.py` describes in a `Layout` how its weights look in other projects. `read_weights` reads any of
-these forms: our own folders, transformers', timm's, and the authors' checkpoints.
+A method's `convert.py` describes in a `Layout` how its weights look in other projects.
+`read_weights` reads any of these forms: our own folders, transformers', timm's, and the authors'
+checkpoints.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
         config = _own_config(values["ssl"], config_class)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-    # When transformers saves our folder again, it leaves out its defaults, adds keys and names what it saved.
+    # When transformers saves our folder again, it leaves out its defaults, adds keys and names what
+    # it saved.
     says = json.loads(json.dumps(layout.to_theirs(config)))
     both = (says.keys() & values.keys()) - {"architectures", "dtype", *layout.rewritten}
     if differing := differences({key: values[key] for key in both}, {key: says[key] for key in both}):
@@ -167,7 +169,8 @@ def _own_config(own: Any, config_class: type) -> Any:
 def verify_config(path: Path) -> None:
     """Raises WeightsError when config.json or preprocessor_config.json does not match SHA256SUMS beside it.
 
-    A file that SHA256SUMS does not list passes. So does a folder that transformers saved again: it leaves our sums.
+    A file that SHA256SUMS does not list passes. So does a folder that transformers saved again: it
+    leaves our sums.
     """
     if not (path / CONFIG).is_file() or "transformers_version" in read_json(path / CONFIG):
         return
@@ -229,7 +232,8 @@ def check_fit(
 ) -> None:
     """Raises WeightsMismatch, `source` and a table in its message, when a tensor is of another shape than expected.
 
-    Also when one is missing or unused, where `strict`; where not, a warning has the table. None means either may be.
+    Also when one is missing or unused, where `strict`; where not, a warning has the table. None
+    means either may be.
     """
     unused = sorted([*unused, *(state.keys() - expected.keys())])
     both = sorted(key for key in expected.keys() & state.keys() if state[key].shape != expected[key])

@@ -21,9 +21,9 @@ from ssl_core.hub.weights_file import save_weights, staged, write_json
 class Pretrained:
     """Mixin of an `nn.Module` that is built as `Method(config)` and keeps it as `self.config`.
 
-    A folder holds config.json (transformers' keys, ours under "ssl"), model.safetensors in the layout that
-    transformers reads, heads.safetensors for what that layout has no place for, preprocessor_config.json (a text
-    method: its tokenizer's files) and SHA256SUMS.
+    A folder holds config.json (transformers' keys, ours under "ssl"), model.safetensors in the
+    layout that transformers reads, heads.safetensors for what that layout has no place for,
+    preprocessor_config.json (a text method: its tokenizer's files) and SHA256SUMS.
     """
 
     config_class: ClassVar[type]
@@ -36,7 +36,8 @@ class Pretrained:
     def architecture(self) -> list[str]:
         """Names of the config's fields that these weights fix. A run that starts from them takes these fields.
 
-        With a `BackboneConfig` they are the encoder's and, where the file had heads, theirs; else all but the recipe's.
+        With a `BackboneConfig` they are the encoder's and, where the file had heads, theirs; else
+        all but the recipe's.
         """
         layout = layout_of(self)
         if isinstance(self.config, BackboneConfig):
@@ -93,11 +94,12 @@ class Pretrained:
     ) -> Self:
         """Weights from a local folder, a Hub id or an author's checkpoint file, in eval mode.
 
-        Reads our own folders, transformers' in every spelling, timm's and the authors' `.pth`. `config` replaces the
-        checkpoint's; `in_channels` and `image_size` adapt the stem and the positions.
-        Raises FileNotFoundError, HubError, WeightsError (a damaged file), ConfigError, and WeightsMismatch when a
-        tensor is missing, unused or of another shape. With `strict=False` missing tensors keep their initialisation
-        and unused ones are dropped; a warning lists them.
+        Reads our own folders, transformers' in every spelling, timm's and the authors' `.pth`.
+        `config` replaces the checkpoint's; `in_channels` and `image_size` adapt the stem and the
+        positions. Raises FileNotFoundError, HubError, WeightsError (a damaged file), ConfigError,
+        and WeightsMismatch when a tensor is missing, unused or of another shape. With
+        `strict=False` missing tensors keep their initialisation and unused ones are dropped; a
+        warning lists them.
         """
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         path = resolve(str(name), **hub)
@@ -105,7 +107,8 @@ class Pretrained:
             path = path.parent  # its config.json lies beside it
         layout = layout_of(cls)
 
-        # What the file holds must be a network of its own config, before anything of that size is allocated.
+        # What the file holds must be a network of its own config, before anything of that size is
+        # allocated.
         state, unused, stored = read_weights(path, cls.config_class, layout)
         check_fit(state, unused, shapes_of(cls, stored), source=f"{name}: the weights contradict their config")
 
@@ -129,7 +132,8 @@ class Pretrained:
     ) -> str:
         """Publish the weights in one commit and return its URL; `ssl_core.hub.remote.push` does it for a run folder.
 
-        `license` is that of the weights, Apache-2.0 by default. Weights trained from CC-BY-NC weights stay CC-BY-NC.
+        `license` is that of the weights, Apache-2.0 by default. Weights trained from CC-BY-NC
+        weights stay CC-BY-NC.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)

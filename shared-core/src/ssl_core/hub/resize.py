@@ -1,6 +1,7 @@
 """Weights for another number of image channels or another image size.
 
-The functions for a `Layout`'s `resize` take (tensor, stored config, wanted config): `stem`, `positions`, `pixels`.
+The functions for a `Layout`'s `resize` take (tensor, stored config, wanted config): `stem`,
+`positions`, `pixels`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def adapt_stem(weight: Tensor, channels: int) -> Tensor:
     """A first convolution (d, c, p, q) for `channels` inputs.
 
     For one channel: the sum over the old ones. It equals the old network on that channel repeated.
-    For more: the old bands are kept and others get their mean, all scaled by old / new so that the expected activation
-    stays. For fewer, but more than one: the first ones, scaled alike.
+    For more: the old bands are kept and others get their mean, all scaled by old / new so that the
+    expected activation stays. For fewer, but more than one: the first ones, scaled alike.
     """
     old = weight.shape[1]
     if channels == 1:
@@ -51,7 +52,8 @@ def adapt_stem(weight: Tensor, channels: int) -> Tensor:
 def adapt_head(weight: Tensor, old: int, new: int) -> Tensor:
     """A pixel predictor's weight or bias ((p·p·c), …), channel fastest, for `new` instead of `old` channels.
 
-    One channel predicts the mean of the old ones. More channels keep the old ones and add that mean.
+    One channel predicts the mean of the old ones. More channels keep the old ones and add that
+    mean.
     """
     split = rearrange(weight, "(p c) ... -> p c ...", c=old)
     mean = reduce(split, "p c ... -> p 1 ...", "mean")

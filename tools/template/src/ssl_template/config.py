@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from ssl_core.config import TrainConfig, ViTConfig, check
+from ssl_core.config import BackboneConfig, TrainConfig, check
 from ssl_core.method import Recipe
 
 RECIPES = {
@@ -21,8 +21,10 @@ RECIPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RotNetConfig(ViTConfig, TrainConfig):
-    """Encoder and recipe. The paper has a convolutional network; here it is a ViT."""
+class RotNetConfig(BackboneConfig, TrainConfig):
+    """Encoder and recipe. The paper has a network of its own; here it is any of our encoders."""
+
+    pool: Literal["cls", "mean"] = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,19 +34,9 @@ class RotNetConfig(ViTConfig, TrainConfig):
 
 def demo() -> RotNetConfig:
     """The built-in scenes at 32 pixels, seconds an epoch on two CPU cores. No figure measured."""
-    return RotNetConfig(
-        image_size=32,
-        patch_size=8,
-        dim=64,
-        depth=2,
-        heads=2,
-        crop_pct=1.0,
-        epochs=10,
-        batch_size=64,
-        base_lr=4e-3,
-        warmup_epochs=1,
-        precision="fp32",
-    )
+    network = {"image_size": 32, "patch_size": 8, "dim": 64, "depth": 2, "heads": 2, "crop_pct": 1.0}
+    run = {"epochs": 10, "batch_size": 64, "base_lr": 4e-3, "warmup_epochs": 1, "precision": "fp32"}
+    return RotNetConfig(**network, **run)
 
 
-PRESETS: dict[str, dict[str, Callable[[], RotNetConfig]]] = {"rotation": {"demo": demo}}
+PRESETS = {"rotation": {"demo": demo}}

@@ -5,7 +5,7 @@ which turn it was: whoever can tell has to know what is up in a picture.
 
     L = -1/4 · Σ_y log p_y(rot(x, y · 90°)), mean over images                 (equations 2, 3)
 
-Deviation: a ViT in place of the paper's convolutional networks, so its figures do not carry over.
+Deviation: any of our encoders in place of the paper's networks, so its figures do not carry over.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.hub.layout import Layout
+from ssl_core.batch_norm import sync_batch_norm
+from ssl_core.encoder import ImageEncoder, build_encoder
 from ssl_core.hub.pretrained import Pretrained
-from ssl_core.pixels import normalize
-from ssl_core.vit import ViT
 from ssl_template.config import RotNetConfig
+
+
+def rotation_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy of logits (4·b, 4) that belong to `four_rotations`, a scalar; fp32."""
+    turns = torch.arange(4, device=logits.device).repeat_interleave(logits.shape[0] // 4)
+    return F.cross_entropy(logits.float(), turns)
 
 
 def four_rotations(images: Tensor) -> Tensor:
@@ -28,50 +33,31 @@ def four_rotations(images: Tensor) -> Tensor:
     return torch.cat([torch.rot90(images, turns, (-2, -1)) for turns in range(4)])
 
 
-def rotation_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits (4·b, 4) that belong to `four_rotations`; fp32."""
-    turns = torch.arange(4, device=logits.device).repeat_interleave(logits.shape[0] // 4)
-    return F.cross_entropy(logits.float(), turns)
-
-
-class RotNet(nn.Module, Pretrained):
-    """A ViT and a linear classifier of four rotations, built from a `RotNetConfig`.
+class RotNet(nn.Module, ImageEncoder, Pretrained):
+    """An encoder and a linear classifier of four rotations, built from a `RotNetConfig`.
 
     Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and
     std.
     """
 
     config_class = RotNetConfig
-    accumulates = True
+    layout = "ssl_template.convert:LAYOUTS[rotation]"
 
     def __init__(self, config: RotNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = ViT(
-            image_size=config.size,
-            patch_size=config.patch_size,
-            in_channels=config.in_channels,
-            dim=config.dim,
-            depth=config.depth,
-            heads=config.heads,
-            pos_interp=config.pos_interp,
-        )
-        nn.init.trunc_normal_(self.encoder.pos_embed, std=0.02)
-        self.head = nn.Linear(config.dim, 4)
-
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_template.convert import LAYOUT
-
-        return LAYOUT
+        self.accumulates = config.is_vit  # a ResNet's batch norm spans the batch
+        self.encoder = build_encoder(config)
+        self.head = nn.Linear(self.encoder.features, 4)
+        sync_batch_norm(self)
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss and accuracy of the four rotations of `batch["views"][0]`."""
-        logits = self.head(self.encode(four_rotations(batch["views"][0])))
-        turns = logits.argmax(1).view(4, -1)  # 4 b
-        right = turns == torch.arange(4, device=turns.device)[:, None]
-        return {"loss": rotation_loss(logits), "accuracy": right.float().mean()}
+        # All four turns of an image are in the same step.
+        turned = four_rotations(batch["views"][0])  # 4b c s s
+        logits = self.head(self.encode(turned))  # 4b 4
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Features (b, d): the mean of the patch tokens."""
-        return self.encoder(normalize(images, self.config.mean, self.config.std))[:, 1:].mean(1)
+        # The answer to the k-th quarter of the rows is k.
+        guesses = logits.argmax(1).view(4, -1)  # 4 b
+        right = guesses == torch.arange(4, device=guesses.device)[:, None]
+        return {"loss": rotation_loss(logits), "accuracy": right.float().mean()}

@@ -28,18 +28,11 @@ def infer(state: Mapping[str, Tensor]) -> DenoisingConfig:
     raise ConfigError("this file holds no config: give the folder that holds it")
 
 
-def adapt(state: dict[str, Tensor], stored: DenoisingConfig, wanted: DenoisingConfig) -> dict[str, Tensor]:
-    """Any image size fits these weights."""
-    return state
-
-
 LAYOUTS = {
     "denoising": Layout(
         keymap=KeyMap(rows=(("encoder.{i}.{w}", "encoder.{i}.{w}"),)),  # the rest goes to heads.safetensors
         to_theirs=to_theirs,
         from_theirs=from_theirs,
-        infer=infer,
-        adapt=adapt,
+        infer=infer,  # any image size fits these weights, so nothing is resized
     )
 }
-EXPORTS: dict[str, Any] = {}

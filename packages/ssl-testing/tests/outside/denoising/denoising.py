@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoising.config import DenoisingConfig
-from denoising.convert import LAYOUTS
-from ssl_core.hub.layout import Layout
 from ssl_core.hub.pretrained import Pretrained
 from ssl_core.pixels import normalize
 
@@ -24,6 +22,7 @@ class Denoising(nn.Module, Pretrained):
     """Two strided convolutions and their mirror image."""
 
     config_class = DenoisingConfig
+    layout = "denoising.convert:LAYOUTS[denoising]"
     accumulates = True  # the loss is a mean over samples
 
     def __init__(self, config: DenoisingConfig) -> None:
@@ -33,10 +32,6 @@ class Denoising(nn.Module, Pretrained):
         self.encoder = nn.Sequential(nn.Conv2d(c, d, 4, 2, 1), nn.GELU(), nn.Conv2d(d, d, 4, 2, 1))
         self.decoder = nn.Sequential(nn.GELU(), nn.ConvTranspose2d(d, d, 4, 2, 1))
         self.head = nn.Sequential(nn.GELU(), nn.ConvTranspose2d(d, c, 4, 2, 1))
-
-    @classmethod
-    def layout(cls) -> Layout:
-        return LAYOUTS["denoising"]
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """The loss of `batch["views"][0]`; `progress` is not used."""
