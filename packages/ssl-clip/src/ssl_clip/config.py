@@ -68,7 +68,7 @@ class CLIPConfig(ImageConfig, TrainConfig):
     context_length: Annotated[int, Interval(ge=3, lt=2**16)] = 77
     """tokens of a text, start and end included"""
     text_pool: Literal["eos", "argmax"] = "eos"
-    """the token that stands for a text: the first end token, or the largest id (OpenAI's code)"""
+    """the token that stands for a text: the first end token, or that of the largest id (OpenAI)"""
     eos_token_id: Whole = 49407
     """id of the end of a text"""
     embed_dim: Width = 512
@@ -84,15 +84,15 @@ class CLIPConfig(ImageConfig, TrainConfig):
     """how stored positions are resampled to another image size"""
 
     loss: Literal["clip", "siglip"] = "clip"
-    """clip: softmax over the batch, both ways; siglip: a sigmoid per pair, for small batches"""
+    """clip: softmax over the batch, both ways; siglip: a sigmoid a pair, better at small batches"""
     tokenizer: str | None = None
-    """tokenizer.json, vocab.json, open_clip's .txt.gz or a folder; else one is trained here"""
+    """tokenizer.json, vocab.json, open_clip's .txt.gz or a folder; else trained on the captions"""
     truncate: bool = False
     """cut captions that are longer than the context; else such a sample counts as unreadable"""
     crop_scale: Scale = (0.9, 1.0)
     """share of the image's area in a random crop"""
     init_image: str | None = None
-    """folder of a pretrained ViT (ssl-mae, ssl-dino, transformers) to start the image tower from"""
+    """folder of a ViT (ssl-mae, ssl-dino, transformers) that becomes the image tower"""
     lock_image: bool = False
     """leave the image tower as it is and train the text tower on it (LiT, arXiv 2111.07991)"""
 
@@ -121,8 +121,7 @@ class CLIPConfig(ImageConfig, TrainConfig):
 
 
 def vit_b32() -> CLIPConfig:
-    """OpenAI's ViT-B/32: 63.2 % zero-shot on ImageNet from 400 M pairs (the paper's table 11). Not
-    run here."""
+    """OpenAI's ViT-B/32: 63.2 % zero-shot on ImageNet (the paper's table 11). Not run here."""
     return CLIPConfig()
 
 
@@ -143,10 +142,9 @@ def rn50() -> CLIPConfig:
 
 
 def small() -> CLIPConfig:
-    """ViT-S/16 for up to a million pairs on one GPU, sigmoid loss, a vocabulary of 8,192 trained on
-    the captions.
+    """ViT-S/16 for up to a million pairs on one GPU, with the sigmoid loss.
 
-    Not in a paper; a start, not run here.
+    The vocabulary of 8,192 is trained on the captions. Not in a paper; a start, not run here.
     """
     towers: Any = {"dim": 384, "heads": 6, "text_dim": 384, "text_depth": 6, "text_heads": 6, "embed_dim": 384}
     text: Any = {"vocab_size": 8192, "eos_token_id": 8191, "context_length": 64}
@@ -155,8 +153,7 @@ def small() -> CLIPConfig:
 
 
 def demo() -> CLIPConfig:
-    """The built-in captioned scenes at 64 pixels in minutes on two CPU cores; figures:
-    docs/benchmarks.md."""
+    """The built-in captioned scenes at 64 pixels, in minutes on two cores: docs/benchmarks.md."""
     image: Any = {"image_size": 64, "tower": "resnet", "dim": 16, "heads": 8, "stages": (1, 1, 1, 1)}
     text: Any = {"text_dim": 64, "text_depth": 2, "text_heads": 2}
     tokens: Any = {"vocab_size": 640, "eos_token_id": 639, "context_length": 16}

@@ -12,8 +12,7 @@ from ssl_core.method import Verb
 
 @dataclass(frozen=True)
 class Classify:
-    """Say which of some labels fits an image, without training; of a folder of classes, how often
-    that is right."""
+    """Say which of some labels fits an image, or how often that is right for a whole folder."""
 
     images: tyro.conf.Positional[tuple[str, ...]] = ()
     """image files"""
@@ -33,8 +32,11 @@ class Classify:
 
 @dataclass(frozen=True)
 class Index:
-    """Make a folder of images searchable. The same command again takes in what is new or changed,
-    and drops what is gone; stopped, it goes on."""
+    """Make a folder of images searchable.
+
+    Repeat the command to add what is new or changed and to drop what is gone. If it was stopped, it
+    continues.
+    """
 
     folder: tyro.conf.Positional[str]
     """images, searched through"""
@@ -52,8 +54,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Search:
-    """Find the images of an index that fit a text, or resemble an image, and write a page of
-    them."""
+    """Find the images of an index that fit a text or resemble an image, and write a page."""
 
     index: tyro.conf.Positional[str]
     """folder that `index` wrote"""
@@ -73,8 +74,10 @@ class Search:
 
 @dataclass(frozen=True)
 class Map:
-    """Draw images and texts into one picture, and measure the gap between the two kinds (needs
-    matplotlib, scikit-learn)."""
+    """Draw images and texts into one picture, and measure the gap between the two kinds.
+
+    Needs matplotlib and scikit-learn.
+    """
 
     weights: tyro.conf.Positional[str] = "runs/clip"
     """run folder, Hub id or open_clip's folder"""

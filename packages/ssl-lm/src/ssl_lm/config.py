@@ -13,26 +13,25 @@ from ssl_core.config import Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
 SPECIAL_IDS = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id", "eos_token_id")
-"""Fields that, where a config has them and they are None, `ssl_lm.tokenizer.settle` fills in from
-the data's tokenizer."""
+"""Fields that `ssl_lm.tokenizer.settle` fills in from the data's tokenizer if they are None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LMConfig(TrainConfig):
-    """What every language model knows of its text."""
+    """What all three language models have: a vocabulary, a context and the sizes of a network."""
 
     vocab_size: Annotated[int, Interval(ge=1, lt=2**31)] | None = None
-    """rows of the embedding; None: as many as the data's tokenizer has"""
+    """rows of the embedding; None: one for each token of the data's tokenizer"""
     context: Annotated[int, Interval(ge=2, le=2**20)] = 1024
     """tokens that the model sees at once"""
     pad_token_id: Whole | None = None
     """fills up the shorter rows of a batch; None: the tokenizer's"""
     eos_token_id: Whole | None = None
-    """stands between documents and ends a text; None: the tokenizer's"""
+    """ends a text; None: the tokenizer's"""
     dim: Width = 768
     """width"""
     depth: Depth = 12
-    """blocks, of the encoder where there is a decoder too"""
+    """blocks; of T5, those of the encoder"""
     heads: Width = 12
     """attention heads"""
     hidden: Annotated[int, Interval(ge=1, le=2**20)] | None = None
@@ -74,15 +73,15 @@ class LMConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(LMConfig):
-    """Network and recipe of GPT. The defaults are GPT-2 small (124 M) and the recipe that nanoGPT
-    reproduces it with."""
+    """Network and recipe of GPT. The defaults are GPT-2 small (124 M) and nanoGPT's recipe for
+    it."""
 
     vocab_size: int | None = 50257
     eos_token_id: int | None = None
     activation: Literal["gelu_new", "gelu"] = "gelu_new"
     """gelu_new is GPT-2's tanh approximation, gelu the exact one"""
     dropout: float = 0.0
-    """of embeddings, attention and residuals; 0.1 in the paper, 0 where every token is seen once"""
+    """of embeddings, attention and residuals; 0.1 in the paper, 0 if every token is seen once"""
 
     epochs: float = 1
     batch_size: int = 480
@@ -109,39 +108,33 @@ class GPTConfig(LMConfig):
 
 
 def gpt2() -> GPTConfig:
-    """GPT-2 small, 124 M: WikiText-103 perplexity 37.50 zero-shot (the paper's table 3). Not run
-    here."""
+    """GPT-2 small, 124 M: WikiText-103 perplexity 37.50 (the paper's table 3). Not run here."""
     return GPTConfig(eos_token_id=50256)
 
 
 def gpt2_medium() -> GPTConfig:
-    """GPT-2 medium, 355 M: WikiText-103 perplexity 26.37 zero-shot (the paper's table 3). Not run
-    here."""
+    """GPT-2 medium, 355 M: WikiText-103 perplexity 26.37 (the paper's table 3). Not run here."""
     return GPTConfig(dim=1024, depth=24, heads=16, eos_token_id=50256)
 
 
 def gpt2_large() -> GPTConfig:
-    """GPT-2 large, 774 M: WikiText-103 perplexity 22.05 zero-shot (the paper's table 3). Not run
-    here."""
+    """GPT-2 large, 774 M: WikiText-103 perplexity 22.05 (the paper's table 3). Not run here."""
     return GPTConfig(dim=1280, depth=36, heads=20, eos_token_id=50256)
 
 
 def gpt2_xl() -> GPTConfig:
-    """GPT-2 XL, 1.5 B: WikiText-103 perplexity 17.48 zero-shot (the paper's table 3). Not run
-    here."""
+    """GPT-2 XL, 1.5 B: WikiText-103 perplexity 17.48 (the paper's table 3). Not run here."""
     return GPTConfig(dim=1600, depth=48, heads=25, eos_token_id=50256)
 
 
 def gpt_small() -> GPTConfig:
-    """Half of GPT-2's width and depth for text of one's own, with the tokenizer of that text. Not
-    run here."""
+    """Half of GPT-2's width and depth, for your own text and its tokenizer. Not run here."""
     network: Any = {"vocab_size": None, "context": 256, "dim": 384, "depth": 6, "heads": 6}
     return GPTConfig(**network, epochs=10, batch_size=64, base_lr=4e-3, min_lr=1e-4, warmup_epochs=0.2)
 
 
 def gpt_demo() -> GPTConfig:
-    """The source of Python's standard library in minutes on two CPU cores; figures stand in
-    docs/benchmarks.md."""
+    """Python's standard library in minutes on two CPU cores; see docs/benchmarks.md for figures."""
     network: Any = {"vocab_size": None, "context": 128, "dim": 128, "depth": 4, "heads": 4}
     run: Any = {"epochs": 1.2, "batch_size": 16, "base_lr": 0.048, "min_lr": 1e-4, "warmup_epochs": 0.1}
     return GPTConfig(**network, **run, precision="fp32")
@@ -166,14 +159,15 @@ class BERTConfig(LMConfig):
     mask_token_id: Whole | None = 103
     """hides a token; None: the tokenizer's"""
     first_sentinel: Whole | None = None
-    """T5's <extra_id_0>, if the vocabulary has it: neither it nor `sentinels` replace a token"""
+    """T5's <extra_id_0> if the vocabulary has it: never masked, nor are the `sentinels` below it"""
     sentinels: Whole = 100
     """sentinels of such a vocabulary"""
     token_types: Width = 2
     """kinds of segments: the sentences of a pair"""
     layer_norm_eps: float = 1e-12
     init_std: Portion = 0.02
-    """spread of every matrix before training; narrow models learn sooner with 1/√dim, about 0.1"""
+    """spread of every matrix before training, embeddings too; with 1/√dim, about 0.1, narrow models
+    sooner beat the token frequencies"""
     dropout: float = 0.1
     mask_rate: Annotated[float, Interval(gt=0, lt=1)] = 0.15
     """share of the tokens that are predicted"""
@@ -212,34 +206,33 @@ class BERTConfig(LMConfig):
 
 
 def bert_base() -> BERTConfig:
-    """BERT-base, 110 M: mean GLUE score 79.6 after fine-tuning (the paper's table 1). Not run
-    here."""
+    """BERT-base, 110 M: mean GLUE score 79.6 (the paper's table 1). Not run here."""
     return BERTConfig()
 
 
 def bert_large() -> BERTConfig:
-    """BERT-large, 340 M: mean GLUE score 82.1 after fine-tuning (the paper's table 1). Not run
-    here."""
+    """BERT-large, 340 M: mean GLUE score 82.1 (the paper's table 1). Not run here."""
     return BERTConfig(dim=1024, depth=24, heads=16)
 
 
 def bert_small() -> BERTConfig:
-    """BERT of half the width and depth for text of one's own, with the tokenizer of that text. Not
-    run here."""
+    """Half of BERT-base's width and depth, for your own text and its tokenizer. Not run here."""
     network: Any = {"vocab_size": None, "context": 256, "dim": 384, "depth": 6, "heads": 6, "dropout": 0.0}
     return BERTConfig(**_TOKENIZERS, **network, epochs=40, batch_size=64, base_lr=2e-3, warmup_epochs=1)
 
 
 def bert_demo() -> BERTConfig:
-    """The source of Python's standard library, two to five minutes on a CPU core: 12.3 % of
-    held-out targets are guessed, the most frequent token is 3.7 % (docs/benchmarks.md)."""
+    """Python's standard library, in two to five minutes on a CPU core.
+
+    It guesses 12.3 % of held-out targets; the most frequent token is 3.7 % (docs/benchmarks.md).
+    """
     network: Any = {"vocab_size": None, "context": 64, "dim": 128, "depth": 3, "heads": 4, "dropout": 0.0}
     run: Any = {"epochs": 1, "batch_size": 32, "base_lr": 0.012, "warmup_epochs": 0.1, "precision": "fp32"}
     return BERTConfig(**_TOKENIZERS, **network, init_std=0.09, **run)
 
 
 _TOKENIZERS: Any = dict.fromkeys(SPECIAL_IDS)
-"""Every special token as the data's tokenizer numbers it."""
+"""All special tokens are those of the data's tokenizer."""
 
 
 # ---------------------------------------------------------------- T5
@@ -251,11 +244,11 @@ class T5Config(LMConfig):
 
     vocab_size: int | None = 32128
     context: Annotated[int, Interval(ge=5, le=2**16)] = 512
-    """tokens of the corrupted text, its end included"""
+    """tokens of a corrupted text, its end included"""
     pad_token_id: int | None = 0
     eos_token_id: int | None = 1
     first_sentinel: Whole | None = 32099
-    """<extra_id_0>; the others count down from it; None: the tokenizer's"""
+    """<extra_id_0>, from which the others count down; None: the tokenizer's"""
     sentinels: Annotated[int, Interval(ge=0, le=2**16)] = 100
     """how many there are"""
     decoder_depth: Depth = 12
@@ -267,11 +260,11 @@ class T5Config(LMConfig):
     gated: bool = False
     """v1.1: tanh-GELU gated by a second projection, instead of ReLU"""
     tied: bool = True
-    """v1.0: the embedding is the output matrix too, and states are scaled by dim^-1/2 before it"""
+    """v1.0: the embedding is the output matrix too, for states scaled by dim^-1/2"""
     buckets: Annotated[int, Interval(ge=4), MultipleOf(4)] = 32
     """of relative positions"""
     max_distance: Count = 128
-    """distance from which on all share a bucket"""
+    """all distances from this one on share a bucket"""
     layer_norm_eps: float = 1e-6
     dropout: float = 0.1
     """of embeddings, attention, MLP and residuals; v1.1 is pretrained with 0"""
@@ -284,19 +277,19 @@ class T5Config(LMConfig):
     batch_size: int = 128
     optimizer: Optimizer = "adafactor"
     base_lr: float = 0.02
-    """0.01 at 128 texts, a share of a tensor's size; min_lr = 0.01 too is the paper's schedule"""
+    """0.01 at 128 texts, as a share of each tensor's size; with min_lr = 0.01 too it is the paper's
+    1/√max(step, 10⁴)"""
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         far, near = self.max_distance, self.buckets // 2
         check(far > near, "max_distance", far, f"must be larger than half of the {self.buckets} buckets")
-        first, size = self.first_sentinel, self.vocab_size or 2**31
-        inside = first is None or self.sentinels <= first + 1 <= size
-        counted = f"with {self.sentinels} sentinels counting down from it they leave the vocabulary"
-        check(inside, "first_sentinel", first, counted)
-        spans = f"a text of {self.window} tokens has {self.spans} spans, each needs its own"
-        check(self.spans <= self.sentinels, "sentinels", self.sentinels, f"{spans}: a shorter context or longer spans")
+        first, number = self.first_sentinel, self.sentinels
+        inside = first is None or number <= first + 1 <= (self.vocab_size or 2**31)
+        check(inside, "first_sentinel", first, f"{number} sentinels that count down from it leave the vocabulary")
+        needed = f"a text of {self.window} tokens has {self.spans} spans, each needs its own"
+        check(self.spans <= number, "sentinels", number, f"{needed}: a shorter context or longer spans")
 
     @property
     def window(self) -> int:
@@ -313,8 +306,7 @@ class T5Config(LMConfig):
 
     @property
     def targets(self) -> int:
-        """Tokens that the decoder learns to say of a training sample: spans, sentinels and the
-        end."""
+        """Tokens that the decoder has to write: spans, sentinels and the end."""
         return removed(self.window, self.density) + self.spans + 1
 
     def _spans(self, length: int) -> int:
@@ -322,20 +314,19 @@ class T5Config(LMConfig):
 
 
 def removed(length: int, density: float) -> int:
-    """Tokens that are removed of `length`, at least one and not all; halves round to even, as in
-    the authors' code."""
+    """Removed tokens of `length`, at least one and not all; halves round to even, as the
+    authors'."""
     return min(max(round(density * length), 1), length - 1)
 
 
 def span_count(length: int, density: float, mean_span: float) -> int:
-    """Spans into which they fall, at most as many as there are tokens between them."""
+    """Spans that these tokens make, at most as many as tokens are kept between them."""
     noise = removed(length, density)
     return min(max(1, round(noise / mean_span)), length - noise)
 
 
 def t5_small() -> T5Config:
-    """T5-small, 60 M: GLUE 77.40 after multi-task training and fine-tuning (the paper's table 14).
-    Not run here."""
+    """T5-small, 60 M: GLUE 77.4 (the paper's table 14). Not run here."""
     return T5Config(dim=512, depth=6, decoder_depth=6, heads=8, hidden=2048)
 
 
@@ -350,21 +341,22 @@ def t5_large() -> T5Config:
 
 
 def t5_v1_1_small() -> T5Config:
-    """T5 v1.1 small, 77 M: gated, untied, no dropout, unlabelled text only (the authors' released
-    checkpoints)."""
-    sizes = {"dim": 512, "depth": 8, "decoder_depth": 8, "heads": 6, "hidden": 1024}
+    """T5 v1.1 small, 77 M: gated, untied, no dropout, unlabelled text only. Not run here."""
+    sizes: Any = {"dim": 512, "depth": 8, "decoder_depth": 8, "heads": 6, "hidden": 1024}
     return T5Config(**sizes, gated=True, tied=False, dropout=0.0)
 
 
 def t5_v1_1_base() -> T5Config:
-    """T5 v1.1 base, 248 M (the authors' released checkpoints)."""
+    """T5 v1.1 base, 248 M: as v1.1 small. Not run here."""
     return T5Config(hidden=2048, gated=True, tied=False, dropout=0.0)
 
 
 def t5_demo() -> T5Config:
-    """The source of Python's standard library, four minutes on a CPU core: 6.7 % of the tokens of
-    held-out spans are guessed, the most frequent is 3.1 %, and the loss lies 0.5 nats below that of
-    the frequencies (docs/benchmarks.md)."""
+    """Python's standard library, in four minutes on a CPU core.
+
+    It guesses 6.7 % of the tokens of held-out spans; the most frequent is 3.1 %, and the loss lies
+    0.5 nats below that of the frequencies (docs/benchmarks.md).
+    """
     tokens: Any = dict.fromkeys(("vocab_size", "pad_token_id", "eos_token_id", "first_sentinel"))
     sizes: Any = {"context": 128, "dim": 128, "depth": 2, "decoder_depth": 2, "heads": 4, "head_dim": 32, "hidden": 512}
     run: Any = {"epochs": 0.8, "batch_size": 16, "base_lr": 0.48, "warmup_epochs": 0.08, "precision": "fp32"}

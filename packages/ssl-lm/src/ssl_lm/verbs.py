@@ -12,21 +12,20 @@ from ssl_core.method import Verb
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turn text into what `train --data` reads: a folder of tokens. The same command again goes on
-    where it stopped."""
+    """Turn text into a folder of tokens for `train --data`. Rerun a stopped command to resume."""
 
     data: tyro.conf.Positional[str]
     """a text file, a .jsonl file with a field `text`, a folder of such files, or hf:NAME"""
     out: str | None = None
     """folder to write; the data's name and -tokens by default"""
     tokenizer: str = "train:8000"
-    """train:SIZE trains one; else a folder with tokenizer.json, that file, or a Hub id (gpt2)"""
+    """train:SIZE trains one on the text; else a tokenizer.json, its folder or a Hub id (gpt2)"""
     algorithm: Literal["bpe", "wordpiece", "unigram"] = "bpe"
     """what train:SIZE trains: byte-level BPE (GPT-2's), WordPiece (BERT's) or Unigram (T5's)"""
     held_out: float = 0.05
-    """share that becomes the test part, where the data has none"""
+    """share that becomes the test part, if the data has none"""
     workers: int | None = None
-    """processes; the cores here by default"""
+    """processes; by default one for each core"""
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Generate:
     tokens: int = 200
     """most tokens to write"""
     temperature: float = 0.8
-    """0 takes the likeliest token; lower is safer, higher is bolder"""
+    """0 takes the most likely token; lower is safer, higher is bolder"""
     top_k: int | None = None
-    """draw among this many likeliest tokens"""
+    """draw among this many most likely tokens"""
     top_p: float | None = 0.95
     """draw among the fewest tokens that have this share of the probability"""
     stop: tuple[str, ...] = ()
@@ -80,7 +79,8 @@ class Text2Text:
     weights: tyro.conf.Positional[str]
     """run folder or Hub id of a T5"""
     texts: tyro.conf.Positional[tuple[str, ...]]
-    """texts as the model was taught: "translate English to French: …", "The <extra_id_0> walks" """
+    """texts with a prefix that the model was taught ("translate English to French: …"), or with a
+    missing span ("The <extra_id_0> walks")"""
     task: Literal["translate", "summarize", "sentiment", "grammar", "question"] | None = None
     """put the texts in the form of this task of T5 v1.0"""
     language: str = "French"
@@ -88,11 +88,12 @@ class Text2Text:
     context: str | None = None
     """the text in which the answer to --task question is found"""
     beams: int = 4
-    """hypotheses of the beam search; 1 takes the likeliest token"""
+    """hypotheses of the beam search; 1 takes the most likely token"""
     tokens: int = 64
     """most tokens of an answer"""
     length_penalty: float = 1.0
-    """power of the length that divides a score: above 1 longer answers, below 1 shorter ones"""
+    """a score is divided by this power of the length: above 1 favours longer answers, below 1
+    shorter ones"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 
