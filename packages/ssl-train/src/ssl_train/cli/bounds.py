@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
 from ssl_core.bounds import bounds_in_words, field_hints
 
-C = TypeVar("C")
 
-
-def with_bounds(cls: type[C]) -> type[C]:
+def with_bounds(cls: type[Any]) -> type[Any]:
     """A subclass of the dataclass `cls` whose `--help` shows bounds: "(above 0, default: 100)".
 
     tyro takes a field's help from its docstring and adds `help_behavior_hint`, by default the
