@@ -21,6 +21,5 @@ def with_bounds(cls: type[Any]) -> type[Any]:
         if words := bounds_in_words(*hints):
             shown = tyro.conf.arg(help_behavior_hint=f"({words}, default: {{}})".format)
             annotations[name] = Annotated[hints[0], shown]
-    return type(
-        cls.__name__, (cls,), {"__annotations__": annotations, "__doc__": cls.__doc__, "__module__": cls.__module__}
-    )
+    same = {"__doc__": cls.__doc__, "__module__": cls.__module__}
+    return type(cls.__name__, (cls,), {**same, "__annotations__": annotations})
