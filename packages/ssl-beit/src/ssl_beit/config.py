@@ -174,8 +174,8 @@ def dalle() -> DVAEConfig:
 
 
 def small() -> DVAEConfig:
-    """The smallest that DALL-E's code admits: 64 channels, 512 tokens. A start for one GPU. Not run
-    here."""
+    """The smallest that DALL-E's code admits: 64 channels, 512 tokens. A start for one GPU.
+    Not run here."""
     schedules = {"kl_warmup": 0.05, "temperature_decay": 0.5, "ema": 0.99}
     return DVAEConfig(image_size=64, hidden=64, vocab=512, **schedules, epochs=20, batch_size=256, base_lr=5e-4)
 
@@ -210,8 +210,8 @@ def vit_base_22k() -> BEiTConfig:
 
 
 def vit_small() -> BEiTConfig:
-    """ViT-S/16 at 128 pixels over the small tokenizer: not in the paper; a start for one GPU. Not
-    run here."""
+    """ViT-S/16 at 128 pixels over the small tokenizer: not in the paper; a start for one GPU.
+    Not run here."""
     masks = {"vocab": 512, "mask_patches": 25, "mask_block": 6}
     tokenizer: Any = {"tokenizer": "small", "tokenizer_hidden": 64}
     run: Any = {"epochs": 300, "batch_size": 512, "base_lr": 5e-4}

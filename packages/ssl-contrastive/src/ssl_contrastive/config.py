@@ -205,8 +205,8 @@ def moco_v1_resnet50() -> MoCoConfig:
     """MoCo v1 (arXiv 1911.05722): one linear layer, T 0.07, jitter in every view, no blur; linear
     probe 60.6 %.
 
-    The authors divide the learning rate by 10 after 120 and 160 epochs, this is half a cosine. Not
-    run here.
+    The authors divide the learning rate by 10 after 120 and 160 epochs, this is half a cosine.
+    Not run here.
     """
     return MoCoConfig(temperature=0.07, head_layers=1, jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, blur_p=(0.0, 0.0))
 
@@ -232,8 +232,8 @@ def byol_imagenet_resnet50() -> BYOLConfig:
     """ResNet-50, 1000 epochs at batch 4096: linear probe 74.3 % (the paper; 74.0 to 74.5 in the
     authors' repository).
 
-    With 100 epochs the authors take base_lr 0.45, ema 0.99 and decay 1e-6; with 300 epochs 0.3. Not
-    run here.
+    With 100 epochs the authors take base_lr 0.45, ema 0.99 and decay 1e-6; with 300 epochs 0.3.
+    Not run here.
     """
     return BYOLConfig()
 

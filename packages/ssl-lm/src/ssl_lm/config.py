@@ -158,9 +158,9 @@ class BERTConfig(LMConfig):
     """ends a sequence; None: the tokenizer's"""
     mask_token_id: Whole | None = 103
     """hides a token; None: the tokenizer's"""
-    first_sentinel: int | None = None
+    first_sentinel: Whole | None = None
     """T5's <extra_id_0> if the vocabulary has it: never masked, nor are the `sentinels` below it"""
-    sentinels: int = 100
+    sentinels: Whole = 100
     """sentinels of such a vocabulary"""
     token_types: Width = 2
     """kinds of segments: the sentences of a pair"""
@@ -247,7 +247,7 @@ class T5Config(LMConfig):
     """tokens of a corrupted text, its end included"""
     pad_token_id: int | None = 0
     eos_token_id: int | None = 1
-    first_sentinel: int | None = 32099
+    first_sentinel: Whole | None = 32099
     """<extra_id_0>, from which the others count down; None: the tokenizer's"""
     sentinels: Annotated[int, Interval(ge=0, le=2**16)] = 100
     """how many there are"""
@@ -263,7 +263,7 @@ class T5Config(LMConfig):
     """v1.0: the embedding is the output matrix too, for states scaled by dim^-1/2"""
     buckets: Annotated[int, Interval(ge=4), MultipleOf(4)] = 32
     """of relative positions"""
-    max_distance: int = 128
+    max_distance: Count = 128
     """all distances from this one on share a bucket"""
     layer_norm_eps: float = 1e-6
     dropout: float = 0.1

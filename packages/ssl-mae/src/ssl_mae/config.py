@@ -74,8 +74,8 @@ class MAEConfig(ViTConfig, TrainConfig):
 def vit_base() -> MAEConfig:
     """ViT-B/16, the paper's recipe: 800 epochs of ImageNet at batch 4096.
 
-    Fine-tuned 83.66 % top-1, linear probe 67.8 % at 1600 epochs (the authors' README). Not run
-    here.
+    Fine-tuned 83.66 % top-1, linear probe 67.8 % at 1600 epochs (the authors' README).
+    Not run here.
     """
     return MAEConfig()
 
@@ -95,8 +95,8 @@ def vit_huge() -> MAEConfig:
 
 
 def vit_small() -> MAEConfig:
-    """ViT-S/16 with a decoder of 256 x 4: not in the paper; a start for one GPU at batch 1024. Not
-    run here."""
+    """ViT-S/16 with a decoder of 256 x 4: not in the paper; a start for one GPU at batch 1024.
+    Not run here."""
     decoder = {"decoder_dim": 256, "decoder_depth": 4, "decoder_heads": 8}
     return MAEConfig(dim=384, heads=6, **decoder, epochs=400, batch_size=1024, warmup_epochs=20)
 

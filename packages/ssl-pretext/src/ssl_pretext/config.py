@@ -214,8 +214,8 @@ def jigsaw_resnet50_many() -> JigsawConfig:
 
 
 def jigsaw_vit_small() -> JigsawConfig:
-    """ViT-S/16 with AdamW, cells of 80 pixels: not in a paper; a start for one GPU. Not run
-    here."""
+    """ViT-S/16 with AdamW, cells of 80 pixels: not in a paper; a start for one GPU.
+    Not run here."""
     return JigsawConfig(**VIT, puzzle_size=240)
 
 
@@ -232,8 +232,8 @@ def relative_patch_resnet50() -> RelativePatchConfig:
 
 
 def relative_patch_doersch() -> RelativePatchConfig:
-    """The paper's pairs and colour dropping, on a ResNet-50 in place of its network. Not run
-    here."""
+    """The paper's pairs and colour dropping, on a ResNet-50 in place of its network.
+    Not run here."""
     return RelativePatchConfig(pairs="all", color_drop=True, grayscale=0.0)
 
 

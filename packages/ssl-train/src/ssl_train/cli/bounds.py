@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
 from ssl_core.bounds import bounds_of, field_hints
 
-C = TypeVar("C")
 
-
-def with_bounds(cls: type[C]) -> type[C]:
+def with_bounds(cls: type[Any]) -> type[Any]:
     """A subclass of the dataclass `cls` whose `--help` shows bounds: "(above 0, default: 100)".
 
     tyro takes a field's help from its docstring and adds `help_behavior_hint`, by default the
@@ -23,9 +21,8 @@ def with_bounds(cls: type[C]) -> type[C]:
         if stated := bounds_in_words(*hints):
             shown = tyro.conf.arg(help_behavior_hint=f"({stated}, default: {{}})".format)
             annotations[name] = Annotated[hints[0], shown]
-    return type(
-        cls.__name__, (cls,), {"__annotations__": annotations, "__doc__": cls.__doc__, "__module__": cls.__module__}
-    )
+    same = {"__doc__": cls.__doc__, "__module__": cls.__module__}
+    return type(cls.__name__, (cls,), {**same, "__annotations__": annotations})
 
 
 def bounds_in_words(*hints: Any) -> str:
