@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ssl_core.errors import BadSample
 from ssl_train.evaluate.evaluate import evaluate, table
-from ssl_train.evaluate.features import BASELINES, Features, extract
+from ssl_train.evaluate.features import Features, extract, histogram, pixels
 from ssl_train.evaluate.fewshot import fewshot
 from ssl_train.evaluate.knn import knn
 from ssl_train.evaluate.linear import linear_probe
+
+BASELINES = {"raw pixels": pixels, "colour histogram": histogram}
 
 
 class Stripes:

@@ -9,14 +9,11 @@ from torch import Tensor, nn
 
 from ssl_core.errors import BadSample
 from ssl_train.evaluate.features import (
-    BASELINES,
     Features,
-    colour_histogram,
     extract,
     extract_each,
     histogram,
     pixels,
-    raw_pixels,
 )
 
 
@@ -160,7 +157,7 @@ def test_broken_features_are_refused():
 
 def test_several_encoders_read_the_data_once():
     source = Pictures(10)
-    got = extract_each({"flat": flat, **BASELINES}, source, view, batch_size=4)
+    got = extract_each({"flat": flat, "raw pixels": pixels, "colour histogram": histogram}, source, view, batch_size=4)
     assert source.loads == 10
     assert list(got) == ["flat", "raw pixels", "colour histogram"]
     for name, encode in (("flat", flat), ("raw pixels", pixels), ("colour histogram", histogram)):
@@ -177,7 +174,7 @@ def test_progress_is_shown_on_request(capsys):
 
 def test_raw_pixels_are_the_pixels():
     source = Pictures(5)
-    got = raw_pixels(source, view)
+    got = extract(pixels, source, view)
     assert torch.equal(got.features, source.images.flatten(1).float() / 255)
 
 
@@ -189,7 +186,7 @@ def test_raw_pixels_of_large_images_are_averaged():
 
 def test_colour_histogram_counts_as_a_loop_does():
     source = Pictures(3, shape=(3, 5, 4))
-    got = colour_histogram(source, view).features
+    got = extract(histogram, source, view).features
     assert got.shape == (3, 64)
     for image, row in zip(source.images, got, strict=True):
         counts = [0] * 64

@@ -230,7 +230,7 @@ def test_a_torn_line_of_the_log_costs_that_line_alone(tmp_path):
 def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(tmp_path):
     def write():
         with (
-            Log(tmp_path, total=6, start=0, options=RunOptions()) as log,
+            Log(tmp_path, 6, 0, RunOptions()) as log,
             warnings.catch_warnings(record=True) as shown,
         ):
             warnings.simplefilter("always")
@@ -254,7 +254,7 @@ def test_a_full_disk_under_stderr_costs_the_bar_and_nothing_else(tmp_path):
             return len(text)
 
     def show() -> list[str]:
-        with contextlib.redirect_stderr(Full()), Log(tmp_path, total=6, start=0, options=RunOptions()) as log:
+        with contextlib.redirect_stderr(Full()), Log(tmp_path, 6, 0, RunOptions()) as log:
             log.bar.mininterval = 0
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,13 +18,14 @@ from ssl_train.options import RunOptions
 
 
 class Log:
-    """Appends one JSON object per logged step to `folder/metrics.jsonl` and shows a bar over `total` steps.
+    """Appends a JSON object per logged step to `folder/metrics.jsonl` and shows a bar over `total` steps.
 
-    TensorBoard and Weights & Biases get the same scalars; a tracker that fails is named once and left alone, since
-    metrics.jsonl is the record. A line that cannot be written there is named too: no log ends a run.
+    TensorBoard and Weights & Biases get the same scalars. The record is metrics.jsonl: a tracker that
+    fails is named in a warning and dropped. A line that cannot be written is named in a warning too,
+    so no log ends a run.
     """
 
-    def __init__(self, folder: Path, *, total: int, start: int, options: RunOptions, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, total: int, start: int, options: RunOptions, *, quiet: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
         self.start = time.perf_counter()
         self.trackers = [] if quiet else _trackers(folder, options)
@@ -84,6 +86,42 @@ class Log:
         except OSError as error:  # stderr may be a file, on a disk that is full
             self.bar.disable = True
             warnings.warn(f"the progress bar ends here: {error}", stacklevel=2)
+
+
+class Meter:
+    """Samples per second, the share of time spent waiting for data, and the last losses."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.last: dict[str, float] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        self._began, self._waited, self._samples = time.perf_counter(), 0.0, 0
+
+    def wait_for(self, batches: Iterator[Any]) -> Any:
+        """The next batch; the wait for it is counted."""
+        mark = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - mark
+        return batch
+
+    def count(self, samples: int, loss: float) -> None:
+        self._samples += samples
+        self.losses = [*self.losses[-4:], loss]
+
+    def rates(self) -> dict[str, float]:
+        """The rates since the last `reset`."""
+        elapsed = max(time.perf_counter() - self._began, 1e-9)
+        speed, wait = round(self._samples / elapsed, 2), round(self._waited / elapsed, 4)
+        self.last = {"images_per_second": speed, "data_wait": wait}
+        return self.last
+
+    def shown(self) -> dict[str, str]:
+        """The last rates as the progress bar shows them."""
+        if not self.last:
+            return {}
+        return {"img/s": f"{self.last['images_per_second']:.0f}", "wait": f"{self.last['data_wait']:.0%}"}
 
 
 class _TensorBoard:

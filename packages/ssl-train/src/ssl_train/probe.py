@@ -70,6 +70,14 @@ class Probe:
         self.spent += time.perf_counter() - start
         return scores
 
+    def examine(self, method: Any, outputs: dict[str, float], progress: float) -> tuple[dict[str, float], str | None]:
+        """(the scores, why they or the method's own `outputs` say collapse, or None)."""
+        scores = self(method)
+        if not scores:
+            return {}, None
+        own = method.collapse({**outputs, **scores}, progress) if hasattr(method, "collapse") else None
+        return scores, own or self.collapse(method, scores)
+
     def collapse(self, method: nn.Module, scores: dict[str, float]) -> str | None:
         """Why these scores say collapse, or None: both measures far below where the run began.
 

@@ -1,11 +1,13 @@
-"""Operations on the pixels of one image (c, h, w), uint8 or uint16, each with its parameter given.
+"""Operations on the pixels of one image (c, h, w), uint8 or uint16. Their parameters are given, not drawn.
 
-They are torchvision's and Pillow's, whose results they give within one grey level of 255 on average, and mostly to the
-bit: a blend `f x + (1 - f) y` is cut off to whole levels as theirs are. Work is done on float32 planes that hold whole
-numbers, so a chain of operations on the planes (`chain`) is bit for bit the chain of the functions.
+They give the results of torchvision and Pillow within one grey level of 255 on average, and mostly
+to the bit: like theirs, a blend `f x + (1 - f) y` is cut off to whole levels. `chain` works on
+float32 planes that hold whole numbers between operations, so a chain is bit for bit its operations
+one by one.
 
-Hue is a rotation in HSV's hexagon. With the channels of a pixel normalised to R, G, B in [0, 1], one of them 1 and one 0,
-the distance on the hexagon from pure red is 1 + G + B - R, and its side is the sign of G - B; no branches, no sorting.
+Hue is a rotation in HSV's hexagon. Normalise the channels of a pixel to R, G, B in [0, 1], so that
+one of them is 1 and one is 0: then its distance on the hexagon from pure red is 1 + G + B - R, and
+its side is the sign of G - B. This needs no branches and no sorting.
 """
 
 from __future__ import annotations
@@ -27,55 +29,28 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 Operation = Literal["brightness", "contrast", "saturation", "hue", "gamma", "grayscale", "blur", "solarize"]
 
 
-def brightness(image: Tensor, factor: float) -> Tensor:
-    """Pixels times `factor` >= 0: 0 is black, 1 the image."""
-    return chain(image, [("brightness", factor)])
-
-
-def contrast(image: Tensor, factor: float) -> Tensor:
-    """Blended with the mean grey level of an RGB image, or with the mean of each band: 0 is flat, 1 the image."""
-    return chain(image, [("contrast", factor)])
-
-
-def saturation(image: Tensor, factor: float) -> Tensor:
-    """Blended with the RGB image's grey: 0 is grey, 1 the image. Raises DataError unless there are 3 channels."""
-    return chain(image, [("saturation", factor)])
-
-
-def hue(image: Tensor, shift: float) -> Tensor:
-    """HSV's hue of an RGB image turned by `shift` of the circle, [-0.5, 0.5]. Raises DataError as `saturation` does."""
-    return chain(image, [("hue", shift)])
-
-
-def gamma(image: Tensor, power: float) -> Tensor:
-    """top (x / top)^power with top = 255 or 65535."""
-    return chain(image, [("gamma", power)])
-
-
-def grayscale(image: Tensor) -> Tensor:
-    """The luma of RGB in all three channels; of other numbers of bands, their mean in all of them."""
-    return chain(image, [("grayscale", 1.0)])
-
-
-def blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian of standard deviation `sigma` pixels, cut off at 3 sigma, mirrored at the borders."""
-    return chain(image, [("blur", sigma)])
-
-
-def solarize(image: Tensor, threshold: float = 0.5) -> Tensor:
-    """Pixels of `threshold` of the range or more inverted: from 128 on, x becomes 255 - x."""
-    return chain(image, [("solarize", threshold)])
-
-
 def chain(image: Tensor, steps: Iterable[tuple[Operation, float]]) -> Tensor:
-    """The operations one after the other: (c, h, w) uint8 or uint16 -> the same type, contiguous."""
+    """`image` (c, h, w), uint8 or uint16, after each (operation, parameter) of `steps`: the same type, contiguous.
+
+    - brightness f: pixels times f; 0 is black, 1 the image;
+    - contrast f: blended with the mean grey level of an RGB image, else of each band; 0 is flat;
+    - saturation f: blended with the grey of the RGB image; 0 is grey;
+    - hue s: the hue of HSV turned by s of the circle, in [-0.5, 0.5];
+    - gamma p: top (x / top)^p with top = 255 or 65535;
+    - grayscale: the luma of RGB in all three channels; of other bands, their mean in all of them;
+    - blur σ: Gaussian of σ pixels, cut off at 3 σ, mirrored at the borders;
+    - solarize t: pixels of at least t of the range inverted; at 0.5, x from 128 on becomes 255 - x.
+
+    Raises DataError if saturation or hue meets an image of other than 3 channels.
+    """
     planes = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     for name, value in steps:
         planes = _OPERATIONS[name](planes, value, top(image))
     return planes.to(image.dtype)
 
 
-# Each takes planes (c, h, w), float32 holding whole numbers in [0, top], which it may overwrite, and returns such planes.
+# Each takes planes (c, h, w), float32 with whole numbers in [0, top], and returns such planes.
+# It may overwrite its input.
 
 
 def _brightness(planes: Tensor, factor: float, top: int) -> Tensor:
@@ -103,7 +78,7 @@ def _hue(planes: Tensor, shift: float, top: int) -> Tensor:
     angle = torch.copysign(distance, side).add_(6 * shift)  # red 0, green 2, blue -2, round a circle of 6
     angle.sub_(torch.mul(angle, 1 / 6).round_().mul_(6))
     for plane, middle in ((r, 0), (g, 2), (b, -2)):
-        # what lies within 1 of a channel's middle has all of it, what lies beyond 2 nothing
+        # within 1 of a channel's middle an angle has all of the channel, beyond 2 nothing of it
         near = angle.sub(middle).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
         torch.addcmul(least, near, chroma, out=plane).round_()
     return planes
@@ -123,8 +98,7 @@ def _solarize(planes: Tensor, threshold: float, top: int) -> Tensor:
 
 
 def _blur(planes: Tensor, sigma: float, top: int) -> Tensor:
-    """Both passes are sums of shifted copies of the padded planes in memory, whose rows run into each other only in the
-    padding."""
+    """Each pass sums shifted copies of the padded planes in memory; rows run into each other in the padding only."""
     h, w = planes.shape[1:]
     weights = _gaussian(sigma, min(h, w) - 1)
     radius = len(weights) - 1
@@ -134,12 +108,12 @@ def _blur(planes: Tensor, sigma: float, top: int) -> Tensor:
     width = w + 2 * radius
     rows = _weighted_shifts(padded.view(-1), weights, step=width)
     both = _weighted_shifts(rows, weights, step=1)
-    size, start = padded[0, 0].numel(), 0  # the first sum starts `radius` rows down, the second `radius` columns right
-    return both.as_strided((len(planes), h, w), (size, width, 1), start).add(0.5).floor_()
+    # The first sum starts `radius` rows down, the second `radius` columns to the right.
+    return both.as_strided((len(planes), h, w), (padded[0, 0].numel(), width, 1)).add(0.5).floor_()
 
 
 def _weighted_shifts(flat: Tensor, weights: tuple[float, ...], step: int) -> Tensor:
-    """sum_i weights[|i|] flat[x + i step] where all terms exist, which is `radius` steps in at both ends."""
+    """sum_i weights[|i|] flat[x + i step] at every x that has all terms: `radius` steps from both ends."""
     radius = len(weights) - 1
     length = len(flat) - 2 * radius * step
     middle = radius * step
@@ -154,7 +128,7 @@ def _weighted_shifts(flat: Tensor, weights: tuple[float, ...], step: int) -> Ten
 
 @lru_cache(maxsize=64)
 def _gaussian(sigma: float, longest: int) -> tuple[float, ...]:
-    """Weights of the middle, the next pixel, …; their sum with those of the other side is 1."""
+    """Weights of the middle, the next pixel, …. With those of the other side they sum to 1."""
     radius = min(round(3 * sigma), longest)
     weights = [math.exp(-0.5 * (i / sigma) ** 2) if i else 1.0 for i in range(radius + 1)]
     total = 2 * sum(weights) - 1
@@ -168,7 +142,7 @@ def _luma(planes: Tensor) -> Tensor:
 
 
 def need_rgb(channels: int, name: str) -> None:
-    """DataError where `channels` is not 3."""
+    """Raises DataError unless `channels` is 3."""
     if channels != 3:
         raise DataError(
             f"{name} needs RGB images of 3 channels, these have {channels}: leave it out, as jitter=(b, c, 0, 0) does; "

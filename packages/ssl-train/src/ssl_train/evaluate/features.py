@@ -1,4 +1,4 @@
-"""Features of a data source in fixed order, and the baselines that they have to beat."""
+"""Features of a source in its order, and the baselines that they have to beat."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssl_core.pixels import as_float, top
 
 Encode = Callable[[Tensor], Tensor]  # uint8 (b, c, h, w) -> (b, d)
 
-PIXELS = 32  # side in pixels that raw_pixels reduces larger images to
+PIXELS = 32  # side in pixels to which `pixels` reduces larger images
 BINS = 4  # per colour, of the joint RGB histogram
 CHANNEL_BINS = 16  # per channel, where there are not three of them
 
@@ -88,33 +88,9 @@ class Features:
             )
 
 
-def extract(
-    encode: Encode,
-    source: Any,
-    transform: Any,
-    *,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    workers: int = 0,
-    progress: bool = False,
-) -> Features:
-    """Features of every readable sample of `source`, in its order, in float32 on the CPU.
-
-    `encode` is called on uint8 (b, c, h, w) batches on `device` in inference mode, autocast off; a
-    module, or the module that a bound method belongs to, is put in eval mode and back. The last
-    batch may be smaller. `transform` gets no random stream: an evaluation draws nothing. Samples
-    that raise BadSample are left out, listed in `skipped` and named in a warning. Raises ValueError
-    when no sample can be read or a feature is not finite.
-    """
-    return extract_each(
-        {"encode": encode},
-        source,
-        transform,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        progress=progress,
-    )["encode"]
+def extract(encode: Encode, source: Any, transform: Any, **options: Any) -> Features:
+    """Features of every readable sample of `source`, in its order; `options` are those of `extract_each`."""
+    return extract_each({"encode": encode}, source, transform, **options)["encode"]
 
 
 def extract_each(
@@ -127,7 +103,14 @@ def extract_each(
     workers: int = 0,
     progress: bool = False,
 ) -> dict[str, Features]:
-    """`extract` for several encoders in one pass over the data, which is read and decoded once."""
+    """Features of several encoders, float32 on the CPU, from one pass over the data.
+
+    An encoder gets uint8 (b, c, h, w) batches on `device` in inference mode without autocast. If it is
+    a module, or a method of one, the module is put in eval mode and back. `transform` gets no random
+    stream, since an evaluation draws nothing. Samples that raise BadSample are left out, listed in
+    `skipped` and named in a warning. Raises ValueError if no sample can be read or if a feature is not
+    finite.
+    """
     device = torch.device(device)
     batches: Any = DataLoader(
         _Readable(source, transform),
@@ -164,16 +147,6 @@ def extract_each(
     return {name: Features(torch.cat(parts), labels, names, source.classes, skipped) for name, parts in rows.items()}
 
 
-def raw_pixels(source: Any, transform: Any, **options: Any) -> Features:
-    """The pixels themselves as features; `options` are those of `extract`."""
-    return extract(pixels, source, transform, **options)
-
-
-def colour_histogram(source: Any, transform: Any, **options: Any) -> Features:
-    """How much there is of each colour, wherever it is; `options` are those of `extract`."""
-    return extract(histogram, source, transform, **options)
-
-
 def pixels(images: Tensor) -> Tensor:
     """uint8 or uint16 (b, c, h, w) -> (b, c·h·w) float32 in [0, 1], of at most 32 x 32 averaged pixels."""
     x = as_float(images)
@@ -202,9 +175,6 @@ def histogram(images: Tensor) -> Tensor:
 
 def _binned(images: Tensor, bins: int) -> Tensor:
     return images.long() * bins // (top(images) + 1)
-
-
-BASELINES: dict[str, Encode] = {"raw pixels": pixels, "colour histogram": histogram}
 
 
 class _Readable(Dataset):
