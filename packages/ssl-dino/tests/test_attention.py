@@ -1,4 +1,4 @@
-"""The command that draws attention, masks, colours and correspondences, and the figures of a run."""
+"""The command that draws attention, masks, colours and matches, and the figures of a run."""
 
 from __future__ import annotations
 

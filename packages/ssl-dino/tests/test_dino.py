@@ -1,4 +1,4 @@
-"""DINO's step against one written out, its schedules, collapse, and starts from a backbone alone."""
+"""DINO's step against one written out, its schedules, collapse, starts from a backbone alone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def step(method: DINO, optimizer: torch.optim.Optimizer, data: dict, progress: f
 
 
 class WrittenOut:
-    """The published algorithm in single tensors: every crop alone, every pair alone, plain gradient descent."""
+    """The published algorithm in single tensors: each crop and each pair alone, plain descent."""
 
     def __init__(self, method: DINO, lr: float) -> None:
         self.config, self.lr = method.config, lr
@@ -298,11 +298,11 @@ def test_two_processes_have_the_centre_and_the_statistics_of_one(backbone, tmp_p
             assert torch.allclose(state[name].double(), value.double(), rtol=1e-8, atol=1e-10), name
 
 
-# Collapse ------------------------------------------------------------------------------------------------------------
+# Collapse ------------------------------------------------------------------------------
 
 
 def trained(config: DINOConfig, steps: int = 150, lr: float = 0.5) -> tuple[DINO, dict[str, float]]:
-    """`method` after `steps` of plain descent on a few pictures, and the scores of the last step."""
+    """A method after `steps` of descent on a few pictures, and the scores of the last step."""
     method = built(config)
     optimizer = torch.optim.SGD([p for p in method.student.parameters() if p.requires_grad], lr=lr, momentum=0.9)
     scores: dict[str, Tensor] = {}
@@ -344,7 +344,7 @@ def test_a_collapsed_run_stops_with_the_cause_when_it_was_asked_to(tmp_path):
     assert ended.error.startswith("Collapsed") and "the teacher is uniform" in ended.error, ended
 
 
-# Starting from somebody's backbone -----------------------------------------------------------------------------------
+# Starts from another backbone ----------------------------------------------------------
 
 
 def test_new_heads_are_trained_first_with_a_warning(tmp_path):
@@ -414,7 +414,7 @@ def test_a_run_from_scratch_has_no_head_warm_up():
     assert not torch.equal(method.student.backbone.norm.weight, nn.LayerNorm(16).weight)
 
 
-# The rest of the interface -------------------------------------------------------------------------------------------
+# The rest of the interface -------------------------------------------------------------
 
 
 def test_attention_maps_need_a_vit():

@@ -24,7 +24,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def by_hand(student: Tensor, teacher: Tensor, center: Tensor, student_temp: float, teacher_temp: float) -> float:
-    """The double loop of the paper's pseudocode over crops, samples and prototypes, in plain Python."""
+    """The paper's double loop over crops, samples and prototypes, in plain Python."""
     terms = []
     for t in range(len(teacher)):
         for s in range(len(student)):

@@ -1,4 +1,4 @@
-"""Weights in and out: transformers' folders in both spellings, timm's, the authors' checkpoints, our own."""
+"""Weights in and out: transformers' folders in both spellings, timm's, the authors', our own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colorization: the loss against plain Python, its weights and prior, and colours that come back."""
+"""Colorization: the loss against plain Python, its weights and prior, colours that come back."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_encoder_sees_no_colour():
 
 
 def lab_of(images: torch.Tensor) -> torch.Tensor:
-    """Lab of dull versions of the images, which stay inside sRGB when their colours are turned about."""
+    """Lab of dull versions of the images, which stay inside sRGB when their hues are turned."""
     return rgb_to_lab((images.float() / 255 - 0.5) / 4 + 0.5)
 
 

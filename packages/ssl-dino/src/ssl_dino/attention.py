@@ -22,8 +22,10 @@ from ssl_train.data.pictures import rgb, save_grid
 from ssl_train.data.views import resize
 
 LARGEST = 480
-"""Pixels of the shorter side in the authors' `visualize_attention.py`. The work of a block grows with
-the fourth power of the side."""
+"""Pixels of the shorter side in the authors' `visualize_attention.py`.
+
+The work of a block grows with the fourth power of the side.
+"""
 
 
 def run(recipe: Recipe, arguments: Attention) -> None:
@@ -79,8 +81,8 @@ def _batch(image: Tensor, method: Any) -> Tensor:
 def fit(image: Tensor, stride: int, size: int | None) -> Tensor:
     """The image (c, h, w) with its shorter side resized to `size`, cropped to whole patches.
 
-    Without `size`, a photograph is reduced to `LARGEST` and a smaller picture stays as it is. Raises
-    InputError if not one patch is left.
+    Without `size`, a photograph is reduced to `LARGEST` and a smaller picture stays as it is.
+    Raises InputError if not one patch is left.
     """
     h, w = image.shape[1:]
     if size is None and min(h, w) > LARGEST:

@@ -86,7 +86,7 @@ class Network(nn.Module):
 
 
 def features_of(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
-    """Features (v, b, d) of crops (b, c, h, w), with one call of the backbone for all crops of one size."""
+    """Features (v, b, d) of crops (b, c, h, w), with one call of the backbone per size of crop."""
     sizes: dict[torch.Size, list[int]] = {}
     for i, crop in enumerate(crops):
         sizes.setdefault(crop.shape, []).append(i)
@@ -163,7 +163,7 @@ class DINO(nn.Module, ImageEncoder, Pretrained):
     def before_step(self, progress: float) -> None:
         """Clip each gradient tensor, then cancel the gradients of what must not move yet.
 
-        That is the last layer in the first epochs, and the backbone while new heads catch up with it.
+        That is the last layer in the first epochs, and the backbone while new heads are trained.
         """
         if self.config.clip_each is not None:
             gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
@@ -194,8 +194,8 @@ class DINO(nn.Module, ImageEncoder, Pretrained):
     def collapse(self, scores: dict[str, float], progress: float) -> str | None:
         """The cause, if the scores of the last step show that all images get the same answer.
 
-        There is no verdict during the warm-up and the first tenth of the run: to a random network all
-        images look alike.
+        There is no verdict during the warm-up and the first tenth of the run: to a random network
+        all images look alike.
         """
         if progress < 0.1 or progress * self.config.epochs < self.config.warmup_epochs:
             return None
@@ -208,7 +208,7 @@ class DINO(nn.Module, ImageEncoder, Pretrained):
         return None
 
     def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
-        """How much the teacher's CLS attends to each patch, per head of one block, (b, heads, h, w).
+        """How much the teacher's CLS attends to each patch, per head of a block, (b, heads, h, w).
 
         Raises InputError for a ResNet, which has no attention.
         """
@@ -237,7 +237,7 @@ def epoch_of(config: DINOConfig, progress: float) -> int:
 
 
 def clip_each(gradients: list[Tensor], limit: float) -> None:
-    """Scale every tensor whose norm exceeds `limit` down to it, in place (the authors' `clip_gradients`)."""
+    """Scale every tensor whose norm exceeds `limit` down to it, in place."""
     if gradients:
         factors = [(limit / (norm + 1e-6)).clamp(max=1) for norm in torch._foreach_norm(gradients)]
         torch._foreach_mul_(gradients, factors)

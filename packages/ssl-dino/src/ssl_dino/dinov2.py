@@ -1,5 +1,5 @@
-"""DINOv2: Learning Robust Visual Features without Supervision (Oquab et al. 2023, arXiv 2304.07193),
-and its models with registers (Darcet et al. 2023, arXiv 2309.16588), as encoders.
+"""DINOv2: Learning Robust Visual Features without Supervision (Oquab et al. 2023, arXiv
+2304.07193), and its models with registers (Darcet et al. 2023, arXiv 2309.16588), as encoders.
 
 A ViT with LayerScale. ViT-g has SwiGLU MLPs. Models with registers carry four tokens that stand for
 no patch and keep the attention maps clean. CLS and patch tokens are read after the last norm. The
@@ -20,7 +20,7 @@ from ssl_core.vit import ViT, pooled
 from ssl_dino.config import DINOv2Config
 
 LAYER_SCALE = 1e-5
-"""Initial factor of every branch (section 4 and appendix A); the published models hold trained ones."""
+"""Initial factor of every branch (section 4, appendix A). Published models hold trained ones."""
 
 
 class DINOv2(nn.Module, ImageEncoder, Pretrained):
@@ -38,7 +38,8 @@ class DINOv2(nn.Module, ImageEncoder, Pretrained):
         self.config = config
         self.encoder = ViT.of(config, layer_scale=LAYER_SCALE, swiglu=config.swiglu, registers=config.registers)
 
-        # It stands for a hidden patch in iBOT's part of the training. Kept so that a folder is whole.
+        # This stands for a hidden patch in iBOT's part of the training. It is kept because folders
+        # of transformers hold it.
         self.mask_token = nn.Parameter(torch.zeros(1, config.dim))
 
         # the authors' initialisation

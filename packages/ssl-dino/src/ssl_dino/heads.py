@@ -1,4 +1,4 @@
-"""DINO's projection head (arXiv 2104.14294, section 3.1 and appendix C), under the authors' names."""
+"""DINO's projection head (arXiv 2104.14294, section 3.1, appendix C), under the authors' names."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ prototypes.
     P_t = softmax((z_t − c) / τ_t),   P_s = softmax(z_s / τ_s)
     L   = 1/(g·v − g) · Σ_t Σ_{s ≠ t} mean_b H(sg P_t, P_s)
 
-with t over the g global crops and s over all v crops. `dino.dense_loss` is this double loop. It keeps
-about eight tensors of the size of the student's logits. Here a crop s first sums its targets,
+with t over the g global crops and s over all v crops. `dino.dense_loss` is this double loop. It
+keeps about eight tensors of the size of the student's logits. Here a crop s first sums its targets,
 Q_s = Σ_{t ≠ s} P_t, so that each crop needs one softmax. With n_s the number of its targets,
 
     Σ_{t ≠ s} H(P_t, P_s) = n_s · logsumexp(z_s/τ_s) − ⟨Q_s, z_s/τ_s⟩
@@ -42,9 +42,9 @@ def dino_loss(student: Tensor, teacher: Tensor, center: Tensor, student_temp: fl
     the student.
 
     student (v, b, k) and teacher (g, b, k) are logits in any float type. Crop t of the teacher is
-    crop t of the student, so v ≥ g. `center` (k,) or (1, k) is subtracted from the teacher's logits.
-    The teacher gets no gradient. Computed in float32 (float64 for float64). Raises ValueError if
-    the shapes do not fit each other.
+    crop t of the student, so v ≥ g. `center` (k,) or (1, k) is subtracted from the teacher's
+    logits. The teacher gets no gradient. Computed in float32 (float64 for float64). Raises
+    ValueError if the shapes do not fit each other.
     """
     return cross_view_entropy(student, center_and_sharpen(teacher, center, teacher_temp).probs, student_temp)
 

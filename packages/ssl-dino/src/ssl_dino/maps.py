@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def mass_mask(maps: Tensor, mass: float) -> Tensor:
-    """The smallest sets of patches that hold `mass` of the attention of maps (…, h, w): bool (…, h, w).
+    """The smallest sets of patches that hold `mass` of the attention, for maps (…, h, w): bool.
 
     Sorted ascending, a patch stays where the cumulative share exceeds 1 − mass (the authors'
     `visualize_attention.py`).
@@ -24,13 +24,13 @@ def mass_mask(maps: Tensor, mass: float) -> Tensor:
 
 
 def overlay(images: Tensor, mask: Tensor, dim: float = 0.25) -> Tensor:
-    """Images (b, c, h, w) in which the patches outside a mask (b, 1, h', w') are dimmed to `dim`."""
+    """Images (b, c, h, w), the patches outside a mask (b, 1, h', w') dimmed to `dim`."""
     kept = F.interpolate(mask.to(images.dtype), images.shape[-2:])
     return images * (dim + (1 - dim) * kept)
 
 
 def heat(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Attention maps (b, 1, h', w') as grey pictures (b, 3, *size), each scaled to a maximum of 1."""
+    """Attention maps (b, 1, h', w') as grey pictures (b, 3, *size), each with maximum 1."""
     return repeat(F.interpolate(maps / maps.amax((2, 3), keepdim=True), size), "b 1 h w -> b c h w", c=3)
 
 

@@ -1,6 +1,7 @@
 """DINO's views of an image: large crops for teacher and student, small ones for the student alone.
 
-Each kind of crop is blurred and solarized with its own probability."""
+Each kind of crop is blurred and solarized with its own probability.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Pretext tasks: rotation (arXiv 1803.07728), jigsaw puzzles (1603.09246), colorization (1603.08511)
-and relative patch location (1505.05192). Pretraining, evaluation, weights.
+"""Pretext tasks: rotation (arXiv 1803.07728), jigsaw puzzles (1603.09246), colorization
+(1603.08511) and relative patch location (1505.05192). Pretraining, evaluation, weights.
 
 from ssl_pretext import Rotation, RotationConfig, train
 """

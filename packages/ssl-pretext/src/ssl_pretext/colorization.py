@@ -14,8 +14,8 @@ An image whose colours all lie within 5 of grey has the weight 0, as in the auth
 
 Deviations: any of our encoders and a small decoder in place of their network. The prior of the
 colours is a running mean over the batches, uniform at first, and not a table counted on ImageNet. A
-colour is that of the pixel in the middle of its square, so that the picture is not shifted. Q is 261
-(`ab_bins`), not 313.
+colour is that of the pixel in the middle of its square, so that the picture is not shifted. Q is
+261 (`ab_bins`), not 313.
 
 Expected (VISSL): ResNet-50 on ImageNet 40.1 % in the linear probe.
 """
@@ -57,7 +57,10 @@ def colorization_loss(logits: Tensor, ids: Tensor, soft: Tensor, weight: Tensor)
 
 
 class Decoder(nn.Module):
-    """The encoder's map to a finer one of `outputs` channels: each place to `ratio` x `ratio` of them, then a 3 x 3."""
+    """The encoder's map to a finer one of `outputs` channels.
+
+    Each place becomes `ratio` x `ratio` places, then follows a convolution of 3 x 3.
+    """
 
     def __init__(self, features: int, hidden: int, outputs: int, ratio: int) -> None:
         super().__init__()
@@ -79,8 +82,8 @@ class Decoder(nn.Module):
 class Colorization(nn.Module, StageEncoder, Pretrained):
     """An encoder of lightness and a decoder of colours, built from a `ColorizationConfig`.
 
-    Images are uint8 (b, 3, h, w) or (b, 1, h, w) grey as decoded, float (b, 3, h, w) normalised with
-    the config's mean and std, or float (b, 1, h, w) L of Lab in 0 … 100.
+    Images are uint8 (b, 3, h, w) or (b, 1, h, w) grey as decoded, float (b, 3, h, w) normalised
+    with the config's mean and std, or float (b, 1, h, w) L of Lab in 0 … 100.
     """
 
     config_class = ColorizationConfig
@@ -149,8 +152,8 @@ class Colorization(nn.Module, StageEncoder, Pretrained):
     def colorize(self, grey: Tensor, temperature: float | None = None) -> Tensor:
         """RGB (b, 3, h, w) in [0, 1] with the lightness of `grey` and the predicted colours.
 
-        `temperature` of the annealed mean is the config's unless given. Raises ValueError for images
-        of another shape.
+        `temperature` of the annealed mean is the config's unless given. Raises ValueError for
+        images of another shape.
         """
         lightness = self.lightness(grey)  # b 1 h w
         raw = self.logits(lightness).float()  # b h w Q, coarser than the image
@@ -166,7 +169,7 @@ class Colorization(nn.Module, StageEncoder, Pretrained):
         return self.lightness(images) / 50 - 1
 
     def lightness(self, images: Tensor) -> Tensor:
-        """L of Lab, (b, 1, h, w) in 0 … 100, of any images that the class takes. Raises ValueError."""
+        """L of Lab, (b, 1, h, w) in 0 … 100. Raises ValueError for images of another shape."""
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images must be (b, 1, h, w) or (b, 3, h, w), got {tuple(images.shape)}")
         if images.shape[1] == 1 and images.is_floating_point():

@@ -22,7 +22,7 @@ STEMS = ("encoder.conv1.weight", "encoder.patch_embed.proj.weight")
 
 
 def lightness_config(encoder: BackboneConfig) -> ColorizationConfig:
-    """The config of colorization with this encoder, whatever number of channels its weights have."""
+    """The config of colorization with this encoder, whatever its number of channels."""
     names = {field.name for field in dataclasses.fields(BackboneConfig)} - {"in_channels", "mean", "std"}
     return ColorizationConfig(**{name: getattr(encoder, name) for name in names})
 

@@ -3,15 +3,15 @@
 
 An image is cut into 3 x 3 tiles, which are shown in one of P orders. A classifier says in which.
 
-    shown_i = tile_{σ(i)},   L = -log p(σ | f(shown_1), …, f(shown_9))     one encoder f for all tiles
+    shown_i = tile_{σ(i)},   L = -log p(σ | f(shown_1), …, f(shown_9)),   one encoder f for all
 
 Whatever would solve this without a look at the picture is taken away (their section 3.3): tiles lie
-a random gap apart, each is standardised by itself, most images are grey, and the orders differ in as
-many places as orders can (`permutations`).
+a random gap apart, each is standardised by itself, most images are grey, and the orders differ in
+as many places as orders can (`permutations`).
 
-An encoder that sees one tile at a time gives a tile the same features wherever it is put, batch norm
-included. So its features are permuted instead of its pixels, and several orders of an image cost one
-pass (Kolesnikov et al. 2019, arXiv 1901.09005): `orders_per_image`.
+An encoder that sees one tile at a time gives a tile the same features wherever it is put, batch
+norm included. So its features are permuted instead of its pixels, and several orders of an image
+cost one pass (Kolesnikov et al. 2019, arXiv 1901.09005): `orders_per_image`.
 
 Deviations: any of our encoders in place of AlexNet, with the head of Goyal et al. 2019 (arXiv
 1905.01235): features to 1000 each, then 4096 and P, with batch norm between. Our permutation sets
@@ -41,7 +41,7 @@ from ssl_pretext.tiles import TILES, check_tiles, embed_tiles, layer
 
 
 def jigsaw_loss(logits: Tensor, orders: Tensor) -> Tensor:
-    """-log p(σ) of logits (n, permutations) and the numbers of the true orders (n,), mean; at least fp32."""
+    """Mean -log p(σ) of logits (n, permutations) and true orders' numbers (n,); at least fp32."""
     return F.cross_entropy(wide(logits), orders)
 
 

@@ -1,6 +1,7 @@
 """CIE Lab and sRGB in torch: white D65 of the 2 degree observer, as scikit-image has them.
 
-sRGB (IEC 61966-2-1) to linear light to XYZ to Lab, where equal distances look about equally different:
+sRGB (IEC 61966-2-1) to linear light to XYZ to Lab, where equal distances look about equally
+different:
 
     L = 116·f(Y) - 16    a = 500·(f(X) - f(Y))    b = 200·(f(Y) - f(Z))
     f(t) = ∛t, or 7.787·t + 16/116 below .008856

@@ -29,12 +29,12 @@ FEW, MANY, MOST = 72, 504, 1512
 
 
 def permutation_set(count: int, tiles: int = 9, seed: int = 0) -> Tensor:
-    """`count` orders of `tiles` tiles with the largest minimum Hamming distance that we know: int64 (count, tiles).
+    """Orders with the largest minimum Hamming distance that we know: int64 (count, tiles).
 
-    Of nine tiles, up to 9 orders differ in all places, 72 in 8 or more, 504 in 7 or more and 1512 in
-    6 or more. That is the best possible up to 504. Larger sets, and those of fewer tiles, come from a
-    greedy search for the farthest next order. `seed` chooses which orders. Raises ValueError if there
-    are not as many orders, and for more than nine tiles.
+    Of nine tiles, up to 9 orders differ in all places, 72 in 8 or more, 504 in 7 or more and 1512
+    in 6 or more. That is the best possible up to 504. Larger sets, and those of fewer tiles, come
+    from a greedy search for the farthest next order. `seed` chooses which orders. Raises ValueError
+    if there are not as many orders, and for more than nine tiles.
     """
     if not 2 <= tiles <= 9:
         raise ValueError(f"tiles = {tiles}: permutation sets are for 2 to 9 tiles")
@@ -51,7 +51,7 @@ def permutation_set(count: int, tiles: int = 9, seed: int = 0) -> Tensor:
 
 
 def _farthest(count: int, tiles: int, rng: np.random.Generator) -> np.ndarray:
-    """Greedily take the order whose nearest chosen one is farthest; between equals the mean decides."""
+    """Take greedily the order whose nearest chosen one is farthest. The mean decides ties."""
     every = np.array(list(permutations(range(tiles))), dtype=np.int8)
     chosen = [int(rng.integers(len(every)))]
     nearest, total = np.full(len(every), tiles, dtype=np.int64), np.zeros(len(every), dtype=np.int64)
@@ -64,7 +64,7 @@ def _farthest(count: int, tiles: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _affine(*, scale: bool) -> np.ndarray:
-    """x → a·x + b over GF(9), whose elements are u + v·i with i² = -1. Only a = 1 unless `scale`."""
+    """x → a·x + b over GF(9), its elements u + v·i with i² = -1. Only a = 1 unless `scale`."""
     elements = [(u, v) for u in range(3) for v in range(3)]
     number = {element: k for k, element in enumerate(elements)}
 
@@ -77,7 +77,10 @@ def _affine(*, scale: bool) -> np.ndarray:
 
 
 def _projective(*, frobenius: bool) -> np.ndarray:
-    """x → (a·x + b)/(c·x + d) over GF(8) and ∞ = 8, ad - bc ≠ 0; after x → x, x², x⁴ with `frobenius`."""
+    """x → (a·x + b)/(c·x + d) over GF(8) and ∞ = 8, with ad - bc ≠ 0.
+
+    With `frobenius` these follow x → x, x², x⁴.
+    """
     # Elements are the bits of polynomials modulo z³ + z + 1, whose root generates all but 0.
     powers = [1]
     while len(powers) < 7:

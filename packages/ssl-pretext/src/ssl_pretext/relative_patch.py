@@ -40,12 +40,12 @@ DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 
 
 
 def relative_patch_loss(logits: Tensor, directions: Tensor) -> Tensor:
-    """-log p(direction) of logits (n, 8) and the true directions (n,), mean; at least fp32."""
+    """Mean -log p(direction) of logits (n, 8) and true directions (n,); at least fp32."""
     return F.cross_entropy(wide(logits), directions)
 
 
 def neighbours(pairs: str) -> Tensor:
-    """int64 (p, 3): (first tile, second tile, direction) of the pairs "centre" or "all" of the 3 x 3."""
+    """int64 (p, 3): (first tile, second tile, direction) of the pairs "centre" or "all"."""
     found = []
     for first in [4] if pairs == "centre" else range(TILES):
         for direction, (down, right) in enumerate(DIRECTIONS):
@@ -77,8 +77,8 @@ class RelativePatch(nn.Module, StageEncoder, Pretrained):
         sync_batch_norm(self)
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """Loss and accuracy of every pair of the tiles `batch["views"][0]`, (b, 9, c, h, w) in their
-        true places."""
+        """Loss and accuracy of every pair of the tiles `batch["views"][0]`, (b, 9, c, h, w) in
+        their true places."""
         tiles = batch["views"][0]
         logits = self.pair_logits(tiles, self.pairs).flatten(0, 1)  # b·p 8
         answers = self.pairs[:, 2].repeat(len(tiles))  # b·p
@@ -86,7 +86,8 @@ class RelativePatch(nn.Module, StageEncoder, Pretrained):
         return {"loss": relative_patch_loss(logits, answers), "accuracy": right.float().mean()}
 
     def pair_logits(self, tiles: Tensor, pairs: Tensor) -> Tensor:
-        """Scores (b, p, 8) of DIRECTIONS for `pairs` (p, 3), as `neighbours` gives them, of tiles (b, t, c, h, w)."""
+        """Scores (b, p, 8) of DIRECTIONS for tiles (b, t, c, h, w) and the `pairs` (p, 3) of
+        `neighbours`."""
         features = embed_tiles(self.encoder, self.embed, tiles)  # b t d, once for all pairs
         both = features[:, pairs[:, :2]]  # b p 2 d
         logits = self.head(rearrange(both, "b p two d -> (b p) (two d)"))  # b·p 8

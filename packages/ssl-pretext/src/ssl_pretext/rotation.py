@@ -49,9 +49,10 @@ def four_rotations(images: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, turns: int) -> Tensor:
-    """Square images (…, s, s) by `turns` quarter turns counter-clockwise, exactly: `rotate(rotate(x, k), 4 - k)` is x.
+    """Square images (…, s, s) by `turns` quarter turns counter-clockwise, exactly.
 
-    Raises ValueError for images that are not square: a quarter turn of an oblong shows by its shape.
+    `rotate(rotate(x, k), 4 - k)` is x. Raises ValueError for images that are not square: the shape
+    of an oblong would show its quarter turn.
     """
     if images.shape[-2] != images.shape[-1]:
         raise ValueError(f"images must be square to be turned, got {tuple(images.shape)}: crop a square first")
@@ -84,5 +85,5 @@ class Rotation(nn.Module, StageEncoder, Pretrained):
         return {"loss": rotation_loss(logits), "accuracy": right.float().mean()}
 
     def logits(self, images: Tensor) -> Tensor:
-        """Scores (b, 4) of 0, 90, 180 and 270 degrees counter-clockwise, by which `images` may have been turned."""
+        """Scores (b, 4) of turns by 0, 90, 180 and 270 degrees counter-clockwise."""
         return self.head(self.encoder(self.normalized(images)))

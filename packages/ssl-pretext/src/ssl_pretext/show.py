@@ -30,7 +30,7 @@ def show_rotation(method: Rotation, source: Any, folder: Path) -> dict[str, str]
     answers = torch.cat([method.logits(part).argmax(1) for part in four_rotations(images).split(256)])  # 4·b
     accuracy = (answers == turns_of(answers)).float().mean().item()
 
-    # Picture i is shown in turn i mod 4, whose answer stands behind those of the turns before.
+    # Picture i is shown in turn i mod 4. Answers are sorted by turn, then by picture.
     rows = []
     for i, image in enumerate(images[:COUNT]):
         shown, answer = rotate(image, i % 4), int(answers[i % 4 * len(images) + i])
@@ -70,7 +70,8 @@ def show_colorization(method: Colorization, source: Any, folder: Path) -> dict[s
 
 
 def show_relative_patch(method: RelativePatch, source: Any, folder: Path) -> dict[str, str]:
-    """Write relative-patch.png (the centre and one neighbour where it is thought to be | where it is)."""
+    """Write relative-patch.png (a neighbour of the centre, as guessed | as it is), and return its
+    caption."""
     tiles = tiles_of(method, source)  # b 9 c t t
     pairs = neighbours("centre").to(tiles.device)  # 8 3
     answers = torch.cat([method.pair_logits(part, pairs).argmax(2) for part in tiles.split(256)])  # b 8
@@ -102,6 +103,6 @@ def tiles_of(method: Jigsaw | RelativePatch, source: Any) -> Tensor:
 
 
 def laid_out(tiles: Tensor, gap: int = 1) -> Tensor:
-    """Tiles (b, 9, c, h, w) in [0, 1] as pictures (b, c, …) of three by three, white between them."""
+    """Tiles (b, 9, c, h, w) in [0, 1] as pictures (b, c, …) of three by three, with white gaps."""
     framed = nn.functional.pad(tiles.float(), (gap, gap, gap, gap), value=1.0)
     return rearrange(framed, "b (y x) c h w -> b c (y h) (x w)", y=3)

@@ -15,7 +15,7 @@ class StageEncoder(ImageEncoder):
     """
 
     def encode(self, images: Tensor) -> Tensor:
-        """Features (b, d) of images of any size: the mean of the stage's map. A ViT has its own pooling."""
+        """Features (b, d) of images of any size: the stage's mean map, or what a ViT pools."""
         images = self.normalized(images)  # b c h w
         if isinstance(self.encoder, ResNet):
             return self.encoder(images, self.config.feature_stage)

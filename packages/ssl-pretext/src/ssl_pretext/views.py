@@ -34,7 +34,7 @@ def square_crop(image: Tensor, rng: np.random.Generator, size: int, scale: tuple
 
 
 def cut_tiles(square: Tensor, rng: np.random.Generator, size: int) -> Tensor:
-    """Tiles (9, c, size, size) of a square (c, s, s), row by row, each anywhere in its cell of the 3 x 3.
+    """Tiles (9, c, size, size) of a square (c, s, s), row by row, each anywhere in its cell.
 
     So neighbours are a random gap apart, and edges that continue from one tile to the next do not
     solve the task.
