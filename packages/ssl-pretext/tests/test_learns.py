@@ -37,7 +37,7 @@ def data() -> tuple[ImageArray, ImageArray]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Steps of a few milliseconds gain nothing from a second thread and wait for it on busy cores."""
+    """Steps of milliseconds gain nothing from a second thread, and wait for it on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

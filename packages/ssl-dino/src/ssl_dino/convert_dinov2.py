@@ -171,7 +171,8 @@ def to_transformers(state: dict[str, Tensor], config: DINOv2Config) -> tuple[dic
 def to_timm(state: dict[str, Tensor], config: DINOv2Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, config.json) of a timm model with the features of `encode`.
 
-    timm opens them by `create_model("local-dir:…")`. Raises ConfigError for an epsilon other than timm's.
+    timm opens them by `create_model("local-dir:…")`. Raises
+    ConfigError for an epsilon other than timm's.
     """
     state = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
     arguments: dict[str, Any] = {"init_values": 1e-5}
