@@ -1,84 +1,37 @@
-"""Masks, colours and correspondences, and the command that draws them."""
+"""The command that draws attention, masks, colours and matches, and the figures of a run."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from einops import rearrange
 from PIL import Image
 
 from ssl_core.errors import InputError
-from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config, mass_mask, pca_colours
-from ssl_dino.attention import correspondences, draw_matches, drawn, fit, overlay
+from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config
+from ssl_dino.attention import draw_matches, drawn, fit
 from ssl_dino.config import RECIPES
 from ssl_dino.show import show
 from ssl_dino.verbs import VERBS, Attention
 from ssl_train.cli.main import main
 from ssl_train.data.scenes import Scenes
 
-TINY = DINOConfig(
-    image_size=16, patch_size=4, dim=24, depth=2, heads=3, local_crops=0, prototypes=10, head_hidden=12, bottleneck=6,
-    local_size=4,
-)  # fmt: skip
+VIT: Any = {"image_size": 16, "patch_size": 4, "dim": 24, "depth": 2, "heads": 3}
+TINY = DINOConfig(**VIT, prototypes=10, head_hidden=12, bottleneck=6, local_crops=0, local_size=4)
+RESNET: Any = {"backbone": "resnet18", "width": 4, "small_stem": True, "image_size": 16}
+TINY_RESNET = DINOConfig(**RESNET, local_size=8, prototypes=10)
 
 
-def test_a_mask_holds_the_share_of_the_mass_with_the_fewest_patches():
-    maps = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    for mass in (0.1, 0.6, 0.95):
-        mask = mass_mask(maps, mass)
-        for one, kept in zip(maps.flatten(0, 1).flatten(1), mask.flatten(0, 1).flatten(1), strict=True):
-            held = one[kept].sum() / one.sum()
-            largest = one.sort(descending=True).values
-            fewest = int((largest.cumsum(0) / one.sum() < mass - 1e-6).sum()) + 1
-            assert held >= mass - 1e-5 and int(kept.sum()) == fewest
-            assert one[kept].min() >= (one[~kept].max() if (~kept).any() else 0)
-    assert mass_mask(maps, 1.0).all()
-
-
-def test_a_mask_equals_the_authors_sorting():
-    maps = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(1))
-    values, order = torch.sort(maps.flatten(2))
-    kept = torch.cumsum(values / values.sum(2, keepdim=True), 2) > 1 - 0.6
-    expected = torch.stack([kept[0, head][torch.argsort(order[0, head])] for head in range(2)])
-    assert torch.equal(mass_mask(maps, 0.6)[0].flatten(1), expected)
-
-
-def test_what_a_mask_leaves_out_is_dimmed():
-    image, mask = torch.ones(1, 3, 4, 4), torch.tensor([[[[True, False], [False, False]]]])
-    shown = overlay(image, mask, dim=0.25)
-    assert (shown[..., :2, :2] == 1).all() and (shown[..., 2:, :] == 0.25).all() and (shown[..., :2, 2:] == 0.25).all()
-
-
-def test_colours_are_the_principal_components_of_all_patches():
-    from sklearn.decomposition import PCA
-
-    features = torch.randn(2, 4, 5, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
-    colours = pca_colours(features)
-    assert colours.shape == (2, 3, 4, 5) and colours.min() == 0 and colours.max() == 1
-    rows = rearrange(features, "b h w d -> (b h w) d").numpy()
-    expected = PCA(3).fit_transform(rows)
-    ours = rearrange(colours, "b c h w -> (b h w) c").numpy()
-    for c in range(3):
-        inside = (ours[:, c] > 0) & (ours[:, c] < 1)
-        assert abs(np.corrcoef(ours[inside, c], expected[inside, c])[0, 1]) > 0.9999
-    assert pca_colours(torch.randn(1, 2, 2, 2)).shape == (1, 3, 2, 2), "with fewer dimensions than colours"
-
-
-def test_correspondences_find_patches_that_have_moved():
+def test_matches_are_drawn_over_two_pictures_beside_each_other():
     features = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
-    moved = features.roll((1, 2), (0, 1))
-    places, mutual = correspondences(features, moved)
-    assert mutual.all()
-    for row in range(3):
-        for column in range(4):
-            assert places[row, column].tolist() == [(row + 1) % 3, (column + 2) % 4]
     image = torch.zeros(3, 12, 16, dtype=torch.uint8)
-    assert draw_matches(image, image, features, moved).size == (32, 12)
+    sheet = draw_matches(image, features, image, features.roll((1, 2), (0, 1)))
+    assert sheet.size == (32, 12) and np.asarray(sheet).any(), "every patch has a match, so there are lines"
 
 
 def test_pictures_are_cut_to_whole_patches():
@@ -104,11 +57,10 @@ def test_the_command_draws_every_head_masks_colours_and_matches(kind, tmp_path, 
         DINO(TINY).save_pretrained(tmp_path / "weights")
     else:
         registers = 4 if kind == "registers" else 0
-        config = DINOv2Config(image_size=16, patch_size=4, dim=24, depth=2, heads=3, registers=registers)
-        DINOv2(config).save_pretrained(tmp_path / "weights")
+        DINOv2(DINOv2Config(**VIT, registers=registers)).save_pretrained(tmp_path / "weights")
     first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 1)
     line = ["attention", str(first), "--weights", str(tmp_path / "weights"), "--match", str(second), "--device", "cpu"]
-    method = ["--method", "dinov2"] if kind == "registers" else []  # else it is found in the folder
+    method = ["--method", "dinov2"] if kind == "registers" else []  # otherwise the folder says it
     assert main(RECIPES, [*line, "--out", str(tmp_path / "out"), *method], verbs=VERBS) == 0
     names = ["a-attention.png", "a-mask.png", "a-pca.png", "a-b-match.png"]
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "out" / name) for name in names]
@@ -126,13 +78,12 @@ def test_pictures_of_any_bands_are_drawn_as_three(channels):
     with torch.no_grad():
         patches = method.patch_features(image[None])[0]
         rows = drawn(method, image, patches, Attention(("a.png",), "weights"))
-    assert {name: tuple(row.shape) for name, row in rows.items()} == {
-        "attention": (5, 3, 8, 12), "mask": (5, 3, 8, 12), "pca": (2, 3, 8, 12),
-    }  # fmt: skip
+    shapes = {name: tuple(row.shape) for name, row in rows.items()}
+    assert shapes == {"attention": (5, 3, 8, 12), "mask": (5, 3, 8, 12), "pca": (2, 3, 8, 12)}
     bands = [0, 0, 0] if channels < 3 else [0, 1, 2]
     assert all(torch.equal(row[0], image[bands] / 255) for row in rows.values())
     assert rows["attention"][1:].amax((1, 2, 3)).tolist() == [1.0] * 4
-    sheet = np.asarray(draw_matches(image, image[:, :4], patches, patches[:1]))
+    sheet = np.asarray(draw_matches(image, patches, image[:, :4], patches[:1]))
     assert sheet.shape == (8, 24, 3) and not sheet[-1, -1].any(), "below the lower picture is black"
 
 
@@ -162,11 +113,10 @@ def test_a_matched_picture_is_read_and_run_once(tmp_path, monkeypatch):
         (["a.png", "--weights", "resnet"], "resnet18 has no attention"),
     ],
 )
-def test_what_cannot_be_drawn_is_named_and_ends_with_2(line, message, tmp_path, monkeypatch, capsys):
+def test_an_error_names_what_cannot_be_drawn_and_exits_with_2(line, message, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     DINO(TINY).save_pretrained(tmp_path / "weights")
-    resnet = DINOConfig(backbone="resnet18", width=4, small_stem=True, image_size=16, local_size=8, prototypes=10)
-    DINO(resnet).save_pretrained(tmp_path / "resnet")
+    DINO(TINY_RESNET).save_pretrained(tmp_path / "resnet")
     picture(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     line = [f"./{word}" if word in ("weights", "nothing", "resnet") else word for word in line]
@@ -177,22 +127,21 @@ def test_what_cannot_be_drawn_is_named_and_ends_with_2(line, message, tmp_path, 
     assert code == 2 and message in capsys.readouterr().err
 
 
-def test_the_figures_of_a_run_show_attention_where_there_is_some(tmp_path):
+def test_the_figures_of_a_run_show_attention_of_a_vit_only(tmp_path):
     torch.manual_seed(0)
     scenes = Scenes(4, seed=0, size=16)
     with torch.no_grad():
         captions = show(DINO(TINY).eval(), scenes, tmp_path)
         assert list(captions) == ["attention.png", "patches.png"]
         assert all((tmp_path / name).is_file() for name in captions)
-        resnet = DINOConfig(backbone="resnet18", width=4, small_stem=True, image_size=16, local_size=8, prototypes=10)
-        assert list(show(DINO(resnet).eval(), scenes, tmp_path)) == ["patches.png"]
+        assert list(show(DINO(TINY_RESNET).eval(), scenes, tmp_path)) == ["patches.png"]
 
 
-def test_help_and_the_list_of_commands_load_no_torch(capsys):
+def test_help_lists_the_commands_without_importing_torch(capsys):
     import subprocess
 
-    code = "import sys; from ssl_dino.__main__ import main; sys.argv = ['ssl-dino']\n" \
-        "try: main()\nexcept SystemExit: assert 'torch' not in sys.modules"  # fmt: skip
+    command = "import sys; from ssl_dino.__main__ import main; sys.argv = ['ssl-dino']"
+    code = f"{command}\ntry: main()\nexcept SystemExit: assert 'torch' not in sys.modules"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "attention" in ended.stdout and "methods (--method): dino, dinov2" in ended.stdout

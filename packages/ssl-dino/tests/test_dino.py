@@ -1,4 +1,4 @@
-"""DINO's step against one written out, its schedules, and what each repair of the usual mistakes changes."""
+"""DINO's step against one written out, its schedules, collapse, starts from a backbone alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +28,12 @@ from ssl_train.cli.main import defaults, main
 from ssl_train.optim import build_optimizer
 from ssl_train.processes import process_group
 
-TINY = DINOConfig(
-    image_size=8, patch_size=4, dim=16, depth=2, heads=2, drop_path=0.0, local_crops=3, local_size=4, prototypes=12,
-    norm_last_layer=False,
-    head_hidden=16, bottleneck=8, crop_pct=1.0, teacher_temp=0.07, warmup_teacher_temp_epochs=3, teacher_momentum=0.9,
-    epochs=10, warmup_epochs=1, batch_size=4,
-)  # fmt: skip
+VIT: Any = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 2, "heads": 2, "drop_path": 0.0}
+HEAD: Any = {"prototypes": 12, "head_hidden": 16, "bottleneck": 8, "norm_last_layer": False}
+CROPS: Any = {"crop_pct": 1.0, "local_crops": 3, "local_size": 4}
+TEACHER: Any = {"teacher_temp": 0.07, "warmup_teacher_temp_epochs": 3, "teacher_momentum": 0.9}
+TINY = DINOConfig(**VIT, **HEAD, **CROPS, **TEACHER, epochs=10, warmup_epochs=1, batch_size=4)
+RESNET: Any = {"backbone": "resnet18", "width": 4, "small_stem": True}
 
 
 def built(config: DINOConfig = TINY, seed: int = 0) -> DINO:
@@ -58,7 +59,7 @@ def step(method: DINO, optimizer: torch.optim.Optimizer, data: dict, progress: f
 
 
 class WrittenOut:
-    """The published algorithm in single tensors: every crop alone, every pair alone, plain gradient descent."""
+    """The published algorithm in single tensors: each crop and each pair alone, plain descent."""
 
     def __init__(self, method: DINO, lr: float) -> None:
         self.config, self.lr = method.config, lr
@@ -215,7 +216,7 @@ def test_the_centre_follows_the_mean_of_the_head_by_its_momentum():
         assert torch.allclose(method.center[0], (1 - 0.9 ** (n - 1)) * constant, atol=1e-5)
 
 
-def test_looking_at_a_loss_in_eval_mode_moves_no_centre():
+def test_a_loss_in_eval_mode_leaves_the_centre_alone():
     method = built().eval()
     method(batch(), 0.2)
     assert method.pending == []
@@ -271,9 +272,7 @@ def test_batch_norm_in_the_head_spans_all_crops_and_refuses_accumulation():
 @pytest.mark.parametrize("backbone", ["resnet18", "vit"])
 def test_two_processes_have_the_centre_and_the_statistics_of_one(backbone, tmp_path):
     """With batch norm, too, which the conformance suite's tiny network has not."""
-    config = replace(
-        TINY, backbone=backbone, width=4, small_stem=True, head_bn=True, image_size=16, local_size=8, local_crops=1
-    )
+    config = replace(TINY, **{**RESNET, "backbone": backbone}, head_bn=True, image_size=16, local_size=8, local_crops=1)
     views = [view.double() for view in batch(config, b=8)["views"]]
 
     def one_step(name: str) -> None:
@@ -299,11 +298,11 @@ def test_two_processes_have_the_centre_and_the_statistics_of_one(backbone, tmp_p
             assert torch.allclose(state[name].double(), value.double(), rtol=1e-8, atol=1e-10), name
 
 
-# Collapse ------------------------------------------------------------------------------------------------------------
+# Collapse ------------------------------------------------------------------------------
 
 
 def trained(config: DINOConfig, steps: int = 150, lr: float = 0.5) -> tuple[DINO, dict[str, float]]:
-    """`method` after `steps` of plain descent on a few pictures, and the scores of the last step."""
+    """A method after `steps` of descent on a few pictures, and the scores of the last step."""
     method = built(config)
     optimizer = torch.optim.SGD([p for p in method.student.parameters() if p.requires_grad], lr=lr, momentum=0.9)
     scores: dict[str, Tensor] = {}
@@ -312,14 +311,14 @@ def trained(config: DINOConfig, steps: int = 150, lr: float = 0.5) -> tuple[DINO
     return method, {key: float(value.detach()) for key, value in scores.items()}
 
 
-def test_without_centring_the_teacher_names_one_prototype_and_is_told_so():
+def test_without_centring_the_teacher_names_one_prototype_and_the_cause_is_reported():
     method, scores = trained(replace(TINY, center_momentum=1.0, teacher_momentum=0.9, freeze_last_layer=0))
     assert scores["kl"] < 1e-3 and scores["teacher_entropy"] < 0.05 * math.log(12)
     assert "the same of all images" in method.collapse(scores, 0.8)
     assert "centre lags behind" in method.collapse(scores, 0.8)
 
 
-def test_without_sharpening_the_teacher_is_uniform_and_is_told_so():
+def test_without_sharpening_the_teacher_is_uniform_and_the_cause_is_reported():
     blunt = replace(TINY, teacher_temp=2.0, warmup_teacher_temp=2.0, student_temp=1.0, freeze_last_layer=0)
     method, scores = trained(blunt, steps=40)
     assert scores["teacher_entropy"] > 0.99 * math.log(12)
@@ -327,7 +326,7 @@ def test_without_sharpening_the_teacher_is_uniform_and_is_told_so():
     assert "not sharpened enough" in method.collapse(scores, 0.8)
 
 
-def test_a_healthy_teacher_raises_no_alarm_nor_does_a_young_one():
+def test_neither_a_healthy_teacher_nor_a_young_one_raises_an_alarm():
     method = built()
     healthy = {"teacher_entropy": 0.4 * math.log(12), "kl": 0.5}
     assert method.collapse(healthy, 0.8) is None
@@ -338,19 +337,17 @@ def test_a_healthy_teacher_raises_no_alarm_nor_does_a_young_one():
 
 
 def test_a_collapsed_run_stops_with_the_cause_when_it_was_asked_to(tmp_path):
-    config = replace(
-        TINY, image_size=8, epochs=10, batch_size=8, teacher_temp=2.0, warmup_teacher_temp=2.0, student_temp=1.0,
-        warmup_teacher_temp_epochs=0, precision="fp32",
-    )  # fmt: skip
+    blunt = {"teacher_temp": 2.0, "warmup_teacher_temp": 2.0, "warmup_teacher_temp_epochs": 0, "student_temp": 1.0}
+    config = replace(TINY, **blunt, batch_size=8, precision="fp32")
     recipe = replace(RECIPES["dino"], source="ssl_testing.tiny:open_pictures")
     ended = Trial(recipe, config).train(tmp_path / "run", stop_on_collapse=True)
     assert ended.error.startswith("Collapsed") and "the teacher is uniform" in ended.error, ended
 
 
-# Starting from somebody's backbone -----------------------------------------------------------------------------------
+# Starts from another backbone ----------------------------------------------------------
 
 
-def test_heads_that_start_anew_are_trained_first_and_it_is_said(tmp_path):
+def test_new_heads_are_trained_first_with_a_warning(tmp_path):
     torch.save(built(seed=3).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
     with pytest.warns(UserWarning, match="without center, teacher.head"):
         method = DINO.from_pretrained(tmp_path / "backbone.pth", config=replace(TINY, head_warmup_epochs=2)).train()
@@ -369,7 +366,7 @@ def test_heads_that_start_anew_are_trained_first_and_it_is_said(tmp_path):
     assert method.center.any() and method.new_heads
     step(method, optimizer, batch(seed=2), 0.2)
     assert not torch.equal(method.student.backbone.norm.weight, before["norm.weight"])
-    assert not method.new_heads, "from here on it is a DINO like another"
+    assert not method.new_heads, "from here on it trains like any DINO"
 
 
 def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp_path):
@@ -383,7 +380,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
         line = ["train", "--config", "given.json", "--init", "./backbone.pth", "--out", "run", "--local-size", "8"]
         os.chdir(tmp_path)
         sizes = ["--image-size", "16", "--dim", "64", "--heads", "1"]
-        assert main([recipe], [*line, *sizes, "--device", "cpu", "--workers", "0"]) == 0
+        assert main({recipe.name: recipe}, [*line, *sizes, "--device", "cpu", "--workers", "0"]) == 0
         return json.loads((tmp_path / "run" / "config.json").read_text())["ssl"]["config"]
 
     ended = children.run(typed, warns=True)
@@ -391,7 +388,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
     assert (ended.value["prototypes"], ended.value["local_crops"], ended.value["dim"]) == (9, 1, 64)
     assert "these are initialised anew" in ended.output and "only the heads are trained" in ended.output
     method = DINO.from_pretrained(tmp_path / "run")
-    assert method.new_heads, "one epoch of warm-up is all that it had"
+    assert method.new_heads, "its only epoch was the warm-up"
     assert {"prototypes", "dim"} < set(method.architecture()), "its heads are kept, though they are still warming up"
     with pytest.warns(UserWarning, match="these are initialised anew"):
         alone = DINO.from_pretrained(tmp_path / "backbone.pth")
@@ -400,7 +397,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
     )
 
 
-def test_a_preset_of_a_resnet_takes_the_vit_that_it_starts_from(tmp_path):
+def test_a_preset_of_a_resnet_becomes_a_vit_when_it_starts_from_one(tmp_path):
     torch.save(built(replace(TINY, dim=64, heads=1)).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
     with pytest.warns(UserWarning, match="these are initialised anew"):
         config = defaults(RECIPES["dino"], ["--preset", "demo", "--init", str(tmp_path / "backbone.pth")])
@@ -417,11 +414,11 @@ def test_a_run_from_scratch_has_no_head_warm_up():
     assert not torch.equal(method.student.backbone.norm.weight, nn.LayerNorm(16).weight)
 
 
-# The rest of the interface -------------------------------------------------------------------------------------------
+# The rest of the interface -------------------------------------------------------------
 
 
 def test_attention_maps_need_a_vit():
-    method = built(replace(TINY, backbone="resnet18", width=4, small_stem=True)).eval()
+    method = built(replace(TINY, **RESNET)).eval()
     assert method.patch_features(torch.randn(1, 3, 16, 16)).shape == (1, 2, 2, 32)
     with pytest.raises(InputError, match="a resnet18 has no attention"):
         method.attention_maps(torch.randn(1, 3, 16, 16))
@@ -429,7 +426,7 @@ def test_attention_maps_need_a_vit():
     assert maps.shape == (2, 2, 2, 3)
 
 
-def test_scores_of_a_step_hang_together():
+def test_scores_of_a_step_are_consistent():
     outputs = built()(batch(), 0.2)
     assert outputs["kl"].item() == pytest.approx(outputs["loss"].item() - outputs["teacher_entropy"].item(), abs=1e-6)
     assert outputs["kl"] > 0 and 0 < outputs["teacher_entropy"] <= math.log(12) and outputs["center_norm"] == 0
@@ -444,4 +441,4 @@ def test_fine_tuning_trains_the_teachers_backbone_though_it_is_frozen_here():
     assert all(p.requires_grad for p in tuned.encoder.parameters())
     assert not any(p.requires_grad for p in method.encoder.parameters()), "the method's own stays as it was"
     with pytest.raises(InputError, match="finetune is that of a ViT"):
-        check_encoder(built(replace(TINY, backbone="resnet18", width=4, small_stem=True)))
+        check_encoder(built(replace(TINY, **RESNET)))

@@ -72,7 +72,7 @@ def test_dinov2_is_described_and_not_trained(capsys):
     assert main(RECIPES, ["info", "--method", "dinov2", "--preset", "vits14"], verbs=VERBS) == 0
     assert "dinov2: 22,056,576 parameters" in capsys.readouterr().out
     assert main(RECIPES, ["train", "--method", "dinov2"], verbs=VERBS) == 2
-    assert "dinov2 is an encoder that is used as it is, there is no training of it here" in capsys.readouterr().err
+    assert "dinov2 is an encoder that is used as it is: it cannot be trained here" in capsys.readouterr().err
 
 
 def test_the_cost_of_a_run_is_told_before_it(capsys):

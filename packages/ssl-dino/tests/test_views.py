@@ -76,7 +76,7 @@ def test_images_that_are_not_rgb_keep_brightness_and_contrast(channels):
         (dict(clip_each=0.0), "clip_each = 0.0"),
     ],
 )
-def test_settings_that_cannot_be_are_named(changes, message):
+def test_an_error_names_the_setting_that_cannot_work(changes, message):
     with pytest.raises(ConfigError, match=message):
         replace(CONFIG, **changes)
 

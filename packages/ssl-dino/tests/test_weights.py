@@ -1,4 +1,4 @@
-"""Weights in and out: transformers' folders in both spellings, timm's, the authors' checkpoints, our own."""
+"""Weights in and out: transformers' folders in both spellings, timm's, the authors', our own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from ssl_core.config import ConfigError
 from ssl_core.hub.layout import WeightsMismatch, layout_of
 from ssl_dino import DINO, DINOConfig, DINOv2, DINOv2Config
 
-TINY = DINOConfig(
-    image_size=16, patch_size=4, dim=24, depth=2, heads=3, local_crops=1, local_size=8, prototypes=10, head_hidden=12,
-    bottleneck=6, drop_path=0.0, epochs=4, warmup_epochs=1, batch_size=4,
-)  # fmt: skip
+VIT: Any = {"image_size": 16, "patch_size": 4, "dim": 24, "depth": 2, "heads": 3}
+HEAD: Any = {"prototypes": 10, "head_hidden": 12, "bottleneck": 6}
+RUN: Any = {"local_crops": 1, "local_size": 8, "epochs": 4, "warmup_epochs": 1, "batch_size": 4}
+TINY = DINOConfig(**VIT, **HEAD, **RUN, drop_path=0.0)
 NO_HEADS = "holds an encoder without center, teacher.head: these are initialised anew"
 
 
@@ -42,9 +43,9 @@ def images(h: int, w: int | None = None, c: int = 3, b: int = 2) -> Tensor:
 def vit(**options):
     from transformers import ViTConfig, ViTModel
 
-    sizes = dict(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
-                 intermediate_size=96)  # fmt: skip
-    return random_(ViTModel(ViTConfig(**{**sizes, **options}), add_pooling_layer=False))
+    sizes = {"image_size": 16, "patch_size": 4, "hidden_size": 24, "intermediate_size": 96}
+    config = ViTConfig(**{**sizes, "num_hidden_layers": 2, "num_attention_heads": 3, **options})
+    return random_(ViTModel(config, add_pooling_layer=False))
 
 
 def dinov2(registers: int = 0, **options):
@@ -156,10 +157,8 @@ def test_our_dino_folder_opens_in_transformers(tmp_path):
 def test_timm_vit_folders_load_and_exports_open_in_timm(tmp_path):
     import timm
 
-    model = timm.create_model(
-        "vit_small_patch16_224", img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=1, num_classes=0,
-        dynamic_img_size=True,
-    )  # fmt: skip
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1}
+    model = timm.create_model("vit_small_patch16_224", **sizes, num_classes=0, dynamic_img_size=True)
     _save_timm(random_(model), tmp_path, mean=[0.5, 0.5, 0.5])
     ours = dino_of(tmp_path)
     assert ours.config.mean == (0.5, 0.5, 0.5)
@@ -183,10 +182,9 @@ def _save_timm(model, folder, **pixels):
 def test_timm_dinov2_weights_load_and_exports_open_in_timm(size, registers, tmp_path):
     import timm
 
-    model = timm.create_model(
-        f"vit_{size}_patch14{registers}_dinov2", img_size=28, patch_size=4, embed_dim=192, depth=2, num_heads=3,
-        num_classes=0, dynamic_img_size=True,
-    )  # fmt: skip
+    sizes = {"img_size": 28, "patch_size": 4, "embed_dim": 192, "depth": 2, "num_heads": 3}
+    name = f"vit_{size}_patch14{registers}_dinov2"
+    model = timm.create_model(name, **sizes, num_classes=0, dynamic_img_size=True)
     _save_timm(random_(model), tmp_path, mean=[0.4, 0.4, 0.4], std=[0.2, 0.2, 0.2])
     ours = DINOv2.from_pretrained(tmp_path)
     assert ours.config.mean == (0.4, 0.4, 0.4) and ours.config.pos_interp == "antialias"
@@ -274,8 +272,7 @@ def test_the_shapes_of_the_authors_checkpoint_tell_its_config(tmp_path):
     torch.manual_seed(0)
     torch.save(authors_checkpoint(DINO(config), ddp=True), tmp_path / "checkpoint.pth")
     found = DINO.from_pretrained(tmp_path / "checkpoint.pth").config
-    for name in ("prototypes", "head_hidden", "bottleneck", "head_layers", "head_bn", "norm_last_layer", "dim", "depth",
-                 "heads", "patch_size", "image_size"):  # fmt: skip
+    for name in (*VIT, *HEAD, "head_layers", "head_bn", "norm_last_layer"):
         assert getattr(found, name) == getattr(config, name), name
     assert found.pos_interp == "offset"
 
@@ -308,10 +305,9 @@ def test_an_authors_backbone_gives_its_features_to_student_and_teacher(tmp_path)
 @torch.no_grad()
 def test_dinov2s_authors_files_load_flat_chunked_and_inside_a_training_checkpoint(tmp_path):
     for registers, swiglu in ((0, False), (4, True)):
-        config = DINOv2Config(
-            image_size=28, patch_size=4, dim=64, depth=5, heads=1, registers=registers, swiglu=swiglu,
-            pos_interp="antialias" if registers else "offset",
-        )  # fmt: skip
+        sizes: Any = {"image_size": 28, "patch_size": 4, "dim": 64, "depth": 5, "heads": 1}
+        interp = "antialias" if registers else "offset"
+        config = DINOv2Config(**sizes, registers=registers, swiglu=swiglu, pos_interp=interp)
         method = random_(DINOv2(config))
         flat = {key.removeprefix("encoder."): value for key, value in method.state_dict().items()}
         chunked = {_chunk(key): value for key, value in flat.items()}
@@ -352,10 +348,8 @@ def test_other_channels_and_sizes_adapt_student_and_teacher(tmp_path):
 def test_a_resnet_folder_has_torchvisions_names_and_comes_back(tmp_path):
     import torchvision
 
-    config = DINOConfig(
-        backbone="resnet18", width=8, small_stem=True, image_size=16, local_size=8, prototypes=10, head_hidden=12,
-        bottleneck=6, head_bn=True, epochs=4, warmup_epochs=1, batch_size=4,
-    )  # fmt: skip
+    resnet: Any = {"backbone": "resnet18", "width": 8, "small_stem": True, "image_size": 16}
+    config = DINOConfig(**resnet, **HEAD, **RUN, head_bn=True)
     torch.manual_seed(0)
     method = random_(DINO(config))
     state = load_file(method.save_pretrained(tmp_path) / "model.safetensors")

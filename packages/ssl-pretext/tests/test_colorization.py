@@ -1,4 +1,4 @@
-"""Colorization: the loss against plain Python, its weights and prior, and colours that come back."""
+"""Colorization: the loss against plain Python, its weights and prior, colours that come back."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_encoder_sees_no_colour():
 
 
 def lab_of(images: torch.Tensor) -> torch.Tensor:
-    """Lab of dull versions of the images, which stay inside sRGB when their colours are turned about."""
+    """Lab of dull versions of the images, which stay inside sRGB when their hues are turned."""
     return rgb_to_lab((images.float() / 255 - 0.5) / 4 + 0.5)
 
 
@@ -143,7 +143,7 @@ def test_a_network_that_knows_the_colours_gives_them_back(monkeypatch):
     lab = torch.cat([torch.full((2, 1, 16, 16), 60.0), ab[:, :, None, None].expand(-1, -1, 16, 16)], 1)
     images = lab_to_rgb(lab)
     certain = 1e3 * torch.nn.functional.one_hot(ids, 261).float()
-    monkeypatch.setattr(network, "_predict", lambda lightness: certain[:, None, None].expand(-1, 4, 4, -1))
+    monkeypatch.setattr(network, "logits", lambda images: certain[:, None, None].expand(-1, 4, 4, -1))
     assert torch.allclose(network.colorize(network.lightness(normalize_float(images))), images, atol=1e-4)
 
 

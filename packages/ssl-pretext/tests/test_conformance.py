@@ -25,7 +25,7 @@ TILES: dict[str, Any] = {"puzzle_size": 15, "tile_size": 4, "embedding": 6, "hid
 
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
-    """Loads the compiler and finds the bins once, before the children are forked, of which each would do it anew."""
+    """Load the compiler and find the bins once. Otherwise each forked child would do it again."""
     torch.compile(torch.sin, backend="aot_eager_default_partitioner")(torch.zeros(1))
     ab_bins(TestColorization.config.bin_size)
 
@@ -52,7 +52,7 @@ class TestRelativePatch(Conformance):
 
 
 class TestRotationOfAResNet(Contract):
-    """What a ResNet could break: its statistics are buffers, span the processes, and do not accumulate."""
+    """A ResNet could break these: its statistics are buffers, span processes, do not accumulate."""
 
     recipe = RECIPES["rotation"]
     config = RotationConfig(**RESNET, image_size=8)

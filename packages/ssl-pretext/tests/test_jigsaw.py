@@ -1,9 +1,10 @@
-"""Jigsaw puzzles: tiles and their orders, the loss against plain Python, several orders of one encoder pass."""
+"""Jigsaw puzzles: tiles and orders, the loss against plain Python, several orders of one pass."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,9 @@ from ssl_pretext.jigsaw import shuffle, unshuffle
 from ssl_pretext.tiles import standardize_tiles
 from ssl_pretext.views import JigsawView, TilesView, cut_tiles
 
-TINY = JigsawConfig(
-    backbone="resnet18", width=2, small_stem=True, image_size=16, puzzle_size=27, tile_size=7, permutations=72,
-    embedding=8, hidden=16, dropout=0.0,
-)  # fmt: skip
+RESNET: Any = {"backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 16}
+TILES: Any = {"puzzle_size": 27, "tile_size": 7, "embedding": 8, "hidden": 16}
+TINY = JigsawConfig(**RESNET, **TILES, permutations=72, dropout=0.0)
 
 
 def method(**fields) -> Jigsaw:
@@ -87,7 +87,7 @@ def test_loss_equals_plain_python():
 
 
 def test_features_that_are_permuted_equal_pixels_that_are_permuted():
-    """Several orders of an image from one pass of the encoder: the same loss as from as many passes, in training too."""
+    """Several orders from one pass have the same loss as from as many passes, in training too."""
     network = method(orders_per_image=3).train()
     orders = torch.tensor([[0, 5, 71], [9, 33, 2]])
     fast = network({"views": [tiles()], "orders": orders}, 0.0)

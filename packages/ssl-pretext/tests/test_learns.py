@@ -1,4 +1,4 @@
-"""A short run learns: the task on held-out pictures, and features better than untrained ones and raw pixels."""
+"""A short run learns the task on held-out pictures, and features better than untrained ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def data() -> tuple[ImageArray, ImageArray]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Steps of a few milliseconds gain nothing from a second thread, and wait for it where the cores are busy."""
+    """Steps of milliseconds gain nothing from a second thread, and wait for it on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,8 +48,8 @@ def trained(recipe: Recipe, data: ImageArray, folder: Path, **fields: Any) -> An
     config = replace(recipe.presets["demo"](), width=8, warmup_epochs=0.3, batch_size=32, **fields)
     seed_step(config.seed)
     network = load(recipe.method)(config)
-    fit(network, data, load(recipe.views)(config), config, folder, run_id="learns", device=torch.device("cpu"),
-        options=RunOptions(workers=0))  # fmt: skip
+    run: Any = {"run_id": "learns", "device": torch.device("cpu"), "options": RunOptions(workers=0)}
+    fit(network, data, load(recipe.views)(config), config, folder, **run)
     return network.eval()
 
 
@@ -69,9 +69,10 @@ def probe(encode: Any, train: ImageArray, test: ImageArray) -> float:
 
 
 def test_a_short_run_knows_the_rotation_of_new_pictures_and_its_features_beat_untrained_ones(data, tmp_path):
-    """Most scenes look alike from two or four sides, so that .53 is the most there is; chance is .25 ± .01.
+    """Most scenes look alike from two or four sides, so .53 is the maximum; chance is .25 ± .01.
 
-    Measured: .349 of the turns; linear probe of 16 classes .245, of three untrained networks .088, .118 and .130.
+    Measured: .349 of the turns; linear probe of 16 classes .245, of three untrained networks .088,
+    .118 and .130.
     """
     network = trained(RECIPES["rotation"], data[0], tmp_path, epochs=2, base_lr=0.8)
     assert asked(RECIPES["rotation"], network, data[1]) > 0.3
@@ -95,7 +96,7 @@ def test_a_short_run_places_tiles_of_new_pictures(data, tmp_path):
 
 
 def test_a_short_run_knows_the_colours_of_new_pictures(data, tmp_path):
-    """Mean distance in the ab plane to the true colours, against the best single colour for all pixels: measured .59 of it."""
+    """The mean error in the ab plane, as a share of the best single colour's; measured .59."""
     network = trained(RECIPES["colorization"], data[0], tmp_path, epochs=1, base_lr=0.4)
     images = torch.stack([data[1].load(i)["image"] for i in range(500)])
     true, found = rgb_to_lab(images)[:, 1:], rgb_to_lab(network.colorize(images))[:, 1:]

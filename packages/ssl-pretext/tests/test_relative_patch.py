@@ -1,9 +1,10 @@
-"""Relative patch location: which pairs there are, the loss against plain Python, and colour dropping."""
+"""Relative patch location: its pairs, the loss against plain Python, and colour dropping."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from ssl_pretext.relative_patch import DIRECTIONS, neighbours
 from ssl_pretext.tiles import standardize_tiles
 from ssl_pretext.views import TilesView, drop_colours
 
-TINY = RelativePatchConfig(
-    backbone="resnet18", width=2, small_stem=True, image_size=16, puzzle_size=27, tile_size=7, embedding=8, hidden=16,
-)  # fmt: skip
+RESNET: Any = {"backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 16}
+TILES: Any = {"puzzle_size": 27, "tile_size": 7, "embedding": 8, "hidden": 16}
+TINY = RelativePatchConfig(**RESNET, **TILES)
 
 
 def method(**fields) -> RelativePatch:

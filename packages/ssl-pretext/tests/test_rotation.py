@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_turns_are_numpys_and_their_inverse_is_exact(turns):
 
 @pytest.mark.parametrize("turns", range(4))
 def test_labels_compose(turns):
-    """The rotations of an image that is already turned are those of the image, their labels shifted."""
+    """The rotations of a turned image are those of the image, with shifted labels."""
     plain, turned = four_rotations(pixels(1)), four_rotations(rotate(pixels(1), turns))
     for label in range(4):
         assert torch.equal(turned[label], plain[(label + turns) % 4])
@@ -125,9 +126,8 @@ def test_the_built_in_pictures_of_this_task_are_lit_from_anywhere():
 
 
 def test_one_channel_and_a_vit_work_too():
-    config = RotationConfig(backbone="vit", patch_size=4, dim=16, depth=1, heads=2, image_size=16, in_channels=1,
-                            mean=(0.5,), std=(0.2,))  # fmt: skip
-    network = method(config)
+    vit: Any = {"backbone": "vit", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
+    network = method(RotationConfig(**vit, image_size=16, in_channels=1, mean=(0.5,), std=(0.2,)))
     assert network.logits(pixels()[:, :1]).shape == (3, 4)
     assert network.patch_features(pixels()[:, :1]).shape == (3, 4, 4, 16)
     assert network.accumulates and not method().accumulates, "batch norm spans the batch"

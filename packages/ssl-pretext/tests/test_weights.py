@@ -1,4 +1,4 @@
-"""Encoders go to transformers and timm and come back with the same features; bad checkpoints are named."""
+"""Encoders go to transformers and timm and keep their features; errors name bad checkpoints."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ VIT: dict[str, Any] = {"backbone": "vit", "image_size": 32, "patch_size": 8, "di
 RESNET: dict[str, Any] = {"backbone": "resnet18", "width": 4, "image_size": 32}
 TILES: dict[str, Any] = {"puzzle_size": 27, "tile_size": 8, "embedding": 8, "hidden": 16}
 SMALL: dict[str, dict[str, Any]] = {
-    "rotation": {}, "jigsaw": {**TILES, "permutations": 20}, "colorization": {"hidden": 8}, "relative-patch": TILES,
-}  # fmt: skip
+    "rotation": {},
+    "jigsaw": {**TILES, "permutations": 20},
+    "colorization": {"hidden": 8},
+    "relative-patch": TILES,
+}
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 
@@ -144,7 +147,7 @@ def test_a_supervised_resnet_of_torchvision_is_a_start_and_its_heads_begin_anew(
 
 
 def test_an_encoder_of_colours_sees_grey_the_same_once_it_sees_lightness(tmp_path):
-    """The stem is summed over the colours: what it made of a grey picture it makes of the picture's one channel."""
+    """The stem is summed over the colours: it treats one channel as it treated a grey picture."""
     theirs, file = torchvisions(tmp_path)
     with pytest.warns(UserWarning, match="without bins, decoder, prior"):
         network = Colorization.from_pretrained(file)

@@ -1,5 +1,8 @@
-"""DINO's weights elsewhere: transformers' `vit` and `resnet`, timm's `.dino`, the authors' backbones and whole training
-checkpoints. DINOv2's are in `convert_dinov2.py`."""
+"""DINO's weights elsewhere: transformers' `vit` and `resnet`, timm's `.dino`, the authors'
+backbones and whole training checkpoints.
+
+DINOv2's weights are in `convert_dinov2.py`.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,10 @@ CHECKPOINT: tuple[Row, ...] = (
 
 
 def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tensors of the authors' training checkpoint {"student", "teacher", "dino_loss", optimiser, …} in one dict; it may
-    have been cut down to the teacher."""
+    """The tensors of the authors' training checkpoint in one dict.
+
+    It holds "student", "teacher", "dino_loss", the optimiser and more, or the teacher alone.
+    """
     if not isinstance(raw.get("teacher"), Mapping):
         return raw
     parts = {name: raw[name] for name in ("student", "teacher", "dino_loss") if isinstance(raw.get(name), Mapping)}
@@ -54,13 +59,13 @@ def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DINOConfig:
-    """Our config of a transformers folder, whose positions are resampled as transformers does it."""
+    """Our config of a transformers folder, which resamples positions as transformers does."""
     config = encoders.from_theirs(DINOConfig, values, preprocessor)
     return dataclasses.replace(config, pos_interp="size")
 
 
 def infer(state: Mapping[str, Tensor]) -> DINOConfig:
-    """Config of an author's checkpoint, from the shapes of its backbone and, where it has one, its head."""
+    """Config of an authors' checkpoint, from the shapes of its backbone and of its head, if any."""
     config = encoders.infer(DINOConfig, state, BACKBONE)
     last, length = state.get(HEAD + "last_layer.weight_v"), state.get(HEAD + "last_layer.weight_g")
     linears = [state[k] for k in sorted(state, key=_number) if k.startswith(HEAD + "mlp.") and state[k].ndim == 2]
@@ -85,9 +90,10 @@ def _number(key: str) -> int:
 
 
 def tidy(state: dict[str, Tensor], stored: DINOConfig) -> dict[str, Tensor]:
-    """`state` with what a file may lack: a backbone alone is marked, so that training begins with its heads.
+    """`state` with what a file may lack.
 
-    A teacher alone is the student too, its centre zero; a warning says so.
+    A backbone alone is marked, so that training begins with its heads. A teacher alone becomes the
+    student too, with a centre of zero and a warning.
     """
     alone = state and not any(key.startswith((*HEADS, *COPIES)) for key in state)
     if HEAD + "last_layer.weight_v" in state and not any(key.startswith("student.") for key in state):

@@ -1,4 +1,5 @@
-"""DINOv2's weights elsewhere: transformers' `dinov2` and `dinov2_with_registers`, timm's `.lvd142m`, the authors'."""
+"""DINOv2's weights elsewhere: transformers' `dinov2` and `dinov2_with_registers`, timm's
+`.lvd142m`, the authors'."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ DEFAULTS = {"dim": 768, "depth": 12, "heads": 12}
 
 
 def to_theirs(config: DINOv2Config) -> dict[str, Any]:
-    """config.json of transformers' Dinov2Model, or of Dinov2WithRegistersModel where there are registers."""
+    """config.json of transformers' Dinov2Model, or with registers of Dinov2WithRegistersModel."""
     kind = ("dinov2_with_registers", "Dinov2WithRegistersModel") if config.registers else ("dinov2", "Dinov2Model")
     more = {"image_size": config.image_size, "num_channels": config.in_channels, "layerscale_value": 1.0, **VIT_FIXED}
     if config.registers:
@@ -123,14 +124,18 @@ def infer(state: Mapping[str, Tensor]) -> DINOv2Config:
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's state in our form: its SwiGLU is named fc1 and fc2, and its CLS token with registers holds its position."""
+    """timm's state in our form. Other states stay as they are."""
     state = dict(state)
+
+    # timm names a SwiGLU fc1 and fc2. Its first layer is twice as wide as its second one expects.
     for key in [key for key in state if key.endswith(".mlp.fc1.weight")]:
         block = key.removesuffix("fc1.weight")
         first, second = state[key], state.get(block + "fc2.weight")
         if second is not None and second.ndim == 2 and first.shape[0] == 2 * second.shape[1]:
             for old, new in (("fc1", "w12"), ("fc2", "w3")):
                 state |= {f"{block}{new}.{w}": state.pop(f"{block}{old}.{w}") for w in ("weight", "bias")}
+
+    # With registers, timm has no position for CLS: its CLS token holds it already.
     positions = state.get("encoder.pos_embed")
     if positions is not None and positions.ndim == 3 and "encoder.register_tokens" in state:
         side = round(positions.shape[1] ** 0.5)
@@ -148,7 +153,10 @@ def tidy(state: dict[str, Tensor], stored: DINOv2Config) -> dict[str, Tensor]:
 
 
 def unwrap(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The teacher's backbone of the authors' training checkpoint {"teacher": {"backbone.…", "dino_head.…"}}."""
+    """The teacher's backbone of the authors' training checkpoint, without its heads.
+
+    It holds {"teacher": {"backbone.…", "dino_head.…"}}.
+    """
     teacher = raw.get("teacher")
     if not isinstance(teacher, Mapping):
         return raw
@@ -161,14 +169,15 @@ def to_transformers(state: dict[str, Tensor], config: DINOv2Config) -> tuple[dic
 
 
 def to_timm(state: dict[str, Tensor], config: DINOv2Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config.json) of a timm model with the features of `encode`, for `create_model("local-dir:…")`.
+    """(tensors, config.json) of a timm model with the features of `encode`.
 
-    Raises ConfigError for an epsilon other than timm's.
+    timm opens them by `create_model("local-dir:…")`. Raises
+    ConfigError for an epsilon other than timm's.
     """
     state = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
     arguments: dict[str, Any] = {"init_values": 1e-5}
     if config.registers:
-        # timm has no position for CLS when there are registers, so CLS takes its own in
+        # With registers, timm has no position for CLS: the CLS token takes its own in.
         pos = state.pop("pos_embed")
         state |= {"cls_token": state["cls_token"] + pos[:, :1], "pos_embed": pos[:, 1:]}
         state["reg_token"] = state.pop("register_tokens")
@@ -178,7 +187,8 @@ def to_timm(state: dict[str, Tensor], config: DINOv2Config) -> tuple[dict[str, T
         for key in [key for key in state if ".mlp.w" in key]:
             state[key.replace("w12", "fc1").replace("w3", "fc2")] = state.pop(key)
         architecture = "vit_giant_patch14_dinov2"
-        arguments["mlp_ratio"] = (state["blocks.0.mlp.fc1.weight"].shape[0] + 0.5) / config.dim  # timm rounds down
+        # Half a unit is added because timm rounds the hidden width down.
+        arguments["mlp_ratio"] = (state["blocks.0.mlp.fc1.weight"].shape[0] + 0.5) / config.dim
     values = timm_vit(config, architecture=architecture, **arguments)
     return {key: value.contiguous() for key, value in state.items()}, values
 

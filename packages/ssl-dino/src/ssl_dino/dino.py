@@ -1,21 +1,27 @@
-"""Emerging Properties in Self-Supervised Vision Transformers (DINO, Caron et al. 2021, arXiv 2104.14294).
+"""Emerging Properties in Self-Supervised Vision Transformers (DINO, Caron et al. 2021, arXiv
+2104.14294).
 
-A student sees many crops of an image, a teacher the large ones; the student predicts what the teacher says about another
-crop. The teacher is the student's average, and its output is centred and sharpened so that it says neither always the
-same nor nothing.
+A student sees many crops of an image, a teacher only the large ones. From each crop the student
+predicts what the teacher says about another crop. The teacher is a moving average of the student.
+Its output is centred, so that one prototype cannot win every image, and sharpened, so that it does
+not become uniform.
 
-    L = 1/(g·v − g) · Σ_t Σ_{s ≠ t} mean_b H(softmax((z_t − c)/τ_t), softmax(z_s/τ_s))            (equations 1 to 3)
-    c ← m_c · c + (1 − m_c) · mean of z_t over crops and samples of the whole batch               (equation 4)
-    θ_t ← λ · θ_t + (1 − λ) · θ_s after the optimiser's step, λ from 0.996 to 1 by a cosine       (section 3.1)
+    L = 1/(g·v − g) · Σ_t Σ_{s ≠ t} mean_b H(softmax((z_t − c)/τ_t), softmax(z_s/τ_s))
+                                                                                (equations 1 to 3)
+    c ← m_c · c + (1 − m_c) · mean of z_t over crops and samples of the whole batch   (equation 4)
+    θ_t ← λ · θ_t + (1 − λ) · θ_s after the optimiser's step, λ from 0.996 to 1 by a cosine
+                                                                                     (section 3.1)
 
-A step, in this order: τ_t and λ for its place in the run; teacher and student forward, loss; backward; each gradient
-tensor clipped; gradients of the last layer cancelled in the first epoch; AdamW; centre and teacher.
+A step does this, in this order: set τ_t and λ for its place in the run; run teacher and student and
+compute the loss; backward; clip each gradient tensor; cancel the gradients of the last layer in the
+first epoch; AdamW; update centre and teacher.
 
-Deviations from the authors' code, none in the result of a step: the learning rate reaches its peak one step later, as in
-the other packages; the backbone runs once per size of crop, whatever their order.
+Deviations from the authors' code, none in the result of a step: the learning rate reaches its peak
+one step later, as in the other packages; the backbone runs once per size of crop, whatever their
+order.
 
-Expected (the authors' README), k-NN/linear on ImageNet: ViT-S/16 74.5/77.0 %, S/8 78.3/79.7, B/16 76.1/78.2, B/8
-77.4/80.1, ResNet-50 67.5/75.3; 100 epochs of S/16 with the defaults 69.3/74.0.
+Expected (the authors' README), k-NN/linear on ImageNet: ViT-S/16 74.5/77.0 %, S/8 78.3/79.7, B/16
+76.1/78.2, B/8 77.4/80.1, ResNet-50 67.5/75.3; 100 epochs of S/16 with the defaults 69.3/74.0.
 """
 
 from __future__ import annotations
@@ -41,23 +47,19 @@ from ssl_dino.heads import DINOHead
 from ssl_dino.loss import center_and_sharpen, cross_view_entropy
 
 
-def teacher_temperature(config: DINOConfig, progress: float) -> float:
-    """τ_t of the epoch: linear from `warmup_teacher_temp` to `teacher_temp` over the first epochs, then constant."""
-    epoch, ramp = epoch_of(config, progress), config.warmup_teacher_temp_epochs
-    if epoch >= ramp:
-        return config.teacher_temp
-    share = epoch / max(1, ramp - 1)
-    return config.warmup_teacher_temp + (config.teacher_temp - config.warmup_teacher_temp) * share
+def dense_loss(student: Tensor, teacher: Tensor, center: Tensor, student_temp: float, teacher_temp: float) -> Tensor:
+    """Equations 1 to 3 as they are written, for logits (v, b, k) and (g, b, k).
 
-
-def teacher_momentum(config: DINOConfig, progress: float) -> float:
-    """λ of the step: half a cosine from `teacher_momentum` to 1, which it does not reach."""
-    return cosine(progress, config.teacher_momentum, 1.0)
-
-
-def epoch_of(config: DINOConfig, progress: float) -> int:
-    """Whole epochs done; a step at the very start of one may lie a rounding error below it."""
-    return int(progress * config.epochs + 1e-6)
+    Training computes the same by `loss.dino_loss`, and `loss.py` says why the two are equal.
+    """
+    targets = ((teacher - center) / teacher_temp).softmax(-1).detach()  # g b k
+    log_probs = (student / student_temp).log_softmax(-1)  # v b k
+    terms = []
+    for t, target in enumerate(targets):
+        for s, log_prob in enumerate(log_probs):
+            if s != t:  # no crop predicts itself
+                terms.append(-(target * log_prob).sum(-1).mean())
+    return torch.stack(terms).mean()
 
 
 class Network(nn.Module):
@@ -67,24 +69,30 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = build_encoder(config)
         self.head = DINOHead(
-            self.backbone.features, prototypes=config.prototypes, hidden=config.head_hidden,
-            bottleneck=config.bottleneck, layers=config.head_layers, bn=config.head_bn, unit=config.norm_last_layer,
-        )  # fmt: skip
+            self.backbone.features,
+            prototypes=config.prototypes,
+            hidden=config.head_hidden,
+            bottleneck=config.bottleneck,
+            layers=config.head_layers,
+            bn=config.head_bn,
+            unit=config.norm_last_layer,
+        )
         sync_batch_norm(self.backbone)
 
     def forward(self, crops: list[Tensor]) -> Tensor:
         features = features_of(self.backbone, crops)  # v b d
-        return self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        logits = self.head(features.flatten(0, 1))  # v·b k, because batch norm spans all crops
+        return logits.unflatten(0, features.shape[:2])  # v b k
 
 
 def features_of(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
-    """Features (v, b, d) of crops (b, c, h, w), with one call of the backbone for all crops of one size."""
+    """Features (v, b, d) of crops (b, c, h, w), with one call of the backbone per size of crop."""
     sizes: dict[torch.Size, list[int]] = {}
     for i, crop in enumerate(crops):
         sizes.setdefault(crop.shape, []).append(i)
     features: list[Any] = [None] * len(crops)
     for indices in sizes.values():
-        together = backbone(torch.cat([crops[i] for i in indices]))
+        together = backbone(torch.cat([crops[i] for i in indices]))  # n·b d
         for i, part in zip(indices, together.chunk(len(indices)), strict=True):
             features[i] = part
     return torch.stack(features)
@@ -93,12 +101,12 @@ def features_of(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
 class DINO(nn.Module, ImageEncoder, Pretrained):
     """Student, teacher and centre, built from a `DINOConfig`. `encode` is the teacher's backbone.
 
-    Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and std.
+    Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and
+    std.
     """
 
     config_class = DINOConfig
     layout = "ssl_dino.convert:LAYOUTS[dino]"
-    accumulates = True
     can_collapse = True
     center: Tensor
     new_heads: Tensor
@@ -106,13 +114,16 @@ class DINO(nn.Module, ImageEncoder, Pretrained):
     def __init__(self, config: DINOConfig) -> None:
         super().__init__()
         self.config = config
+        self.accumulates = config.is_vit and not config.head_bn  # batch norm spans the batch
         self.student = Network(config)
+
+        # The teacher starts equal to the student, and never drops a path.
         self.teacher = Network(dataclasses.replace(config, drop_path=0.0)).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.register_buffer("center", torch.zeros(1, config.prototypes))
+
+        # True where the weights were a backbone alone, so that the heads are trained first.
         self.register_buffer("new_heads", torch.tensor(False))
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
-            self.accumulates = False  # its statistics span the batch
         self.pending: list[Tensor] = []
 
     @property
@@ -123,16 +134,23 @@ class DINO(nn.Module, ImageEncoder, Pretrained):
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Loss of `batch["views"]`, of which the first `global_crops` are the teacher's too.
 
-        Beside it what tells of collapse: the teacher's entropy, the KL divergence to the student, the centre's norm.
+        Three more scalars show a collapse: the teacher's entropy, its KL divergence to the student
+        and the centre's norm.
         """
-        crops = [self.normalized(view) for view in batch["views"]]
+        crops = [self.normalized(view) for view in batch["views"]]  # v of b c h w
+
+        # The teacher sees the large crops, the student all of them.
         with torch.no_grad():
             teacher = self.teacher(crops[: self.config.global_crops])  # g b k
         student = self.student(crops)  # v b k
+
+        # equations 1 to 3
         targets = center_and_sharpen(teacher, self.center, teacher_temperature(self.config, progress))
         loss = cross_view_entropy(student, targets.probs, self.config.student_temp)
+
+        # What equation 4 needs of every micro-batch: the sum of the logits and how many there are.
         if self.training:
-            total = teacher.to(self.center.dtype).sum((0, 1))
+            total = teacher.to(self.center.dtype).sum((0, 1))  # k
             self.pending.append(torch.cat([total, total.new_tensor([teacher.shape[0] * teacher.shape[1]])]))
         return {
             "loss": loss,
@@ -143,41 +161,41 @@ class DINO(nn.Module, ImageEncoder, Pretrained):
 
     @torch.no_grad()
     def before_step(self, progress: float) -> None:
-        """Clip each gradient tensor, then cancel those of what does not move yet: the last layer in the first epochs,
-        and the backbone while heads that started anew catch up with it."""
-        trained = [p for p in self.student.parameters() if p.grad is not None]
+        """Clip each gradient tensor, then cancel the gradients of what must not move yet.
+
+        That is the last layer in the first epochs, and the backbone while new heads are trained.
+        """
         if self.config.clip_each is not None:
-            clip_each([p.grad for p in trained if p.grad is not None], self.config.clip_each)
-        epoch = epoch_of(self.config, progress)
+            gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+            clip_each(gradients, self.config.clip_each)
+
+        epoch, warmup = epoch_of(self.config, progress), self.config.head_warmup_epochs
         if epoch < self.config.freeze_last_layer:
             self.student.head.last_layer.zero_grad(set_to_none=True)
-        if self.new_heads:
-            self._warm_up_heads(epoch, first=progress == 0)
-
-    def _warm_up_heads(self, epoch: int, *, first: bool) -> None:
-        if epoch >= self.config.head_warmup_epochs:
+        if not self.new_heads:
+            return
+        if epoch >= warmup:
             self.new_heads.fill_(False)
             return
-        if first:
-            warnings.warn(
-                "the weights that this run starts from have no heads of DINO: for the first "
-                f"{self.config.head_warmup_epochs} epochs only the heads are trained",
-                stacklevel=2,
-            )
+        if progress == 0:
+            start = "the weights that this run starts from have no heads of DINO"
+            warnings.warn(f"{start}: for the first {warmup} epochs only the heads are trained", stacklevel=2)
         self.student.backbone.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """The centre by the mean of the batch over all processes, the teacher by the student that has just stepped."""
-        sums = distributed.all_reduce_sum(torch.stack(self.pending).sum(0))  # k + 1
+        """Update the centre by the mean over all processes (equation 4), and the teacher by the
+        student that has just stepped."""
+        sums = distributed.all_reduce_sum(torch.stack(self.pending).sum(0))  # k+1
         self.pending.clear()
         self.center.lerp_(sums[None, :-1] / sums[-1], 1 - self.config.center_momentum)
         ema_update(self.teacher, self.student, teacher_momentum(self.config, progress))
 
     def collapse(self, scores: dict[str, float], progress: float) -> str | None:
-        """The cause, where the last step's scores say that the teacher says the same of every image.
+        """The cause, if the scores of the last step show that all images get the same answer.
 
-        Judged after the warm-up and a tenth of the run: at first all images look alike to a random network.
+        There is no verdict during the warm-up and the first tenth of the run: to a random network
+        all images look alike.
         """
         if progress < 0.1 or progress * self.config.epochs < self.config.warmup_epochs:
             return None
@@ -190,7 +208,7 @@ class DINO(nn.Module, ImageEncoder, Pretrained):
         return None
 
     def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
-        """How much the teacher's CLS attends to each patch, per head of one block, (b, heads, h, w).
+        """How much the teacher's CLS attends to each patch, per head of a block, (b, heads, h, w).
 
         Raises InputError for a ResNet, which has no attention.
         """
@@ -199,8 +217,27 @@ class DINO(nn.Module, ImageEncoder, Pretrained):
         return self.encoder.attention_maps(self.normalized(images), block)
 
 
+def teacher_temperature(config: DINOConfig, progress: float) -> float:
+    """τ_t of the epoch: linear from `warmup_teacher_temp` to `teacher_temp`, then constant."""
+    epoch, ramp = epoch_of(config, progress), config.warmup_teacher_temp_epochs
+    if epoch >= ramp:
+        return config.teacher_temp
+    share = epoch / max(1, ramp - 1)  # the last epoch of the ramp has `teacher_temp` already
+    return config.warmup_teacher_temp + (config.teacher_temp - config.warmup_teacher_temp) * share
+
+
+def teacher_momentum(config: DINOConfig, progress: float) -> float:
+    """λ of the step: half a cosine from `teacher_momentum` towards 1."""
+    return cosine(progress, config.teacher_momentum, 1.0)
+
+
+def epoch_of(config: DINOConfig, progress: float) -> int:
+    """Whole epochs done. The first step of an epoch may lie a rounding error below it."""
+    return int(progress * config.epochs + 1e-6)
+
+
 def clip_each(gradients: list[Tensor], limit: float) -> None:
-    """Scale every tensor whose norm exceeds `limit` down to it, in place (the authors' `clip_gradients`)."""
+    """Scale every tensor whose norm exceeds `limit` down to it, in place."""
     if gradients:
         factors = [(limit / (norm + 1e-6)).clamp(max=1) for norm in torch._foreach_norm(gradients)]
         torch._foreach_mul_(gradients, factors)

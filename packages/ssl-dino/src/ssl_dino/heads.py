@@ -1,4 +1,4 @@
-"""DINO's projection head (arXiv 2104.14294, section 3.1 and appendix C), under the authors' names."""
+"""DINO's projection head (arXiv 2104.14294, section 3.1, appendix C), under the authors' names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ssl_core.encoder import init_linear
 
 
 class Prototypes(nn.Module):
-    """k unit vectors, each with a length g: logits g_k · ⟨x, v_k / ‖v_k‖⟩, a weight-normed Linear without bias.
+    """k vectors of direction v and length g: a weight-normed Linear without bias.
 
-    The directions start as a Linear of PyTorch does, the lengths at 1. With `unit` the lengths stay there, and the
-    logit of a unit vector is a cosine. (torch's own weight norm cannot be deep-copied, or has other names.)
+    The logits are g_k · ⟨x, v_k / ‖v_k‖⟩. The directions start as a Linear of PyTorch does, the
+    lengths at 1. With `unit` the lengths stay at 1, and the logit of a unit vector is a cosine.
+    (torch's own weight norm cannot be deep-copied, or has other names.)
     """
 
     def __init__(self, dim: int, k: int, *, unit: bool) -> None:
@@ -30,10 +31,10 @@ class Prototypes(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """An MLP to a bottleneck, L2-normalised, to logits over `prototypes`: (n, features) -> (n, k).
+    """An MLP to an L2-normalised bottleneck, then logits over `prototypes`.
 
-    Its Linears start from a truncated normal of std 0.02 with zero biases; with `bn` a batch norm, over all processes,
-    follows each but the last.
+    Its Linears start from a truncated normal of std 0.02, with zero biases. With `bn`, a batch norm
+    over all processes follows each Linear but the last.
     """
 
     def __init__(
@@ -49,4 +50,6 @@ class DINOHead(nn.Module):
         self.last_layer = Prototypes(bottleneck, prototypes, unit=unit)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+        """(n, features) -> (n, prototypes)."""
+        x = F.normalize(self.mlp(x), dim=-1)  # n bottleneck
+        return self.last_layer(x)

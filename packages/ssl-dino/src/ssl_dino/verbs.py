@@ -38,4 +38,4 @@ class Attention(Checked):
         check(len(self.images) > 0, "images", self.images, "give at least one picture")
 
 
-VERBS = {"attention": Verb("ssl_dino.verbs:Attention", "ssl_dino.attention:attention")}
+VERBS = {"attention": Verb("ssl_dino.verbs:Attention", "ssl_dino.attention:run")}

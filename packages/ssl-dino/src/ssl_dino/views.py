@@ -1,9 +1,11 @@
-"""DINO's views of an image: large crops for teacher and student, small ones for the student alone, each blurred and
-solarized in its own way."""
+"""DINO's views of an image: large crops for teacher and student, small ones for the student alone.
+
+Each kind of crop is blurred and solarized with its own probability.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,25 +28,18 @@ class MultiCrop:
 
 
 def build(config: DINOConfig) -> MultiCrop:
-    """The transform of training samples.
-
-    Where images are not RGB there is no saturation or hue to jitter, and no grey: brightness and contrast remain.
-    """
+    """The transform of training samples."""
+    # Only RGB images have a saturation and a hue to jitter, or can become grey.
     rgb = config.in_channels == 3
-    first, other, local = config.blurs
-    look = {
-        "flip": config.flip,
-        "jitter": config.jitter if rgb else (*config.jitter[:2], 0.0, 0.0),
-        "jitter_p": config.jitter_p,
-        "grayscale_p": config.grayscale_p if rgb else 0.0,
-    }
-    small = (config.local_size, config.local_size)
-    crops = [
-        Augment(
-            size=config.size, scale=config.global_scale, blur_p=other if i else first,
-            solarize_p=config.solarize_p if i else 0.0, **look,
-        )
-        for i in range(config.global_crops)
-    ]  # fmt: skip
-    crops += [Augment(size=small, scale=config.local_scale, blur_p=local, **look)] * config.local_crops
-    return MultiCrop(tuple(crops))
+    plain = Augment(
+        size=config.size,
+        scale=config.global_scale,
+        flip=config.flip,
+        jitter=config.jitter if rgb else (*config.jitter[:2], 0.0, 0.0),
+        jitter_p=config.jitter_p,
+        grayscale_p=config.grayscale_p if rgb else 0.0,
+    )
+    first, others, local = (replace(plain, blur_p=blur_p) for blur_p in config.blurs)
+    others = replace(others, solarize_p=config.solarize_p)
+    local = replace(local, size=(config.local_size,) * 2, scale=config.local_scale)
+    return MultiCrop((first, *[others] * (config.global_crops - 1), *[local] * config.local_crops))

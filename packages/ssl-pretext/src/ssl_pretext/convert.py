@@ -1,6 +1,6 @@
 """The encoders' weights elsewhere: transformers' `vit` and `resnet`, timm and torchvision.
 
-The heads stay here: nobody else has a place for them.
+The heads go to heads.safetensors, because no other project has a place for them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ STEMS = ("encoder.conv1.weight", "encoder.patch_embed.proj.weight")
 
 
 def lightness_config(encoder: BackboneConfig) -> ColorizationConfig:
-    """The config of colorization with this encoder, whatever number of channels its weights have."""
-    shared = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(BackboneConfig)}
-    for name in ("in_channels", "mean", "std"):
-        del shared[name]
-    return ColorizationConfig(**shared)
+    """The config of colorization with this encoder, whatever its number of channels."""
+    names = {field.name for field in dataclasses.fields(BackboneConfig)} - {"in_channels", "mean", "std"}
+    return ColorizationConfig(**{name: getattr(encoder, name) for name in names})
 
 
 def colorization_to_theirs(config: ColorizationConfig) -> dict[str, Any]:
@@ -35,17 +33,20 @@ def colorization_to_theirs(config: ColorizationConfig) -> dict[str, Any]:
 
 
 def colorization_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> ColorizationConfig:
-    """Our config of somebody's encoder, of any number of channels."""
+    """Our config of another project's encoder, with any number of channels."""
     return lightness_config(encoders.from_theirs(BackboneConfig, values, preprocessor))
 
 
 def colorization_infer(state: Mapping[str, Tensor]) -> ColorizationConfig:
-    """Our config of somebody's encoder, from its shapes."""
+    """Our config of another project's encoder, from its shapes."""
     return lightness_config(encoders.infer(BackboneConfig, state))
 
 
 def summed_stem(state: dict[str, Tensor], stored: ColorizationConfig) -> dict[str, Tensor]:
-    """`state` of an encoder of colours with its stem summed over them: what it makes of grey pictures."""
+    """`state` of an encoder of colours with its stem summed over them.
+
+    On one channel this equals what the encoder makes of grey pictures.
+    """
     for stem in STEMS:
         if stem in state and state[stem].ndim == 4 and state[stem].shape[1] != 1:
             state = {**state, stem: adapt_stem(state[stem], 1)}
@@ -70,7 +71,7 @@ LAYOUTS = {
         from_theirs=colorization_from_theirs,
         infer=colorization_infer,
         tidy=summed_stem,
-        resize=((r"encoder\.pos_embed", positions),),
+        resize=((r"encoder\.pos_embed", positions),),  # the stem keeps its one channel
         heads=("decoder.", "bins", "prior"),
         head_fields=("target", "bin_size", "hidden"),
         exports={

@@ -1,8 +1,10 @@
 """CIE Lab and sRGB in torch: white D65 of the 2 degree observer, as scikit-image has them.
 
-sRGB (IEC 61966-2-1) to linear light to XYZ to Lab, where equal distances look about equally different:
+sRGB (IEC 61966-2-1) to linear light to XYZ to Lab, where equal distances look about equally
+different:
 
-    L = 116·f(Y) - 16    a = 500·(f(X) - f(Y))    b = 200·(f(Y) - f(Z))      f(t) = ∛t, or 7.787·t + 16/116 below .008856
+    L = 116·f(Y) - 16    a = 500·(f(X) - f(Y))    b = 200·(f(Y) - f(Z))
+    f(t) = ∛t, or 7.787·t + 16/116 below .008856
 
 L is 0 … 100; over all of sRGB a is -86.18 … 98.23 and b -107.86 … 94.48.
 """
@@ -25,10 +27,18 @@ LINEAR_BELOW, SLOPE, OFFSET = 0.008856, 7.787, 16 / 116
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
-    """sRGB (b, 3, h, w) to Lab (b, 3, h, w); uint8 or uint16, or float in [0, 1] whose dtype is kept. Raises ValueError."""
+    """sRGB (b, 3, h, w) to Lab (b, 3, h, w).
+
+    Images are uint8 or uint16, or float in [0, 1], whose dtype is kept. Raises ValueError for other
+    shapes.
+    """
     _check(images)
     rgb = as_float(images)
+
+    # Each branch is clamped to its own range, so that the gradient of the other one stays finite.
     linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+
+    # The matrix is divided by white, so that white has f = 1 in all three.
     xyz = _mixed(linear, [[m / white for m in row] for row, white in zip(XYZ_OF_RGB, WHITE, strict=True)])
     f = torch.where(xyz > LINEAR_BELOW, xyz.clamp(min=LINEAR_BELOW) ** (1 / 3), SLOPE * xyz + OFFSET)
     x, y, z = f.unbind(1)
@@ -36,9 +46,12 @@ def rgb_to_lab(images: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Lab (b, 3, h, w) to sRGB (b, 3, h, w) in [0, 1]: colours that a screen cannot show are cut off. Raises ValueError."""
+    """Lab (b, 3, h, w) to sRGB (b, 3, h, w) in [0, 1]. Raises ValueError for other shapes.
+
+    Colours that a screen cannot show are clipped.
+    """
     _check(lab)
-    lightness, a, b = lab.unbind(1)
+    lightness, a, b = lab.unbind(1)  # b h w each
     y = (lightness + 16) / 116
     f = torch.stack([y + a / 500, y, (y - b / 200).clamp(min=0)], 1)
     cubed = torch.where(f > LINEAR_BELOW ** (1 / 3), f**3, (f - OFFSET) / SLOPE)
@@ -48,7 +61,8 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 def _mixed(x: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
-    """A 3 x 3 matrix times the channels; as sums, since autocast would take a product to half precision."""
+    """A 3 x 3 matrix times the channels. Written as sums, because autocast would take a matrix
+    product to half precision."""
     one, two, three = x.unbind(1)
     return torch.stack([a * one + b * two + c * three for a, b, c in matrix], 1)
 

@@ -1,17 +1,21 @@
-"""Unsupervised Visual Representation Learning by Context Prediction (Doersch et al. 2015, arXiv 1505.05192).
+"""Unsupervised Visual Representation Learning by Context Prediction (Doersch et al. 2015, arXiv
+1505.05192).
 
-Of two neighbouring tiles a classifier says where the second lies, seen from the first: in one of eight directions.
+Of two neighbouring tiles a classifier says where the second lies, seen from the first: in one of
+eight directions.
 
-    L = -log p(direction | f(first), f(second))                               one encoder f for both
+    L = -log p(direction | f(first), f(second))                              one encoder f for both
 
-Their guards against trivial answers are those of the jigsaw puzzle: gaps and jitter between tiles, against chromatic
-aberration grey images or one colour per tile (`color_drop`), and each tile standardised by itself.
+The guards against trivial answers are those of the jigsaw puzzle: gaps and jitter between tiles,
+grey images or one colour per tile against chromatic aberration (`color_drop`), and each tile
+standardised by itself.
 
-A 3 x 3 of tiles goes through the encoder once and gives eight pairs (centre and neighbour: Kolesnikov et al. 2019, arXiv
-1901.09005) or forty (`pairs="all"`: every two that touch, in both orders, as in the paper's dense grid).
+A 3 x 3 of tiles goes through the encoder once and gives eight pairs (centre and neighbour:
+Kolesnikov et al. 2019, arXiv 1901.09005) or forty (`pairs="all"`: every two that touch, in both
+orders, as in the paper's dense grid).
 
-Deviations: any of our encoders in place of theirs; dropped colours are constant instead of faint noise, which per-tile
-standardisation would make loud; no random shrinking of patches.
+Deviations: any of our encoders in place of theirs; dropped colours are constant instead of faint
+noise, which per-tile standardisation would make loud; no random shrinking of patches.
 """
 
 from __future__ import annotations
@@ -24,18 +28,24 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_core.batch_norm import sync_batch_norm
-from ssl_core.encoder import ImageEncoder, build_encoder
+from ssl_core.device import wide
+from ssl_core.encoder import build_encoder
 from ssl_core.hub.pretrained import Pretrained
 from ssl_pretext.config import RelativePatchConfig
-from ssl_pretext.stage import stage_features
-from ssl_pretext.tiles import TILES, check_tiles, embed_tiles
+from ssl_pretext.stage import StageEncoder
+from ssl_pretext.tiles import TILES, check_tiles, embed_tiles, layer
 
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 """Rows and columns from the first tile to the second: the eight answers."""
 
 
+def relative_patch_loss(logits: Tensor, directions: Tensor) -> Tensor:
+    """Mean -log p(direction) of logits (n, 8) and true directions (n,); at least fp32."""
+    return F.cross_entropy(wide(logits), directions)
+
+
 def neighbours(pairs: str) -> Tensor:
-    """int64 (p, 3): (first tile, second tile, direction) of every pair of the 3 x 3, from the centre or of all."""
+    """int64 (p, 3): (first tile, second tile, direction) of the pairs "centre" or "all"."""
     found = []
     for first in [4] if pairs == "centre" else range(TILES):
         for direction, (down, right) in enumerate(DIRECTIONS):
@@ -45,15 +55,11 @@ def neighbours(pairs: str) -> Tensor:
     return torch.tensor(found)
 
 
-def relative_patch_loss(logits: Tensor, directions: Tensor) -> Tensor:
-    """Cross-entropy of logits (n, 8) and directions (n,), scalar; fp32."""
-    return F.cross_entropy(logits.float(), directions)
-
-
-class RelativePatch(nn.Module, ImageEncoder, Pretrained):
+class RelativePatch(nn.Module, StageEncoder, Pretrained):
     """An encoder of tiles and a classifier of eight directions, built from a `RelativePatchConfig`.
 
-    Tiles are uint8 (b, …, c, h, w) or float; images for `encode` uint8 (b, c, h, w) or float already normalised.
+    Tiles are uint8 (b, …, c, h, w) or float. Images for `encode` are uint8 (b, c, h, w), or float
+    already normalised.
     """
 
     config_class = RelativePatchConfig
@@ -63,41 +69,33 @@ class RelativePatch(nn.Module, ImageEncoder, Pretrained):
     def __init__(self, config: RelativePatchConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = build_encoder(config)
         d, hidden = config.embedding, config.hidden
-        self.embed = nn.Sequential(
-            nn.Linear(self.encoder.features, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(inplace=True)
-        )
-        self.head = nn.Sequential(
-            nn.Linear(2 * d, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
-            nn.Linear(hidden, len(DIRECTIONS)),
-        )  # fmt: skip
-        self.register_buffer("pairs", neighbours(config.pairs), persistent=False)
+        self.encoder = build_encoder(config)
+        self.embed = nn.Sequential(*layer(self.encoder.features, d))
+        self.head = nn.Sequential(*layer(2 * d, hidden), nn.Linear(hidden, len(DIRECTIONS)))
+        self.register_buffer("pairs", neighbours(config.pairs), persistent=False)  # p 3
         sync_batch_norm(self)
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """Loss and accuracy of every pair of the tiles `batch["views"][0]`, (b, 9, c, h, w) in their true places."""
-        logits = self.pair_logits(batch["views"][0], self.pairs).flatten(0, 1)
-        answers = self.pairs[:, 2].repeat(len(batch["views"][0]))
-        return {
-            "loss": relative_patch_loss(logits, answers),
-            "accuracy": (logits.argmax(1) == answers).float().mean(),
-        }
+        """Loss and accuracy of every pair of the tiles `batch["views"][0]`, (b, 9, c, h, w) in
+        their true places."""
+        tiles = batch["views"][0]
+        logits = self.pair_logits(tiles, self.pairs).flatten(0, 1)  # b·p 8
+        answers = self.pairs[:, 2].repeat(len(tiles))  # b·p
+        right = logits.argmax(1) == answers
+        return {"loss": relative_patch_loss(logits, answers), "accuracy": right.float().mean()}
 
     def pair_logits(self, tiles: Tensor, pairs: Tensor) -> Tensor:
-        """Scores (b, p, 8) of DIRECTIONS for `pairs` (p, 3), as `neighbours` gives them, of tiles (b, t, c, h, w)."""
-        features = embed_tiles(self.encoder, self.embed, tiles)  # b t d
+        """Scores (b, p, 8) of DIRECTIONS for tiles (b, t, c, h, w) and the `pairs` (p, 3) of
+        `neighbours`."""
+        features = embed_tiles(self.encoder, self.embed, tiles)  # b t d, once for all pairs
         both = features[:, pairs[:, :2]]  # b p 2 d
-        logits = self.head(rearrange(both, "b p two d -> (b p) (two d)"))
+        logits = self.head(rearrange(both, "b p two d -> (b p) (two d)"))  # b·p 8
         return rearrange(logits, "(b p) k -> b p k", b=len(tiles))
 
     def logits(self, first: Tensor, second: Tensor) -> Tensor:
         """Scores (b, 8) of DIRECTIONS from tiles `first` to tiles `second`, both (b, c, h, w)."""
         for tiles in (first, second):
             check_tiles(tiles, self.config.in_channels)
-        one_pair = torch.tensor([[0, 1, 0]], device=first.device)
+        one_pair = torch.tensor([[0, 1, 0]], device=first.device)  # its direction is not read
         return self.pair_logits(torch.stack([first, second], 1), one_pair)[:, 0]
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Features (b, d) of whole images, of any size."""
-        return stage_features(self.encoder, self.normalized(images), self.config.feature_stage)

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_core.pixels import as_float, top
+from ssl_core.pixels import as_float
 from ssl_pretext.colorization import Colorization
 from ssl_pretext.jigsaw import Jigsaw, shuffle, unshuffle
 from ssl_pretext.lab import lab_to_rgb, rgb_to_lab
@@ -26,40 +26,42 @@ TESTED = 512
 
 def show_rotation(method: Rotation, source: Any, folder: Path) -> dict[str, str]:
     """Write rotation.png (as shown | turned back | original) and return {file name: caption}."""
-    images = _to(method, sample_images(source, method.config, TESTED))
-    asked = four_rotations(images)
-    answers = torch.cat([method.logits(part).argmax(1) for part in asked.split(256)])
+    images = pictures_of(method, source)  # b c s s
+    answers = torch.cat([method.logits(part).argmax(1) for part in four_rotations(images).split(256)])  # 4·b
     accuracy = (answers == turns_of(answers)).float().mean().item()
-    turns = torch.arange(min(COUNT, len(images))) % 4
+
+    # Picture i is shown in turn i mod 4. Answers are sorted by turn, then by picture.
     rows = []
-    for i, turn in enumerate(turns.tolist()):
-        shown = rotate(images[i], turn)
-        rows.append(torch.stack([shown, rotate(shown, -int(answers[turn * len(images) + i])), images[i]]))
+    for i, image in enumerate(images[:COUNT]):
+        shown, answer = rotate(image, i % 4), int(answers[i % 4 * len(images) + i])
+        rows.append(torch.stack([shown, rotate(shown, -answer), image]))
     save_grid(as_float(torch.stack(rows)), folder / "rotation.png")
     return {"rotation.png": f"as shown | turned back | original; {accuracy:.0%} of the turns recognised, chance 25 %"}
 
 
 def show_jigsaw(method: Jigsaw, source: Any, folder: Path) -> dict[str, str]:
     """Write jigsaw.png (as shown | solved | original) and return {file name: caption}."""
-    tiles = tiles_of(method, source)
-    rng = np.random.default_rng(0)
-    asked = torch.from_numpy(rng.integers(method.config.permutations, size=len(tiles))).to(tiles.device)
+    tiles = tiles_of(method, source)  # b 9 c t t
+    rng, orders = np.random.default_rng(0), method.config.permutations
+    asked = torch.from_numpy(rng.integers(orders, size=len(tiles))).to(tiles.device)
     shown = shuffle(tiles, method.permutations[asked])
-    answers = torch.cat([method.logits(part).argmax(1) for part in shown.split(256)])
+    answers = torch.cat([method.logits(part).argmax(1) for part in shown.split(256)])  # b
     solved = unshuffle(shown, method.permutations[answers])
     accuracy = (answers == asked).float().mean().item()
     save_grid(torch.stack([laid_out(as_float(x[:COUNT])) for x in (shown, solved, tiles)], 1), folder / "jigsaw.png")
-    orders = f"{method.config.permutations} orders"
-    return {"jigsaw.png": f"as shown | put back | original; {accuracy:.0%} of {orders} recognised"}
+    return {"jigsaw.png": f"as shown | put back | original; {accuracy:.0%} of {orders} orders recognised"}
 
 
 def show_colorization(method: Colorization, source: Any, folder: Path) -> dict[str, str]:
     """Write colorization.png (grey | predicted | true colours) and return {file name: caption}."""
-    images = _to(method, sample_images(source, method.config, TESTED))
+    images = pictures_of(method, source)  # b 3 h w
     coloured = torch.cat([method.colorize(part) for part in images.split(64)])
-    true = rgb_to_lab(images)[:, 1:]
+
+    # The error is compared with that of one colour for all pixels: the mean of all pictures.
+    true = rgb_to_lab(images)[:, 1:]  # b 2 h w
     error = (rgb_to_lab(coloured)[:, 1:] - true).norm(dim=1).mean().item()
     one = (true.mean((0, 2, 3), keepdim=True) - true).norm(dim=1).mean().item()
+
     lightness = method.lightness(images[:COUNT])
     grey = lab_to_rgb(torch.cat([lightness, torch.zeros_like(lightness), torch.zeros_like(lightness)], 1))
     save_grid(torch.stack([grey, coloured[:COUNT], as_float(images[:COUNT])], 1), folder / "colorization.png")
@@ -68,43 +70,39 @@ def show_colorization(method: Colorization, source: Any, folder: Path) -> dict[s
 
 
 def show_relative_patch(method: RelativePatch, source: Any, folder: Path) -> dict[str, str]:
-    """Write relative-patch.png (the centre and one neighbour where it is thought to be | where it is)."""
-    tiles = tiles_of(method, source)
-    pairs = neighbours("centre").to(tiles.device)
+    """Write relative-patch.png (a neighbour of the centre, as guessed | as it is), and return its
+    caption."""
+    tiles = tiles_of(method, source)  # b 9 c t t
+    pairs = neighbours("centre").to(tiles.device)  # 8 3
     answers = torch.cat([method.pair_logits(part, pairs).argmax(2) for part in tiles.split(256)])  # b 8
     accuracy = (answers == pairs[:, 2]).float().mean().item()
-    rows = []
-    for i in range(min(COUNT, len(tiles))):
-        direction = i % len(DIRECTIONS)
-        centre, neighbour = tiles[i, 4], tiles[i, int(pairs[direction, 1])]
-        guessed = int(pairs[answers[i, direction], 1])
-        rows.append(
-            torch.stack([_placed(centre, neighbour, guessed), _placed(centre, neighbour, int(pairs[direction, 1]))])
-        )
-    both = as_float(torch.stack(rows))  # b 2 t c h w
-    save_grid(laid_out(both.flatten(0, 1)).unflatten(0, both.shape[:2]), folder / "relative-patch.png", columns=4)
+
+    # Picture i shows its neighbour in direction i mod 8, on white.
+    shown = as_float(tiles[:COUNT])  # n 9 c t t
+    i = torch.arange(len(shown), device=tiles.device)
+    direction = i % len(DIRECTIONS)
+    guessed, true = pairs[answers[i, direction], 1], pairs[direction, 1]
+    placed = torch.ones(len(shown), 2, *shown.shape[1:], device=tiles.device)  # n 2 9 c t t
+    placed[:, :, 4] = shown[:, None, 4]
+    placed[i, 0, guessed] = placed[i, 1, true] = shown[i, true]
+    pictures = laid_out(placed.flatten(0, 1)).unflatten(0, placed.shape[:2])
+    save_grid(pictures, folder / "relative-patch.png", columns=4)
     return {"relative-patch.png": f"placed by the network | true place; {accuracy:.0%} recognised, chance 12 %"}
+
+
+def pictures_of(method: nn.Module, source: Any) -> Tensor:
+    """Pictures (b, c, h, w) uint8 of a source, where the network is."""
+    return sample_images(source, method.config, TESTED).to(next(method.parameters()).device)
 
 
 def tiles_of(method: Jigsaw | RelativePatch, source: Any) -> Tensor:
     """Tiles (b, 9, c, t, t) uint8 of a source's pictures, drawn as in training."""
-    view = TilesView(method.config)
-    images = sample_images(source, method.config, TESTED)
+    view, images = TilesView(method.config), sample_images(source, method.config, TESTED)
     drawn = [view({"image": image}, np.random.default_rng(i))["views"][0] for i, image in enumerate(images)]
-    return _to(method, torch.stack(drawn))
+    return torch.stack(drawn).to(next(method.parameters()).device)
 
 
 def laid_out(tiles: Tensor, gap: int = 1) -> Tensor:
-    """Tiles (b, 9, c, h, w) in [0, 1] as pictures (b, c, …) of three by three, white between them."""
+    """Tiles (b, 9, c, h, w) in [0, 1] as pictures (b, c, …) of three by three, with white gaps."""
     framed = nn.functional.pad(tiles.float(), (gap, gap, gap, gap), value=1.0)
     return rearrange(framed, "b (y x) c h w -> b c (y h) (x w)", y=3)
-
-
-def _placed(centre: Tensor, neighbour: Tensor, place: int) -> Tensor:
-    canvas = torch.full((9, *centre.shape), top(centre), dtype=centre.dtype, device=centre.device)
-    canvas[4], canvas[place] = centre, neighbour
-    return canvas
-
-
-def _to(method: nn.Module, images: Tensor) -> Tensor:
-    return images.to(next(method.parameters()).device)

@@ -1,16 +1,22 @@
-"""Which stage of a ResNet gives the features."""
+"""Features of an earlier stage of a ResNet, for methods whose last stage serves the task more."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ssl_core.encoder import PooledViT
+from ssl_core.encoder import ImageEncoder
 from ssl_core.resnet import ResNet
 
 
-def stage_features(encoder: PooledViT | ResNet, images: Tensor, stage: int) -> Tensor:
-    """Mean of a stage's map, (b, d), of images (b, c, h, w) that are normalised; a ViT has its own pooling.
+class StageEncoder(ImageEncoder):
+    """An `ImageEncoder` whose config names the stage that `encode` reads, in `feature_stage`.
 
-    The last stage serves the task itself; Goyal et al. 2019 (arXiv 1905.01235) probe every one.
+    Goyal et al. 2019 (arXiv 1905.01235) probe every stage.
     """
-    return encoder(images, stage) if isinstance(encoder, ResNet) else encoder(images)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (b, d) of images of any size: the stage's mean map, or what a ViT pools."""
+        images = self.normalized(images)  # b c h w
+        if isinstance(self.encoder, ResNet):
+            return self.encoder(images, self.config.feature_stage)
+        return self.encoder(images)

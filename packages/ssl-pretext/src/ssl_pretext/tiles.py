@@ -1,4 +1,4 @@
-"""What jigsaw puzzles and relative patch location share: nine tiles of a square, each seen alone."""
+"""What jigsaw puzzles and relative patch location share: nine tiles, each seen alone."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ TILES = 9
 
 
 def standardize_tiles(tiles: Tensor) -> Tensor:
-    """Every channel of every tile (…, c, h, w) to mean 0 and standard deviation 1; a constant one to 0.
+    """Every channel of every tile (…, c, h, w) to mean 0 and standard deviation 1.
 
-    uint8, uint16 or float; the brightness and contrast that neighbours share would else solve the task.
+    A constant channel becomes 0. Tiles are uint8, uint16 or float. Without this, the brightness and
+    contrast that neighbours share would solve the task.
     """
     pixels = as_float(tiles)
-    var, mean = torch.var_mean(pixels, (-2, -1), correction=0, keepdim=True)
-    # a constant tile's variance is a rounding error, far below that of one grey level in one pixel
+    var, mean = torch.var_mean(pixels, (-2, -1), correction=0, keepdim=True)  # … c 1 1
+    # A constant tile has the variance of a rounding error, far below one grey level in one pixel.
     return (pixels - mean) * torch.where(var > 1e-9, var, torch.inf).rsqrt()
 
 
-def embed_tiles(encoder: PooledViT | ResNet, project: nn.Module, tiles: Tensor) -> Tensor:
-    """Standardised tiles (b, t, c, h, w) through the encoder in one call, and to their embedding: (b, t, d)."""
-    features = project(encoder(rearrange(standardize_tiles(tiles), "b t c h w -> (b t) c h w")))
+def layer(features: int, width: int) -> tuple[nn.Module, ...]:
+    """A layer of the heads of Goyal et al. 2019 (arXiv 1905.01235): (n, features) -> (n, width)."""
+    return nn.Linear(features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)
+
+
+def embed_tiles(encoder: PooledViT | ResNet, embed: nn.Module, tiles: Tensor) -> Tensor:
+    """Embeddings (b, t, d) of tiles (b, t, c, h, w), standardised, from one call of the encoder."""
+    each = rearrange(standardize_tiles(tiles), "b t c h w -> (b t) c h w")
+    features = embed(encoder(each))  # b·t d
     return rearrange(features, "(b t) d -> b t d", b=len(tiles))
 
 

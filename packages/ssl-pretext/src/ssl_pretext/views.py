@@ -1,4 +1,7 @@
-"""What the tasks are made of: square crops of an image, and the tiles of a square. All drawn from the sample's own stream."""
+"""What the tasks are made of: square crops of an image, and the tiles of a square.
+
+All of it is drawn from the sample's own random stream.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ from ssl_train.data.views import random_flip, random_grayscale, resize
 
 
 def square_crop(image: Tensor, rng: np.random.Generator, size: int, scale: tuple[float, float]) -> Tensor:
-    """A random square of `image` (c, h, w) resized to (c, size, size), its area a share in `scale` of the largest one.
+    """A random square of `image` (c, h, w), resized to (c, size, size).
 
-    Both axes are scaled alike: a crop of another aspect, squeezed into the square, would tell which way up it was.
+    Its area is a share in `scale` of the largest square's. Both axes are scaled alike: a crop of
+    another aspect, squeezed into the square, would show which way up it was.
     """
     h, w = image.shape[1:]
     side = max(1, round(min(h, w) * math.sqrt(rng.uniform(*scale))))
@@ -30,19 +34,20 @@ def square_crop(image: Tensor, rng: np.random.Generator, size: int, scale: tuple
 
 
 def cut_tiles(square: Tensor, rng: np.random.Generator, size: int) -> Tensor:
-    """Tiles (9, c, size, size) of a square (c, s, s), row by row: each anywhere in its cell of the 3 x 3.
+    """Tiles (9, c, size, size) of a square (c, s, s), row by row, each anywhere in its cell.
 
-    So neighbours are a random gap apart, and edges that go on from one tile to the next do not solve the task.
+    So neighbours are a random gap apart, and edges that continue from one tile to the next do not
+    solve the task.
     """
     cell = square.shape[-1] // 3
-    offsets = rng.integers(cell - size + 1, size=(9, 2))
+    offsets = rng.integers(cell - size + 1, size=(9, 2))  # rows and columns inside the cell
     corners = [(k // 3 * cell + int(y), k % 3 * cell + int(x)) for k, (y, x) in enumerate(offsets)]
     return torch.stack([square[:, y : y + size, x : x + size] for y, x in corners])
 
 
 def drop_colours(tiles: Tensor, rng: np.random.Generator) -> Tensor:
-    """Leave one random channel in each of the tiles (9, c, h, w); the others become mid-grey, which is zero once standardised."""
-    kept = torch.full_like(tiles, 128)
+    """Keep one random channel of each of the tiles (9, c, h, w), and make the others mid-grey."""
+    kept = torch.full_like(tiles, 128)  # any constant: it is zero once standardised
     for k, channel in enumerate(rng.integers(tiles.shape[1], size=len(tiles)).tolist()):
         kept[k, channel] = tiles[k, channel]
     return kept
@@ -50,7 +55,10 @@ def drop_colours(tiles: Tensor, rng: np.random.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class SquareView:
-    """One sample {"image": uint8 (c, h, w)} -> {"views": [uint8 (c, s, s)]}: rotation and colorization."""
+    """One sample {"image": uint8 (c, h, w)} -> {"views": [uint8 (c, s, s)]}.
+
+    This is the view of rotation and of colorization.
+    """
 
     config: PretextConfig
 
@@ -80,7 +88,10 @@ class TilesView:
 
 @dataclass(frozen=True)
 class JigsawView:
-    """One sample -> {"views": [uint8 (9, c, t, t)], "orders": int64 (m,)}: which permutations are asked about it."""
+    """One sample -> {"views": [uint8 (9, c, t, t)], "orders": int64 (m,)}.
+
+    The orders are the numbers of the permutations that are asked about it.
+    """
 
     config: JigsawConfig
 
@@ -91,7 +102,10 @@ class JigsawView:
 
 
 def open_turnable(data: str | Path | None, *, config: PretextConfig, split: str = "train") -> Source:
-    """As `open_images`; the built-in scenes are lit from anywhere, since light from above gives a rotation away."""
+    """As `open_images`, but the built-in scenes are lit from anywhere.
+
+    Light from above would give a rotation away.
+    """
     source = open_images(data, config=config, split=split)
     if isinstance(source, Scenes):
         return Scenes(source.number, source.seed, source.size, source.channels, light="anywhere")

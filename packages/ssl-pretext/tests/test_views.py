@@ -1,7 +1,8 @@
-"""Nothing gives a task's answer away but what is in the picture.
+"""Views give no answer away: only what is in the picture does.
 
-The pictures here are noise without an up, a middle or a neighbour: whatever a linear model finds in them was put there by
-the way the task is made. Each check is also shown a task made badly, which it has to see.
+The pictures here are noise without an up, a middle or a neighbour. Whatever a linear model finds in
+them comes from the way the task is made. Each check is also run on a task that is made badly, and
+has to find that.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ def noise(h: int = 40, w: int = 64, number: int = COUNT) -> Tensor:
 
 
 def accuracy(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """(accuracy of ridge regression to one-hot answers on the odd rows, fitted to the even ones; three sigma of chance)."""
+    """(accuracy of a ridge regression to one-hot answers; three sigma above chance).
+
+    It is fitted to the even rows and tested on the odd ones.
+    """
     x = x.double()
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-9)
     x = torch.cat([x, torch.ones(len(x), 1)], 1)
@@ -107,7 +111,7 @@ def test_raw_corners_of_tiles_do_not_tell_their_order():
 
 @pytest.mark.parametrize("standardized", [False, True])
 def test_brightness_that_falls_off_to_the_rim_is_seen_in_raw_tiles_and_gone_once_standardised(standardized):
-    """A lens darkens every picture's rim: tiles of different means, until each is standardised by itself."""
+    """A lens darkens every picture's rim, so tiles differ in their means until standardised."""
     place = torch.linspace(-1, 1, 40)
     rim = (place[:, None] ** 2 + place**2)[None, None] * 60
     both, answers = pairs_of(cut((noise(40, 40).float() - rim).clamp(0, 255).to(torch.uint8)))
@@ -122,15 +126,16 @@ def test_touching_tiles_go_on_across_their_border_and_tiles_with_gaps_do_less():
     def facing(tiles: Tensor) -> Tensor:
         x = standardize_tiles(tiles)
         first, second = x[:, 0], x[:, 1]
-        sides = [(first[..., :, -1], second[..., :, 0]), (first[..., -1, :], second[..., 0, :]),
-                 (second[..., :, -1], first[..., :, 0]), (second[..., -1, :], first[..., 0, :])]  # fmt: skip
+        both = ((first, second), (second, first))
+        sides = [side for a, b in both for side in ((a[..., :, -1], b[..., :, 0]), (a[..., -1, :], b[..., 0, :]))]
         return torch.stack([(a * b).mean((-2, -1)) for a, b in sides], 1)
 
     touching = noise(36, 36).unfold(2, 12, 12).unfold(3, 12, 12).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
-    near, _ = accuracy(*mixed(*(f(v) if f else v for f, v in zip((facing, None), pairs_of(touching), strict=True))))
-    far, _ = accuracy(
-        *mixed(*(f(v) if f else v for f, v in zip((facing, None), pairs_of(cut(noise(36, 36))), strict=True)))
-    )
+    found = []
+    for tiles in (touching, cut(noise(36, 36))):
+        both, answers = pairs_of(tiles)
+        found.append(accuracy(*mixed(facing(both), answers))[0])
+    near, far = found
     assert near > 0.45, "the check does not see borders that go on"
     assert far < near - 0.15
 
