@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MultipleOf
 
-from ssl_core.bounds import Depth, Portion, Positive, Rate, Whole, Width
+from ssl_core.bounds import Count, Depth, Portion, Positive, Rate, Whole, Width
 from ssl_core.config import Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
