@@ -38,9 +38,9 @@ from projects import methods
 
 from ssl_core.config import from_dict, to_dict
 from ssl_core.device import pick_device, seed_step
-from ssl_core.method import Recipe, attach, load
+from ssl_core.method import Recipe, load
 from ssl_train.cli.main import preset
-from ssl_train.data.split import train_and_test
+from ssl_train.data.split import attach, train_and_test
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.evaluate import evaluate
 from ssl_train.evaluate.features import extract, histogram, pixels

@@ -20,7 +20,7 @@ from ssl_testing import children, faults
 from ssl_testing.state import apart, differing, newest, whole_state
 from ssl_testing.tiny import RECIPES, TinyConfig
 from ssl_testing.trial import Trial
-from ssl_train.processes import process_group
+from ssl_train.processes import barrier, broadcast_object, gather_objects, process_group
 
 TRIAL = Trial(RECIPES["tiny"], TinyConfig(precision="fp32", warmup_epochs=0.25))
 QUIET = TRIAL.replace(dropout=0.0)
@@ -43,8 +43,8 @@ def test_alone_every_function_is_a_no_op():
     x = torch.ones(3, 2, requires_grad=True)
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.gather(x) is x and distributed.all_reduce_sum(x) is x
-    assert distributed.broadcast_object("a") == "a" and distributed.gather_objects("a") == ["a"]
-    distributed.barrier()
+    assert broadcast_object("a") == "a" and gather_objects("a") == ["a"]
+    barrier()
     with process_group():
         assert not distributed.is_on()
 
@@ -53,8 +53,8 @@ def test_ranks_know_each_other_and_exchange_objects():
     def exchange():
         return (
             distributed.rank(), distributed.world_size(), distributed.is_main(),
-            distributed.broadcast_object(f"from {distributed.rank()}"),
-            distributed.gather_objects({"rank": distributed.rank()}),
+            broadcast_object(f"from {distributed.rank()}"),
+            gather_objects({"rank": distributed.rank()}),
             distributed.all_reduce_sum(torch.tensor([1.0, float(distributed.rank())])).tolist(),
         )  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_ranks_that_are_started_again_do_not_look_for_the_dead_ones():
         if os.environ["RANK"] == "0":  # the other one is first, and finds what the store still holds
             time.sleep(0.5)
         with process_group(60):
-            return distributed.gather_objects(os.getpid())
+            return gather_objects(os.getpid())
 
     with children.Torchrun() as agent:
         for _ in range(2):

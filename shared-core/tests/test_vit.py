@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_core.hub.encoders import VIT
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.patches import interpolate_positions, patchify, take_tokens, unpatchify
-from ssl_core.vit import Attention, Block, DropPath, LayerScale, PatchEmbed, SwiGLU, ViT, attention, attention_weights
+from ssl_core.vit import Attention, Block, DropPath, LayerScale, PatchEmbed, ViT, attention, attention_weights
 
 
 def random_(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -41,10 +41,6 @@ def images(h: int = 16, w: int = 16, c: int = 3, b: int = 2) -> torch.Tensor:
         (dict(dim=1024, depth=24, heads=16), 303_301_632),
         # DINOv2's, without its mask token
         (dict(image_size=518, patch_size=14, layer_scale=1e-5), 86_579_712),
-        (
-            dict(image_size=518, patch_size=14, dim=1536, depth=40, heads=24, layer_scale=1e-5, swiglu=True),
-            1_136_479_232,
-        ),
     ],
 )
 def test_parameters_are_as_many_as_published(options, parameters):
@@ -289,25 +285,6 @@ def test_layer_scale_multiplies_each_branch_per_channel():
     names = {name for name, _ in Block(dim=24, heads=3, layer_scale=0.1).named_parameters()}
     plain = {name for name, _ in Block(dim=24, heads=3).named_parameters()}
     assert names - plain == {"ls1.gamma", "ls2.gamma"}
-
-
-@pytest.mark.parametrize(("dim", "hidden"), [(384, 1024), (768, 2048), (1024, 2736), (1536, 4096)])
-def test_swiglu_is_as_wide_as_in_the_authors_weights(dim, hidden):
-    with torch.device("meta"):
-        mlp = SwiGLU(dim=dim, hidden=4 * dim)
-    assert mlp.w12.weight.shape == (2 * hidden, dim)
-    assert mlp.w3.weight.shape == (dim, hidden)
-
-
-def test_swiglu_gates_the_second_half_by_the_first():
-    mlp, x = random_(SwiGLU(dim=6, hidden=24)), images(4, 6, c=3)[0]
-    first, second = (
-        F.linear(x, mlp.w12.weight[:16], mlp.w12.bias[:16]),
-        F.linear(x, mlp.w12.weight[16:], mlp.w12.bias[16:]),
-    )
-    expected = F.linear(first * torch.sigmoid(first) * second, mlp.w3.weight, mlp.w3.bias)
-    assert torch.allclose(mlp(x), expected, atol=1e-5)
-    assert isinstance(Block(dim=24, heads=3, swiglu=True).mlp, SwiGLU)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 def is_on() -> bool:
@@ -27,34 +23,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    if is_on():
-        dist.barrier()
-
-
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over processes, in place and without gradient; returns `x`."""
     if is_on():
         dist.all_reduce(x)
     return x
-
-
-def broadcast_object(value: T) -> T:
-    """The main process's `value` on every process."""
-    if not is_on():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
-def gather_objects(value: T) -> list[T]:
-    """The value of every process, in the order of the ranks."""
-    if not is_on():
-        return [value]
-    values: list[T] = [value] * world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 class _Gather(torch.autograd.Function):

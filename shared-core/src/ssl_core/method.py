@@ -48,12 +48,6 @@ def load(name: str) -> Any:
     return found[key] if key else found
 
 
-def attach(method: Any, source: Any) -> Any:
-    """`source` as `method` reads it: its own `attach(source)` where it has one."""
-    hook = getattr(method, "attach", None)
-    return source if hook is None else hook(source)
-
-
 @dataclass(frozen=True)
 class Recipe:
     """One method, as import strings.

@@ -2,8 +2,8 @@
 
 An Image is Worth 16x16 Words (arXiv 2010.11929), as MAE, DINO and their kin use it: exact GELU, qkv
 with bias, LayerNorm eps 1e-6, no dropout. Options of its successors: LayerScale (CaiT, arXiv
-2103.17239), SwiGLU (arXiv 2002.05202) and register tokens (arXiv 2309.16588). A method initialises
-the weights by its own paper's rule.
+2103.17239), register tokens (arXiv 2309.16588), another MLP. A method initialises the weights by
+its own paper's rule.
 """
 
 from __future__ import annotations
@@ -71,24 +71,6 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class SwiGLU(nn.Module):
-    """w3(silu(a) · b) with a, b = w12(x): the MLP of DINOv2's ViT-g, as the authors lay out its weights.
-
-    Two thirds as wide as `hidden`, rounded up to a multiple of 8, so that it has about the
-    parameters of an `Mlp`.
-    """
-
-    def __init__(self, *, dim: int, hidden: int) -> None:
-        super().__init__()
-        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-        self.w12 = nn.Linear(dim, 2 * hidden)
-        self.w3 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, -1)
-        return self.w3(F.silu(gate) * value)
-
-
 class LayerScale(nn.Module):
     """A learned factor per channel at the end of a residual branch, `init` at first."""
 
@@ -126,10 +108,9 @@ class Block(nn.Module):
         layer_norm_eps: float = 1e-6,
         drop_path: float = 0,
         layer_scale: float | None = None,
-        swiglu: bool = False,
+        mlp: type[nn.Module] = Mlp,
     ) -> None:
         super().__init__()
-        mlp = SwiGLU if swiglu else Mlp
         self.norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.attn = Attention(dim=dim, heads=heads)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
@@ -189,7 +170,7 @@ class ViT(nn.Module):
         pos_interp: PosInterp = "size",
         drop_path: float = 0,
         layer_scale: float | None = None,
-        swiglu: bool = False,
+        mlp: type[nn.Module] = Mlp,
         registers: int = 0,
     ) -> None:
         super().__init__()
@@ -207,9 +188,7 @@ class ViT(nn.Module):
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         sizes = {"dim": dim, "heads": heads, "mlp_ratio": mlp_ratio, "layer_norm_eps": layer_norm_eps}
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]  # rising linearly from the first block
-        self.blocks = nn.ModuleList(
-            Block(**sizes, drop_path=rate, layer_scale=layer_scale, swiglu=swiglu) for rate in rates
-        )
+        self.blocks = nn.ModuleList(Block(**sizes, drop_path=rate, layer_scale=layer_scale, mlp=mlp) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
 
     @classmethod

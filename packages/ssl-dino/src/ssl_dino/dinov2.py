@@ -12,15 +12,34 @@ Results (the authors' README), k-NN/linear on ImageNet without → with register
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core.encoder import ImageEncoder, init_linear
 from ssl_core.hub.pretrained import Pretrained
-from ssl_core.vit import ViT, pooled
+from ssl_core.vit import Mlp, ViT, pooled
 from ssl_dino.config import DINOv2Config
 
 LAYER_SCALE = 1e-5
 """Initial factor of every branch (section 4, appendix A). Published models hold trained ones."""
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(a) · b) with a, b = w12(x): the MLP of DINOv2's ViT-g, as the authors lay out its weights.
+
+    Two thirds as wide as `hidden`, rounded up to a multiple of 8, so that it has about the
+    parameters of an `Mlp`.
+    """
+
+    def __init__(self, *, dim: int, hidden: int) -> None:
+        super().__init__()
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(gate) * value)
 
 
 class DINOv2(nn.Module, ImageEncoder, Pretrained):
@@ -36,7 +55,9 @@ class DINOv2(nn.Module, ImageEncoder, Pretrained):
     def __init__(self, config: DINOv2Config) -> None:
         super().__init__()
         self.config = config
-        self.encoder = ViT.of(config, layer_scale=LAYER_SCALE, swiglu=config.swiglu, registers=config.registers)
+        self.encoder = ViT.of(
+            config, layer_scale=LAYER_SCALE, mlp=SwiGLU if config.swiglu else Mlp, registers=config.registers
+        )
 
         # This stands for a hidden patch in iBOT's part of the training. It is kept because folders
         # of transformers hold it.

@@ -27,7 +27,7 @@ from ssl_train.log import Log, Meter
 from ssl_train.optim import build_optimizer, schedule
 from ssl_train.options import RunOptions
 from ssl_train.probe import Collapsed, Probe
-from ssl_train.processes import keep_freed_memory
+from ssl_train.processes import barrier, gather_objects, keep_freed_memory
 from ssl_train.stop import Interrupted, StopSignal
 
 
@@ -129,10 +129,10 @@ def fit(
                 with _may_fail(not (stopping or last)):
                     if rank == 0:
                         checkpoints.save(done, method, optimizer, scaler)
-                distributed.barrier()
+                barrier()
             if stopping and not last:
                 raise Interrupted(done)
-    return {index: why for bad in distributed.gather_objects(batches.bad) for index, why in bad.items()}
+    return {index: why for bad in gather_objects(batches.bad) for index, why in bad.items()}
 
 
 def lr_and_decay(config: TrainConfig, plan: Plan, step: int) -> tuple[float, float]:
@@ -213,7 +213,7 @@ def _agree(loss: Tensor, stop: bool, save: bool) -> tuple[float, bool, bool]:
 def _non_finite(folder: Path, step: int, loss: Tensor, parts: list[dict[str, Any]], meter: Meter) -> NonFiniteLoss:
     """The error, after `nan-<step>.json` got the facts: the loss and the samples of every rank."""
     samples = [int(i) for part in parts for i in part["index"].tolist()]
-    ranks = distributed.gather_objects({"rank": distributed.rank(), "loss": str(float(loss)), "samples": samples})
+    ranks = gather_objects({"rank": distributed.rank(), "loss": str(float(loss)), "samples": samples})
     report = folder / f"nan-{step}.json"
     if distributed.is_main():
         report.write_text(json.dumps({"step": step, "ranks": ranks, "last_losses": meter.losses}, indent=1))

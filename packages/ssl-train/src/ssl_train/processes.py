@@ -10,12 +10,15 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from ssl_core.distributed import is_on
+from ssl_core.distributed import is_on, world_size
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -66,3 +69,26 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
         mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping, which is unmapped when freed
+
+
+def barrier() -> None:
+    if is_on():
+        dist.barrier()
+
+
+def broadcast_object(value: T) -> T:
+    """The main process's `value` on every process."""
+    if not is_on():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """The value of every process, in the order of the ranks."""
+    if not is_on():
+        return [value]
+    values: list[T] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values

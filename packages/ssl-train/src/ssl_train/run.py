@@ -30,7 +30,7 @@ from ssl_train.data.split import Opened
 from ssl_train.fit import fit
 from ssl_train.options import RunOptions
 from ssl_train.probe import Probe
-from ssl_train.processes import process_group
+from ssl_train.processes import barrier, broadcast_object, process_group
 
 
 class RunError(InputError):
@@ -110,7 +110,7 @@ def run(setup: Setup, out: Path, options: RunOptions) -> Any:
         bad = fit(method, source, setup.transform, config, out, probe=probe, **where)
         if distributed.is_main():
             publish(method, out, bad)
-        distributed.barrier()
+        barrier()
     return method.eval()
 
 
@@ -165,8 +165,8 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
     if not record.exists() or not (begun or foreign):
         if foreign:
             raise RunError(f"{folder} is not empty and holds no run ({foreign[:5]} …): give another --out")
-        run_id = distributed.broadcast_object(uuid.uuid4().hex[:12])
-        distributed.barrier()
+        run_id = broadcast_object(uuid.uuid4().hex[:12])
+        barrier()
         if distributed.is_main():
             started = {
                 **identity,
@@ -179,7 +179,7 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
             staged = folder / ".run.json.tmp"
             staged.write_text(json.dumps(started, indent=1))
             os.replace(staged, record)
-        distributed.barrier()
+        barrier()
         return run_id
     try:
         stored = json.loads(record.read_text())

@@ -29,6 +29,7 @@ CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
 PICKLE = "pytorch_model.bin"
 
+State = Mapping[str, Tensor]
 Export = Callable[[dict[str, Tensor], Any], tuple[Any, ...]]
 Resize = Callable[[Tensor, Any, Any], Tensor]
 
@@ -223,12 +224,7 @@ def shapes_of(method_class: type, config: Any) -> dict[str, torch.Size]:
 
 
 def check_fit(
-    state: Mapping[str, Tensor],
-    unused: Sequence[str],
-    expected: Mapping[str, torch.Size],
-    *,
-    source: str,
-    strict: bool | None = None,
+    state: State, unused: Sequence[str], expected: Mapping[str, torch.Size], *, source: str, strict: bool | None = None
 ) -> None:
     """Raises WeightsMismatch, `source` and a table in its message, when a tensor is of another shape than expected.
 

@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 
 from ssl_core.errors import DataError, NoTestSplit
-from ssl_core.method import Recipe, attach, load
+from ssl_core.method import Recipe, load
 from ssl_train.data.listing import digest
 from ssl_train.data.sources import Source, open_source
+
+
+def attach(method: Any, source: Any) -> Any:
+    """`source` as `method` reads it: its own `attach(source)` where it has one."""
+    hook = getattr(method, "attach", None)
+    return source if hook is None else hook(source)
 
 
 def open_images(data: str | Path | None, *, config: Any, split: str = "train") -> Source:
