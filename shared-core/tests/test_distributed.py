@@ -1,4 +1,5 @@
-"""Two processes on this machine, over gloo: they compute what one would, and stop, go on and fail together."""
+"""Two processes on this machine, over gloo: they compute what one would, and stop, go on and fail
+together."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def test_a_group_inside_a_group_is_the_outer_one():
 
 
 def info_nce(queries, keys, first):
-    """Cross-entropy of local queries against all keys, whose row `first + i` belongs to query i; a mean."""
+    """Cross-entropy of local queries against all keys, whose row `first + i` belongs to query i; a
+    mean."""
     return F.cross_entropy(queries @ keys.T / 0.2, torch.arange(first, first + len(queries)))
 
 
@@ -180,7 +182,8 @@ NORM_SHAPE = {2: (4,), 3: (4, 5), 4: (4, 3, 2)}
 
 
 def norm_and_batch(ndim, samples, **options):
-    """A batch norm with its own gain and shift, a batch (b, 4, …) far from zero, and the gradient that reaches it."""
+    """A batch norm with its own gain and shift, a batch (b, 4, …) far from zero, and the gradient
+    that reaches it."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(4, dtype=torch.float64, **options)
     norm._check_input_dim = lambda input: None  # any number of axes

@@ -111,7 +111,8 @@ def cubic(x: float) -> float:
 
 
 def resampled(grid: list[list[float]], new: tuple[int, int], scale: tuple[float, float]) -> list[float]:
-    """Bicubic resampling of numbers, pixel centres at half integers, edges repeated; `scale` is new over old."""
+    """Bicubic resampling of numbers, pixel centres at half integers, edges repeated; `scale` is new
+    over old."""
     h, w = len(grid), len(grid[0])
     out = []
     for row in range(new[0]):

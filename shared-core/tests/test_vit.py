@@ -312,7 +312,8 @@ def test_every_weight_gets_a_gradient_and_fixed_positions_get_none():
 
 
 def flops(network: ViT, keep: int | None = None) -> tuple[float, float]:
-    """(of linear layers, of attention products) for one image, in FLOPs, without computing anything."""
+    """(of linear layers, of attention products) for one image, in FLOPs, without computing
+    anything."""
     with torch.device("meta"):
         x, index = torch.empty(1, 3, 224, 224), torch.empty(1, keep or 0, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:

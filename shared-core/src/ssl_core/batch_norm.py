@@ -10,7 +10,8 @@ from ssl_core.distributed import is_on
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the joined batch of all processes, which may hold different numbers of samples, none too.
+    """Batch norm over the joined batch of all processes, which may hold different numbers of
+    samples, none too.
 
     For (b, d), (b, d, n), (b, c, h, w) and beyond. Outputs, gradients and running statistics are
     those of one process with the whole batch; in one process, and in eval mode, it is torch's.
@@ -43,7 +44,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _JoinedNorm(torch.autograd.Function):
-    """Statistics are joined as means and squared deviations from them (Chan et al. 1979), in at least fp32."""
+    """Statistics are joined as means and squared deviations from them (Chan et al. 1979), in at
+    least fp32."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):  # type: ignore[override]
@@ -92,7 +94,8 @@ def _channels(values: Tensor, x: Tensor) -> Tensor:
 
 
 def sync_batch_norm(module: nn.Module) -> nn.Module:
-    """`module` with every `nn.BatchNorm1d/2d/3d` in it replaced by `BatchNorm`; parameters, buffers and names stay."""
+    """`module` with every `nn.BatchNorm1d/2d/3d` in it replaced by `BatchNorm`; parameters, buffers
+    and names stay."""
     if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         joined = BatchNorm(

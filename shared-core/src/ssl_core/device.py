@@ -60,7 +60,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Context of what has to be computed in the precision of its inputs, inside an autocast region too: losses."""
+    """Context of what has to be computed in the precision of its inputs, inside an autocast region
+    too: losses."""
     available = torch.amp.autocast_mode.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
@@ -71,6 +72,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def seed_step(*key: int) -> None:
-    """Seed torch's generators as a function of (seed, step, rank, …): a resumed run needs no generator state."""
+    """Seed torch's generators as a function of (seed, step, rank, …): a resumed run needs no
+    generator state."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)

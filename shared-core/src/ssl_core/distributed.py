@@ -79,7 +79,8 @@ def broadcast(x: Tensor) -> Tensor:
 
 
 def batch_mean(x: Tensor) -> Tensor:
-    """Mean of one value per sample, weighted so that DDP's mean over processes is the mean of the joined batch.
+    """Mean of one value per sample, weighted so that DDP's mean over processes is the mean of the
+    joined batch.
 
     With equal ranks it is the plain mean; with n_r of N samples on this rank, n_r · world / N times
     it. x (b,), fp32 or wider -> scalar.

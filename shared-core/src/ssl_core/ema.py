@@ -13,7 +13,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @torch.no_grad()
 def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """target ← momentum · target + (1 - momentum) · online, in place, parameter by parameter of the same name.
+    """target ← momentum · target + (1 - momentum) · online, in place, parameter by parameter of the
+    same name.
 
     The target's buffers (batch norm's statistics) are left to its own forward passes.
     Raises ValueError when the parameters' names differ.

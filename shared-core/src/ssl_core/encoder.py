@@ -13,7 +13,8 @@ from ssl_core.vit import ViT, pooled
 
 
 class ImageEncoder:
-    """Mixin of an `nn.Module` with `self.config` (mean, std) and `self.encoder`: what its users call.
+    """Mixin of an `nn.Module` with `self.config` (mean, std) and `self.encoder`: what its users
+    call.
 
     Images are uint8 or uint16 (b, c, h, w) as decoded, or floats that are normalised already.
     """
@@ -35,7 +36,8 @@ class ImageEncoder:
 
 
 class PooledViT(ViT):
-    """A ViT whose output is one vector per image: the CLS token or the mean of the patches, after the last norm."""
+    """A ViT whose output is one vector per image: the CLS token or the mean of the patches, after
+    the last norm."""
 
     def __init__(self, *, pool: str = "cls", **options: Any) -> None:
         super().__init__(**options)
@@ -50,7 +52,8 @@ class PooledViT(ViT):
 
 
 def build_encoder(config: BackboneConfig, *, zero_init_residual: bool = False) -> PooledViT | ResNet:
-    """`config.backbone`: `.features` (d), `forward` (b, d) and `patch_features` (b, h, w, d) of normalised images.
+    """`config.backbone`: `.features` (d), `forward` (b, d) and `patch_features` (b, h, w, d) of
+    normalised images.
 
     A ResNet starts as torchvision's, its residual branches at zero where asked. A ViT starts as
     DINO's and timm's.

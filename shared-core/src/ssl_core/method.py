@@ -41,7 +41,8 @@ from ssl_core.config import ConfigError
 
 
 def load(name: str) -> Any:
-    """The object behind "package.module:Name", or the entry of a dict there behind "package.module:NAME[key]"."""
+    """The object behind "package.module:Name", or the entry of a dict there behind
+    "package.module:NAME[key]"."""
     module, _, attribute = name.partition(":")
     attribute, _, key = attribute.removesuffix("]").partition("[")
     found = getattr(import_module(module), attribute)
@@ -86,7 +87,8 @@ class Recipe:
         return load(f"{self.config.partition(':')[0]}:PRESETS")[self.name]
 
     def preset(self, name: str | None, *, built_in: bool = False) -> Any:
-        """A preset's config; without a name `demo` for the built-in data, else the paper's. Raises ConfigError."""
+        """A preset's config; without a name `demo` for the built-in data, else the paper's. Raises
+        ConfigError."""
         if name is None and not built_in:
             return load(self.config)()
         presets, name = self.presets, name or "demo"

@@ -48,7 +48,8 @@ def take_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, *, cls: bool = True) -> Tensor:
-    """Fixed 2-D sin-cos positions, (1, n, dim) or, with a leading row of zeros for CLS, (1, 1 + n, dim).
+    """Fixed 2-D sin-cos positions, (1, n, dim) or, with a leading row of zeros for CLS, (1, 1 + n,
+    dim).
 
     A patch at (row, col) holds [sin col·ω, cos col·ω, sin row·ω, cos row·ω] with
     ω_i = 10000^(-4i/dim): the column fills the first half (MAE, arXiv 2111.06377, appendix A.1).
@@ -71,7 +72,8 @@ def sincos_positions(grid: tuple[int, int], dim: int, *, cls: bool = True) -> Te
 def interpolate_positions(
     pos: Tensor, old: tuple[int, int], new: tuple[int, int], how: PosInterp, *, prefix: int = 1
 ) -> Tensor:
-    """Positions of an `old` grid resampled to a `new` one: (1, prefix + n, d) -> (1, prefix + n', d).
+    """Positions of an `old` grid resampled to a `new` one: (1, prefix + n, d) -> (1, prefix + n',
+    d).
 
     Published families resample in three ways that do not agree, so a checkpoint names its own:
     "offset" (DINO, DINOv2: bicubic by the scale factor (n + 0.1) / m), "size" (MAE, DeiT,

@@ -1,4 +1,5 @@
-"""Pixels of any depth: uint8, uint16 and float images, and the normalisation that every encoder starts with."""
+"""Pixels of any depth: uint8, uint16 and float images, and the normalisation that every encoder
+starts with."""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def moved(images: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
-    """`move(images)`, where pixels only change places: torch neither flips nor gathers uint16, so it is given their bits."""
+    """`move(images)`, where pixels only change places: torch neither flips nor gathers uint16, so
+    it is given their bits."""
     if images.dtype != torch.uint16:
         return move(images)
     return move(images.view(torch.int16)).view(torch.uint16)
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Images (b, c, h, w) to float32, (x / 255 - mean) / std per channel, uint16 ones (x / 65535 - mean) / std.
+    """Images (b, c, h, w) to float32, (x / 255 - mean) / std per channel, uint16 ones (x / 65535 -
+    mean) / std.
 
     Float images are returned as they are.
 

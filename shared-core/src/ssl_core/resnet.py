@@ -71,7 +71,8 @@ def _stage(block: type[BasicBlock | Bottleneck], inputs: int, width: int, depth:
 
 
 class ResNet(nn.Module):
-    """Encoder of images (b, c, h, w) of any size; `width` is the channels of the first stage (64 as published)."""
+    """Encoder of images (b, c, h, w) of any size; `width` is the channels of the first stage (64 as
+    published)."""
 
     def __init__(self, name: str, *, in_channels: int = 3, width: int = 64, small_stem: bool = False) -> None:
         super().__init__()
@@ -98,8 +99,8 @@ class ResNet(nn.Module):
         return self
 
     def maps(self, images: Tensor, stage: int = 4) -> Tensor:
-        """A stage's map: the last one's (b, d, h / 32, w / 32), h / 8 with the small stem, rounded up; a stage before has
-        twice the height and width, and half of the channels."""
+        """A stage's map: the last one's (b, d, h / 32, w / 32), h / 8 with the small stem, rounded
+        up; a stage before has twice the height and width, and half of the channels."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}")
         x = images.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)  # faster to convolve

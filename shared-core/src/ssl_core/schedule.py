@@ -1,4 +1,5 @@
-"""Schedules, per iteration: the optimiser's, and the cosine that methods use for momenta and temperatures."""
+"""Schedules, per iteration: the optimiser's, and the cosine that methods use for momenta and
+temperatures."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ def cosine(t: float, start: float, end: float) -> float:
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, peak: float, final: float = 0.0) -> float:
-    """Learning rate of step `step` in [0, total): linear from 0 to `peak`, then half a cosine to `final`.
+    """Learning rate of step `step` in [0, total): linear from 0 to `peak`, then half a cosine to
+    `final`.
 
     lr(k) = peak · k / warmup before the warm-up ends, as MAE's `lr_sched.py` and SimCLR have it.
     """

@@ -19,7 +19,8 @@ from ssl_core.patches import PosInterp, grid_of, interpolate_positions, sincos_p
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √d + bias) v for (b, heads, n, d) tensors and a bias that broadcasts to (b, heads, n, n).
+    """softmax(q kᵀ / √d + bias) v for (b, heads, n, d) tensors and a bias that broadcasts to (b,
+    heads, n, n).
 
     On a CPU in bf16 the fused kernel is several times slower than the plain product
     (docs/benchmarks.md), and it has no gradient for a bias; so the choice goes by device, dtype and
@@ -97,7 +98,8 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention, x + MLP, each of the normalised x. `layer_scale` is the initial factor of both branches."""
+    """x + attention, x + MLP, each of the normalised x. `layer_scale` is the initial factor of both
+    branches."""
 
     def __init__(
         self,
@@ -125,8 +127,8 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens. The weights are a convolution's (as in every checkpoint), the work is one matrix product,
-    so that patches nobody looks at are dropped before it."""
+    """Patches to tokens. The weights are a convolution's (as in every checkpoint), the work is one
+    matrix product, so that patches nobody looks at are dropped before it."""
 
     def __init__(self, *, patch_size: int, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -193,12 +195,14 @@ class ViT(nn.Module):
 
     @classmethod
     def of(cls, config: Any, **options: Any) -> Self:
-        """The ViT of a `ViTConfig`, or of any config with its fields; `options` are the other arguments."""
+        """The ViT of a `ViTConfig`, or of any config with its fields; `options` are the other
+        arguments."""
         names = ("patch_size", "in_channels", "dim", "depth", "heads", "mlp_ratio", "layer_norm_eps", "pos_interp")
         return cls(image_size=config.size, **{name: getattr(config, name) for name in names}, **options)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens before the first block, (b, prefix + n, d), or (b, prefix + k, d) for the patches `keep` (b, k).
+        """Tokens before the first block, (b, prefix + n, d), or (b, prefix + k, d) for the patches
+        `keep` (b, k).
 
         The prefix is CLS and the registers.
         """
@@ -217,14 +221,16 @@ class ViT(nn.Module):
         return torch.cat([*prefix, self.patch_embed(images, keep) + pos], 1)
 
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens after the last block, CLS first, not normalised, (b, 1 + n, d); what fine-tuning pools."""
+        """Tokens after the last block, CLS first, not normalised, (b, 1 + n, d); what fine-tuning
+        pools."""
         x = self.embed(images, keep)
         for block in self.blocks:
             x = block(x)
         return x if self.prefix == 1 else torch.cat([x[:, :1], x[:, self.prefix :]], 1)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Normalised tokens (b, 1 + n, d). With `keep` (b, k) only these patches are seen at all: (b, 1 + k, d)."""
+        """Normalised tokens (b, 1 + n, d). With `keep` (b, k) only these patches are seen at all:
+        (b, 1 + k, d)."""
         return self.norm(self.tokens(images, keep))
 
     def patch_features(self, images: Tensor) -> Tensor:
@@ -234,14 +240,15 @@ class ViT(nn.Module):
         return rearrange(tokens[:, 1:], "b (h w) d -> b h w d", h=h)
 
     def attention_maps(self, images: Tensor, block: int = -1) -> Tensor:
-        """How much CLS attends to each patch in one block, per head, (b, heads, h, w); with what it gives to itself and
-        to the registers they sum to 1."""
+        """How much CLS attends to each patch in one block, per head, (b, heads, h, w); with what it
+        gives to itself and to the registers they sum to 1."""
         h, _ = self.grid_of(images)
         of_cls = self.attention_matrix(images, block, queries=1)  # b heads 1 prefix+n
         return rearrange(of_cls[..., self.prefix :], "b heads 1 (h w) -> b heads h w", h=h)
 
     def attention_matrix(self, images: Tensor, block: int = -1, queries: int | None = None) -> Tensor:
-        """Softmax matrix of one block, (b, heads, prefix + n, prefix + n), whatever kernel training uses.
+        """Softmax matrix of one block, (b, heads, prefix + n, prefix + n), whatever kernel training
+        uses.
 
         With `queries` only the rows of as many first tokens, which takes that share of the memory.
         """
@@ -254,5 +261,6 @@ class ViT(nn.Module):
         return last.attn.weights(last.norm1(x), queries)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches in `images`; ValueError when the patch does not divide them."""
+        """Rows and columns of patches in `images`; ValueError when the patch does not divide
+        them."""
         return grid_of(images, self.patch_embed.patch_size)

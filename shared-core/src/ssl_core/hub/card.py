@@ -37,7 +37,8 @@ def write_card(
     parts: Sequence[str] = (),
     **header: Any,
 ) -> Path:
-    """Write `folder/README.md`: a header, how to load the model of config.json, and `parts` in Markdown.
+    """Write `folder/README.md`: a header, how to load the model of config.json, and `parts` in
+    Markdown.
 
     `name` is the Hub id under which the model will be found, `layout` the method's. `results` are
     huggingface_hub's EvalResult; `header` holds other fields of its ModelCardData, such as

@@ -1,4 +1,5 @@
-"""config.json of other projects, in both directions: names, options that we have in one value only, and pixels."""
+"""config.json of other projects, in both directions: names, options that we have in one value only,
+and pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from ssl_core.config import ConfigError
 
 
 def written(model_type: str, architecture: str, config: Any, names: Mapping[str, str], **more: Any) -> dict[str, Any]:
-    """A transformers config.json: the fields of `config` under their `names` (ours → theirs), and `more`."""
+    """A transformers config.json: the fields of `config` under their `names` (ours → theirs), and
+    `more`."""
     fields = {theirs: getattr(config, ours) for ours, theirs in names.items()}
     return {"model_type": model_type, "architectures": [architecture], "dtype": "float32", **fields, **more}
 
@@ -39,7 +41,8 @@ def positive(values: Mapping[str, Any], key: str, default: int) -> int:
 
 
 def pixels(cls: type, values: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """image_size, in_channels, mean and std as a transformers folder says them, for the config class `cls`."""
+    """image_size, in_channels, mean and std as a transformers folder says them, for the config
+    class `cls`."""
     size = values.get("image_size", 224)
     size = tuple(size) if isinstance(size, list) else size
     fields = {"image_size": size, **statistics(cls, positive(values, "num_channels", 3))}
@@ -48,7 +51,8 @@ def pixels(cls: type, values: Mapping[str, Any], preprocessor: Mapping[str, Any]
 
 
 def statistics(cls: type, channels: int) -> dict[str, Any]:
-    """in_channels, and where these are not three the mean over colours of the class's mean and std."""
+    """in_channels, and where these are not three the mean over colours of the class's mean and
+    std."""
     if channels == 3:
         return {"in_channels": 3}
     average = {name: sum(getattr(cls, name)) / len(getattr(cls, name)) for name in ("mean", "std")}

@@ -1,4 +1,5 @@
-"""Weights of the encoders that several packages share: transformers' `vit` and `resnet`, timm, torchvision, authors.
+"""Weights of the encoders that several packages share: transformers' `vit` and `resnet`, timm,
+torchvision, authors.
 
 A ViT is written as transformers' ViTModel. A ResNet is written under torchvision's names, with a
 config.json that timm reads. transformers' ResNetModel has no small-image stem, so its layout is an
@@ -90,13 +91,15 @@ CLASSIFIERS = (r"(fc|head|classifier(\.1)?)\.(weight|bias)", r"pooler\.dense\.(w
 
 
 def vit_rows(ours: str = "encoder.") -> tuple[Row, ...]:
-    """Every spelling of a ViT that is read, beside `VIT` itself, for an encoder that is named `ours`."""
+    """Every spelling of a ViT that is read, beside `VIT` itself, for an encoder that is named
+    `ours`."""
     spellings = (*VIT_IN_MEMORY, *VIT_TIMM, *prefixed((*VIT, *VIT_IN_MEMORY), theirs="vit."))
     return prefixed(spellings, ours=ours)
 
 
 def encoder_keymap(ours: str = "encoder.", *, also: tuple[Row, ...] = ()) -> KeyMap:
-    """The map of a method whose published encoder is named `ours`; `also` are the spellings of its authors' files."""
+    """The map of a method whose published encoder is named `ours`; `also` are the spellings of its
+    authors' files."""
     resnets = (*RESNET_TRANSFORMERS, *prefixed(RESNET_TRANSFORMERS, theirs="resnet."))
     return KeyMap(
         rows=prefixed((*VIT, *RESNET), ours=ours),
@@ -125,7 +128,8 @@ def vit_to_theirs(model_type: str, architecture: str, config: Any, **more: Any) 
 
 
 def to_theirs(config: BackboneConfig) -> dict[str, Any]:
-    """config.json: transformers' for a ViT; for a ResNet what timm's `create_model("local-dir:…")` reads."""
+    """config.json: transformers' for a ViT; for a ResNet what timm's `create_model("local-dir:…")`
+    reads."""
     if config.is_vit:
         return vit_to_theirs("vit", "ViTModel", config)
     timm = {
@@ -190,7 +194,8 @@ def depth_of(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def infer(cls: type[C], state: Mapping[str, Tensor], ours: str = "encoder.") -> C:
-    """Config of a checkpoint without one, from the shapes of its encoder; a ViT's heads are taken to be 64 wide.
+    """Config of a checkpoint without one, from the shapes of its encoder; a ViT's heads are taken
+    to be 64 wide.
 
     Raises ConfigError when the tensors are no encoder's.
     """
@@ -241,7 +246,8 @@ def to_transformers(
 def to_timm(
     state: Mapping[str, Tensor], config: BackboneConfig, ours: str = "encoder."
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config.json) of a timm model with the features of `encode`, for `create_model("local-dir:…")`.
+    """(tensors, config.json) of a timm model with the features of `encode`, for
+    `create_model("local-dir:…")`.
 
     Raises ConfigError for what timm's networks do not have: another epsilon, width or stem.
     """
@@ -281,7 +287,8 @@ ENCODER_SIZES = (
     (r"(\w+\.)*[a-z_]+\.conv1\.weight", stem),
     (r"(\w+\.)+pos_embed", positions),
 )
-"""What another number of channels or another image size changes, in an encoder and in its copies (a target, a teacher)."""
+"""What another number of channels or another image size changes, in an encoder and in its copies (a
+target, a teacher)."""
 PIPELINES = {"vit": "image-feature-extraction"}
 
 

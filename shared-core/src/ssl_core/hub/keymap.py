@@ -27,7 +27,8 @@ _HOLES = {
 
 @dataclass(frozen=True)
 class KeyMap:
-    """`rows` are written and read; `also` are other spellings that are read; `drop` are keys without a meaning here."""
+    """`rows` are written and read; `also` are other spellings that are read; `drop` are keys
+    without a meaning here."""
 
     rows: tuple[Row, ...]
     also: tuple[Row, ...] = ()

@@ -35,12 +35,14 @@ Resize = Callable[[Tensor, Any, Any], Tensor]
 
 
 class WeightsMismatch(InputError, ValueError):
-    """A checkpoint and the network disagree; the message lists missing, unused and misshapen tensors."""
+    """A checkpoint and the network disagree; the message lists missing, unused and misshapen
+    tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a method's weights look to others. It knows configs, names and tensors, and never the module."""
+    """How a method's weights look to others. It knows configs, names and tensors, and never the
+    module."""
 
     keymap: KeyMap
     """our names and the names in files"""
@@ -51,19 +53,25 @@ class Layout:
     infer: Callable[[Mapping[str, Tensor]], Any]
     """a checkpoint's shapes → our config, for an author's file that holds none"""
     resize: tuple[tuple[str, Resize], ...] = ()
-    """pattern of our names → `(tensor, stored config, wanted config) → tensor`, for other channels or image sizes"""
+    """pattern of our names → `(tensor, stored config, wanted config) → tensor`, for other channels
+    or image sizes"""
     tidy: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] = lambda state, stored: state
-    """the state of a file with this config → the state of the network, where names alone do not make it"""
+    """the state of a file with this config → the state of the network, where names alone do not
+    make it"""
     unwrap: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda raw: raw
-    """what an author's checkpoint unpickles to → its tensors, where they are not under "model" or "state_dict\""""
+    """what an author's checkpoint unpickles to → its tensors, where they are not under "model" or
+    "state_dict\""""
     foreign: Callable[[Path], tuple[dict[str, Tensor], Any] | None] = lambda path: None
-    """a path of another form → (its tensors, our config or None to infer it), or None when it is no such form"""
+    """a path of another form → (its tensors, our config or None to infer it), or None when it is no
+    such form"""
     heads: tuple[str, ...] = ()
-    """prefixes of what only training needs; when a file has none of it, the heads are initialised anew"""
+    """prefixes of what only training needs; when a file has none of it, the heads are initialised
+    anew"""
     head_fields: tuple[str, ...] = ()
     """fields of a `BackboneConfig`'s heir that the shapes of its heads fix"""
     recipe: tuple[str, ...] = ()
-    """fields of another config, beside the optimiser's, that no weights fix: views, masks, dropout"""
+    """fields of another config, beside the optimiser's, that no weights fix: views, masks,
+    dropout"""
     copies: Mapping[str, str] = field(default_factory=dict)
     """prefix of a momentum copy → prefix of what it copies"""
     kind: Callable[[Any], str] = lambda config: ""
@@ -71,15 +79,18 @@ class Layout:
     rewritten: tuple[str, ...] = ()
     """keys of `to_theirs` that transformers changes when it saves the folder again"""
     pipelines: Mapping[str, str] = field(default_factory=dict)
-    """model type of config.json → the pipeline of transformers that opens it; we alone read other types"""
+    """model type of config.json → the pipeline of transformers that opens it; we alone read other
+    types"""
     inputs: tuple[str, str] = ("images", "uint8 (b, c, h, w)")
     """what `encode` takes, for the model card: its name, and its type and shape"""
     exports: Mapping[str, Export] = field(default_factory=dict)
-    """`export --to` this name: `(state, config) → (tensors, config.json[, another name of that file])`"""
+    """`export --to` this name: `(state, config) → (tensors, config.json[, another name of that
+    file])`"""
 
 
 def layout_of(method: Any) -> Layout:
-    """The `Layout` that a method, or its class, names by its import string `layout`; TypeError when it names none."""
+    """The `Layout` that a method, or its class, names by its import string `layout`; TypeError when
+    it names none."""
     cls = method if isinstance(method, type) else type(method)
     if not hasattr(cls, "layout"):
         raise TypeError(f"{cls.__name__} has no weight layout")
@@ -87,7 +98,8 @@ def layout_of(method: Any) -> Layout:
 
 
 def read_weights(path: Path, config_class: type, layout: Layout) -> tuple[dict[str, Tensor], list[str], Any]:
-    """(state dict in our names, keys of the file that have none, stored config) of a folder or a checkpoint file."""
+    """(state dict in our names, keys of the file that have none, stored config) of a folder or a
+    checkpoint file."""
     if (found := layout.foreign(path)) is not None:
         raw, config = found
         state, unused = layout.keymap.to_ours(raw)
@@ -100,7 +112,8 @@ def read_weights(path: Path, config_class: type, layout: Layout) -> tuple[dict[s
 
 
 def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
-    """(state dict in our names, keys of the file that have none) of a folder or a checkpoint file."""
+    """(state dict in our names, keys of the file that have none) of a folder or a checkpoint
+    file."""
     if path.is_file():
         return layout.keymap.to_ours(read_tensors(path, layout))
     verify_sums(path, [name for name in (WEIGHTS, HEADS) if (path / name).exists()])
@@ -168,7 +181,8 @@ def _own_config(own: Any, config_class: type) -> Any:
 
 
 def verify_config(path: Path) -> None:
-    """Raises WeightsError when config.json or preprocessor_config.json does not match SHA256SUMS beside it.
+    """Raises WeightsError when config.json or preprocessor_config.json does not match SHA256SUMS
+    beside it.
 
     A file that SHA256SUMS does not list passes. So does a folder that transformers saved again: it
     leaves our sums.
@@ -179,7 +193,8 @@ def verify_config(path: Path) -> None:
 
 
 def _with_timms_facts(config: Any, values: dict[str, Any]) -> Any:
-    """`config` with what timm's config.json says and shapes do not: pixels, crop, attention heads, pooling.
+    """`config` with what timm's config.json says and shapes do not: pixels, crop, attention heads,
+    pooling.
 
     timm resamples positions with antialiasing.
     """
@@ -226,7 +241,8 @@ def shapes_of(method_class: type, config: Any) -> dict[str, torch.Size]:
 def check_fit(
     state: State, unused: Sequence[str], expected: Mapping[str, torch.Size], *, source: str, strict: bool | None = None
 ) -> None:
-    """Raises WeightsMismatch, `source` and a table in its message, when a tensor is of another shape than expected.
+    """Raises WeightsMismatch, `source` and a table in its message, when a tensor is of another
+    shape than expected.
 
     Also when one is missing or unused, where `strict`; where not, a warning has the table. None
     means either may be.
@@ -245,7 +261,8 @@ def check_fit(
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ConfigError when it is unreadable or holds something else."""
+    """The object in a JSON file. Raises ConfigError when it is unreadable or holds something
+    else."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

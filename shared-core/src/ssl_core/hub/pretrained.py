@@ -34,7 +34,8 @@ class Pretrained:
     """whether `from_pretrained` found no heads, so that those here are new"""
 
     def architecture(self) -> list[str]:
-        """Names of the config's fields that these weights fix. A run that starts from them takes these fields.
+        """Names of the config's fields that these weights fix. A run that starts from them takes
+        these fields.
 
         With a `BackboneConfig` they are the encoder's and, where the file had heads, theirs; else
         all but the recipe's.
@@ -46,7 +47,8 @@ class Pretrained:
         return [field.name for field in dataclasses.fields(self.config) if field.name not in recipe]
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the folder that `from_pretrained` and transformers read. Every file is replaced whole or not at all."""
+        """Write the folder that `from_pretrained` and transformers read. Every file is replaced
+        whole or not at all."""
         assert isinstance(self, nn.Module)
         layout, method = layout_of(self), f"{type(self).__module__}:{type(self).__qualname__}"
         theirs, heads = layout.keymap.to_theirs(self.state_dict())
@@ -60,14 +62,17 @@ class Pretrained:
         return Path(folder)
 
     def save_preprocessor(self, folder: Path) -> None:
-        """Write how inputs are made: preprocessor_config.json of an image method, a tokenizer's files of a text method."""
+        """Write how inputs are made: preprocessor_config.json of an image method, a tokenizer's
+        files of a text method."""
         write_json(folder / PREPROCESSOR, self.preprocessor())
 
     def load_preprocessor(self, folder: Path) -> None:
-        """Read what `save_preprocessor` wrote, where it is there. An image method has it in its config."""
+        """Read what `save_preprocessor` wrote, where it is there. An image method has it in its
+        config."""
 
     def preprocessor(self) -> dict[str, Any]:
-        """preprocessor_config.json of an image method: shorter side, centre crop, mean and std of the config."""
+        """preprocessor_config.json of an image method: shorter side, centre crop, mean and std of
+        the config."""
         h, w = self.config.size
         resize = {"do_resize": True, "size": {"shortest_edge": int(min(h, w) / self.config.crop_pct)}}
         crop = {"do_center_crop": True, "crop_size": {"height": h, "width": w}, "resample": 3}
@@ -130,7 +135,8 @@ class Pretrained:
     def push_to_hub(
         self, repo_id: str, *, token: str | None = None, private: bool | None = None, license: str | None = None
     ) -> str:
-        """Publish the weights in one commit and return its URL; `ssl_core.hub.remote.push` does it for a run folder.
+        """Publish the weights in one commit and return its URL; `ssl_core.hub.remote.push` does it
+        for a run folder.
 
         `license` is that of the weights, Apache-2.0 by default. Weights trained from CC-BY-NC
         weights stay CC-BY-NC.
@@ -142,7 +148,8 @@ class Pretrained:
 
 
 def _adapted(config: Any, in_channels: int | None, image_size: int | tuple[int, int] | None) -> Any:
-    """`config` for another image size or number of channels, whose mean and std are then those of the mean colour."""
+    """`config` for another image size or number of channels, whose mean and std are then those of
+    the mean colour."""
     if image_size is not None:
         config = dataclasses.replace(config, image_size=image_size)
     if in_channels is not None and in_channels != config.in_channels:
@@ -152,7 +159,8 @@ def _adapted(config: Any, in_channels: int | None, image_size: int | tuple[int, 
 
 
 def _with_new_heads(method: nn.Module, state: dict[str, Tensor], layout: Layout, *, source: str) -> dict[str, Tensor]:
-    """An encoder's `state` with the heads that `method` has just initialised, and momentum copies of both."""
+    """An encoder's `state` with the heads that `method` has just initialised, and momentum copies
+    of both."""
     own = method.state_dict()
     new = {key: own[key] for key in own if key.startswith(layout.heads) and key not in state}
     if new:

@@ -20,7 +20,8 @@ def stem(weight: Tensor, stored: Any, wanted: Any) -> Tensor:
 
 
 def positions(pos: Tensor, stored: Any, wanted: Any) -> Tensor:
-    """Positions (1, 1 + n, d) or (1 + n, d) for the grid of `wanted`, resampled as its `pos_interp` says."""
+    """Positions (1, 1 + n, d) or (1 + n, d) for the grid of `wanted`, resampled as its `pos_interp`
+    says."""
     batched = pos if pos.ndim == 3 else pos[None]
     return interpolate_positions(batched, stored.grid, wanted.grid, wanted.pos_interp).view(
         *pos.shape[:-2], -1, pos.shape[-1]
@@ -50,7 +51,8 @@ def adapt_stem(weight: Tensor, channels: int) -> Tensor:
 
 
 def adapt_head(weight: Tensor, old: int, new: int) -> Tensor:
-    """A pixel predictor's weight or bias ((p·p·c), …), channel fastest, for `new` instead of `old` channels.
+    """A pixel predictor's weight or bias ((p·p·c), …), channel fastest, for `new` instead of `old`
+    channels.
 
     One channel predicts the mean of the old ones. More channels keep the old ones and add that
     mean.

@@ -105,7 +105,8 @@ def verify_sums(folder: str | Path, files: Iterable[str] | None = None) -> bool:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """File name -> sha256 of `folder/SHA256SUMS`, empty when there is none. Raises WeightsError when it is damaged."""
+    """File name -> sha256 of `folder/SHA256SUMS`, empty when there is none. Raises WeightsError
+    when it is damaged."""
     if not (folder / SUMS).is_file():
         return {}
     sums = {}
