@@ -1,7 +1,7 @@
-"""ssl-core: the thin core that every self-supervised method package stands on.
+"""ssl-core: the thin core under the self-supervised learning packages ssl-*.
 
-`vit`, `patches`, `device`, `distributed`, `ema` and `method` are the core itself; `train`, `data`,
-`hub`, `evaluate` and `testing` surround it and are imported when used. Importing this package
+Encoders, patches and pixels, devices and processes, moving averages, configs, and in `hub` weights
+in and out. Training, data, evaluation and the command line are ssl-train's. Importing this package
 imports nothing.
 """
 

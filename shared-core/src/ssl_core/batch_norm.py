@@ -10,8 +10,9 @@ from ssl_core.distributed import is_on
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the joined batch of all processes, which may hold different numbers of
-    samples, none too.
+    """Batch norm over the joined batch of all processes.
+
+    The processes may hold different numbers of samples, including zero.
 
     For (b, d), (b, d, n), (b, c, h, w) and beyond. Outputs, gradients and running statistics are
     those of one process with the whole batch; in one process, and in eval mode, it is torch's.
@@ -44,8 +45,10 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _JoinedNorm(torch.autograd.Function):
-    """Statistics are joined as means and squared deviations from them (Chan et al. 1979), in at
-    least fp32."""
+    """The normalisation by joined statistics.
+
+    They are joined as means and squared deviations from them (Chan et al. 1979), in fp32 or wider.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):  # type: ignore[override]

@@ -60,8 +60,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Context of what has to be computed in the precision of its inputs, inside an autocast region
-    too: losses."""
+    """Switch autocast off: losses are computed in the precision of their inputs."""
     available = torch.amp.autocast_mode.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 

@@ -1,4 +1,4 @@
-"""Processes that train together. Every function is a plain no-op in a single process."""
+"""Processes that train together. In a single process every function does nothing."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def row_counts(x: Tensor) -> list[int]:
 def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
     """Rows of every process, (n_total, …), in the order of the ranks, with gradient.
 
-    Ranks may hold different numbers of rows: `counts` are these numbers, where `row_counts` was
-    asked for them already. The backward pass sums what every rank sends to a row, so with DDP's
+    Ranks may hold different numbers of rows. Pass them as `counts` if you know them already (from
+    `row_counts`). The backward pass sums what every rank sends to a row, so with DDP's
     mean over processes a loss over local anchors against gathered keys has the gradient of the
     one-process batch; with unequal ranks weight the local mean by n_rank · world / n_total.
     """

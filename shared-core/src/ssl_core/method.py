@@ -51,35 +51,36 @@ def load(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One method, as import strings.
-
-    `config` is its frozen dataclass, beside which `PRESETS` stand, `method` the module (built as
-    `Method(config)`), `views` a function `build(config) -> transform` whose result makes one
-    sample's tensors in a worker (empty for an encoder that is not trained here; its
-    `check(source)`, where it has one, refuses data that it cannot use), `show` a function
-    `show(method, source, folder)` that draws the figures and returns their captions. `eval_view`
-    builds the transform of evaluations, `source` opens data: `open(data, *, config, split)`.
-    `built_in` is the name of the data that there is without any, `blank` makes a sample without
-    content for estimates, `blank(config)`. `raw` names and gives the baseline that needs no
-    network, a function of what `encode` is given. `settle`, where data decides some fields (a
-    vocabulary), fills them in: `settle(config, data) -> config`. `measure` gives figures that need
-    no labels (a perplexity), for evaluation.json and, under "summary", lines for the terminal:
-    `measure(method, source) -> dict`.
-    """
+    """One method. What needs torch is named by an import string, "package.module:Name"."""
 
     name: str
+    """what --method says, and the key in `RECIPES`, `PRESETS` and `LAYOUTS`"""
     package: str
+    """the package's module, such as "ssl_mae\""""
     config: str
+    """its frozen dataclass; `PRESETS` stand beside it"""
     method: str
+    """its module, built as `Method(config)`"""
     views: str
+    """`build(config) -> transform`: one sample's tensors, made in a worker. Empty for an encoder
+    that is not trained here. The transform may have `check(source)`, which refuses data"""
     show: str
+    """`show(method, source, folder)` draws the figures and returns {file name: caption}"""
     eval_view: str = "ssl_train.data.views:eval_view"
+    """`build(config) -> transform` of evaluations"""
     source: str = "ssl_train.data.split:open_images"
+    """`open(data, *, config, split)` opens data"""
     built_in: str = "scenes"
+    """name of the built-in data"""
     blank: str = "ssl_train.data.views:blank"
+    """`blank(config)` makes a sample without content, for estimates"""
     raw: tuple[str, str] = ("raw pixels", "ssl_train.evaluate.features:pixels")
+    """name of the baseline without a network, and the baseline: a function of `encode`'s input"""
     settle: str | None = None
+    """`settle(config, data) -> config` fills in the fields that data decides (a vocabulary)"""
     measure: str | None = None
+    """`measure(method, source) -> dict`: figures without labels, such as a perplexity, for
+    evaluation.json; its "summary" holds lines for the terminal"""
 
     @property
     def presets(self) -> dict[str, Callable[[], Any]]:
@@ -105,9 +106,8 @@ class Recipe:
 class Verb:
     """A command that only one package has, as import strings.
 
-    `arguments` is a frozen dataclass, whose docstring is the help; `run(recipe, arguments)` does
-    it. `methods` are the recipes that it is for, all by default; the first is taken where the
-    arguments name none.
+    `arguments` is a frozen dataclass whose docstring is the help. `run(recipe, arguments)` does the
+    work. `methods` are the recipes that it is for, by default all; the first is the default.
     """
 
     arguments: str

@@ -75,7 +75,7 @@ def interpolate_positions(
     """Positions of an `old` grid resampled to a `new` one: (1, prefix + n, d) -> (1, prefix + n',
     d).
 
-    Published families resample in three ways that do not agree, so a checkpoint names its own:
+    Published models resample in three ways that do not agree, so a config names its own:
     "offset" (DINO, DINOv2: bicubic by the scale factor (n + 0.1) / m), "size" (MAE, DeiT,
     transformers: bicubic to the size), "antialias" (DINOv2 with registers, timm: the same with
     antialiasing). `prefix` rows (CLS, registers) are kept as they are. Computed in float32 or

@@ -24,19 +24,19 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def moved(images: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
-    """`move(images)`, where pixels only change places: torch neither flips nor gathers uint16, so
-    it is given their bits."""
+    """`move(images)` for a function that only moves pixels to other places.
+
+    torch can neither flip nor gather uint16, so it is given the same bits as int16.
+    """
     if images.dtype != torch.uint16:
         return move(images)
     return move(images.view(torch.int16)).view(torch.uint16)
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Images (b, c, h, w) to float32, (x / 255 - mean) / std per channel, uint16 ones (x / 65535 -
-    mean) / std.
+    """Images (b, c, h, w) to float32: (x / top - mean) / std per channel, top = 255 or 65535.
 
-    Float images are returned as they are.
-
+    Float images are taken to be normalised already, and returned as they are.
     Raises ValueError when `mean` has another number of channels than the images.
     """
     if images.is_floating_point():

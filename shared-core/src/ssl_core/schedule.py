@@ -1,5 +1,4 @@
-"""Schedules, per iteration: the optimiser's, and the cosine that methods use for momenta and
-temperatures."""
+"""Schedules: the learning rate, and the cosine that methods use for momenta and temperatures."""
 
 from __future__ import annotations
 
