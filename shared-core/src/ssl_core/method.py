@@ -7,7 +7,6 @@ There is no base class. A method is any `nn.Module` with
 
 and, where its paper needs them,
 
-    prepare(data, init, folder, options)   once, at every start of a run, before the first step: what else it needs
     before_step(progress)   after unscaling and clipping, before the optimiser
     after_step(progress)    once per optimiser step: EMA, queue, centre, clamps
     param_groups(config)    optimiser groups other than `ssl_train.optim`'s
@@ -58,7 +57,9 @@ class Recipe:
     captions. `eval_view` builds the transform of evaluations, `source` opens data: `open(data, *, config, split)`.
     `built_in` is the name of the data that there is without any, `blank` makes a sample without content for estimates,
     `blank(config)`. `raw` names and gives the baseline that needs no network, a function of what `encode` is given.
-    `settle`, where data decides some fields (a vocabulary), fills them in: `settle(config, data) -> config`. `measure`
+    `settle`, where data decides some fields (a vocabulary), fills them in: `settle(config, data) -> config`.
+    `prepare(method, *, data, init, folder, options)` gives the method what else it needs (a trained tokenizer), at every
+    start of a run, before the first step. `measure`
     gives figures that need no labels (a perplexity), for evaluation.json and, under "summary", lines for the terminal:
     `measure(method, source) -> dict`.
     """
@@ -75,6 +76,7 @@ class Recipe:
     blank: str = "ssl_train.data.views:blank"
     raw: tuple[str, str] = ("raw pixels", "ssl_train.evaluate.features:pixels")
     settle: str | None = None
+    prepare: str | None = None
     measure: str | None = None
 
     @property

@@ -20,6 +20,7 @@ RECIPES = {
         method="ssl_beit.beit:BEiT",
         views="ssl_beit.views:build_beit",
         show="ssl_beit.show:show_beit",
+        prepare="ssl_beit.prepare:prepare",
         measure="ssl_beit.measure:measure_beit",
     ),
     "dvae": Recipe(
@@ -38,7 +39,6 @@ STRIDE = 8
 
 UPDATES = 3_000_000
 """Optimiser steps of DALL-E's tokenizer, to which its schedules refer (arXiv 2102.12092, appendix A.2)."""
-
 
 Blocks = Annotated[int, Interval(ge=1, le=100)]
 
