@@ -1,4 +1,4 @@
-"""The discrete VAE: its loss against plain Python, its schedules, and what must hold whatever the weights are."""
+"""The discrete VAE: its loss against plain Python, and what holds whatever the weights are."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_gumbel_noise_has_the_law_and_depends_on_its_own_seed_alone():
 
 
 def test_uniform_numbers_of_the_noise_never_reach_0_or_1():
-    """In float32 the last of 2^24 steps would round to 1, whose noise is infinite: 2^23 of them do not."""
+    """In float32 the last of 2^24 steps would round to 1: infinite noise. 2^23 steps are safe."""
     steps = torch.tensor([0, 2**23 - 1]).float()
     uniform = (steps + 0.5) / 2**23
     assert 0 < uniform[0] and uniform[1] < 1

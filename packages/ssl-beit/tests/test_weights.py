@@ -1,4 +1,4 @@
-"""BEiT's weights in transformers, timm and the authors' checkpoints, in both directions where there are two."""
+"""BEiT's weights in transformers, timm and the authors' checkpoints, on random weights."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Conv2d(nn.Module):
 
 
 def dalle_modules(dvae: DVAE, monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module]:
-    """Encoder and decoder as objects of classes that are called as DALL-E's, in modules that are there only now."""
+    """Encoder and decoder as objects of classes named as DALL-E's, whose modules exist only now."""
     shells: dict[str, type] = {}
     for path in ("encoder.Encoder", "encoder.EncoderBlock", "decoder.Decoder", "decoder.DecoderBlock", "utils.Conv2d"):
         module, name = path.split(".")

@@ -1,4 +1,4 @@
-"""A discrete VAE that makes visual tokens of pictures, and BEiT (arXiv 2106.08254), which learns from them.
+"""A discrete VAE that turns pictures into visual tokens, and BEiT (arXiv 2106.08254) on them.
 
 from ssl_beit import DVAE, BEiT, train
 """

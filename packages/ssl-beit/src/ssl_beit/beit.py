@@ -3,7 +3,8 @@
 Blocks of an image's patches are hidden. For each hidden patch a ViT predicts the visual token that
 a discrete VAE gives the same place of the whole image.
 
-    z = argmax tokenizer(view₂),  L = −1/Σm · Σ_{i: m_i = 1} log p(z_i | view₁ with m hidden)   (section 2.3)
+    z = argmax tokenizer(view₂)                                                     (section 2.3)
+    L = −1/Σm · Σ_{i: m_i = 1} log p(z_i | view₁ with m hidden)
 
 view₁ and view₂ are one crop in two sizes, so that token i and patch i show the same. A learned
 embedding replaces that of a hidden patch. There are no absolute positions: all blocks add one
@@ -55,10 +56,10 @@ def beit_loss(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
 
 
 def masked_first(mask: Tensor, budget: int) -> tuple[Tensor, Tensor]:
-    """(patch ids (b, budget), weight (b, budget)): hidden patches of `mask` (b, n) first, with weight 1.
+    """(patch ids, weights), (b, budget) each: first those that `mask` (b, n) hides, with weight 1.
 
-    Seen patches fill the rest, with weight 0: so every sample has as many, and the head works on
-    one dense tensor.
+    Seen patches fill the rest, with weight 0. So every image has as many, and the head works on one
+    dense tensor.
     """
     ids = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :budget]  # b k
     return ids, mask.gather(1, ids).float()
@@ -85,7 +86,7 @@ class RelativeAttention(Attention):
 
 
 class RelativeBlock(Block):
-    """The core's block around `RelativeAttention`. In fine-tuned models each block has its own table."""
+    """The core's block with `RelativeAttention`; in fine-tuned models each has its own table."""
 
     def __init__(self, config: BEiTConfig, *, drop_path: float) -> None:
         names = ("dim", "heads", "mlp_ratio", "layer_norm_eps", "layer_scale")
@@ -116,7 +117,7 @@ class Encoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Section 2.5: a cut normal, with smaller ends of the residual branches in deeper blocks."""
+        """A cut normal; residual branches end in smaller weights in deeper blocks (section 2.5)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 truncated_normal(module.weight)
@@ -182,6 +183,7 @@ class BEiT(nn.Module, ImageEncoder, Pretrained):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
+        # An encoder alone has neither head nor tokenizer.
         self.lm_head = nn.Linear(config.dim, config.vocab) if config.vocab else None
         if self.lm_head is not None:
             truncated_normal(self.lm_head.weight)
@@ -193,7 +195,10 @@ class BEiT(nn.Module, ImageEncoder, Pretrained):
             self.tokenizer = Tokenizer(**sizes).requires_grad_(False)
 
     def adopt(self, dvae: DVAE) -> None:
-        """Take over a trained tokenizer of any size. Raises ConfigError for another vocabulary or channels."""
+        """Take over a trained tokenizer of any size.
+
+        Raises ConfigError if its vocabulary or its channels are not this method's.
+        """
         sizes = dvae.config
         for name in ("vocab", "in_channels"):
             ours, its = getattr(self.config, name), getattr(sizes, name)
@@ -201,15 +206,15 @@ class BEiT(nn.Module, ImageEncoder, Pretrained):
                 flag = name.replace("_", "-")
                 raise ConfigError(f"{name} = {ours}: the tokenizer's is {its}: give --{flag} {its}")
         self.tokenizer = dvae.average.requires_grad_(False)
-        # The config now tells the sizes of this tokenizer, and that it is inside.
-        found = {"tokenizer_hidden": sizes.hidden, "tokenizer_blocks": sizes.blocks}
-        found |= {"tokenizer_init": sizes.decoder_init}
-        self.config = dataclasses.replace(self.config, tokenizer=None, **found)
+        # The config now has the sizes of this tokenizer, and names no other: it is inside.
+        inside = {"tokenizer": None, "tokenizer_hidden": sizes.hidden, "tokenizer_blocks": sizes.blocks}
+        self.config = dataclasses.replace(self.config, **inside, tokenizer_init=sizes.decoder_init)
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """Loss of `batch["views"]`, the encoder's view and the tokenizer's, and `batch["mask"]` (b, n) bool.
+        """Loss of `batch["views"]`, the encoder's and the tokenizer's, and `batch["mask"]` (b, n).
 
-        Logs the accuracy on hidden patches, and what the most frequent token of the batch would reach.
+        Logs the accuracy on hidden patches, and what the batch's most frequent token alone would
+        reach.
         """
         images, pixels = batch["views"]
         mask = batch["mask"]  # b n
@@ -225,7 +230,7 @@ class BEiT(nn.Module, ImageEncoder, Pretrained):
         tokens = tokens.gather(1, ids)  # b k
         loss = beit_loss(logits, tokens, weight)
 
-        # How often each token is the answer: always guessing the most frequent one is the baseline.
+        # How often each token is the answer.
         counts = logits.new_zeros(self.config.vocab, dtype=torch.float32)
         counts.scatter_add_(0, tokens.flatten(), weight.flatten())
         hits = (logits.argmax(-1) == tokens) * weight
@@ -233,7 +238,7 @@ class BEiT(nn.Module, ImageEncoder, Pretrained):
         return {"loss": loss, "accuracy": accuracy, "most_frequent": most_frequent}
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits (…, vocab) of the encoder's tokens (…, d). Raises ConfigError for an encoder alone."""
+        """Logits (…, vocab) of tokens (…, d). Raises ConfigError for an encoder alone."""
         if self.lm_head is None:
             raise ConfigError("vocab = 0: this is an encoder alone, it has no head")
         return self.lm_head(self.encoder.norm(x))
@@ -252,12 +257,18 @@ class BEiT(nn.Module, ImageEncoder, Pretrained):
 
     @torch.no_grad()
     def tokenize(self, pixels: Tensor) -> Tensor:
-        """Token ids (b, h, w) of images (b, c, 8h, 8w), uint8 or in [0, 1]. Raises ConfigError without a tokenizer."""
+        """Token ids (b, h, w) of images (b, c, 8h, 8w), uint8 or in [0, 1].
+
+        Raises ConfigError without a tokenizer.
+        """
         return self.required_tokenizer().tokenize(pixels)
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """Images (b, c, 8h, 8w) in [0, 1] of token ids (b, h, w). Raises ConfigError without a tokenizer."""
+        """Images (b, c, 8h, 8w) in [0, 1] of token ids (b, h, w).
+
+        Raises ConfigError without a tokenizer.
+        """
         return self.required_tokenizer().decode(ids)
 
     def required_tokenizer(self) -> Tokenizer:
@@ -267,11 +278,8 @@ class BEiT(nn.Module, ImageEncoder, Pretrained):
         return self.tokenizer
 
     def param_groups(self, config: BEiTConfig) -> list[dict[str, Any]]:
-        """Matrices with weight decay; biases, other 1-D tensors and CLS without (the authors' rule)."""
-        groups: list[dict[str, Any]] = [
-            {"params": [], "weight_decay": config.weight_decay},
-            {"params": [], "weight_decay": 0.0},
-        ]
+        """Matrices with weight decay; 1-D tensors and CLS without (the authors' rule)."""
+        groups: list[dict[str, Any]] = [{"params": [], "weight_decay": w} for w in (config.weight_decay, 0.0)]
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 plain = parameter.ndim <= 1 or name == "encoder.cls_token"

@@ -1,5 +1,7 @@
-"""BEiT's weights elsewhere: transformers' `beit`, the authors' checkpoints and timm's. The tokenizer's are in
-`convert_dvae.py`."""
+"""BEiT's weights elsewhere: transformers' `beit`, the authors' checkpoints and timm's.
+
+The tokenizer's are in `convert_dvae.py`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ IN_BLOCK = "relative_position_bias.relative_position_bias_table"
 
 
 def with_biases(rows: tuple[Row, ...], query: str, value: str, table: str) -> tuple[Row, ...]:
-    """A ViT block's rows as BEiT has them: no bias of the keys; LayerScale and a table of its own."""
+    """A ViT block's rows as BEiT has them: no bias of the keys, LayerScale, a table of its own."""
     ((qkv, parts),) = (row for row in rows if row[0] == "attn.qkv.{w}")
     return (
         *(row for row in rows if row[0] != qkv),
@@ -63,6 +65,8 @@ MODEL_IN_MEMORY: tuple[Row, ...] = (
     (TABLE, "shared_position_bias.relative_position_bias_table"),
     *prefixed(IN_MEMORY, ours="blocks.{i}.", theirs="layers.{i}."),
 )
+AROUND = same("cls_token", "mask_token", "patch_embed.proj.{w}", "norm.{w}", "fc_norm.{w}", TABLE)
+"""Around the blocks of timm's and the authors' BEiT."""
 NORMS: tuple[Row, ...] = (("norm.{w}", "layernorm.{w}"), ("fc_norm.{w}", "pooler.layernorm.{w}"))
 
 KEYMAP = KeyMap(
@@ -79,10 +83,7 @@ KEYMAP = KeyMap(
         ("encoder.norm.{w}", "beit.layernorm.{w}"),
         ("encoder.fc_norm.{w}", "pooler.layernorm.{w}"),
         # the authors and timm
-        *prefixed(
-            same("cls_token", "mask_token", "patch_embed.proj.{w}", "norm.{w}", "fc_norm.{w}", TABLE), ours="encoder."
-        ),
-        *prefixed(TIMM, ours="encoder.blocks.{i}.", theirs="blocks.{i}."),
+        *prefixed((*AROUND, *prefixed(TIMM, ours="blocks.{i}.", theirs="blocks.{i}.")), ours="encoder."),
     ),
     drop=(r".*relative_position_index", r"(classifier|head)\.(weight|bias)"),
 )
@@ -101,7 +102,7 @@ FIXED = {"hidden_act": "gelu", "use_absolute_position_embeddings": False}
 
 
 def to_theirs(config: BEiTConfig) -> dict[str, Any]:
-    """config.json of transformers' BeitForMaskedImageModeling, of BeitModel for an encoder alone."""
+    """config.json of transformers' BeitForMaskedImageModeling, of BeitModel without a head."""
     has_head = config.vocab > 0
     more = {
         "image_size": config.image_size,
@@ -109,7 +110,7 @@ def to_theirs(config: BEiTConfig) -> dict[str, Any]:
         "intermediate_size": round(config.dim * config.mlp_ratio),
         "use_mask_token": has_head,
         "use_relative_position_bias": not config.shared_bias,
-        # with it transformers has its last norm behind the mean, or leaves it to the head
+        # With it transformers has its last norm behind the mean, or leaves it to the head.
         "use_mean_pooling": has_head or config.final_norm == "pooled",
         **({"vocab_size": config.vocab} if has_head else {}),
     }
@@ -118,14 +119,16 @@ def to_theirs(config: BEiTConfig) -> dict[str, Any]:
 
 
 def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> BEiTConfig:
-    """Our config of a transformers folder, without a tokenizer. A fine-tuned model is an encoder alone.
+    """Our config of a transformers folder, which holds no tokenizer.
 
-    Raises ConfigError for another architecture or an option that we do not have.
+    A fine-tuned model is an encoder alone. Raises ConfigError for another architecture or an option
+    that we do not have.
     """
-    # A model has one shared table or one per block: BEiT without positions is not ours.
+    # A model has one shared table, or one in each block. We do not read one that has none.
     shared = values.get("use_shared_relative_position_bias", False)
     tables = {"use_relative_position_bias": not shared}
     known = read({"use_relative_position_bias": False, **values}, "beit", names=NAMES, fixed=FIXED | tables, by="BEiT")
+    # transformers' image processor for BEiT has mean and standard deviation 0.5 by default.
     half = (0.5,) * positive(values, "num_channels", 3)
     seen = pixels(BEiTConfig, values, {"image_mean": half, "image_std": half, **preprocessor})
 
@@ -142,9 +145,9 @@ def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> BEiTCon
 
 
 def published(**fields: Any) -> BEiTConfig:
-    """The config of a checkpoint without a tokenizer, which does not say how it was masked either.
+    """The config of a checkpoint, which holds no tokenizer and does not say how it was masked.
 
-    Masks are the paper's: 75 of 196 patches in blocks of 16 or more, and as large a share of others.
+    Masks are the paper's: 75 of 196 patches in blocks of 16 or more, and the same share of others.
     """
     unmasked = {"tokenizer": None, "tokenizer_hidden": 0, "mask_patches": 1, "mask_block": 1}
     config = from_dict(BEiTConfig, fields | unmasked)
@@ -154,9 +157,10 @@ def published(**fields: Any) -> BEiTConfig:
 
 
 def infer(state: Mapping[str, Tensor]) -> BEiTConfig:
-    """Config of the authors' or timm's checkpoint, from shapes. The table tells heads and grid, which is square.
+    """Config of the authors' or timm's checkpoint, from shapes.
 
-    Raises ConfigError when the tensors are not a BEiT's.
+    The table says the heads and the grid, which is taken to be square. Raises ConfigError when the
+    tensors are not a BEiT's.
     """
     tables = [f"encoder.{TABLE}", f"encoder.blocks.0.{TABLE}"]
     table = next((name for name in tables if name in state), tables[0])
@@ -166,9 +170,11 @@ def infer(state: Mapping[str, Tensor]) -> BEiTConfig:
             raise ConfigError(f"the checkpoint is not a BEiT: it holds no {key} of {ndim} dimensions")
     dim, channels, patch, _ = state[patches].shape
     offsets, heads = state[table].shape
+    # A grid of side² patches has (2 side − 1)² offsets, and CLS three rows.
     side = (round(max(offsets - 3, 0) ** 0.5) + 1) // 2
     if (2 * side - 1) ** 2 + 3 != offsets:
         raise ConfigError(f"the checkpoint's {table} of {offsets} rows is not of a square grid")
+    # The authors' BEiT has mean and standard deviation 0.5.
     half = (0.5,) * channels
     seen = {"patch_size": patch, "image_size": side * patch, "in_channels": channels, "mean": half, "std": half}
     sizes = {"dim": dim, "heads": heads, "depth": depth_of(state, "encoder.blocks."), "shared_bias": table == tables[0]}
@@ -182,7 +188,7 @@ def infer(state: Mapping[str, Tensor]) -> BEiTConfig:
 def to_transformers(state: Mapping[str, Tensor], config: BEiTConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, config.json) of transformers' BeitModel: the encoder alone.
 
-    Its last_hidden_state is then normalised as ours is. In a folder of ours the head has the norm.
+    Its last_hidden_state is normalised, as ours is. In our folders the norm belongs to the head.
     """
     alone = dataclasses.replace(config, vocab=0, tokenizer=None, tokenizer_hidden=0)
     return encoder_state(state, (*MODEL, *NORMS)), to_theirs(alone)

@@ -1,4 +1,7 @@
-"""The tokenizer's weights elsewhere: transformers' `flava_image_codebook`, which is the encoder, and DALL-E's pickles."""
+"""The tokenizer's weights elsewhere: transformers' `flava_image_codebook`, and DALL-E's pickles.
+
+The codebook is the encoder alone.
+"""
 
 from __future__ import annotations
 
@@ -38,37 +41,34 @@ DALLE: tuple[Row, ...] = tuple(
     for layer in LAYERS
     for ours, theirs in (("weight", "w"), ("bias", "b"))
 )
-"""Both parts as DALL-E's code names them, the part in front: there each is a file."""
+"""Both parts as DALL-E's code names them, each with its file's name in front."""
 
 KEYMAP = KeyMap(
     rows=prefixed(FLAVA, ours="average.encoder."),
+    # DALL-E's files, and the codebook inside of a whole Flava.
     also=(*prefixed(DALLE, ours="average."), *prefixed(FLAVA, ours="average.encoder.", theirs="image_codebook.")),
 )
 
-NAMES = {
-    "hidden": "hidden_size",
-    "blocks": "num_blocks_per_group",
-    "vocab": "vocab_size",
-    "in_channels": "input_channels",
-}
+NAMES = {"hidden": "hidden_size", "blocks": "num_blocks_per_group", "vocab": "vocab_size"}
 """Our config fields and transformers' names for the same value."""
 FIXED = {"num_groups": 4}
 
 
 def to_theirs(config: DVAEConfig) -> dict[str, Any]:
     """config.json of transformers' FlavaImageCodebook."""
-    return written("flava_image_codebook", "FlavaImageCodebook", config, NAMES, **FIXED)
+    channels = {"input_channels": config.in_channels}
+    return written("flava_image_codebook", "FlavaImageCodebook", config, NAMES, **channels, **FIXED)
 
 
 def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DVAEConfig:
-    """Our config of transformers' FlavaImageCodebook. Raises ConfigError for another architecture."""
+    """Our config of transformers' FlavaImageCodebook; ConfigError for another architecture."""
     known = read(values, "flava_image_codebook", names=NAMES, fixed=FIXED, by="DVAE")
     channels = positive(values, "input_channels", 3)
     return from_dict(DVAEConfig, {**known, **statistics(DVAEConfig, channels)})
 
 
 def infer(state: Mapping[str, Tensor]) -> DVAEConfig:
-    """Config of DALL-E's tensors, from their shapes. Raises ConfigError when they are not a dVAE's."""
+    """Config of DALL-E's tensors, from their shapes; ConfigError when they are not a dVAE's."""
     encoder, decoder = "average.encoder.blocks.", "average.decoder.blocks."
     for key in (f"{encoder}input.weight", f"{encoder}output.conv.weight"):
         if key not in state or state[key].ndim != 4:
@@ -76,7 +76,7 @@ def infer(state: Mapping[str, Tensor]) -> DVAEConfig:
     hidden, channels, *_ = state[f"{encoder}input.weight"].shape
     vocab = state[f"{encoder}output.conv.weight"].shape[0]
     fields = {"hidden": hidden, "vocab": vocab, **statistics(DVAEConfig, channels)}
-    # Blocks are numbered from 1.
+    # Blocks are numbered from 1. The decoder, where there is one, has the embeddings' width.
     fields["blocks"] = depth_of(state, f"{encoder}group_1.block_") - 1
     if f"{decoder}input.weight" in state:
         fields["decoder_init"] = state[f"{decoder}input.weight"].shape[0]
@@ -101,7 +101,7 @@ LAYOUT = Layout(
     foreign=of_dalle,
     resize=(
         (r"\w+\.encoder\.blocks\.input\.weight", stem),
-        # rows are (μ, ln b) x channels
+        # Its rows are (μ, ln b) x channels.
         (r"\w+\.decoder\.blocks\.output\.conv\.(weight|bias)", pixels),
     ),
     copies={"online.": "average."},

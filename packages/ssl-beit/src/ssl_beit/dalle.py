@@ -1,4 +1,4 @@
-"""DALL-E's published tokenizer: two pickles of whole modules, read without running anything in them."""
+"""DALL-E's published tokenizer: two pickles of whole modules. Nothing in them is run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,9 @@ class Shell:
     """Stands for a class of a pickle. It takes the attributes and has no code."""
 
 
-CLASSES = (
-    *(f"dall_e.encoder.{name}" for name in ("Encoder", "EncoderBlock")),
-    *(f"dall_e.decoder.{name}" for name in ("Decoder", "DecoderBlock")),
-    "dall_e.utils.Conv2d",
-    "torch.nn.modules.container.Sequential",
-    "torch.nn.modules.activation.ReLU",
-    "torch.nn.modules.linear.Identity",
-    "torch.nn.modules.pooling.MaxPool2d",
-    "torch.nn.modules.upsampling.Upsample",
-)
+THEIRS = ("encoder.Encoder", "encoder.EncoderBlock", "decoder.Decoder", "decoder.DecoderBlock", "utils.Conv2d")
+TORCHS = ("container.Sequential", "activation.ReLU", "linear.Identity", "pooling.MaxPool2d", "upsampling.Upsample")
+CLASSES = (*(f"dall_e.{name}" for name in THEIRS), *(f"torch.nn.modules.{name}" for name in TORCHS))
 """The classes in `encoder.pkl` and `decoder.pkl`."""
 
 
@@ -34,7 +27,7 @@ def is_dalle(folder: Path) -> bool:
 
 
 def read_dalle(folder: Path) -> dict[str, Tensor]:
-    """The tensors of DALL-E's `encoder.pkl` and `decoder.pkl` under their names, "encoder." or "decoder." in front.
+    """The tensors of DALL-E's two files under their names, with "encoder." or "decoder." in front.
 
     No class of the pickles is imported: a module becomes a `Shell`, and anything that is not one of
     `CLASSES` is refused. Raises WeightsError, and FileNotFoundError if one of the files is missing.
@@ -45,6 +38,7 @@ def read_dalle(folder: Path) -> dict[str, Tensor]:
         path = folder / f"{part}.pkl"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no {path.name}: DALL-E's tokenizer is two files")
+        # The unpickler makes a `Shell` where the file says one of `CLASSES`.
         with torch.serialization.safe_globals(allowed):
             root = load_pickle(path)
         if not isinstance(root, Shell):
@@ -55,6 +49,7 @@ def read_dalle(folder: Path) -> dict[str, Tensor]:
 
 def tensors(shell: Shell, path: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a module's parameters, and of those of the modules in it."""
+    # What torch keeps in the attributes of every module.
     content = vars(shell)
     for name, tensor in dict(content.get("_parameters") or {}).items():
         if not isinstance(tensor, Tensor):

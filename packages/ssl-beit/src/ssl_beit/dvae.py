@@ -1,13 +1,16 @@
-"""The discrete VAE that turns pictures into visual tokens (DALL-E, Ramesh et al. 2021, arXiv 2102.12092, stage 1).
+"""The discrete VAE that turns pictures into visual tokens: stage 1 of DALL-E.
+
+Zero-Shot Text-to-Image Generation (Ramesh et al. 2021, arXiv 2102.12092).
 
 A convolutional encoder gives K logits for each 8 x 8 pixels. A decoder gives the picture back from
 one-hot codes. In training the codes are relaxed: a Gumbel-softmax whose temperature τ falls.
 
-    x = 0.8 · pixel + 0.1                                                           (appendix A.3)
-    q = softmax(logits),  z = softmax((logits + g) / τ),  g_k ~ Gumbel(0, 1),  (μ, ln b) = decoder(z)
-    f(x | μ, b) = exp(−|logit x − μ| / b) / (2 b x (1 − x))      the logit-Laplace density (A.3)
+    x = 0.8 · pixel + 0.1,  logits = encoder(x)                                     (appendix A.3)
+    q = softmax(logits),  z = softmax((logits + g) / τ),  g_k ~ Gumbel(0, 1)
+    (μ, ln b) = decoder(z)
+    f(x | μ, b) = exp(−|logit x − μ| / b) / (2 b x (1 − x))          the logit-Laplace density (A.3)
     L = 1/(h · w · c) · [ Σ_{pixels, channels} −ln f + β · Σ_{positions} KL(q ‖ uniform) ]
-    τ: 1 → 1/16 and β: 0 → 6.6 by half a cosine each; weights averaged with momentum 0.999   (A.2)
+    τ: 1 → 1/16 and β: 0 → 6.6 by half a cosine each; weights averaged with momentum 0.999    (A.2)
 
 Tokens are the argmax of the logits, without noise. A picture is (σ(μ) − 0.1) / 0.8.
 
@@ -55,7 +58,7 @@ def unmap_pixels(x: Tensor) -> Tensor:
 
 
 def logit_laplace_log_density(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
-    """ln f(x | μ, b) for mapped pixels x in (0, 1), location μ and log scale ln b, all of one shape."""
+    """ln f(x | μ, b) for mapped pixels x in (0, 1), location μ and log scale ln b of one shape."""
     distance = (x.logit() - mu).abs() * (-log_b).exp()
     return -(distance + math.log(2) + log_b + x.log() + (1 - x).log())
 
@@ -66,13 +69,13 @@ def logit_laplace_loss(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
-    """KL(q ‖ uniform) in nats for logits (b, k, h, w), the mean over positions and samples, in fp32."""
-    log_q = wide(logits).log_softmax(1)
+    """KL(q ‖ uniform) in nats of logits (b, k, h, w), the mean over positions and samples; fp32."""
+    log_q = wide(logits).log_softmax(1)  # b k h w
     return (log_q.exp() * log_q).sum(1).mean() + math.log(logits.shape[1])
 
 
 def anneal(progress: float, start: float, end: float, share: float) -> float:
-    """From `start` to `end` by half a cosine in the first `share` of the run, then `end` (appendix A.2)."""
+    """From `start` to `end` by half a cosine in the first `share` of the run, then `end` (A.2)."""
     return cosine(1.0 if progress >= share else progress / share, start, end)
 
 
@@ -98,7 +101,7 @@ def splitmix(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """id(x) + 1/n² · res(x) in a network of n blocks. `res` is four convolutions of a quarter of the width."""
+    """id(x) + 1/n² · res(x), of n blocks in all; `res` is four convolutions, a quarter as wide."""
 
     def __init__(self, n_in: int, n_out: int, kernels: tuple[int, ...], layers: int) -> None:
         super().__init__()
@@ -130,7 +133,8 @@ def stack(
     """What encoder and decoder share: a convolution, four groups of blocks, ReLU and a convolution.
 
     The groups lead through `widths` (five); `between` changes the size after each but the last.
-    `first` is the kernel of the first convolution, `kernels` are those of a block. Names are DALL-E's.
+    `first` is the kernel of the first convolution, `kernels` are those of a block. The names are
+    DALL-E's.
     """
     output = OrderedDict(relu=nn.ReLU(), conv=convolution(widths[-1], n_out, 1))
     parts: OrderedDict[str, nn.Module] = OrderedDict(input=convolution(n_in, widths[0], first))
@@ -159,7 +163,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes (b, k, h, w), each a distribution over tokens, to μ and ln b of the pixels, (b, 2c, 8h, 8w)."""
+    """Codes (b, k, h, w), each a distribution over tokens, to μ and ln b (b, 2c, 8h, 8w)."""
 
     def __init__(self, *, channels: int, hidden: int, blocks: int, vocab: int, init: int) -> None:
         super().__init__()
@@ -171,7 +175,7 @@ class Decoder(nn.Module):
         return self.blocks(codes)
 
     def from_ids(self, ids: Tensor) -> Tensor:
-        """The same for token ids (b, h, w), without one-hot codes: each id is a row of the first convolution."""
+        """The same for token ids (b, h, w): each is a row of the first convolution."""
         weight, bias = (self.blocks.get_parameter(f"input.{name}") for name in ("weight", "bias"))
         table = rearrange(weight, "d k 1 1 -> k d")
         first = F.embedding(ids, table) + bias  # b h w d
@@ -252,15 +256,10 @@ class DVAE(nn.Module, Pretrained):
         reconstruction, kl = logit_laplace_loss(x, mu, log_b), kl_to_uniform(logits)
         positions_per_value = logits[:, 0].numel() / x.numel()  # 1 / 192 for three channels
         used, perplexity = usage(logits.detach().argmax(1), config.vocab)
-        return {
-            "loss": reconstruction + weight * positions_per_value * kl,
-            "reconstruction": reconstruction,
-            "kl": kl,
-            "kl_weight": x.new_tensor(weight),
-            "temperature": x.new_tensor(temperature),
-            "codes_used": used,
-            "perplexity": perplexity,
-        }
+        loss = reconstruction + weight * positions_per_value * kl
+        terms = {"loss": loss, "reconstruction": reconstruction, "kl": kl}
+        schedules = {"kl_weight": x.new_tensor(weight), "temperature": x.new_tensor(temperature)}
+        return {**terms, **schedules, "codes_used": used, "perplexity": perplexity}
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
@@ -287,7 +286,7 @@ class DVAE(nn.Module, Pretrained):
 
 
 def usage(ids: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-    """(share of the vocabulary that occurs, perplexity exp(H) of the frequencies) of token ids of any shape."""
+    """(share of the vocabulary that occurs, perplexity exp(H) of the frequencies) of token ids."""
     ids = ids.flatten()
     counts = torch.zeros(vocab, device=ids.device).scatter_add_(0, ids, torch.ones(len(ids), device=ids.device))
     share = counts / counts.sum()

@@ -18,8 +18,8 @@ def block_mask(
     """Blockwise mask (h, w) bool of at most `budget` patches, as the authors' masking_generator.py.
 
     Blocks are laid on one another until the budget is used up, or until ten draws in a row bring
-    nothing that fits. A block has `smallest` patches or more, as far as the rest of the budget goes,
-    and a log-uniform aspect ratio. It is never as high or as wide as the grid.
+    nothing that fits. A block has `smallest` patches or more, as far as the rest of the budget
+    goes, and a log-uniform aspect ratio. It is never as high or as wide as the grid.
     Raises ValueError if the grid has only one row or column, or fewer patches than the budget.
     """
     if min(height, width) < 2 or not 0 < budget <= height * width:
@@ -31,11 +31,12 @@ def block_mask(
     while count < budget:
         rest = budget - count
         for _ in range(TRIES):
-            # Random numbers come 16 blocks at a time, because one call of numpy costs more than a block.
+            # Random numbers come for 16 blocks at a time: a call of numpy costs more than a block.
             four = next(draws, None)
             if four is None:
                 draws = iter(generator.random((16, 4)).tolist())
                 four = next(draws)
+            # A size and a place. Blocks that do not fit in the grid count as a try.
             area = smallest + (rest - smallest) * four[0]
             aspect = math.exp(log_aspect * (1 - 2 * four[1]))
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -51,6 +52,7 @@ def block_mask(
                 break
         else:
             break
+    # Back from bits to a mask.
     packed = b"".join(row.to_bytes(-(-width // 8), "little") for row in rows)
     bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
     return bits.reshape(height, -1)[:, :width].astype(bool)

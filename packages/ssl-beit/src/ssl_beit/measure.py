@@ -1,4 +1,4 @@
-"""Figures that need no labels: how well tokens keep a picture, and how well hidden ones are predicted."""
+"""Figures without labels: how well tokens keep a picture, how well hidden ones are predicted."""
 
 from __future__ import annotations
 
@@ -51,17 +51,18 @@ def measure_dvae(method: DVAE, source: Any) -> dict[str, Any]:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [0, 1], by the mean squared error of all of them."""
+    """Peak signal-to-noise ratio in dB of images in [0, 1], by the mean squared error of all."""
     return -10 * math.log10(max(float((a - b).square().mean()), 1e-12))
 
 
 def jpeg(images: Tensor, bits: float) -> tuple[float, float, int]:
-    """(PSNR in dB, bits per picture, quality) of JPEG at the least quality that takes `bits` per picture or more.
+    """(PSNR in dB, bits a picture, quality) of JPEG at the least quality that takes `bits` or more.
 
     Images are uint8 or uint16 (b, c, h, w) of one or three channels, reduced to JPEG's 8 bits. If
     even quality 1 takes more bits, its figures are returned. All pictures are one sheet, so that
     they share the file's header and tables.
     """
+    # Whole rows of pictures, as one image (h, w, c).
     columns = math.isqrt(len(images))
     images = as_float(images[: columns * (len(images) // columns)].cpu()).mul(255).round().to(torch.uint8)
     sheet = np.ascontiguousarray(rearrange(images, "(r k) c h w -> (r h) (k w) c", k=columns).numpy())

@@ -41,6 +41,7 @@ def interpolate_table(table: Tensor, old: tuple[int, int], new: tuple[int, int])
     if old == new:
         return table
     sides, wanted = (tuple(2 * side - 1 for side in grid) for grid in (old, new))
+    # The offsets are an image with a channel for each head.
     offsets = rearrange(table[:-3], "(h w) heads -> 1 heads h w", h=sides[0])
     offsets = F.interpolate(offsets.float(), size=wanted, mode="bilinear").to(table.dtype)
     return torch.cat([rearrange(offsets, "1 heads h w -> (h w) heads"), table[-3:]])

@@ -42,14 +42,10 @@ def prepare(
 
 def fitted(preset: DVAEConfig, config: BEiTConfig) -> DVAEConfig:
     """`preset` for the images and the vocabulary of a BEiT with this config."""
+    # The tokenizer maps pixels itself, so its mean is 0 and its standard deviation 1.
     channels = config.in_channels
     pixels = {"in_channels": channels, "mean": (0.0,) * channels, "std": (1.0,) * channels}
-    return dataclasses.replace(
-        preset,
-        **pixels,
-        image_size=config.tokenizer_size,
-        vocab=config.vocab,
-        batch_size=min(preset.batch_size, config.batch_size),
-        seed=config.seed,
-        precision=config.precision,
-    )
+    tokens = {"image_size": config.tokenizer_size, "vocab": config.vocab}
+    run = {"seed": config.seed, "precision": config.precision}
+    batch_size = min(preset.batch_size, config.batch_size)
+    return dataclasses.replace(preset, **pixels, **tokens, **run, batch_size=batch_size)

@@ -53,7 +53,7 @@ def hidden(method: BEiT, images: Tensor, mask: Tensor) -> Tensor:
 
 
 def predictions(method: BEiT, images: Tensor, mask: Tensor) -> Tensor:
-    """(b, 3, c, h, w) in [0, 1]: original, masked, and the tokens decoded, the hidden ones as predicted."""
+    """(b, 3, c, h, w) in [0, 1]: original, masked, tokens decoded, the hidden ones as predicted."""
     tokens = method.tokenize(small(method, images))  # b h w
     guesses = method.logits(images, mask).argmax(-1).view_as(tokens)  # b h w
     decoded = method.decode(torch.where(mask.view_as(tokens), guesses, tokens))

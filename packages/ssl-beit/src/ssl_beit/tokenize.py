@@ -54,7 +54,7 @@ def run(recipe: Recipe, arguments: Tokenize) -> None:
 
 
 def tokenizer_of(method: DVAE | BEiT) -> tuple[Tokenizer, tuple[int, int]]:
-    """A method's tokenizer and the size of the images that it was trained on. Raises ConfigError without one."""
+    """A method's tokenizer and the size of images that it was trained on; ConfigError if none."""
     if isinstance(method, DVAE):
         return method.average, method.config.size
     return method.required_tokenizer(), method.config.tokenizer_size
@@ -75,10 +75,8 @@ def images_of(source: Any, view: EvalTransform) -> Iterator[tuple[str, Tensor]]:
 def tokens_of(
     tokenizer: Tokenizer, images: Iterator[tuple[str, Tensor]], device: torch.device
 ) -> tuple[np.ndarray, list[str], Tensor]:
-    """(ids (n, h, w) int32, names, the first images (b, c, h, w)). Raises DataError if there is none."""
-    ids: list[np.ndarray] = []
-    names: list[str] = []
-    first = torch.empty(0)
+    """(ids (n, h, w) int32, names, the first images (b, c, h, w)); DataError if there is none."""
+    ids, names, first = [], [], torch.empty(0)
     while batch := list(islice(images, BATCH)):
         pixels = torch.stack([image for _, image in batch])  # b c h w
         ids.append(tokenizer.tokenize(pixels.to(device)).int().cpu().numpy())
@@ -91,7 +89,10 @@ def tokens_of(
 
 @torch.inference_mode()
 def picture(tokenizer: Tokenizer, images: Tensor) -> Tensor:
-    """(b, 3, c, h, w) in [0, 1] of uint8 or uint16 (b, c, h, w): original, a colour for each token, tokens decoded."""
+    """(b, 3, c, h, w) in [0, 1]: original, a colour for each token, and the tokens decoded.
+
+    Images are uint8 or uint16 (b, c, h, w).
+    """
     ids = tokenizer.tokenize(images)  # b h w
     palette = torch.from_numpy(np.random.default_rng(0).random((tokenizer.vocab, images.shape[1]), np.float32))
     colours = palette.to(ids.device)[ids].permute(0, 3, 1, 2)  # b c h w

@@ -43,10 +43,11 @@ def dvae_view(config: DVAEConfig, sample: Sample, rng: np.random.Generator) -> S
 
 
 def beit_view(config: BEiTConfig, sample: Sample, rng: np.random.Generator) -> Sample:
-    """{"image": uint8 (c, h, w)} -> {"views": [uint8 (c, h, w), uint8 (c, 8 rows, 8 columns)], "mask": bool (n,)}.
+    """{"image": uint8 (c, h, w)} -> {"views": [the encoder's, the tokenizer's], "mask": bool (n,)}.
 
-    Both views show the same box of the image, so that a token lies on each patch. The encoder's is
-    resized by bicubic interpolation, the tokenizer's by Lanczos.
+    Views are uint8, (c, h, w) and (c, 8 rows, 8 columns). Both show the same box of the image, so
+    that a token lies on each patch. The encoder's is resized by bicubic interpolation, the
+    tokenizer's by Lanczos.
     """
     # Colours are jittered before the crop, so that both views have the same.
     saturation = config.jitter if sample["image"].shape[0] == 3 else 0.0
@@ -63,7 +64,7 @@ def beit_view(config: BEiTConfig, sample: Sample, rng: np.random.Generator) -> S
 
 
 def lanczos(image: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (c, h, w) -> uint8 (c, height, width) by Pillow's Lanczos kernel, channel by channel."""
+    """uint8 (c, h, w) -> uint8 (c, height, width) by Pillow's Lanczos kernel, for each channel."""
     if image.shape[1:] == (height, width):
         return image.contiguous()
     channels = [Image.fromarray(channel) for channel in image.contiguous().numpy()]
