@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ssl_beit.beit import BEiT
 from ssl_beit.config import PRESETS
-from ssl_beit.views import block_mask
+from ssl_beit.masking import block_mask
 
 CPU = torch.device("cpu")
 

@@ -20,10 +20,9 @@ from ssl_train.data.scenes import render
 from ssl_train.data.sources import ImageArray
 
 TOKENIZER = DVAEConfig(image_size=32, hidden=8, blocks=1, decoder_init=4, vocab=12)
-SMALL = BEiTConfig(
-    image_size=64, patch_size=16, dim=16, depth=1, heads=2, vocab=12, mask_patches=6, mask_block=2,
-    tokenizer_hidden=8, tokenizer_blocks=1, tokenizer_init=4,
-)  # fmt: skip
+SIZES = {"patch_size": 16, "dim": 16, "depth": 1, "heads": 2}
+TOKENS = {"vocab": 12, "mask_patches": 6, "mask_block": 2}
+SMALL = BEiTConfig(image_size=64, **SIZES, **TOKENS, tokenizer_hidden=8, tokenizer_blocks=1, tokenizer_init=4)
 
 
 def command(*arguments: object) -> int:
@@ -96,10 +95,8 @@ def test_tokenize_says_what_cannot_be_used(folders, tmp_path, capsys):
 
 
 def test_beit_is_trained_measured_and_shown(folders, tmp_path, capsys):
-    settings = {
-        "image_size": 32, "patch_size": 8, "dim": 16, "depth": 1, "heads": 2, "tokenizer": str(folders / "dvae"),
-        "vocab": 12, "mask_patches": 6, "mask_block": 2, "epochs": 1, "warmup_epochs": 0, "batch_size": 4,
-    }  # fmt: skip
+    settings = {**SIZES, **TOKENS, "image_size": 32, "patch_size": 8, "tokenizer": str(folders / "dvae")}
+    settings |= {"epochs": 1, "warmup_epochs": 0, "batch_size": 4}
     (tmp_path / "c.json").write_text(json.dumps(settings))
     line = ("train", "--data", folders / "whole", "--config", tmp_path / "c.json", "--out", tmp_path / "run")
     assert command(*line, "--device", "cpu", "--workers", 0) == 0

@@ -8,10 +8,9 @@ from pathlib import Path
 from ssl_beit.config import RECIPES, BEiTConfig, DVAEConfig
 from ssl_testing.conformance import Conformance
 
-TOKENIZER = DVAEConfig(
-    image_size=(16, 24), hidden=4, blocks=1, decoder_init=4, vocab=12, crop_scale=(0.4, 1.0), kl_warmup=0.5,
-    temperature_decay=0.5, ema=0.9,
-)  # fmt: skip
+SIZES = {"image_size": (16, 24), "hidden": 4, "blocks": 1, "decoder_init": 4, "vocab": 12}
+SCHEDULES = {"kl_warmup": 0.5, "temperature_decay": 0.5, "ema": 0.9}
+TOKENIZER = DVAEConfig(**SIZES, **SCHEDULES, crop_scale=(0.4, 1.0))
 FOLDER = tempfile.TemporaryDirectory()  # lives as long as the tests
 
 
@@ -35,9 +34,8 @@ class TestDVAE(Conformance):
 
 class TestBEiT(Conformance):
     recipe = RECIPES["beit"]
-    config = BEiTConfig(
-        image_size=(8, 12), patch_size=4, dim=16, depth=2, heads=2, vocab=12, mask_patches=3, mask_block=1,
-        tokenizer=trained_tokenizer(), tokenizer_hidden=4, tokenizer_blocks=1, tokenizer_init=4, crop_scale=(0.4, 1.0),
-        drop_path=0.2,
-    )  # fmt: skip
+    sizes = {"image_size": (8, 12), "patch_size": 4, "dim": 16, "depth": 2, "heads": 2, "drop_path": 0.2}
+    tokens = {"vocab": 12, "mask_patches": 3, "mask_block": 1, "tokenizer": trained_tokenizer()}
+    tokenizer = {"tokenizer_hidden": 4, "tokenizer_blocks": 1, "tokenizer_init": 4}
+    config = BEiTConfig(**sizes, **tokens, **tokenizer, crop_scale=(0.4, 1.0))
     noiseless = {"drop_path": 0.0}

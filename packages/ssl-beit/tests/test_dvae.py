@@ -1,26 +1,20 @@
-"""The discrete VAE: its loss against plain Python, its schedules, and what must hold whatever the weights are."""
+"""The discrete VAE: its loss against plain Python, and what holds whatever the weights are."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from ssl_beit import DVAE, DVAEConfig, gumbel_noise, kl_to_uniform, logit_laplace_loss
-from ssl_beit.config import PRESETS, demo_dvae
+from ssl_beit.config import PRESETS
 from ssl_beit.dvae import anneal, logit_laplace_log_density, map_pixels, unmap_pixels, usage
-from ssl_beit.views import build_dvae
 from ssl_core.config import ConfigError
-from ssl_train.data.loader import collate
-from ssl_train.data.scenes import render
-from ssl_train.optim import build_optimizer
 
-SMALL = DVAEConfig(
-    image_size=(16, 24), hidden=8, blocks=1, decoder_init=4, vocab=12, kl_warmup=0.5, temperature_decay=0.5, ema=0.9
-)
+SIZES = {"image_size": (16, 24), "hidden": 8, "blocks": 1, "decoder_init": 4, "vocab": 12}
+SMALL = DVAEConfig(**SIZES, kl_warmup=0.5, temperature_decay=0.5, ema=0.9)
 
 
 def method(**fields) -> DVAE:
@@ -106,23 +100,6 @@ def test_the_loss_is_the_sum_of_both_terms_over_the_values_of_the_image():
     assert 6.6 / 192 == pytest.approx(0.034375)
 
 
-def test_schedules_are_those_of_the_paper():
-    config, updates = PRESETS["dvae"]["dalle"](), 3_000_000
-
-    def temperature(step: int) -> float:
-        return anneal(step / updates, 1.0, config.temperature, config.temperature_decay)
-
-    def weight(step: int) -> float:
-        return anneal(step / updates, 0.0, config.kl_weight, config.kl_warmup)
-
-    assert [temperature(step) for step in (0, 75_000, 150_000, 2_999_999)] == pytest.approx(
-        [1, 17 / 32, 1 / 16, 1 / 16]
-    )
-    assert [weight(step) for step in (0, 2_500, 5_000, 2_999_999)] == pytest.approx([0, 3.3, 6.6, 6.6])
-    assert config.lr == pytest.approx(1e-4)
-    assert (config.batch_size, config.weight_decay, config.betas, config.ema) == (512, 1e-4, (0.9, 0.999), 0.999)
-
-
 def test_parameters_and_shapes_are_as_published():
     with torch.device("meta"):
         network = DVAE(PRESETS["dvae"]["dalle"]())
@@ -163,7 +140,7 @@ def test_gumbel_noise_has_the_law_and_depends_on_its_own_seed_alone():
 
 
 def test_uniform_numbers_of_the_noise_never_reach_0_or_1():
-    """In float32 the last of 2^24 steps would round to 1, whose noise is infinite: 2^23 of them do not."""
+    """In float32 the last of 2^24 steps would round to 1: infinite noise. 2^23 steps are safe."""
     steps = torch.tensor([0, 2**23 - 1]).float()
     uniform = (steps + 0.5) / 2**23
     assert 0 < uniform[0] and uniform[1] < 1
@@ -217,26 +194,6 @@ def test_codes_in_use_are_counted():
     used, perplexity = usage(torch.tensor([[0, 0], [3, 3]]), 8)
     assert used.item() == 0.25
     assert perplexity.item() == pytest.approx(2)
-
-
-def test_training_on_64_pictures_lowers_the_loss_and_uses_several_codes():
-    config = dataclasses.replace(demo_dvae(), hidden=8, vocab=32, decoder_init=16, epochs=60, batch_size=64)
-    torch.manual_seed(0)
-    network, view = DVAE(config), build_dvae(config)
-    images = [torch.from_numpy(render(0, i, 32).image).permute(2, 0, 1) for i in range(64)]
-    data = collate([view({"image": image}, np.random.default_rng(i)) for i, image in enumerate(images)])
-    optimizer = build_optimizer(network, config)
-    losses = []
-    for step in range(40):
-        out = network(data, step / 40)
-        out["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        network.after_step(step / 40)
-        losses.append(out["loss"].item())
-    assert losses[-1] < losses[0] - 0.2
-    assert out["codes_used"].item() > 2 / 32
-    assert out["perplexity"].item() > 1.5
 
 
 @pytest.mark.parametrize(

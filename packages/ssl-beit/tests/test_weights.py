@@ -1,49 +1,47 @@
-"""Weights of transformers, timm, the authors and DALL-E, in both directions where there are two, on random weights."""
+"""BEiT's weights in transformers, timm and the authors' checkpoints, on random weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import sys
-import types
-from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    BeitConfig,
-    BeitForImageClassification,
-    BeitForMaskedImageModeling,
-    BeitModel,
-    FlavaImageCodebook,
-    FlavaImageCodebookConfig,
-)
+from transformers import BeitConfig, BeitForImageClassification, BeitForMaskedImageModeling, BeitModel
 
-from ssl_beit import DVAE, BEiT, BEiTConfig, DVAEConfig, beit_loss
+from ssl_beit import DVAE, BEiT, BEiTConfig, beit_loss
 from ssl_beit.beit import masked_first
 from ssl_beit.config import RECIPES
-from ssl_beit.convert import DALLE, read_dalle
 from ssl_core.config import ConfigError
-from ssl_core.hub.keymap import KeyMap, prefixed
 from ssl_core.hub.layout import WeightsMismatch
-from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
+from ssl_core.hub.weights_file import load_weights, save_weights
 from ssl_train.cli.main import main
 
-SIZES = dict(
-    image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96,
-    vocab_size=24, use_mask_token=True, use_shared_relative_position_bias=True, drop_path_rate=0.0,
-)  # fmt: skip
-FINE_TUNED = {**SIZES, "use_mask_token": False, "use_shared_relative_position_bias": False,
-              "use_relative_position_bias": True, "num_labels": 5}  # fmt: skip
-SMALL = BEiTConfig(
-    image_size=32, patch_size=8, dim=32, depth=2, heads=2, vocab=24, mask_patches=6, mask_block=2, layer_norm_eps=1e-6,
-    tokenizer="demo", tokenizer_hidden=8, tokenizer_blocks=1, tokenizer_init=4,
-)  # fmt: skip
-TOKENIZER = DVAEConfig(image_size=32, hidden=8, blocks=2, decoder_init=6, vocab=24)
+SIZES = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 24,
+    "use_mask_token": True,
+    "use_shared_relative_position_bias": True,
+    "drop_path_rate": 0.0,
+}
+FINE_TUNED = {
+    **SIZES,
+    "use_mask_token": False,
+    "use_shared_relative_position_bias": False,
+    "use_relative_position_bias": True,
+    "num_labels": 5,
+}
+VIT = {"image_size": 32, "patch_size": 8, "dim": 32, "depth": 2, "heads": 2, "layer_norm_eps": 1e-6}
+TOKENS = {"vocab": 24, "mask_patches": 6, "mask_block": 2}
+TOKENIZER = {"tokenizer": "demo", "tokenizer_hidden": 8, "tokenizer_blocks": 1, "tokenizer_init": 4}
+SMALL = BEiTConfig(**VIT, **TOKENS, **TOKENIZER)
 
 
 def drawn(network: nn.Module) -> Any:
@@ -135,7 +133,7 @@ def test_beit_model_opens_our_folder_and_its_states_are_ours_before_the_norm(tmp
     assert all(key.startswith(("lm_head.", "layernorm.")) for key in report["unexpected_keys"])
     assert not report["mismatched_keys"]
     states = theirs.eval()(images()).last_hidden_state
-    assert torch.allclose(states, beit.encoder(images()), atol=1e-5)
+    assert torch.allclose(states, beit.encoder.tokens(images()), atol=1e-5)
 
 
 @pytest.mark.parametrize("final_norm", ["tokens", "pooled"])
@@ -201,10 +199,8 @@ def test_one_channel_equals_the_rgb_network_on_the_repeated_channel(tmp_path):
 def timm_state(**model: Any) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     import timm
 
-    network = drawn(timm.create_model(
-        "beit_base_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, init_values=0.1,
-        num_classes=0, **model,
-    ))  # fmt: skip
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 0.1}
+    network = drawn(timm.create_model("beit_base_patch16_224", **sizes, num_classes=0, **model))
     return network, {k: v for k, v in network.state_dict().items() if "index" not in k and not k.endswith("k_bias")}
 
 
@@ -260,158 +256,6 @@ def test_a_checkpoint_of_something_else_is_named(tmp_path):
         BEiT.from_pretrained(tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match="not a dVAE: it holds no average.encoder.blocks.input.weight"):
         DVAE.from_pretrained(tmp_path / "a.safetensors")
-
-
-# the tokenizer
-
-
-def test_the_encoder_has_the_logits_of_transformers_codebook(tmp_path):
-    dvae = drawn(DVAE(TOKENIZER))
-    theirs, report = FlavaImageCodebook.from_pretrained(dvae.save_pretrained(tmp_path), output_loading_info=True)
-    assert not any(report.values()), report
-    x = 0.8 * (pixels() / 255) + 0.1
-    assert torch.allclose(dvae.average.encoder(x), theirs(x), atol=1e-5)
-    assert torch.equal(dvae.tokenize(pixels()), theirs.get_codebook_indices(x))
-
-
-def test_transformers_codebook_is_an_encoder_whose_decoder_is_missing(tmp_path):
-    theirs = FlavaImageCodebook(FlavaImageCodebookConfig(hidden_size=8, vocab_size=24, num_blocks_per_group=1))
-    drawn(theirs).save_pretrained(tmp_path)
-    with pytest.raises(WeightsMismatch, match="missing: average.decoder.blocks.group_1"):
-        DVAE.from_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="missing"):
-        dvae = DVAE.from_pretrained(tmp_path, strict=False)
-    assert torch.equal(dvae.tokenize(pixels()), theirs.get_codebook_indices(0.8 * (pixels() / 255) + 0.1))
-
-
-def test_an_exported_tokenizer_is_that_codebook(tmp_path):
-    dvae = drawn(DVAE(TOKENIZER))
-    dvae.save_pretrained(tmp_path / "ours")
-    assert main(RECIPES, ["export", str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
-    theirs = FlavaImageCodebook.from_pretrained(tmp_path / "theirs")
-    assert torch.equal(theirs.get_codebook_indices(0.8 * (pixels() / 255) + 0.1), dvae.tokenize(pixels()))
-
-
-class Conv2d(nn.Module):
-    """As DALL-E's: weights `w` and `b`."""
-
-    def __init__(self, w: torch.Tensor, b: torch.Tensor) -> None:
-        super().__init__()
-        self.w, self.b = nn.Parameter(w), nn.Parameter(b)
-        self.use_float16, self.kw = True, w.shape[-1]
-
-
-def dalle_modules(dvae: DVAE, monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module]:
-    """Encoder and decoder as objects of classes that are called as DALL-E's, in modules that are there only now."""
-    shells: dict[str, type] = {}
-    for path in ("encoder.Encoder", "encoder.EncoderBlock", "decoder.Decoder", "decoder.DecoderBlock", "utils.Conv2d"):
-        module, name = path.split(".")
-        base = Conv2d if name == "Conv2d" else nn.Module
-        shells[name] = type(name, (base,), {"__module__": f"dall_e.{module}", "__qualname__": name})
-        home = sys.modules.get(f"dall_e.{module}") or types.ModuleType(f"dall_e.{module}")
-        setattr(home, name, shells[name])
-        monkeypatch.setitem(sys.modules, f"dall_e.{module}", home)
-    monkeypatch.setitem(sys.modules, "dall_e", types.ModuleType("dall_e"))
-
-    def converted(module: nn.Module, part: str) -> nn.Module:
-        if isinstance(module, nn.Conv2d):
-            return shells["Conv2d"](module.weight.detach().clone(), module.bias.detach().clone())
-        children = {name: converted(child, part) for name, child in module.named_children()}
-        if isinstance(module, nn.Sequential):
-            return nn.Sequential(OrderedDict(children))
-        if not children:
-            return module
-        made = shells[part if "blocks" in children else f"{part}Block"]()
-        for name, child in children.items():
-            setattr(made, name, child)
-        made.n_hid, made.device = 8, torch.device("cpu")
-        return made
-
-    return {part: converted(getattr(dvae.average, part), part.title()) for part in ("encoder", "decoder")}
-
-
-@pytest.fixture
-def dalle(monkeypatch, tmp_path):
-    """(a tokenizer, the folder of its `encoder.pkl` and `decoder.pkl` as DALL-E publishes them)."""
-    dvae = drawn(DVAE(TOKENIZER))
-    with monkeypatch.context() as patch:
-        for part, module in dalle_modules(dvae, patch).items():
-            torch.save(module, tmp_path / f"{part}.pkl")
-    assert "dall_e" not in sys.modules
-    return dvae, tmp_path
-
-
-def test_dalles_pickles_are_read_without_its_code(dalle):
-    dvae, folder = dalle
-    loaded = DVAE.from_pretrained(folder)
-    assert (loaded.config.hidden, loaded.config.vocab, loaded.config.blocks, loaded.config.decoder_init) == (
-        8,
-        24,
-        2,
-        6,
-    )
-    assert torch.equal(loaded.tokenize(pixels()), dvae.tokenize(pixels()))
-    assert torch.equal(loaded.decode(loaded.tokenize(pixels())), dvae.decode(dvae.tokenize(pixels())))
-    for online, average in zip(loaded.online.parameters(), loaded.average.parameters(), strict=True):
-        assert torch.equal(online, average), "training goes on from the published weights"
-    assert "dall_e" not in sys.modules
-
-
-def test_dalles_names_go_through_ours_and_come_back_with_the_same_bits(dalle):
-    state = read_dalle(dalle[1])
-    assert "encoder.blocks.group_1.block_1.res_path.conv_1.w" in state and "decoder.blocks.input.b" in state
-    loaded = DVAE.from_pretrained(dalle[1])
-    back, rest = KeyMap(rows=prefixed(DALLE, ours="average.")).to_theirs(loaded.state_dict())
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[name], state[name]) for name in state)
-    assert all(name.startswith("online.") for name in rest)
-
-
-class Payload:
-    """Leaves a trace if anything of it is executed."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.trace),)
-
-
-def test_code_in_a_tokenizers_pickle_is_named_and_not_executed(tmp_path):
-    trace = tmp_path / "executed"
-    torch.save({"blocks": Payload(trace)}, tmp_path / "encoder.pkl")
-    with pytest.raises(WeightsError, match=r"nothing of it was executed: .*mkdir"):
-        DVAE.from_pretrained(tmp_path)
-    assert not trace.exists()
-
-
-def test_a_module_that_dalle_does_not_have_is_refused(tmp_path):
-    torch.save(nn.Linear(2, 2), tmp_path / "encoder.pkl")
-    with pytest.raises(WeightsError, match=r"nothing of it was executed: .*Linear"):
-        DVAE.from_pretrained(tmp_path)
-
-
-def test_half_a_tokenizer_is_named(dalle):
-    (dalle[1] / "decoder.pkl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no decoder\.pkl"):
-        DVAE.from_pretrained(dalle[1])
-
-
-def test_a_dictionary_is_no_tokenizer(tmp_path):
-    torch.save({"w": torch.zeros(2)}, tmp_path / "encoder.pkl")
-    with pytest.raises(WeightsError, match="holds dict, not DALL-E's encoder"):
-        DVAE.from_pretrained(tmp_path)
-
-
-def test_a_tokenizer_for_one_channel_reads_grey_pictures_alike(tmp_path):
-    dvae = drawn(DVAE(TOKENIZER))
-    grey = DVAE.from_pretrained(dvae.save_pretrained(tmp_path), in_channels=1)
-    x = torch.rand(2, 1, 32, 32)
-    assert torch.equal(grey.tokenize(x), dvae.tokenize(x.expand(-1, 3, -1, -1)))
-    ids = grey.tokenize(x)
-    mu, _ = dvae.average.decoder.from_ids(ids).chunk(2, 1)
-    ours_mu, _ = grey.average.decoder.from_ids(ids).chunk(2, 1)
-    assert torch.allclose(ours_mu, mu.mean(1, keepdim=True), atol=1e-5)
 
 
 def test_what_is_published_holds_everything(tmp_path):

@@ -10,7 +10,6 @@ is any `nn.Module` with
 
 and, where its paper needs them,
 
-    prepare(data, init, folder, options)   once at every start of a run: what else it needs
     before_step(progress)   after unscaling and clipping, before the optimiser
     after_step(progress)    once per optimiser step: EMA, queue, centre, clamps
     param_groups(config)    optimiser groups other than `ssl_train.optim`'s
@@ -78,6 +77,8 @@ class Recipe:
     """name of the baseline without a network, and the baseline: a function of `encode`'s input"""
     settle: str | None = None
     """`settle(config, data) -> config` fills in the fields that data decides (a vocabulary)"""
+    prepare: str | None = None
+    """`prepare(method, *, data, init, folder, options)` makes what else a run needs, at its start"""
     measure: str | None = None
     """`measure(method, source) -> dict`: figures without labels, such as a perplexity, for
     evaluation.json; its "summary" holds lines for the terminal"""

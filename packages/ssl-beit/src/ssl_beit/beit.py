@@ -1,26 +1,28 @@
 """BEiT: BERT Pre-Training of Image Transformers (Bao et al. 2021, arXiv 2106.08254).
 
-Blocks of an image's patches are hidden; a ViT predicts for each hidden patch the visual token that a discrete VAE gives
-the same place of the whole image.
+Blocks of an image's patches are hidden. For each hidden patch a ViT predicts the visual token that
+a discrete VAE gives the same place of the whole image.
 
-    z = argmax tokenizer(view₂),  L = −1/Σm · Σ_{i: m_i = 1} log p(z_i | view₁ with m hidden)          (section 2.3)
+    z = argmax tokenizer(view₂)                                                     (section 2.3)
+    L = −1/Σm · Σ_{i: m_i = 1} log p(z_i | view₁ with m hidden)
 
-view₁ and view₂ are one crop in two sizes, so that token and patch i show the same. A hidden patch's embedding is replaced
-by a learned one. There are no absolute positions: a table of relative ones, shared by the blocks, is added to the
-attention's logits. Queries and values have a bias, keys have none; LayerScale. Only hidden patches meet the head.
+view₁ and view₂ are one crop in two sizes, so that token i and patch i show the same. A learned
+embedding replaces that of a hidden patch. There are no absolute positions: all blocks add one
+learned table of relative positions to the attention's logits. Queries and values have a bias, keys
+have none. LayerScale. Only hidden patches go through the head.
 
-Weights start from N(0, 0.02²) cut at ± 0.02, the table at 0, and the projections that end the branches of block l are
-divided by √(2 l), l = 1, 2, …
+Weights start from N(0, 0.02²) cut at ± 0.02, the table at 0. The projections at the end of the
+branches of block l = 1, 2, … are divided by √(2 l).
 
 Deviations from the authors' code: none in the result. The division by Σm is over all processes.
 
-Expected (the authors' README): ViT-B fine-tuned 83.2 % on ImageNet, 83.7 % pretrained on ImageNet-22k.
+Expected (the authors' README): ViT-B fine-tuned 83.2 % on ImageNet, 83.7 % pretrained on
+ImageNet-22k.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,89 +30,43 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssl_beit.config import PRESETS, BEiTConfig
+from ssl_beit.config import BEiTConfig
 from ssl_beit.dvae import DVAE, Tokenizer
+from ssl_beit.positions import RelativeBias
 from ssl_core import distributed
 from ssl_core.config import ConfigError
-from ssl_core.hub.layout import Layout
+from ssl_core.device import wide
+from ssl_core.encoder import ImageEncoder
 from ssl_core.hub.pretrained import Pretrained
 from ssl_core.patches import grid_of, take_tokens
-from ssl_core.pixels import normalize
-from ssl_core.vit import Attention, Block, PatchEmbed, attention
-from ssl_train.options import RunOptions
+from ssl_core.vit import Attention, Block, PatchEmbed, attention, pooled
 
 INIT_STD = 0.02
 
 
 def beit_loss(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy of masked patches: Σ weight · CE / Σ weight, over the samples of all processes; fp32.
+    """Cross-entropy of hidden patches: Σ weight · CE / Σ weight, over all processes; fp32.
 
-    logits (b, k, vocab), tokens (b, k) ids, weight (b, k), 1 for masked and 0 for padding.
+    logits (b, k, vocab), tokens (b, k) ids, weight (b, k): 1 for hidden patches, 0 for others.
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    loss = F.cross_entropy(wide.flatten(0, 1), tokens.flatten(), reduction="none")
-    total = distributed.all_reduce_sum(weight.sum().to(wide.dtype))
+    loss = F.cross_entropy(wide(logits).flatten(0, 1), tokens.flatten(), reduction="none")  # b·k
+    total = distributed.all_reduce_sum(weight.sum().to(loss.dtype))
     # DDP takes the mean over processes, hence their number.
     return (loss * weight.flatten()).sum() * distributed.world_size() / total
 
 
 def masked_first(mask: Tensor, budget: int) -> tuple[Tensor, Tensor]:
-    """(patch ids (b, budget), those that `mask` (b, n) hides first; 1 where one is hidden, else 0).
+    """(patch ids, weights), (b, budget) each: first those that `mask` (b, n) hides, with weight 1.
 
-    The same number for every sample, so that the head works on one dense tensor.
+    Seen patches fill the rest, with weight 0. So every image has as many, and the head works on one
+    dense tensor.
     """
-    ids = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :budget]
+    ids = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :budget]  # b k
     return ids, mask.gather(1, ids).float()
 
 
-def relative_positions(grid: tuple[int, int]) -> Tensor:
-    """Row of the table for each (query, key), (1 + n, 1 + n) int64, CLS first.
-
-    (2w − 1)(Δr + h − 1) + Δc + w − 1 for patches, Δ = query − key; then one row each for CLS → patch, patch → CLS and
-    CLS → CLS.
-    """
-    h, w = grid
-    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    rows, columns = rows.flatten(), columns.flatten()
-    between = (2 * w - 1) * (rows[:, None] - rows + h - 1) + columns[:, None] - columns + w - 1  # n n
-    index = torch.empty(h * w + 1, h * w + 1, dtype=torch.long)
-    index[1:, 1:] = between
-    last = (2 * h - 1) * (2 * w - 1) + 2
-    index[0], index[:, 0], index[0, 0] = last - 2, last - 1, last
-    return index
-
-
-def interpolate_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """A table (rows, heads) of an `old` grid for a `new` one: bilinear over the offsets, CLS's rows as they are."""
-    if old == new:
-        return table
-    sides, wanted = (tuple(2 * side - 1 for side in grid) for grid in (old, new))
-    offsets = rearrange(table[:-3], "(h w) heads -> 1 heads h w", h=sides[0])
-    offsets = F.interpolate(offsets.float(), size=wanted, mode="bilinear").to(table.dtype)
-    return torch.cat([rearrange(offsets, "1 heads h w -> (h w) heads"), table[-3:]])
-
-
-class RelativeBias(nn.Module):
-    """Learned bias of the attention logits by relative position, 0 at first."""
-
-    index: Tensor
-
-    def __init__(self, grid: tuple[int, int], heads: int) -> None:
-        super().__init__()
-        self.grid = grid
-        rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
-        self.register_buffer("index", relative_positions(grid), persistent=False)
-
-    def forward(self, grid: tuple[int, int]) -> Tensor:
-        """(heads, 1 + n, 1 + n) for a grid of patches."""
-        table = interpolate_table(self.relative_position_bias_table, self.grid, grid)
-        index = self.index if grid == self.grid else relative_positions(grid).to(table.device)
-        return rearrange(F.embedding(index, table), "n m heads -> heads n m")
-
-
 class RelativeAttention(Attention):
-    """Attention with a bias of the logits, and none of the keys."""
+    """Attention with a bias of the logits, and no bias of the keys."""
 
     def __init__(self, *, dim: int, heads: int) -> None:
         super().__init__(dim=dim, heads=heads)
@@ -118,8 +74,9 @@ class RelativeAttention(Attention):
         self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (b, heads, n, d) each."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
+        qkv = F.linear(x, self.qkv.weight, bias)  # b n 3·heads·d
         q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
         return q, k, v
 
@@ -129,39 +86,38 @@ class RelativeAttention(Attention):
 
 
 class RelativeBlock(Block):
-    """The core's block around `RelativeAttention`; a fine-tuned model's has a table of its own."""
+    """The core's block with `RelativeAttention`; in fine-tuned models each has its own table."""
 
     def __init__(self, config: BEiTConfig, *, drop_path: float) -> None:
-        super().__init__(
-            dim=config.dim, heads=config.heads, mlp_ratio=config.mlp_ratio, layer_norm_eps=config.layer_norm_eps,
-            drop_path=drop_path, layer_scale=config.layer_scale,
-        )  # fmt: skip
+        names = ("dim", "heads", "mlp_ratio", "layer_norm_eps", "layer_scale")
+        super().__init__(**{name: getattr(config, name) for name in names}, drop_path=drop_path)
         self.attn = RelativeAttention(dim=config.dim, heads=config.heads)
         self.rel_pos_bias = None if config.shared_bias else RelativeBias(config.grid, config.heads)
 
-    def forward(self, x: Tensor, bias: Tensor | None, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        if self.rel_pos_bias is not None:
-            bias = self.rel_pos_bias(grid)
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
 class Encoder(nn.Module):
-    """ViT without absolute positions, over images of any size that the patch divides."""
+    """ViT with relative positions, for images of any size that the patch divides."""
 
     def __init__(self, config: BEiTConfig) -> None:
         super().__init__()
+        self.in_channels, self.pool = config.in_channels, config.pool
         self.patch_embed = PatchEmbed(patch_size=config.patch_size, in_channels=config.in_channels, dim=config.dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if config.vocab else None
         self.rel_pos_bias = RelativeBias(config.grid, config.heads) if config.shared_bias else None
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(RelativeBlock(config, drop_path=rate) for rate in rates)
-        norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
-        self.norm, self.fc_norm = (None, norm) if config.final_norm == "pooled" else (norm, None)
+        # The last norm sees every token, or in fine-tuned models the pooled vector.
+        norm, none = nn.LayerNorm(config.dim, eps=config.layer_norm_eps), nn.Identity()
+        self.norm, self.fc_norm = (norm, none) if config.final_norm == "tokens" else (none, norm)
         self.init_weights()
 
     def init_weights(self) -> None:
+        """A cut normal; residual branches end in smaller weights in deeper blocks (section 2.5)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 truncated_normal(module.weight)
@@ -175,19 +131,37 @@ class Encoder(nn.Module):
                 for end in ("attn.proj", "mlp.fc2"):
                     block.get_parameter(f"{end}.weight").div_((2 * number) ** 0.5)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens after the last block, not normalised, (b, 1 + n, d), CLS first; patches of `mask` (b, n) are hidden."""
+    def tokens(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens after the last block, CLS first, not normalised, (b, 1 + n, d).
+
+        Patches of `mask` (b, n) bool are hidden.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(f"images must be (b, {self.in_channels}, h, w), got {tuple(images.shape)}")
         grid = grid_of(images, self.patch_embed.patch_size)
-        x = self.patch_embed(images)
+        x = self.patch_embed(images)  # b n d
+
+        # A hidden patch is the mask token: nothing but its place is left.
         if mask is not None:
             if self.mask_token is None:
                 raise ConfigError("vocab = 0: this is an encoder alone, it has no mask token")
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], 1)
-        bias = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], 1)  # b 1+n d
+
+        # Positions enter in the attention of each block.
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
         for block in self.blocks:
-            x = block(x, bias, grid)
+            x = block(x, block.rel_pos_bias(grid) if shared is None else shared)
         return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, d): CLS or the mean of the patches."""
+        return self.fc_norm(pooled(self.norm(self.tokens(images)), self.pool))
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Patch tokens on their grid, (b, h, w, d)."""
+        h, _ = grid_of(images, self.patch_embed.patch_size)
+        return rearrange(self.norm(self.tokens(images))[:, 1:], "b (h w) d -> b h w d", h=h)
 
 
 def truncated_normal(weight: Tensor) -> None:
@@ -195,162 +169,119 @@ def truncated_normal(weight: Tensor) -> None:
     nn.init.trunc_normal_(weight, std=INIT_STD, a=-INIT_STD, b=INIT_STD)
 
 
-class BEiT(Pretrained, nn.Module):
+class BEiT(nn.Module, ImageEncoder, Pretrained):
     """BEiT with its tokenizer, sizes and recipe from a `BEiTConfig`.
 
-    Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and std; the tokenizer's
-    view is uint8 or float in [0, 1].
+    Images are uint8 (b, c, h, w) as decoded, or float already normalised with the config's mean and
+    std. The tokenizer's view is uint8 or float in [0, 1].
     """
 
     config_class = BEiTConfig
+    layout = "ssl_beit.convert:LAYOUTS[beit]"
 
     def __init__(self, config: BEiTConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
+        # An encoder alone has neither head nor tokenizer.
         self.lm_head = nn.Linear(config.dim, config.vocab) if config.vocab else None
         if self.lm_head is not None:
             truncated_normal(self.lm_head.weight)
             nn.init.zeros_(self.lm_head.bias)
-        self.tokenizer = (
-            Tokenizer(
-                channels=config.in_channels, hidden=config.tokenizer_hidden, blocks=config.tokenizer_blocks,
-                vocab=config.vocab, init=config.tokenizer_init,
-            ).requires_grad_(False)
-            if config.tokenizer_hidden
-            else None
-        )  # fmt: skip
-
-    @classmethod
-    def layout(cls) -> Layout:
-        from ssl_beit.convert import BEIT_LAYOUT
-
-        return BEIT_LAYOUT
-
-    def prepare(self, *, data: str | Path | None, init: str | Path | None, folder: Path, options: RunOptions) -> None:
-        """Bring the tokenizer that `config.tokenizer` names, before the first step of a run in `folder`.
-
-        The name of one of its presets trains it first, into `folder/tokenizer`, and says so.
-        Raises ConfigError when there is none, or one of another vocabulary.
-        """
-        config = self.config
-        if not config.vocab:
-            raise ConfigError("vocab = 0: an encoder alone cannot be pretrained")
-        if config.tokenizer is None:
-            if init is None or self.tokenizer is None:
-                raise ConfigError("tokenizer = None: nothing brings a tokenizer; give --tokenizer FOLDER or a preset")
-            return
-        if config.tokenizer not in PRESETS["dvae"]:
-            self.adopt(DVAE.from_pretrained(config.tokenizer))
-            return
-        from ssl_beit.training import train
-
-        preset = PRESETS["dvae"][config.tokenizer]()
-        sizes = dataclasses.replace(
-            preset, batch_size=min(preset.batch_size, config.batch_size), seed=config.seed,
-            image_size=config.tokenizer_size, vocab=config.vocab,
-            in_channels=config.in_channels, mean=(0.0,) * config.in_channels, std=(1.0,) * config.in_channels,
-            precision=config.precision,
-        )  # fmt: skip
-        out = folder / "tokenizer"
-        if distributed.is_main():
-            print(f"no tokenizer given: training one first, preset {config.tokenizer!r}, into {out}", flush=True)
-        self.adopt(train(sizes, data=data, out=out, options=options))
+        self.tokenizer = None
+        if config.tokenizer_hidden:
+            sizes = {"hidden": config.tokenizer_hidden, "blocks": config.tokenizer_blocks}
+            sizes |= {"init": config.tokenizer_init, "vocab": config.vocab, "channels": config.in_channels}
+            self.tokenizer = Tokenizer(**sizes).requires_grad_(False)
 
     def adopt(self, dvae: DVAE) -> None:
-        """Take over a trained tokenizer, whatever its size. Raises ConfigError for another vocabulary or channels."""
+        """Take over a trained tokenizer of any size.
+
+        Raises ConfigError if its vocabulary or its channels are not this method's.
+        """
         sizes = dvae.config
         for name in ("vocab", "in_channels"):
-            if getattr(sizes, name) != getattr(self.config, name):
-                raise ConfigError(
-                    f"{name} = {getattr(self.config, name)}: the tokenizer's is {getattr(sizes, name)}: "
-                    f"give --{name.replace('_', '-')} {getattr(sizes, name)}"
-                )
+            ours, its = getattr(self.config, name), getattr(sizes, name)
+            if its != ours:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"{name} = {ours}: the tokenizer's is {its}: give --{flag} {its}")
         self.tokenizer = dvae.average.requires_grad_(False)
-        self.config = dataclasses.replace(
-            self.config, tokenizer=None, tokenizer_hidden=sizes.hidden, tokenizer_blocks=sizes.blocks,
-            tokenizer_init=sizes.decoder_init,
-        )  # fmt: skip
+        # The config now has the sizes of this tokenizer, and names no other: it is inside.
+        inside = {"tokenizer": None, "tokenizer_hidden": sizes.hidden, "tokenizer_blocks": sizes.blocks}
+        self.config = dataclasses.replace(self.config, **inside, tokenizer_init=sizes.decoder_init)
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """Loss of `batch["views"]`, the encoder's view and the tokenizer's, and `batch["mask"]` (b, n) bool.
+        """Loss of `batch["views"]`, the encoder's and the tokenizer's, and `batch["mask"]` (b, n).
 
-        Logs the accuracy on masked patches, and what the most frequent token of the batch would reach.
+        Logs the accuracy on hidden patches, and what the batch's most frequent token alone would
+        reach.
         """
         images, pixels = batch["views"]
-        tokens = self.tokenize(pixels).flatten(1)  # b n
-        mask = batch["mask"]
-        ids, weight = masked_first(mask, self.config.mask_patches)
+        mask = batch["mask"]  # b n
+        tokens = self.tokenize(pixels).flatten(1)  # b n: the tokenizer sees the whole image
+
+        # The head works on `mask_patches` patches of each image. A mask beyond that is an error, as
+        # a cut one would be another loss.
+        ids, weight = masked_first(mask, self.config.mask_patches)  # b k
         torch._assert_async(weight.sum() == mask.sum(), "a mask hides more than mask_patches patches")
-        x = self.encoder(self._normalized(images), mask)[:, 1:]
-        logits = self._head(take_tokens(x, ids))  # b k vocab
-        tokens = tokens.gather(1, ids)
-        frequency = logits.new_zeros(self.config.vocab, dtype=torch.float32).scatter_add_(
-            0, tokens.flatten(), weight.flatten()
-        )
+
+        x = self.encoder.tokens(self.normalized(images), mask)[:, 1:]  # b n d
+        logits = self.head(take_tokens(x, ids))  # b k vocab
+        tokens = tokens.gather(1, ids)  # b k
+        loss = beit_loss(logits, tokens, weight)
+
+        # How often each token is the answer.
+        counts = logits.new_zeros(self.config.vocab, dtype=torch.float32)
+        counts.scatter_add_(0, tokens.flatten(), weight.flatten())
         hits = (logits.argmax(-1) == tokens) * weight
-        return {
-            "loss": beit_loss(logits, tokens, weight),
-            "accuracy": hits.sum() / weight.sum(),
-            "most_frequent": frequency.max() / weight.sum(),
-        }
+        accuracy, most_frequent = hits.sum() / weight.sum(), counts.max() / weight.sum()
+        return {"loss": loss, "accuracy": accuracy, "most_frequent": most_frequent}
 
-    def logits(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Logits of every patch, (b, n, vocab), the patches of `mask` (b, n) bool hidden. ValueError for another mask."""
-        grid = grid_of(images, self.config.patch_size)
-        n = grid[0] * grid[1]
-        if mask.shape != (len(images), n) or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask must be bool ({len(images)}, {n}), one value per patch, got {mask.dtype} {tuple(mask.shape)}"
-            )
-        return self._head(self.encoder(self._normalized(images), mask)[:, 1:])
-
-    @torch.no_grad()
-    def tokenize(self, pixels: Tensor) -> Tensor:
-        """Token ids (b, h, w) of images (b, c, 8h, 8w), uint8 or in [0, 1]. Raises ConfigError without a tokenizer."""
-        return self._tokenizer().tokenize(pixels)
-
-    @torch.no_grad()
-    def decode(self, ids: Tensor) -> Tensor:
-        """Images (b, c, 8h, 8w) in [0, 1] of token ids (b, h, w). Raises ConfigError without a tokenizer."""
-        return self._tokenizer().decode(ids)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Features (b, d) of whole images: CLS or the mean of the patches, as `config.pool` says."""
-        x = self._features(images)
-        x = x[:, 1:].mean(1) if self.config.pool == "mean" else x[:, 0]
-        return x if self.encoder.fc_norm is None else self.encoder.fc_norm(x)
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """Features of the patches, (b, h, w, d)."""
-        h, _ = grid_of(images, self.config.patch_size)
-        return rearrange(self._features(images)[:, 1:], "b (h w) d -> b h w d", h=h)
-
-    def param_groups(self, config: BEiTConfig) -> list[dict[str, Any]]:
-        """Matrices with weight decay; biases, other 1-D tensors and the CLS token without (the authors' rule)."""
-        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        plain = [name for name, p in trained if p.ndim <= 1 or name == "encoder.cls_token"]
-        return [
-            {"params": [(n, p) for n, p in trained if n not in plain], "weight_decay": config.weight_decay},
-            {"params": [(n, p) for n, p in trained if n in plain], "weight_decay": 0.0},
-        ]
-
-    def _features(self, images: Tensor) -> Tensor:
-        x = self.encoder(self._normalized(images))
-        return x if self.encoder.norm is None else self.encoder.norm(x)
-
-    def _head(self, x: Tensor) -> Tensor:
-        if self.lm_head is None or self.encoder.norm is None:
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (…, vocab) of tokens (…, d). Raises ConfigError for an encoder alone."""
+        if self.lm_head is None:
             raise ConfigError("vocab = 0: this is an encoder alone, it has no head")
         return self.lm_head(self.encoder.norm(x))
 
-    def _tokenizer(self) -> Tokenizer:
+    def logits(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Logits of every patch, (b, n, vocab), with the patches of `mask` (b, n) bool hidden.
+
+        Raises ValueError for a mask of another shape or dtype.
+        """
+        h, w = grid_of(images, self.config.patch_size)
+        b, n = len(images), h * w
+        if mask.shape != (b, n) or mask.dtype != torch.bool:
+            found = f"{mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"mask must be bool ({b}, {n}), one value per patch, got {found}")
+        return self.head(self.encoder.tokens(self.normalized(images), mask)[:, 1:])
+
+    @torch.no_grad()
+    def tokenize(self, pixels: Tensor) -> Tensor:
+        """Token ids (b, h, w) of images (b, c, 8h, 8w), uint8 or in [0, 1].
+
+        Raises ConfigError without a tokenizer.
+        """
+        return self.required_tokenizer().tokenize(pixels)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """Images (b, c, 8h, 8w) in [0, 1] of token ids (b, h, w).
+
+        Raises ConfigError without a tokenizer.
+        """
+        return self.required_tokenizer().decode(ids)
+
+    def required_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ConfigError if there is none."""
         if self.tokenizer is None:
             raise ConfigError("tokenizer_hidden = 0: these weights hold no tokenizer; `adopt` takes over one")
         return self.tokenizer
 
-    def _normalized(self, images: Tensor) -> Tensor:
-        channels = self.config.in_channels
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise ValueError(f"images must be (b, {channels}, h, w), got {tuple(images.shape)}")
-        return normalize(images, self.config.mean, self.config.std)
+    def param_groups(self, config: BEiTConfig) -> list[dict[str, Any]]:
+        """Matrices with weight decay; 1-D tensors and CLS without (the authors' rule)."""
+        groups: list[dict[str, Any]] = [{"params": [], "weight_decay": w} for w in (config.weight_decay, 0.0)]
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                plain = parameter.ndim <= 1 or name == "encoder.cls_token"
+                groups[plain]["params"].append((name, parameter))
+        return groups

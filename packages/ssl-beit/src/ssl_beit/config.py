@@ -20,6 +20,7 @@ RECIPES = {
         method="ssl_beit.beit:BEiT",
         views="ssl_beit.views:build_beit",
         show="ssl_beit.show:show_beit",
+        prepare="ssl_beit.prepare:prepare",
         measure="ssl_beit.measure:measure_beit",
     ),
     "dvae": Recipe(
@@ -37,17 +38,16 @@ STRIDE = 8
 """Pixels of a visual token's side: the tokenizer halves an image three times."""
 
 UPDATES = 3_000_000
-"""Optimiser steps of DALL-E's tokenizer, to which its schedules refer (its appendix A.2)."""
+"""Optimiser steps of DALL-E's tokenizer, by which its schedules are given (appendix A.2)."""
 
 Blocks = Annotated[int, Interval(ge=1, le=100)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DVAEConfig(ImageConfig, TrainConfig):
-    """Tokenizer and recipe. The defaults are DALL-E's (arXiv 2102.12092).
+    """Tokenizer and recipe. The defaults are DALL-E's (arXiv 2102.12092, section 2.1, appendix A).
 
-    Section 2.1 and appendix A of the paper state them. Floating-point images are pixels in [0, 1]:
-    the mean is 0 and the standard deviation 1.
+    Floating-point images are pixels in [0, 1]: the mean is 0 and the standard deviation 1.
     """
 
     hidden: Annotated[int, Interval(ge=4, lt=2**14), MultipleOf(4)] = 256
@@ -96,9 +96,9 @@ class DVAEConfig(ImageConfig, TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BEiTConfig(ViTConfig, TrainConfig):
-    """Encoder, masks, tokenizer and recipe of BEiT (arXiv 2106.08254).
+    """Encoder, masks, tokenizer and recipe. The defaults are BEiT-B/16's on ImageNet-1k.
 
-    The defaults are BEiT-B/16 on ImageNet-1k.
+    BEiT is arXiv 2106.08254.
     """
 
     dim: int = 768
@@ -121,7 +121,8 @@ class BEiTConfig(ViTConfig, TrainConfig):
     """patches of a mask's smallest block"""
 
     tokenizer: str | None = "dalle"
-    """folder or Hub id of a trained tokenizer, or a preset to train; none: --init brings one"""
+    """folder, Hub id or DALL-E's pickles of a trained tokenizer; the name of one of its presets
+    trains it first; none for the one that --init brings"""
     tokenizer_hidden: Annotated[int, Interval(ge=0, lt=2**14), MultipleOf(4)] = 256
     """`hidden` of the tokenizer; 0 for weights without one"""
     tokenizer_blocks: Blocks = 2
@@ -146,6 +147,7 @@ class BEiTConfig(ViTConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Hidden patches are predicted from normalised tokens, and a mask fits in the grid.
         if self.vocab:
             check(self.final_norm == "tokens", "final_norm", self.final_norm, "is for an encoder alone, vocab = 0")
             check(self.vocab > 1, "vocab", self.vocab, "must be 0 or at least 2")
@@ -164,8 +166,7 @@ class BEiTConfig(ViTConfig, TrainConfig):
 
 
 def dalle() -> DVAEConfig:
-    """DALL-E's tokenizer, 98 M parameters: 3 M updates of 512 pictures on 64 V100 (arXiv
-    2102.12092, appendix A.2).
+    """DALL-E's tokenizer, 98 M parameters: 3 M updates of 512 pictures on 64 V100 (appendix A.2).
 
     The paper has 250 M pictures, so that is 6 epochs of them; on fewer pictures raise the epochs.
     Not run here.
@@ -175,14 +176,18 @@ def dalle() -> DVAEConfig:
 
 def small() -> DVAEConfig:
     """The smallest that DALL-E's code admits: 64 channels, 512 tokens. A start for one GPU.
-    Not run here."""
+
+    Not run here.
+    """
     schedules = {"kl_warmup": 0.05, "temperature_decay": 0.5, "ema": 0.99}
     return DVAEConfig(image_size=64, hidden=64, vocab=512, **schedules, epochs=20, batch_size=256, base_lr=5e-4)
 
 
 def demo_dvae() -> DVAEConfig:
-    """The built-in scenes at 32 pixels in five minutes of a CPU core: 64 % of the vocabulary is
-    used (docs/benchmarks.md)."""
+    """The built-in scenes at 32 pixels in five minutes of a CPU core.
+
+    It uses 64 % of its vocabulary (docs/benchmarks.md).
+    """
     network = {"hidden": 16, "blocks": 1, "decoder_init": 64, "vocab": 256}
     schedules = {"kl_warmup": 0.1, "temperature_decay": 0.9, "ema": 0.98}
     run: Any = {"epochs": 12, "batch_size": 64, "base_lr": 8e-3, "min_lr": 1e-5, "precision": "fp32"}
@@ -205,13 +210,17 @@ def vit_large() -> BEiTConfig:
 
 def vit_base_22k() -> BEiTConfig:
     """BEiT-B/16 on ImageNet-22k: 150 epochs, mean and standard deviation 0.5; `…-pt22k` on the Hub.
-    Not run here."""
+
+    Not run here.
+    """
     return BEiTConfig(epochs=150, warmup_epochs=1.4, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def vit_small() -> BEiTConfig:
     """ViT-S/16 at 128 pixels over the small tokenizer: not in the paper; a start for one GPU.
-    Not run here."""
+
+    Not run here.
+    """
     masks = {"vocab": 512, "mask_patches": 25, "mask_block": 6}
     tokenizer: Any = {"tokenizer": "small", "tokenizer_hidden": 64}
     run: Any = {"epochs": 300, "batch_size": 512, "base_lr": 5e-4}
@@ -219,8 +228,10 @@ def vit_small() -> BEiTConfig:
 
 
 def demo() -> BEiTConfig:
-    """The built-in scenes at 32 pixels in ten minutes of a CPU core, tokenizer included; the
-    figures stand in docs/benchmarks.md."""
+    """The built-in scenes at 32 pixels in ten minutes of a CPU core, tokenizer included.
+
+    See docs/benchmarks.md for the figures.
+    """
     images: Any = {"image_size": 32, "patch_size": 8, "crop_scale": (0.5, 1.0), "jitter": 0.0, "crop_pct": 1.0}
     encoder: Any = {"dim": 128, "depth": 4, "heads": 4, "drop_path": 0.0}
     masks = {"vocab": 256, "mask_patches": 7, "mask_block": 2}

@@ -30,8 +30,8 @@ def show_dvae(method: DVAE, source: Any, folder: Path) -> dict[str, str]:
 def show_beit(method: BEiT, source: Any, folder: Path) -> dict[str, str]:
     """Write predictions.png (original | masked | tokens decoded) and return {file name: caption}.
 
-    Decoded are the tokenizer's own tokens where a patch is seen and the predicted ones where it is hidden. Weights
-    without a tokenizer have none to show: then it is masked.png, without the third picture.
+    Decoded are the tokenizer's own tokens where a patch is seen, and the predicted ones where it is
+    hidden. Weights without a tokenizer give masked.png, without the third picture.
     """
     images = sample_images(source, method.config, SHOWN).to(next(method.parameters()).device)
     if not method.config.vocab:
@@ -48,14 +48,15 @@ def show_beit(method: BEiT, source: Any, folder: Path) -> dict[str, str]:
 def hidden(method: BEiT, images: Tensor, mask: Tensor) -> Tensor:
     """(b, 2, c, h, w) in [0, 1]: original and masked, for uint8 images (b, c, h, w)."""
     p, original = method.config.patch_size, as_float(images)
-    grey = torch.where(mask[..., None], GREY, patchify(original, p))
+    grey = torch.where(mask[..., None], GREY, patchify(original, p))  # b n p·p·c
     return torch.stack([original, unpatchify(grey, p, method.config.grid)], 1)
 
 
 def predictions(method: BEiT, images: Tensor, mask: Tensor) -> Tensor:
-    """(b, 3, c, h, w) in [0, 1]: original, masked, and the tokens decoded, the hidden ones as predicted."""
-    tokens = method.tokenize(small(method, images))
-    guesses = method.logits(images, mask).argmax(-1).view_as(tokens)
+    """(b, 3, c, h, w) in [0, 1]: original, masked, tokens decoded, the hidden ones as predicted."""
+    tokens = method.tokenize(small(method, images))  # b h w
+    guesses = method.logits(images, mask).argmax(-1).view_as(tokens)  # b h w
     decoded = method.decode(torch.where(mask.view_as(tokens), guesses, tokens))
+    # A token is 8 pixels wide; a patch of the encoder may be wider.
     decoded = torch.nn.functional.interpolate(decoded, images.shape[-2:])
     return torch.cat([hidden(method, images, mask), decoded[:, None]], 1)

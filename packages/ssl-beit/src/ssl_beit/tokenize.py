@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_beit.beit import BEiT
-from ssl_beit.config import DVAEConfig
+from ssl_beit.config import STRIDE, DVAEConfig
 from ssl_beit.dvae import DVAE, Tokenizer
 from ssl_beit.verbs import Tokenize
 from ssl_core.config import ConfigError
@@ -25,74 +27,74 @@ SHOWN = 16
 BATCH = 64
 
 
-def tokenize(recipe: Recipe, args: Tokenize) -> None:
+def run(recipe: Recipe, arguments: Tokenize) -> None:
     """Write ids, paths and a picture: original | tokens as colours | tokens decoded."""
-    device = pick_device(args.device)
-    method = load(recipe.method).from_pretrained(args.weights, device=device)
+    device = pick_device(arguments.device)
+    method = load(recipe.method).from_pretrained(arguments.weights, device=device)
     tokenizer, size = tokenizer_of(method)
-    if args.size is not None:
-        size = (args.size, args.size)
-    if min(size) < 8 or any(side % 8 for side in size):
-        raise ConfigError(f"size = {args.size}: must be a multiple of 8, the pixels of a token's side")
+    if arguments.size is not None:
+        size = (arguments.size, arguments.size)
+    if min(size) < STRIDE or any(side % STRIDE for side in size):
+        raise ConfigError(f"size = {arguments.size}: must be a multiple of {STRIDE}, the pixels of a token's side")
+
+    # Tokens are those of plain pixels, whatever the encoder's mean and standard deviation.
     channels = method.config.in_channels
-    pixels = DVAEConfig(image_size=size, in_channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    source = load(recipe.source)(args.data, config=pixels, split="train")
-    ids, paths, originals = read(tokenizer, source, EvalTransform(size, 1.0), device)
-    out = Path(args.out)
+    plain = DVAEConfig(image_size=size, in_channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+    source = load(recipe.source)(arguments.data, config=plain, split="train")
+    ids, paths, first = tokens_of(tokenizer, images_of(source, EvalTransform(size, 1.0)), device)
+
+    out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as stream:  # by a name numpy would add .npz to it
+    with out.open("wb") as stream:  # to a name, numpy would add .npz
         np.savez(stream, ids=ids, paths=np.array(paths))
-    save_grid(picture(tokenizer, originals.to(device)), out.with_suffix(".png"))
-    print(
-        f"{len(ids)} grids of {ids.shape[1]} x {ids.shape[2]} tokens in {out}, a picture of some in {out.with_suffix('.png')}"
-    )
+    sheet = out.with_suffix(".png")
+    save_grid(picture(tokenizer, first.to(device)), sheet)
+    count, h, w = ids.shape
+    print(f"{count} grids of {h} x {w} tokens in {out}, a picture of some in {sheet}")
 
 
 def tokenizer_of(method: DVAE | BEiT) -> tuple[Tokenizer, tuple[int, int]]:
-    """The tokenizer of either method and the size of the images that it was trained on. ConfigError without one."""
+    """A method's tokenizer and the size of images that it was trained on; ConfigError if none."""
     if isinstance(method, DVAE):
         return method.average, method.config.size
-    if method.tokenizer is None:
-        raise ConfigError("tokenizer_hidden = 0: these weights hold no tokenizer")
-    return method.tokenizer, method.config.tokenizer_size
+    return method.required_tokenizer(), method.config.tokenizer_size
 
 
-@torch.inference_mode()
-def read(tokenizer: Tokenizer, source: Any, view: Any, device: torch.device) -> tuple[np.ndarray, list[str], Tensor]:
-    """(ids (n, h, w) int32, names, the first images) of a source; unreadable images are left out and named."""
-    ids: list[np.ndarray] = []
-    paths: list[str] = []
-    first: list[Tensor] = []
-    waiting: list[Tensor] = []
-
-    def flush() -> None:
-        if waiting:
-            ids.append(tokenizer.tokenize(torch.stack(waiting).to(device)).int().cpu().numpy())
-            waiting.clear()
-
+def images_of(source: Any, view: EvalTransform) -> Iterator[tuple[str, Tensor]]:
+    """(name, image (c, h, w)) of each image of a source; a line names each that cannot be read."""
     for index in range(len(source)):
         try:
             image = view(source.load(index))["views"][0]
         except BadSample as error:
             print(f"left out: {source.name(index)}: {error}")
-            continue
-        waiting.append(image)
-        paths.append(source.name(index))
-        if len(first) < SHOWN:
-            first.append(image)
-        if len(waiting) == BATCH:
-            flush()
-    flush()
+        else:
+            yield source.name(index), image
+
+
+@torch.inference_mode()
+def tokens_of(
+    tokenizer: Tokenizer, images: Iterator[tuple[str, Tensor]], device: torch.device
+) -> tuple[np.ndarray, list[str], Tensor]:
+    """(ids (n, h, w) int32, names, the first images (b, c, h, w)); DataError if there is none."""
+    ids, names, first = [], [], torch.empty(0)
+    while batch := list(islice(images, BATCH)):
+        pixels = torch.stack([image for _, image in batch])  # b c h w
+        ids.append(tokenizer.tokenize(pixels.to(device)).int().cpu().numpy())
+        names += [name for name, _ in batch]
+        first = first if len(first) else pixels[:SHOWN]
     if not ids:
         raise DataError("there is no readable image to tokenize")
-    return np.concatenate(ids), paths, torch.stack(first)
+    return np.concatenate(ids), names, first
 
 
 @torch.inference_mode()
 def picture(tokenizer: Tokenizer, images: Tensor) -> Tensor:
-    """(b, 3, c, h, w) in [0, 1]: original, a colour for each token, and the tokens decoded, for uint8 or uint16 (b, c, h, w)."""
-    ids = tokenizer.tokenize(images)
+    """(b, 3, c, h, w) in [0, 1]: original, a colour for each token, and the tokens decoded.
+
+    Images are uint8 or uint16 (b, c, h, w).
+    """
+    ids = tokenizer.tokenize(images)  # b h w
     palette = torch.from_numpy(np.random.default_rng(0).random((tokenizer.vocab, images.shape[1]), np.float32))
     colours = palette.to(ids.device)[ids].permute(0, 3, 1, 2)  # b c h w
-    colours = colours.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    colours = colours.repeat_interleave(STRIDE, 2).repeat_interleave(STRIDE, 3)  # b c 8h 8w
     return torch.stack([as_float(images), colours, tokenizer.decode(ids)], 1)

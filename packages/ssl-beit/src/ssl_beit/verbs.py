@@ -25,6 +25,4 @@ class Tokenize:
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 
 
-VERBS = {
-    "tokenize": Verb(arguments="ssl_beit.verbs:Tokenize", run="ssl_beit.tokenize:tokenize", methods=("dvae", "beit"))
-}
+VERBS = {"tokenize": Verb(arguments="ssl_beit.verbs:Tokenize", run="ssl_beit.tokenize:run", methods=("dvae", "beit"))}

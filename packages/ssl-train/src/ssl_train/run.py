@@ -100,8 +100,8 @@ def run(setup: Setup, out: Path, options: RunOptions) -> Any:
         run_id = open_run(out, identity_of(setup), facts_of(setup))
 
         # Get what the method needs besides its config, and see that there is room for checkpoints.
-        if (prepare := getattr(method, "prepare", None)) is not None:
-            prepare(data=opened.data, init=setup.init, folder=out, options=options)
+        if recipe.prepare is not None:
+            load(recipe.prepare)(method, data=opened.data, init=setup.init, folder=out, options=options)
         method = method.to(setup.device)
         check_space(out, bytes_needed(method))
 

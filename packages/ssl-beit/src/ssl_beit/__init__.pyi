@@ -1,0 +1,10 @@
+from .beit import BEiT as BEiT
+from .beit import beit_loss as beit_loss
+from .config import BEiTConfig as BEiTConfig
+from .config import DVAEConfig as DVAEConfig
+from .dvae import DVAE as DVAE
+from .dvae import gumbel_noise as gumbel_noise
+from .dvae import kl_to_uniform as kl_to_uniform
+from .dvae import logit_laplace_loss as logit_laplace_loss
+from .masking import block_mask as block_mask
+from .training import train as train
