@@ -34,17 +34,15 @@ class Bottleneck(nn.Module):
         self.stride = stride
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != EXPANSION * width:
-            conv, norm = nn.Conv2d(inputs, EXPANSION * width, 1, bias=False), BatchNorm(EXPANSION * width)
-            self.downsample = nn.ModuleDict({"0": conv, "1": norm})
+            convolution = nn.Conv2d(inputs, EXPANSION * width, 1, bias=False)
+            self.downsample = nn.Sequential(convolution, BatchNorm(EXPANSION * width))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         # An average pool has the stride, here and in the shortcut, so that no pixel is skipped.
         out = self.bn3(self.conv3(self._pooled(out)))
-        if isinstance(self.downsample, nn.ModuleDict):
-            x = self.downsample["1"](self.downsample["0"](self._pooled(x)))
-        return F.relu(out + x)
+        return F.relu(out + (x if self.downsample is None else self.downsample(self._pooled(x))))
 
     def _pooled(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.stride) if self.stride > 1 else x
@@ -90,11 +88,10 @@ class ResNetTower(nn.Module):
         inputs = width
         for number, blocks in enumerate(config.stages):
             planes = width * 2**number
-            stage = []
-            for i in range(blocks):
-                stage.append(Bottleneck(inputs, planes, 2 if number and i == 0 else 1))
-                inputs = EXPANSION * planes
-            self.add_module(f"layer{number + 1}", nn.Sequential(*stage))
+            first = Bottleneck(inputs, planes, 2 if number else 1)
+            inputs = EXPANSION * planes
+            others = (Bottleneck(inputs, planes, 1) for _ in range(blocks - 1))
+            self.add_module(f"layer{number + 1}", nn.Sequential(first, *others))
         self.attnpool = AttentionPool(config.grid, inputs, config.heads, config.embed_dim, config.pos_interp)
 
     def forward(self, images: Tensor) -> Tensor:
