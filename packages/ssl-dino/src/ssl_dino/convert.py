@@ -67,26 +67,23 @@ def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DINOCon
 def infer(state: Mapping[str, Tensor]) -> DINOConfig:
     """Config of an authors' checkpoint, from the shapes of its backbone and of its head, if any."""
     config = encoders.infer(DINOConfig, state, BACKBONE)
-    last, length = state.get(HEAD + "last_layer.weight_v"), state.get(HEAD + "last_layer.weight_g")
-    linears = [state[k] for k in sorted(state, key=_number) if k.startswith(HEAD + "mlp.") and state[k].ndim == 2]
-    if last is None or length is None or not linears:
+    names = ("mlp.0.weight", "last_layer.weight_v", "last_layer.weight_g")
+    first, last, length = (state.get(HEAD + name) for name in names)
+    if first is None or last is None or length is None:
         return config
-    if last.ndim != 2:
-        raise ConfigError(f"the checkpoint is no DINO: its last layer has the shape {tuple(last.shape)}")
+    if first.ndim != 2 or last.ndim != 2:
+        shapes = f"{tuple(first.shape)} and {tuple(last.shape)}"
+        raise ConfigError(f"the checkpoint is no DINO: the first and last layer of its head are {shapes}")
     return dataclasses.replace(
         config,
         prototypes=last.shape[0],
         bottleneck=last.shape[1],
-        head_hidden=linears[0].shape[0],
-        head_layers=len(linears),
+        head_hidden=first.shape[0],
+        # Only Linears have matrices. A batch norm follows each of them but the last.
+        head_layers=sum(key.startswith(HEAD + "mlp.") and state[key].ndim == 2 for key in state),
         head_bn=f"{HEAD}mlp.1.weight" in state,
         norm_last_layer=bool((length == 1).all()),
     )
-
-
-def _number(key: str) -> int:
-    digits = [part for part in key.split(".") if part.isdigit()]
-    return int(digits[0]) if digits else -1
 
 
 def tidy(state: dict[str, Tensor], stored: DINOConfig) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ The heads go to heads.safetensors, because no other project has a place for them
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -25,21 +25,6 @@ def lightness_config(encoder: BackboneConfig) -> ColorizationConfig:
     """The config of colorization with this encoder, whatever its number of channels."""
     names = {field.name for field in dataclasses.fields(BackboneConfig)} - {"in_channels", "mean", "std"}
     return ColorizationConfig(**{name: getattr(encoder, name) for name in names})
-
-
-def colorization_to_theirs(config: ColorizationConfig) -> dict[str, Any]:
-    """config.json of the encoder, which sees lightness alone."""
-    return encoders.to_theirs(config.encoder)
-
-
-def colorization_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> ColorizationConfig:
-    """Our config of another project's encoder, with any number of channels."""
-    return lightness_config(encoders.from_theirs(BackboneConfig, values, preprocessor))
-
-
-def colorization_infer(state: Mapping[str, Tensor]) -> ColorizationConfig:
-    """Our config of another project's encoder, from its shapes."""
-    return lightness_config(encoders.infer(BackboneConfig, state))
 
 
 def summed_stem(state: dict[str, Tensor], stored: ColorizationConfig) -> dict[str, Tensor]:
@@ -67,9 +52,10 @@ LAYOUTS = {
     ),
     "colorization": encoder_layout(
         ColorizationConfig,
-        to_theirs=colorization_to_theirs,
-        from_theirs=colorization_from_theirs,
-        infer=colorization_infer,
+        # The encoder is published with a config of its own, which says one channel.
+        to_theirs=lambda config: encoders.to_theirs(config.encoder),
+        from_theirs=lambda *folder: lightness_config(encoders.from_theirs(BackboneConfig, *folder)),
+        infer=lambda state: lightness_config(encoders.infer(BackboneConfig, state)),
         tidy=summed_stem,
         resize=((r"encoder\.pos_embed", positions),),  # the stem keeps its one channel
         heads=("decoder.", "bins", "prior"),
