@@ -66,17 +66,9 @@ def main() -> None:
     if unknown := set(args.methods) - set(RECIPES):
         parser.error(f"no method {', '.join(sorted(unknown))}, only {', '.join(RECIPES)}")
     for name in args.methods or RECIPES:
-        recipe, runs = RECIPES[name], []
+        recipe = RECIPES[name]
         config = recipe.settled(changed(preset(recipe, args.preset), args.set), args.data)
-        for seed in args.seeds:
-            seeded, folder = dataclasses.replace(config, seed=seed), args.out / name / str(seed)
-            settings = {"config": to_dict(seeded), "data": args.data}
-            run = once(folder.with_suffix(".json"), settings, partial(one_seed, recipe, seeded, args.data, folder))
-            if name in BESIDE:
-                file = args.out / f"{name}-beside" / f"{seed}.json"
-                run |= once(file, settings, partial(BESIDE[name], seeded, args.data, run))
-            runs.append(run)
-            print(f"seed {seed}, {run['minutes']:.1f} minutes:", *run["summary"], sep="\n  ", flush=True)
+        runs = [one_seed(recipe, dataclasses.replace(config, seed=seed), args.data, args.out) for seed in args.seeds]
         print("\n" + TABLES.get(name, images_table)(name, runs))
 
 
@@ -108,8 +100,19 @@ def once(file: Path, settings: Mapping[str, Any], run: Callable[[], Figures]) ->
     return figures
 
 
-def one_seed(recipe: Recipe, config: Any, data: str | None, folder: Path) -> Figures:
-    """Train one seed: its figures on held-out data, and the minutes and CPU seconds of training."""
+def one_seed(recipe: Recipe, config: Any, data: str | None, out: Path) -> Figures:
+    """Figures of a run and of the baselines beside it, measured once and kept in `out`."""
+    folder, settings = out / recipe.name / str(config.seed), {"config": to_dict(config), "data": data}
+    run = once(folder.with_suffix(".json"), settings, partial(trained, recipe, config, data, folder))
+    if recipe.name in BESIDE:
+        file = out / f"{recipe.name}-beside" / f"{config.seed}.json"
+        run |= once(file, settings, partial(BESIDE[recipe.name], config, data, run))
+    print(f"seed {config.seed}, {run['minutes']:.1f} minutes:", *run["summary"], sep="\n  ", flush=True)
+    return run
+
+
+def trained(recipe: Recipe, config: Any, data: str | None, folder: Path) -> Figures:
+    """Train: the figures on held-out data, and the minutes and CPU seconds of training."""
     # CPU seconds are compared for text, so training must not use a GPU or other processes.
     options = RunOptions(workers=0, device="cpu") if recipe.package == "ssl_lm" else RunOptions()
     wall, cpu = time.perf_counter(), time.process_time()
