@@ -26,7 +26,7 @@ class Commands(Suite):
 
         def typed() -> None:
             os.chdir(folder)
-            sys.exit(main([self.recipe], [str(argument) for argument in arguments]))
+            sys.exit(main({self.recipe.name: self.recipe}, [str(argument) for argument in arguments]))
 
         return children.run(typed, warns=True)
 
@@ -47,7 +47,7 @@ class Commands(Suite):
         def typed() -> None:
             os.chdir(tmp_path)
             for line in lines:
-                code = main([self.recipe], [str(word) for word in line])
+                code = main({self.recipe.name: self.recipe}, [str(word) for word in line])
                 assert code == 0, f"{line[0]} ends with {code}"
 
         ended = children.run(typed, warns=True)  # one for all: what a verb imports, the next has already
