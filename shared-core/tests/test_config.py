@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from annotated_types import Gt, Interval, MultipleOf
 
-from ssl_core.bounds import Checked, Count, Jitter, Rate, Scale, Share, bounds_in_words, field_hints
+from ssl_core.bounds import Checked, Count, Jitter, Rate, Scale, Share, field_hints
 from ssl_core.config import (
     ConfigError,
     ImageConfig,
@@ -25,6 +25,7 @@ from ssl_core.config import (
 from ssl_core.errors import InputError, OutOfRange
 from ssl_testing.faults import STRANGE, mutate_json
 from ssl_testing.tiny import TinyConfig
+from ssl_train.cli.bounds import bounds_in_words
 from ssl_train.cli.config_file import read_file
 from ssl_train.options import RunOptions
 
