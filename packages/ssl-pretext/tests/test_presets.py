@@ -42,23 +42,31 @@ def test_there_are_four_methods_and_each_has_a_demo_in_fp32():
         assert demo.precision == "fp32", "what it computes does not depend on the machine"
 
 
-def test_the_defaults_are_the_published_recipe_for_resnet50():
-    for config in (RotationConfig(), JigsawConfig(), ColorizationConfig(), RelativePatchConfig()):
-        assert (config.backbone, config.size, config.epochs, config.batch_size) == ("resnet50", (224, 224), 105, 256)
-        assert (config.optimizer, config.lr, config.momentum, config.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
+GOYAL = {"backbone": "resnet50", "size": (224, 224), "epochs": 105, "batch_size": 256}
+GOYAL |= {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+PUBLISHED = {
+    # Goyal et al. 2019 (arXiv 1905.01235), in VISSL's configs
+    RotationConfig: GOYAL,
+    JigsawConfig: GOYAL
+    | {"puzzle_size": 255, "cell": 85, "tile_size": 64, "grayscale": 0.66}
+    | {"permutations": 100, "embedding": 1000, "hidden": 4096, "dropout": 0.5},
+    # Zhang et al. 2016 (arXiv 1603.08511) and their code
+    ColorizationConfig: GOYAL
+    | {"target": "bins", "bin_size": 10.0, "neighbours": 10, "uniform": 0.5, "temperature": 0.38}
+    | {"color_stride": 4, "cell": 32},
+    RelativePatchConfig: GOYAL,
+}
 
 
-def test_the_jigsaw_of_the_paper():
-    config = JigsawConfig()
-    assert (config.puzzle_size, config.cell, config.tile_size, config.grayscale) == (255, 85, 64, 0.66)
-    assert (config.permutations, config.embedding, config.hidden, config.dropout) == (100, 1000, 4096, 0.5)
+@pytest.mark.parametrize("cls", PUBLISHED)
+def test_the_defaults_are_the_published_recipe_for_resnet50(cls):
+    config = cls()
+    assert {field: getattr(config, field) for field in PUBLISHED[cls]} == PUBLISHED[cls]
 
 
-def test_the_colorization_of_the_paper():
+def test_the_encoder_of_a_colorization_sees_one_channel():
     config = ColorizationConfig()
-    assert (config.target, config.bin_size, config.neighbours) == ("bins", 10.0, 10)
-    assert (config.uniform, config.temperature, config.color_stride) == (0.5, 0.38, 4)
-    assert replace(config, small_stem=True).cell == 8 and config.cell == 32
+    assert replace(config, small_stem=True).cell == 8
     assert (config.encoder.in_channels, config.encoder.mean, config.encoder.std) == (1, (0.5,), (0.5,))
 
 
