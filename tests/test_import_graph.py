@@ -5,6 +5,12 @@ from __future__ import annotations
 import pytest
 from import_graph import chain, circle, import_graph
 
+GRAPH = import_graph()
+
+
+def test_no_imports_go_in_a_circle():
+    assert circle(GRAPH) == []
+
 
 @pytest.mark.parametrize(
     "back",

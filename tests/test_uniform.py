@@ -1,6 +1,6 @@
-"""All packages look the same from outside: who knows one knows all.
+"""All packages look the same: if you know one, you know them all.
 
-These tests read files and import nothing of ours, so they hold for a tree that is not installed.
+These tests read files. Of our packages they import what is free of torch: config.py and verbs.py.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import ast
 import configparser
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from projects import SHARED, methods, projects
+from projects import SHARED, methods, paper_modules, projects
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = [project.folder for project in projects(ROOT).values()]
@@ -160,3 +161,96 @@ def test_tools_know_the_project(project):
 def test_import_contracts_know_the_package(package):
     layers = next(c["layers"] for c in table(ROOT)["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
     assert module_of(package).name in re.split(r"\s*\|\s*", layers[0])
+
+
+# ---------------------------------------------------------------- one vocabulary
+
+
+def assigned(file: Path) -> set[str]:
+    """Names that a module assigns at its top level."""
+    targets: list[ast.expr] = []
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign):
+            targets += node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets.append(node.target)
+    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+
+
+def recipes_of(package: Path) -> dict:
+    return import_module(f"{module_of(package).name}.config").RECIPES
+
+
+@every_package
+def test_recipes_presets_and_layouts_have_the_same_names_everywhere(package):
+    module = module_of(package)
+    assert {"RECIPES", "PRESETS"} <= assigned(module / "config.py")
+    assert "LAYOUTS" in assigned(module / "convert.py")
+    recipes, presets = recipes_of(package), import_module(f"{module.name}.config").PRESETS
+    assert recipes.keys() == presets.keys()
+    for name, recipe in recipes.items():
+        assert recipe.name == name
+        assert recipe.package == module.name
+        assert recipe.config.startswith(f"{module.name}.config:")
+        assert all(callable(preset) for preset in presets[name].values())
+
+
+@every_package
+def test_measures_live_in_measure_py(package):
+    module = module_of(package).name
+    named = [recipe.measure for recipe in recipes_of(package).values() if recipe.measure is not None]
+    assert [name for name in named if not name.startswith(f"{module}.measure:")] == []
+
+
+@every_package
+def test_a_verb_is_run_of_a_file_with_its_name(package):
+    module = module_of(package)
+    if not (module / "verbs.py").exists():
+        return
+    for name, verb in import_module(f"{module.name}.verbs").VERBS.items():
+        assert verb.run == f"{module.name}.{name}:run"
+        functions = [
+            node for node in ast.parse((module / f"{name}.py").read_text()).body if isinstance(node, ast.FunctionDef)
+        ]
+        (run,) = [node for node in functions if node.name == "run"]
+        assert len(run.args.args) == 2, "run(recipe, arguments)"
+
+
+@every_package
+def test_public_names_are_lazy_and_written_once(package):
+    code, stub = (module_of(package) / f"__init__.{suffix}" for suffix in ("py", "pyi"))
+    calls = {ast.unparse(node.value) for node in ast.walk(ast.parse(code.read_text())) if isinstance(node, ast.Assign)}
+    assert any(call.endswith("attach_stub(__name__, __file__)") for call in calls)
+    imports = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
+    names = [alias.name for node in imports for alias in node.names]
+    assert sorted(names) == sorted(set(names)) != []
+    words = {node.value for node in ast.walk(ast.parse(code.read_text())) if isinstance(node, ast.Constant)}
+    assert not words & set(names)
+
+
+KINDS = {
+    "conformance": "a class per recipe that inherits the suite of ssl-testing",
+    "loss": "the loss against plain Python; fast forms against the definition",
+    "parity": "the same numbers as the published implementation on random weights",
+    "weights": "folders and checkpoints in and out; bad checkpoints; the Hub",
+    "learns": "a short run beats random initialisation",
+    "presets": "each preset beside its source",
+    "commands": "the command line of the package's own verbs",
+    "ranks": "several processes equal one",
+    "collapse": "collapse is named while it happens",
+    "step": "whole training steps against a plain implementation",
+}
+"""What a test file of a method package holds; a file may also have the name of a module it tests."""
+
+
+@every_package
+def test_test_files_are_named_for_what_they_test(package):
+    words = {path.stem.removeprefix("test_") for path in (package / "tests").glob("test_*.py")}
+    subjects = KINDS.keys() | {path.stem for path in module_of(package).glob("*.py")}
+    # each of several methods may have its own: test_parity_bert.py
+    recipes = [name.replace("-", "_") for name in recipes_of(package)]
+    allowed = subjects | {f"{subject}_{recipe}" for subject in subjects for recipe in recipes}
+    assert words - allowed == set()
+    papers = {module.rpartition(".")[2] for module in paper_modules(methods(ROOT)[package.name])}
+    assert "conformance" in words
+    assert words & {"loss", *papers}, "no test of a loss"

@@ -59,9 +59,8 @@ def register(name: str) -> None:
     replace_once("tox.ini", r"^(all =\n(?:    .*\n)+)", rf"\1    -e ./packages/{name}\n")
     replace_once("pyproject.toml", r"^(root_packages = \[.*)\]$", rf'\1, "{module}"]')
     replace_once("pyproject.toml", r'^(layers = \["[^"]*)"', rf'\1 | {module}"')
-    replace_once(
-        "pyproject.toml", r'^(source_modules = \["ssl_core", "ssl_train", "ssl_\w+".*)\]$', rf'\1, "{module}"]'
-    )
+    replace_once("pyproject.toml", r'^(    "\*\.config", .*\n(?:    .*\n)+)', rf'\1    "{module}.rotation",\n')
+    replace_once("pyproject.toml", r'^(source_modules = \["ssl_core", "ssl_train", "ssl_.*)\]$', rf'\1, "{module}"]')
 
 
 def main() -> None:
