@@ -1,4 +1,5 @@
-"""Loading a method's weights and encoding with them need ssl-core and the method's own files alone."""
+"""Loading a method's weights and encoding with them need ssl-core and the method's own files
+alone."""
 
 from __future__ import annotations
 

@@ -240,7 +240,8 @@ KINDS = {
     "collapse": "collapse is named while it happens",
     "step": "whole training steps against a plain implementation",
 }
-"""What a test file of a method package holds; a file may also have the name of a module it tests."""
+"""What a test file of a method package holds; a file may also have the name of a module it
+tests."""
 
 
 @every_package

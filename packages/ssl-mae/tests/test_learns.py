@@ -38,7 +38,8 @@ def probe(network: MAE, train: ImageArray, test: ImageArray) -> float:
 
 
 def learn(folder: Path, seed: int) -> tuple[float, float]:
-    """Accuracy before and after 1,500 steps on 4,000 unlabelled pictures, tested on 2,000 others."""
+    """Accuracy before and after 1,500 steps on 4,000 unlabelled pictures, tested on 2,000
+    others."""
     train, test = scenes(0, 4000), scenes(1, 2000)
     config = dataclasses.replace(
         demo(),
@@ -61,7 +62,8 @@ def learn(folder: Path, seed: int) -> tuple[float, float]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Steps of a few milliseconds gain nothing from a second thread, and wait for it on busy cores."""
+    """Steps of a few milliseconds gain nothing from a second thread, and wait for it on busy
+    cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -70,7 +72,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_short_run_beats_random_initialisation_on_the_linear_probe(tmp_path):
-    """Seeds 0, 1, 2 measured .147 → .213, .174 → .229, .157 → .228: a gain of .064 with a standard deviation of .008.
+    """Seeds 0, 1, 2 measured .147 → .213, .174 → .229, .157 → .228: a gain of .064 with a standard
+    deviation of .008.
 
     Chance is .0625. The rounding of another machine draws another gain, so the bound is four
     deviations lower.

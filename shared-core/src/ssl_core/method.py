@@ -78,7 +78,8 @@ class Recipe:
     settle: str | None = None
     """`settle(config, data) -> config` fills in the fields that data decides (a vocabulary)"""
     prepare: str | None = None
-    """`prepare(method, *, data, init, folder, options)` makes what else a run needs, at its start"""
+    """`prepare(method, *, data, init, folder, options)` makes what else a run needs, at its
+    start"""
     measure: str | None = None
     """`measure(method, source) -> dict`: figures without labels, such as a perplexity, for
     evaluation.json; its "summary" holds lines for the terminal"""

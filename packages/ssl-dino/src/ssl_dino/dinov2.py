@@ -25,7 +25,8 @@ LAYER_SCALE = 1e-5
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(a) · b) with a, b = w12(x): the MLP of DINOv2's ViT-g, as the authors lay out its weights.
+    """w3(silu(a) · b) with a, b = w12(x): the MLP of DINOv2's ViT-g, as the authors lay out its
+    weights.
 
     Two thirds as wide as `hidden`, rounded up to a multiple of 8, so that it has about the
     parameters of an `Mlp`.

@@ -117,12 +117,14 @@ def infer(state: Mapping[str, Tensor]) -> MAEConfig:
 
 
 def to_transformers(state: Mapping[str, Tensor], config: MAEConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config.json) of transformers' ViTModel: the encoder alone, which sees every patch."""
+    """(tensors, config.json) of transformers' ViTModel: the encoder alone, which sees every
+    patch."""
     return encoder_state(state, VIT), vit_to_theirs("vit", "ViTModel", config)
 
 
 def to_timm(state: Mapping[str, Tensor], config: MAEConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config.json) of a timm model with the features of `encode`, for `create_model("local-dir:…")`.
+    """(tensors, config.json) of a timm model with the features of `encode`, for
+    `create_model("local-dir:…")`.
 
     Raises ConfigError for an epsilon other than timm's.
     """

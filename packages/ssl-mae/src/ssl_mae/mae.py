@@ -139,7 +139,8 @@ class MAE(nn.Module, ImageEncoder, Pretrained):
         nn.init.normal_(self.decoder.mask_token, std=0.02)
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
-        """Loss of `batch["views"][0]`; `batch["noise"]` (b, n), where the loader drew one, decides the mask."""
+        """Loss of `batch["views"][0]`; `batch["noise"]` (b, n), where the loader drew one, decides
+        the mask."""
         images = self.normalized(batch["views"][0])  # b c h w
         keep, restore, mask = self.mask(images, batch.get("noise"), self.config.mask_ratio)
         tokens = self.encoder(images, keep)  # b 1+k d: the encoder never sees the rest
@@ -147,7 +148,8 @@ class MAE(nn.Module, ImageEncoder, Pretrained):
         return {"loss": mae_loss(pred, self.target(images), mask)}
 
     def mask(self, images: Tensor, noise: Tensor | None, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-        """`random_masking` of images (b, c, h, w): int(n · (1 - ratio)) patches stay; `noise` is (b, n) or drawn here.
+        """`random_masking` of images (b, c, h, w): int(n · (1 - ratio)) patches stay; `noise` is
+        (b, n) or drawn here.
 
         Raises ValueError for noise of another shape, and when no patch would be seen or none
         removed.
@@ -164,19 +166,22 @@ class MAE(nn.Module, ImageEncoder, Pretrained):
         return random_masking(noise, kept)
 
     def target(self, images: Tensor) -> Tensor:
-        """What the decoder is to predict, (b, n, p·p·c): pixels, standardised per patch with `norm_pix_loss`."""
+        """What the decoder is to predict, (b, n, p·p·c): pixels, standardised per patch with
+        `norm_pix_loss`."""
         patches = patchify(images, self.config.patch_size)
         return standardize(patches)[0] if self.config.norm_pix_loss else patches
 
     def encode(self, images: Tensor) -> Tensor:
-        """Features (b, d) of whole images: the CLS token or the mean of the patches, as `config.pool` says."""
+        """Features (b, d) of whole images: the CLS token or the mean of the patches, as
+        `config.pool` says."""
         return pooled(self.encoder(self.normalized(images)), self.config.pool)
 
     @torch.no_grad()
     def reconstruct(
         self, images: Tensor, noise: Tensor | None = None, mask_ratio: float | None = None
     ) -> Reconstruction:
-        """Remove patches and predict them. `noise` (b, n) fixes which; the ratio is the config's unless given."""
+        """Remove patches and predict them. `noise` (b, n) fixes which; the ratio is the config's
+        unless given."""
         config = self.config
         images = self.normalized(images)
         keep, restore, mask = self.mask(images, noise, config.mask_ratio if mask_ratio is None else mask_ratio)

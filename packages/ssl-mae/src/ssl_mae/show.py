@@ -27,7 +27,8 @@ def show(method: MAE, source: Any, folder: Path) -> dict[str, str]:
 
 
 def reconstructions(method: MAE, images: Tensor, seed: int = 0) -> Tensor:
-    """(b, 3, c, h, w) in [0, 1]: original, masked and reconstructed, for uint8 images (b, c, h, w)."""
+    """(b, 3, c, h, w) in [0, 1]: original, masked and reconstructed, for uint8 images (b, c, h,
+    w)."""
     p = method.config.patch_size
     grid = (images.shape[2] // p, images.shape[3] // p)
     noise = torch.rand(len(images), grid[0] * grid[1], generator=torch.Generator().manual_seed(seed)).to(images.device)
