@@ -26,10 +26,9 @@ from ssl_core.device import pick_device, seed_step
 from ssl_core.method import load
 from ssl_core.pixels import normalize
 from ssl_core.schedule import cosine
-from ssl_train.cli.main import preset
-from ssl_train.data.split import train_and_test
 from ssl_train.evaluate.evaluate import evaluate
 from ssl_train.fit import fit
+from ssl_train.opened import Opened
 from ssl_train.probe import Probe
 
 LR = {"byol": 4.0}
@@ -161,9 +160,9 @@ def main() -> None:
     args = parser.parse_args()
     recipe = RECIPES[args.method]
     for seed in args.seeds:
-        config = dataclasses.replace(changed(preset(recipe, "demo"), args.set), seed=seed)
+        config = dataclasses.replace(changed(recipe.preset("demo"), args.set), seed=seed)
         config = dataclasses.replace(config, base_lr=config.base_lr * LR.get(args.method, 1.0))
-        source, test, _ = train_and_test(None, None, config=config)
+        source, test, _ = Opened(recipe, config, None).labelled()
         view, device = load(recipe.eval_view)(config), pick_device()
         seed_step(seed)
         ours = load(recipe.method)(config)

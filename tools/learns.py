@@ -39,11 +39,10 @@ from projects import methods
 from ssl_core.config import from_dict, to_dict
 from ssl_core.device import pick_device, seed_step
 from ssl_core.method import Recipe, load
-from ssl_train.cli.main import preset
-from ssl_train.data.split import attach, train_and_test
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.evaluate import evaluate
 from ssl_train.evaluate.features import extract, histogram, pixels
+from ssl_train.opened import Opened, attach
 from ssl_train.options import RunOptions
 from ssl_train.run import train
 
@@ -67,7 +66,7 @@ def main() -> None:
         parser.error(f"no method {', '.join(sorted(unknown))}, only {', '.join(RECIPES)}")
     for name in args.methods or RECIPES:
         recipe = RECIPES[name]
-        config = recipe.settled(changed(preset(recipe, args.preset), args.set), args.data)
+        config = recipe.settled(changed(recipe.preset(args.preset), args.set), args.data)
         runs = [one_seed(recipe, dataclasses.replace(config, seed=seed), args.data, args.out) for seed in args.seeds]
         print("\n" + TABLES.get(name, images_table)(name, runs))
 
@@ -155,7 +154,7 @@ def costs(runs: list[Figures], key: str = "minutes") -> str:
 
 def probed(recipe: Recipe, method: Any, data: str | None) -> Figures:
     """Accuracies of frozen features: {"rows": {features: {"linear", …}}, "summary"}."""
-    train_data, test_data, _ = train_and_test(data, None, config=method.config)
+    train_data, test_data, _ = Opened(recipe, method.config, data).labelled()
     device = pick_device()
     seed_step(method.config.seed)
     fresh = load(recipe.method)(method.config).to(device).eval()

@@ -106,7 +106,7 @@ def test_the_copy_on_meta_is_the_same_network_without_values():
 
 def test_description_names_parameters_work_memory_and_time(recipe, monkeypatch):
     monkeypatch.setattr("ssl_train.cli.estimate.matmul_rate", lambda device, precision: 1e6)
-    text = describe(recipe, Toy(ToyConfig()), device=torch.device("cpu"), samples=100)
+    text = describe(recipe, Toy(ToyConfig()), torch.device("cpu"), 100)
     lines = text.splitlines()
     assert lines[0] == "toy: 1,937 parameters, 1,930 trained"
     assert "in fp32" in lines[3]

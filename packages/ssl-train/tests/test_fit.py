@@ -25,7 +25,7 @@ from ssl_testing.state import apart, differing, newest, whole_state
 from ssl_testing.tiny import RECIPES, Pictures, Tiny, TinyConfig, TwoCrops, open_pictures, write_pictures
 from ssl_testing.trial import Trial
 from ssl_train.checkpoint import CheckpointError
-from ssl_train.data.listing import digest
+from ssl_train.data.names import digest
 from ssl_train.data.views import eval_view
 from ssl_train.fit import NonFiniteLoss, fit
 from ssl_train.log import Log

@@ -10,7 +10,7 @@ import pytest
 
 from ssl_testing.tiny import RECIPES, Tiny, write_pictures
 from ssl_train.cli.main import main
-from ssl_train.data import sources, split
+from ssl_train.data import sources
 
 RECIPE = RECIPES["tiny"]
 SHORT = ("--epochs", "0.125", "--warmup-epochs", "0", "--precision", "fp32", "--device", "cpu", "--workers", "0")
@@ -46,7 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(owner, name, wrapper)
 
     counting(sources, "scan", lambda root: "listed")
-    counting(split, "open_source", lambda data: "opened")
+    counting(sources, "open_source", lambda data: "opened")
     counting(Tiny, "__init__", lambda self, config: "sketched" if self.centre.is_meta else "built")
     return counted
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ssl_core.errors import BadSample, DataError
 from ssl_train.data.images import to_tensor
-from ssl_train.data.listing import digest
+from ssl_train.data.names import digest
 from ssl_train.data.scenes import Scenes
 from ssl_train.data.sources import ImageFiles, PathTable, open_source
 

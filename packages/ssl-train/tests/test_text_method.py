@@ -30,8 +30,8 @@ from ssl_testing.state import differing, newest, whole_state
 from ssl_testing.trial import Trial
 from ssl_train.cli import commands
 from ssl_train.cli.main import main
-from ssl_train.data.listing import digest
-from ssl_train.data.split import Opened
+from ssl_train.data.names import digest
+from ssl_train.opened import Opened
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ class Recipe:
     """`show(method, source, folder)` draws the figures and returns {file name: caption}"""
     eval_view: str = "ssl_train.data.views:eval_view"
     """`build(config) -> transform` of evaluations"""
-    source: str = "ssl_train.data.split:open_images"
+    source: str = "ssl_train.data.sources:open_images"
     """`open(data, *, config, split)` opens data"""
     built_in: str = "scenes"
     """name of the built-in data"""

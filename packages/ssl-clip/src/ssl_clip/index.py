@@ -24,7 +24,7 @@ from ssl_core.device import autocast, pick_device, pick_precision
 from ssl_core.errors import BadSample, DataError, InputError
 from ssl_core.hub.weights_file import write_whole
 from ssl_train.data.images import read_image
-from ssl_train.data.listing import EXTENSIONS
+from ssl_train.data.sources import EXTENSIONS
 from ssl_train.data.views import eval_view
 
 if TYPE_CHECKING:

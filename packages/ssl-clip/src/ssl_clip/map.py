@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ssl_clip.clip import CLIP
 from ssl_clip.figures import map_figure, need_viz, save_figure
-from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError, InputError
 from ssl_train.data.pictures import sample_images
 from ssl_train.data.readable import readable
-from ssl_train.data.split import Opened
 from ssl_train.data.views import eval_view
+from ssl_train.opened import Opened
 
 if TYPE_CHECKING:
     from ssl_clip.verbs import Map
@@ -97,8 +96,8 @@ def sample_pairs(source: Any, config: Any, count: int) -> tuple[Tensor, list[str
 def run(recipe: Any, arguments: Map) -> None:
     """The command `map`."""
     need_viz("matplotlib", *(["sklearn"] if arguments.method == "tsne" else []))
-    clip = CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device))
-    source, _ = Opened(recipe, clip.config, arguments.data, method=clip).shown()
+    opened = Opened.from_weights(recipe, arguments.weights, data=arguments.data, device=arguments.device)
+    clip, (source, _) = opened.method, opened.shown()
     # Texts that were given with any images, or the images' own captions.
     texts = list(arguments.texts)
     if texts:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.images import to_tensor
-from ssl_train.data.listing import contained, digest, read_table
+from ssl_train.data.names import contained, digest, read_table
 from ssl_train.data.scenes import CLASSES, SLOTS, draw, held_out, render
 from ssl_train.data.sources import ImageFiles, PathTable, Source, built_in, open_source
 

@@ -21,7 +21,8 @@ from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits
 from ssl_lm.shards import META, Shards
 from ssl_lm.texts import Piece, decode, list_files
-from ssl_train.data.listing import digest, number_labels, read_table, split_folder
+from ssl_train.data.names import digest, number_labels, read_table
+from ssl_train.data.sources import split_folder
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}

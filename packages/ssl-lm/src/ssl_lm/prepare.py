@@ -22,7 +22,6 @@ from ssl_core.errors import InputError, NoTestSplit
 from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
 from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
-from ssl_train.data.listing import split_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -141,6 +140,8 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
             border = line_end(stream, int((1 - held_out) * size)) if held_out else size
         length = min(LARGEST, max(SMALLEST, size // PARTS))
         return {"train": cut(path, length, 0, border), "test": cut(path, length, border)}
+    from ssl_train.data.sources import split_folder  # here: it imports torch, which the processes do without
+
     if not path.is_dir():
         raise InputError(f"there is no {text!r}: give a text file, a .jsonl file, a folder of them, or hf:NAME")
     try:

@@ -20,16 +20,23 @@ class MAEView:
     the device.
     """
 
-    config: MAEConfig
+    size: tuple[int, int]
+    """height and width of the view"""
+    crop_scale: tuple[float, float]
+    """range of the share of the image's area in a crop"""
+    flip: bool
+    """mirror half of the views"""
+    patches: int
+    """patches of a view"""
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        view = random_resized_crop(sample["image"], rng, self.config.size, self.config.crop_scale)
-        if self.config.flip:
+        view = random_resized_crop(sample["image"], rng, self.size, self.crop_scale)
+        if self.flip:
             view = random_flip(view, rng)
-        noise = rng.random(self.config.patches, dtype=np.float32)
+        noise = rng.random(self.patches, dtype=np.float32)
         return {"views": [view.contiguous()], "noise": torch.from_numpy(noise)}
 
 
 def build(config: MAEConfig) -> MAEView:
     """The transform of training samples."""
-    return MAEView(config)
+    return MAEView(config.size, config.crop_scale, config.flip, config.patches)

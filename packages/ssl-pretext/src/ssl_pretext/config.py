@@ -274,7 +274,7 @@ PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
 }
 
 
-def _recipe(name: str, method: str, view: str, source: str = "ssl_train.data.split:open_images") -> Recipe:
+def _recipe(name: str, method: str, view: str, source: str = "ssl_train.data.sources:open_images") -> Recipe:
     module = name.replace("-", "_")
     return Recipe(
         name=name,

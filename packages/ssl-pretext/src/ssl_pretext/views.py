@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ssl_pretext.config import JigsawConfig, PretextConfig, RelativePatchConfig, TilesConfig
 from ssl_train.data.scenes import Scenes
-from ssl_train.data.sources import Source
-from ssl_train.data.split import open_images
+from ssl_train.data.sources import Source, open_images
 from ssl_train.data.views import random_flip, random_grayscale, resize
 
 

@@ -22,8 +22,8 @@ from ssl_core.hub.layout import Layout
 from ssl_core.hub.pretrained import Pretrained
 from ssl_core.method import Recipe
 from ssl_core.pixels import normalize
-from ssl_train.data.listing import digest
-from ssl_train.data.split import open_images
+from ssl_train.data.names import digest
+from ssl_train.data.sources import open_images
 from ssl_train.data.views import random_flip, random_resized_crop
 
 CLASSES = ("dark", "dim", "light", "bright")

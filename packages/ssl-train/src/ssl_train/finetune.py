@@ -24,7 +24,7 @@ from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import DataError, InputError
 from ssl_core.pixels import normalize
 from ssl_core.vit import DropPath, ViT
-from ssl_train.data.listing import digest
+from ssl_train.data.names import digest
 from ssl_train.data.views import eval_view, random_flip, random_resized_crop
 from ssl_train.evaluate.accuracy import mean_per_class, top1
 from ssl_train.evaluate.features import extract

@@ -69,10 +69,10 @@ def fit(
     workers = default_workers() if options.workers is None else options.workers
     loading = {"parts": options.accumulate, "workers": workers, "pin_memory": device.type == "cuda"}
     batches = Batches(source, transform, plan, start=start, **loading)
-    meter, saved_at, skipped = Meter(), time.monotonic(), 0
+    saved_at, skipped = time.monotonic(), 0
 
     with StopSignal() as stop, batches.watched(), Log(folder, total, start, options, quiet=rank > 0) as log:
-        steps = iter(batches)
+        meter, steps = Meter(), iter(batches)
         for step in range(start, total):
             parts = meter.wait_for(steps)
             progress = step / total

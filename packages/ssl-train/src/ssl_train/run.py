@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -10,24 +9,21 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from ssl_core import distributed
 from ssl_core.config import TrainConfig, differences, to_dict
-from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import InputError
 from ssl_core.hub.weights_file import write_whole
 from ssl_core.method import Recipe, load
 from ssl_train.checkpoint import CheckpointError, bytes_needed
-from ssl_train.data.split import Opened
 from ssl_train.fit import fit
+from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.probe import Probe
 from ssl_train.processes import barrier, broadcast_object, process_group
@@ -54,83 +50,51 @@ def train(
     SIGTERM, saved.
     """
     with process_group():
-        return run(set_up(recipe, config, data=data, init=init, device=options.device), Path(out), options)
+        return run(Opened.to_train(recipe, config, data=data, init=init, device=options.device), Path(out), options)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What is trained on which data: opened and built once, for the estimate, the run and its figures."""
-
-    recipe: Recipe
-    config: TrainConfig
-    """with the fields that the data and the hardware decide"""
-    opened: Opened
-    method: Any
-    transform: Any
-    """makes a sample of the training data"""
-    device: torch.device
-    init: str | Path | None
-
-
-def set_up(
-    recipe: Recipe, config: TrainConfig, *, data: str | Path | None, init: str | Path | None, device: str | None
-) -> Setup:
-    """Open the data and build the network, or load it from `init`. Nothing is written yet."""
-    target = pick_device(device)
-    config = dataclasses.replace(config, precision=pick_precision(config.precision, target))  # type: ignore[arg-type]
-    config = recipe.settled(config, data)
-    opened = Opened(recipe, config, data)
-    opened.raw("train")  # data that cannot be opened are an error before a network is built
-    transform = load(recipe.views)(config)
-    seed_step(config.seed)
-    method_class = load(recipe.method)
-    method = method_class.from_pretrained(init, config=config) if init else method_class(config)
-    opened.method = method
+def run(opened: Opened, out: Path, options: RunOptions) -> Any:
+    """Train what was opened into the folder `out`, publish its weights there and return it in eval mode."""
+    recipe, config, method, device = opened.recipe, opened.config, opened.method, opened.device
+    transform, source = load(recipe.views)(config), opened.train
     if (check := getattr(transform, "check", None)) is not None:
-        check(opened.train)
-    return Setup(recipe, config, opened, method, transform, target, init)
-
-
-def run(setup: Setup, out: Path, options: RunOptions) -> Any:
-    """Train what was set up into the folder `out`, publish its weights there and return it in eval mode."""
-    recipe, config, opened, method = setup.recipe, setup.config, setup.opened, setup.method
+        check(source)
     with _locked(out):
         # The folder must be empty or hold this very run.
-        source = opened.train
-        run_id = open_run(out, identity_of(setup), facts_of(setup))
+        run_id = open_run(out, identity_of(opened), facts_of(opened))
 
         # Get what the method needs besides its config, and see that there is room for checkpoints.
         if recipe.prepare is not None:
-            load(recipe.prepare)(method, data=opened.data, init=setup.init, folder=out, options=options)
-        method = method.to(setup.device)
+            load(recipe.prepare)(method, data=opened.data, init=opened.init, folder=out, options=options)
+        method = method.to(device)
         check_space(out, bytes_needed(method))
 
-        probe = Probe(source, load(recipe.eval_view)(config), device=setup.device)
-        where = {"run_id": run_id, "device": setup.device, "options": options}
-        bad = fit(method, source, setup.transform, config, out, probe=probe, **where)
+        probe = Probe(source, load(recipe.eval_view)(config), device=device)
+        where = {"run_id": run_id, "device": device, "options": options}
+        bad = fit(method, source, transform, config, out, probe=probe, **where)
         if distributed.is_main():
             publish(method, out, bad)
         barrier()
     return method.eval()
 
 
-def identity_of(setup: Setup) -> dict[str, Any]:
-    """What makes a run this run: with another value of any of these it is refused."""
+def identity_of(opened: Opened) -> dict[str, Any]:
+    """What makes a run this run: a run with another value of any of these is another one."""
     return {
-        "method": setup.recipe.method,
-        "config": to_dict(setup.config),
-        "data": str(setup.opened.data) if setup.opened.data is not None else "built-in",
-        "data_fingerprint": setup.opened.raw("train").fingerprint(),
-        "init": str(setup.init) if setup.init is not None else None,
+        "method": opened.recipe.method,
+        "config": to_dict(opened.config),
+        "data": str(opened.data) if opened.data is not None else "built-in",
+        "data_fingerprint": opened.raw("train").fingerprint(),
+        "init": str(opened.init) if opened.init is not None else None,
     }
 
 
-def facts_of(setup: Setup) -> dict[str, Any]:
+def facts_of(opened: Opened) -> dict[str, Any]:
     """What run.json says besides."""
     return {
-        "device": str(setup.device),
-        "parameters": sum(p.numel() for p in setup.method.parameters()),
-        "can_collapse": getattr(setup.method, "can_collapse", False),
+        "device": str(opened.device),
+        "parameters": sum(p.numel() for p in opened.method.parameters()),
+        "can_collapse": getattr(opened.method, "can_collapse", False),
     }
 
 

@@ -11,36 +11,35 @@ from typing import Any
 
 import torch
 
-from ssl_core import distributed
 from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError
 from ssl_core.hub.layout import layout_of
 from ssl_core.method import Recipe, load
 from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
-from ssl_train.data.split import Opened
+from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
-from ssl_train.run import run, set_up
+from ssl_train.run import run
 
 
 def train(recipe: Recipe, args: verbs.Train, config: Any, options: RunOptions) -> None:
     if not recipe.views:
         raise InputError(f"{recipe.name} is an encoder that is used as it is: it cannot be trained here")
     out = Path(args.out or f"runs/{recipe.name}")
+    main = os.environ.get("RANK", "0") == "0"
     with process_group():
-        # the data are opened and the network is built once, for the estimate, the run and the figures
-        setup = set_up(recipe, config, data=args.data, init=args.init, device=options.device)
-        if distributed.is_main():
-            samples = len(setup.opened.raw("train"))
-            print(describe(recipe, setup.method, device=setup.device, samples=samples), flush=True)
-        run(setup, out, options)
-    if os.environ.get("RANK", "0") != "0":
+        # opened and built once: for the estimate, the run and its figures
+        opened = Opened.to_train(recipe, config, data=args.data, init=args.init, device=options.device)
+        if main:
+            print(describe(recipe, opened.method, opened.device, len(opened.raw("train"))), flush=True)
+        method = run(opened, out, options)
+    if not main:
         return
 
     program = recipe.package.replace("_", "-")
     try:
-        figures(setup.opened, out / "figures")
+        figures(opened, out / "figures")
     except Exception as error:  # whatever drawing raises, the run is done and its weights are there
         warnings.warn(
             f"the figures could not be drawn ({type(error).__name__}: {error}); the weights are in {out}, "
@@ -50,7 +49,7 @@ def train(recipe: Recipe, args: verbs.Train, config: Any, options: RunOptions) -
     lines = []
     if recipe.measure is not None:
         try:
-            result = measured(setup.opened)
+            result = measured(opened)
             write_json(out, "evaluation.json", result)
             lines = result["measured"]["summary"]
         except InputError as error:  # too little test data, say: the run is done all the same
@@ -60,8 +59,8 @@ def train(recipe: Recipe, args: verbs.Train, config: Any, options: RunOptions) -
     print(f"\nlook at  {out / 'report.html'}")
     print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
     print(f"         {program} embed {out} --data your/folder --out features.npz")
-    _, inputs, *_ = inspect.signature(type(setup.method).encode).parameters
-    print(f"         {type(setup.method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
+    _, inputs, *_ = inspect.signature(type(method).encode).parameters
+    print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
 
 
 def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
@@ -69,12 +68,11 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     from ssl_train.evaluate.evaluate import evaluate as compare_features
     from ssl_train.finetune import check_encoder, compare
 
-    device = pick_device(args.device)
-    method = load(recipe.method).from_pretrained(args.weights, device=device)
+    opened = Opened.from_weights(recipe, args.weights, data=args.data, test=args.test, device=args.device)
+    method, device = opened.method, opened.device
     if "finetune" in args.protocols:
         check_encoder(method)
     out = Path(args.out or args.weights)
-    opened = Opened(recipe, method.config, args.data, args.test, method)
 
     result = measured(opened)
     lines = result.get("measured", {}).get("summary", [])
@@ -126,21 +124,19 @@ def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: d
 def embed(recipe: Recipe, args: verbs.Embed) -> None:
     from ssl_train.evaluate.features import extract
 
-    device = pick_device(args.device)
-    method = load(recipe.method).from_pretrained(args.weights, device=device)
-    source = Opened(recipe, method.config, args.data, method=method).train
-    view = load(recipe.eval_view)(method.config)
-    features = extract(method.encode, source, view, device=device, workers=args.workers, progress=True)
+    opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device)
+    view, where = load(recipe.eval_view)(opened.config), {"device": opened.device, "workers": args.workers}
+    features = extract(opened.method.encode, opened.train, view, progress=True, **where)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     features.save(args.out)
     print(f"{len(features)} features of width {features.features.shape[1]} in {args.out}")
 
 
 def show(recipe: Recipe, args: verbs.Show) -> None:
-    method = load(recipe.method).from_pretrained(args.weights, device=pick_device(args.device))
+    opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device)
     weights = Path(args.weights)
     folder = Path(args.out) if args.out else (weights if weights.is_dir() else Path()) / "figures"
-    for path in figures(Opened(recipe, method.config, args.data, method=method), folder):
+    for path in figures(opened, folder):
         print(path)
     if args.out is None and weights.is_dir():
         finish(recipe, weights)
@@ -171,7 +167,7 @@ def info(recipe: Recipe, args: verbs.Info) -> None:
         with torch.device("meta"):
             method = load(recipe.method)(config)
     if recipe.views:
-        print(describe(recipe, method, device=pick_device(args.device), samples=samples))
+        print(describe(recipe, method, pick_device(args.device), samples))
     else:
         print(describe_encoder(recipe, method))
 

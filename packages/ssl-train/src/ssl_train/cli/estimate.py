@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_core.device import pick_precision
 from ssl_core.method import Recipe, load
-from ssl_train.data.loader import Plan, collate
+from ssl_train.data.loader import Plan
 
 SHARE_OF_PEAK = 0.6
 """Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
 
 
-def describe(recipe: Recipe, method: nn.Module, *, device: torch.device, samples: int | None) -> str:
+def describe(recipe: Recipe, method: nn.Module, device: torch.device, samples: int | None) -> str:
     """A few lines on the cost of pretraining `method` on this machine, and on the whole run if `samples` are known.
 
     The method stays as it is: one sample without content passes a copy of it that holds no memory.
@@ -65,7 +65,9 @@ def on_meta(method: nn.Module) -> nn.Module:
 
 def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
     """A batch of one, as the method's views make it, of a sample without content."""
-    return collate([load(recipe.views)(config)(load(recipe.blank)(config), np.random.default_rng(0))])
+    blank = load(recipe.blank)(config)
+    made = load(recipe.views)(config)(blank, np.random.default_rng(0))
+    return {key: [x[None] for x in value] if isinstance(value, list) else value[None] for key, value in made.items()}
 
 
 def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.images import pillow_to_tensor, read_image
-from ssl_train.data.listing import digest, near, number_labels
+from ssl_train.data.names import digest, near, number_labels
 
 # What a data set may call the split that `split` asks for, in the order of trying.
 _SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}

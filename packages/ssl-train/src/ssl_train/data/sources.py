@@ -16,8 +16,9 @@ import numpy as np
 
 from ssl_core.errors import DataError, NoTestSplit
 from ssl_train.data.images import faster_jpeg, read_image, to_tensor
-from ssl_train.data.listing import EXTENSIONS, contained, digest, near, number_labels, read_table, scan, split_folder
+from ssl_train.data.names import contained, digest, near, number_labels, read_table
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 MANY = 10_000  # from this many files on, importing a faster decoder pays
 _KINDS = (
     "a folder of images, a .csv or .tsv file with a column 'path', an .npz file with an array "
@@ -101,6 +102,11 @@ def open_source(
     raise DataError(f"cannot read {path} as a data set. Give {_KINDS}")
 
 
+def open_images(data: str | os.PathLike[str] | None, *, config: Any, split: str = "train") -> Source:
+    """`open_source` with the channels of an image method's config, and its size for rendered pictures."""
+    return open_source(data, channels=config.in_channels, split=split, size=max(config.size))
+
+
 def built_in(data: str | os.PathLike[str] | None) -> str | None:
     """The built-in pictures that `data` names, "scenes" or "photos"; None if it names something else.
 
@@ -156,7 +162,7 @@ class ImageFiles:
         self.root, self.paths, self.channels = str(root), PathTable(paths), channels
         self.labels, self.classes = labels, classes
         self.parts = {} if parts is None else parts
-        if len(self.paths) >= MANY:
+        if len(self) >= MANY:
             faster_jpeg()
 
     def __len__(self) -> int:
@@ -236,6 +242,61 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
         if full:  # an empty part is an error of whoever asks for it
             parts[name] = ImageFiles(folder, full, channels, *known, parts=parts)
     return parts[split]
+
+
+def split_folder(folder: Path, split: str) -> Path:
+    """Where the split "train" or "test" of `folder` lies: `train/`, and `test/` or else `val/`.
+
+    A folder without both parts is training data as a whole; asked for "test", it raises NoTestSplit.
+    """
+    test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
+    if test is not None and (folder / "train").is_dir():
+        return folder / ("train" if split == "train" else test)
+    if split == "test":
+        raise NoTestSplit(
+            f"{folder} has no test split: make {folder}/train and {folder}/test, or name the test data's own folder"
+        )
+    return folder
+
+
+def scan(root: Path) -> list[str]:
+    """Image files below `root`, as sorted paths relative to it; hidden files and folders are left out.
+
+    It enters each real folder once, so links that lead in circles end. Raises DataError if a folder
+    cannot be listed.
+    """
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    todo = [""]
+    while todo:
+        inside = todo.pop()
+        try:
+            place = os.stat(root / inside)
+            if (place.st_dev, place.st_ino) in seen:
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            with os.scandir(root / inside) as entries:
+                visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
+        except OSError as error:
+            raise DataError(f"cannot list {root / inside}: {error.strerror}") from error
+        for entry in reversed(visible):  # the stack `todo` gives the last one first
+            if _is_folder(entry):
+                todo.append(f"{inside}{entry.name}/")
+            elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
+                found.append(inside + entry.name)
+    return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    # A broken link stays in the list and is reported as a bad sample. A pipe would block its reader.
+    return entry.is_symlink() or entry.is_file()
 
 
 def _open_csv(file: Path, channels: int) -> ImageFiles:

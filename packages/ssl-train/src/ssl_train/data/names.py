@@ -1,7 +1,4 @@
-"""What there is to read: the files of a folder, its splits, the rows of a table, their labels.
-
-This file opens no picture and imports no torch.
-"""
+"""Names of samples and of data: rows of a table, labels as numbers, digests, and near misses. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,64 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_core.errors import DataError, NoTestSplit
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-
-
-def split_folder(folder: Path, split: str) -> Path:
-    """Where the split "train" or "test" of `folder` lies: `train/`, and `test/` or else `val/`.
-
-    A folder without both parts is training data as a whole; asked for "test", it raises NoTestSplit.
-    """
-    test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if test is not None and (folder / "train").is_dir():
-        return folder / ("train" if split == "train" else test)
-    if split == "test":
-        raise NoTestSplit(
-            f"{folder} has no test split: make {folder}/train and {folder}/test, or name the test data's own folder"
-        )
-    return folder
-
-
-def scan(root: Path) -> list[str]:
-    """Image files below `root`, as sorted paths relative to it; hidden files and folders are left out.
-
-    It enters each real folder once, so links that lead in circles end. Raises DataError if a folder
-    cannot be listed.
-    """
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    todo = [""]
-    while todo:
-        inside = todo.pop()
-        try:
-            place = os.stat(root / inside)
-            if (place.st_dev, place.st_ino) in seen:
-                continue
-            seen.add((place.st_dev, place.st_ino))
-            with os.scandir(root / inside) as entries:
-                visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
-        except OSError as error:
-            raise DataError(f"cannot list {root / inside}: {error.strerror}") from error
-        for entry in reversed(visible):  # the stack `todo` gives the last one first
-            if _is_folder(entry):
-                todo.append(f"{inside}{entry.name}/")
-            elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
-                found.append(inside + entry.name)
-    return sorted(found)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    # A broken link stays in the list and is reported as a bad sample. A pipe would block its reader.
-    return entry.is_symlink() or entry.is_file()
+from ssl_core.errors import DataError
 
 
 def read_table(file: Path, *, strict: bool = True) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:

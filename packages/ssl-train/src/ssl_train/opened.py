@@ -1,0 +1,123 @@
+"""What a command works on: a method, and the data as that method reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_core.config import TrainConfig
+from ssl_core.device import pick_device, pick_precision, seed_step
+from ssl_core.errors import DataError, NoTestSplit
+from ssl_core.method import Recipe, load
+from ssl_train.data.sources import Source
+from ssl_train.data.split import Subset, held_out
+
+
+def attach(method: Any, source: Source) -> Source:
+    """`source` as `method` reads it: its own `attach(source)`, if it has one."""
+    hook = getattr(method, "attach", None)
+    return source if hook is None else hook(source)
+
+
+class Opened:
+    """A method that is built once, and its data, each part of which is opened once, when it is first asked for.
+
+    `data` is what the user named, None the built-in data; `test` names test data that lie elsewhere.
+    `init` names the weights that a training starts from.
+    """
+
+    def __init__(self, recipe: Recipe, config: Any, data: str | Path | None, test: str | Path | None = None) -> None:
+        self.recipe, self.config, self.data, self.named_test = recipe, config, data, test
+        self.method: Any = None
+        self.device = torch.device("cpu")
+        self.init: str | Path | None = None
+        self._raw: dict[str, Source] = {}
+
+    @classmethod
+    def to_train(
+        cls,
+        recipe: Recipe,
+        config: TrainConfig,
+        *,
+        data: str | Path | None,
+        init: str | Path | None = None,
+        device: str | None = None,
+    ) -> Opened:
+        """The training data, and the method as a run of this seed begins with it, on the CPU. Nothing is written."""
+        opened = cls(recipe, recipe.settled(config, data), data)
+        opened.raw("train")
+        opened.device, opened.init = pick_device(device), init
+        precision: Any = pick_precision(config.precision, opened.device)
+        opened.config = dataclasses.replace(opened.config, precision=precision)
+        seed_step(config.seed)
+        build = load(recipe.method)
+        opened.method = build.from_pretrained(init, config=opened.config) if init else build(opened.config)
+        return opened
+
+    @classmethod
+    def from_weights(
+        cls,
+        recipe: Recipe,
+        weights: str,
+        *,
+        data: str | Path | None,
+        test: str | Path | None = None,
+        device: str | None = None,
+    ) -> Opened:
+        """A method from its weights, on `device`, and the data that the user named."""
+        target = pick_device(device)
+        method = load(recipe.method).from_pretrained(weights, device=target)
+        opened = cls(recipe, method.config, data, test)
+        opened.method, opened.device = method, target
+        return opened
+
+    def raw(self, split: str) -> Source:
+        """A split as the recipe opens it, before the method attaches to it. Raises NoTestSplit if there is none."""
+        if split not in self._raw:
+            source = load(self.recipe.source)(self.data, config=self.config, split=split)
+            self._raw |= {**getattr(source, "parts", {}), split: source}
+        return self._raw[split]
+
+    @cached_property
+    def train(self) -> Source:
+        return attach(self.method, self.raw("train"))
+
+    @cached_property
+    def test(self) -> Source | None:
+        """The test data that the user named, else the test split, else None."""
+        if self.named_test is not None:
+            return attach(self.method, load(self.recipe.source)(self.named_test, config=self.config, split="train"))
+        try:
+            return attach(self.method, self.raw("test"))
+        except NoTestSplit:
+            return None
+
+    def shown(self) -> tuple[Source, str]:
+        """(test data, or the training data if there are no other; which of them these are)."""
+        if self.test is None:
+            return self.train, "TRAINING data, for there is no other"
+        own = "the data's own test split"
+        return self.test, own if self.named_test is None else f"test data: {self.named_test}"
+
+    def labelled(self, seed: int = 0) -> tuple[Source, Source, str]:
+        """(training data, test data, how they were split).
+
+        Without test data a fifth of every class is held out, the same for every method. Raises
+        DataError if the data have no labels.
+        """
+        if self.train.labels is None or not (self.train.labels >= 0).any():
+            raise DataError(
+                f"{self.data} has no labels, and an evaluation needs them: one sub-folder per class, "
+                "or a CSV with a column 'label'"
+            )
+        if self.test is not None:
+            own = "the data's own split"
+            return self.train, self.test, own if self.named_test is None else f"test data: {self.named_test}"
+        held = held_out(self.train.labels, 0.2, seed)
+        kept = np.setdiff1d(np.arange(len(self.train)), held)
+        return Subset(self.train, kept), Subset(self.train, held), "a fifth of every class held out"
