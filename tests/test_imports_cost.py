@@ -13,15 +13,7 @@ from projects import methods
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [project.module.name for project in methods(ROOT).values()]
-HEAVY = {
-    "datasets",
-    "huggingface_hub",
-    "matplotlib",
-    "scipy",
-    "sklearn",
-    "torchvision",
-    "transformers",
-}
+HEAVY = {"datasets", "huggingface_hub", "matplotlib", "scipy", "sklearn", "torchvision", "transformers"}
 OWN = [
     pytest.param(module, verb, id=f"{module}-{verb}")
     for module in MODULES

@@ -89,8 +89,7 @@ def test_a_broken_contract_is_named(made, file, line, contract):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("ssl-mae", "exists already"), ("ssl-lint", "taken"), ("rot", "no package name")],
+    ("name", "message"), [("ssl-mae", "exists already"), ("ssl-lint", "taken"), ("rot", "no package name")]
 )
 def test_a_bad_name_is_refused(made, name, message):
     refused = run(made, sys.executable, "tools/new_package.py", name)

@@ -18,15 +18,7 @@ from projects import SHARED, methods, paper_modules, projects
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = [project.folder for project in projects(ROOT).values()]
 PACKAGES = [project.folder for project in methods(ROOT).values()]
-SAME_FILES = {
-    "__init__.py",
-    "__main__.py",
-    "config.py",
-    "convert.py",
-    "py.typed",
-    "show.py",
-    "views.py",
-}
+SAME_FILES = {"__init__.py", "__main__.py", "config.py", "convert.py", "py.typed", "show.py", "views.py"}
 VAGUE = {"utils", "util", "misc", "common", "helpers", "helper"}
 FRAGMENT = re.compile(r"(\d+|\+[\w-]+)\.(added|changed|deprecated|removed|fixed)\.md")
 
@@ -72,15 +64,7 @@ def test_no_file_has_a_vague_name(project):
 @every_project
 def test_project_has_its_surroundings(project):
     names = {path.name for path in project.iterdir()}
-    wanted = {
-        "CHANGELOG.md",
-        "LICENSE",
-        "README.md",
-        "changelog.d",
-        "pyproject.toml",
-        "src",
-        "tests",
-    }
+    wanted = {"CHANGELOG.md", "LICENSE", "README.md", "changelog.d", "pyproject.toml", "src", "tests"}
     assert wanted <= names
     assert (module_of(project) / "py.typed").exists()
     assert (project / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

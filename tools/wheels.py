@@ -74,10 +74,7 @@ def check_contents(wheel: Path, module: str) -> None:
 def needed(name: str, wheels: dict[str, Path]) -> list[Path]:
     """The wheel of `name` and our wheels that it requires."""
     requirements = [Requirement(line).name for line in projects()[name].ours]
-    return [
-        wheels[name],
-        *(w for other in requirements for w in needed(other, wheels)),
-    ]
+    return [wheels[name], *(w for other in requirements for w in needed(other, wheels))]
 
 
 def torch_alone(folder: Path) -> set[str]:

@@ -13,15 +13,7 @@ import pytest
 from annotated_types import Gt, Interval, MultipleOf
 
 from ssl_core.bounds import Checked, Count, Jitter, Rate, Scale, Share, field_hints
-from ssl_core.config import (
-    ConfigError,
-    ImageConfig,
-    TrainConfig,
-    ViTConfig,
-    differences,
-    from_dict,
-    to_dict,
-)
+from ssl_core.config import ConfigError, ImageConfig, TrainConfig, ViTConfig, differences, from_dict, to_dict
 from ssl_core.errors import InputError, OutOfRange
 from ssl_testing.faults import STRANGE, mutate_json
 from ssl_testing.tiny import TinyConfig

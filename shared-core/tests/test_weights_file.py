@@ -19,14 +19,7 @@ from safetensors.torch import save
 from torch.utils import collect_env
 
 from ssl_core.hub import weights_file
-from ssl_core.hub.weights_file import (
-    WeightsError,
-    load_pickle,
-    load_weights,
-    save_weights,
-    verify_sums,
-    write_sums,
-)
+from ssl_core.hub.weights_file import WeightsError, load_pickle, load_weights, save_weights, verify_sums, write_sums
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -169,10 +162,7 @@ def test_every_truncation_of_a_file_is_an_error(tmp_path: Path) -> None:
         (raw({"a": entry("F33", [1], 0, 4)}, b"\0" * 4), "tensor 'a'.*F33"),
         (raw({"a": entry("F32", [1], 4, 8)}, b"\0" * 8), "tensor 'a' starts at byte 4"),
         (raw({"a": entry("F32", [1], 0, 4)}, b"\0" * 8), "4 bytes after its last tensor"),
-        (
-            raw({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)}, b"\0" * 4),
-            "tensor 'b' starts at byte 0",
-        ),
+        (raw({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)}, b"\0" * 4), "tensor 'b' starts at byte 0"),
         (
             raw(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8"}}', b"\0"),
             "a name occurs twice",
@@ -275,14 +265,7 @@ def malicious(kind: str, marker: str) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        "reduce",
-        "reduce in the old format",
-        "nested beside weights",
-        "through numpy",
-        "through torch",
-    ],
+    "kind", ["reduce", "reduce in the old format", "nested beside weights", "through numpy", "through torch"]
 )
 def test_a_malicious_pickle_is_named_and_not_executed(tmp_path: Path, kind: str) -> None:
     marker, path = tmp_path / "executed", tmp_path / "evil.pth"

@@ -42,10 +42,7 @@ def compare(preset: str, precision: str, batch: int, chosen: Settings) -> None:
     """Print the table of one model in one precision. Raises SystemExit when the losses differ."""
     shared = (preset, precision, batch)
     results = measure.race(
-        [
-            Case("ours", build, (ours, *shared)),
-            Case("transformers", build, (transformers, *shared), ("transformers",)),
-        ],
+        [Case("ours", build, (ours, *shared)), Case("transformers", build, (transformers, *shared), ("transformers",))],
         chosen,
     )
     measure.report(f"BEiT step, {preset}, {precision}, batch {batch}", results, chosen)

@@ -24,10 +24,7 @@ def main() -> None:
     flags.set_defaults(rounds=3)
     chosen = measure.settings(flags.parse_args())
     results = measure.race(
-        [
-            Case("ours", build, (ours,)),
-            Case("datasets.map", build, (datasets_map,), ("datasets", "transformers")),
-        ],
+        [Case("ours", build, (ours,)), Case("datasets.map", build, (datasets_map,), ("datasets", "transformers"))],
         chosen,
     )
     size = sum(file.stat().st_size for _, file in modules())

@@ -56,10 +56,7 @@ def orders(batch: int, number: int, chosen: Settings) -> None:
 
 def colours(batch: int, chosen: Settings) -> None:
     """Convert a batch of 224 x 224 images from sRGB to Lab."""
-    cases = [
-        Case("ours", build_lab, (True, batch)),
-        Case("scikit-image", build_lab, (False, batch), ("skimage",)),
-    ]
+    cases = [Case("ours", build_lab, (True, batch)), Case("scikit-image", build_lab, (False, batch), ("skimage",))]
     measure.report(f"sRGB to Lab, {batch} images of 224 x 224, fp32", measure.race(cases, chosen), chosen)
 
 

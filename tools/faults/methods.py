@@ -16,8 +16,5 @@ DECODER = {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
 
 METHODS = {
     "tiny": Trial(tiny.RECIPES["tiny"], tiny.TinyConfig(**SETTINGS)),
-    "mae": Trial(
-        dataclasses.replace(RECIPES["mae"], source=PICTURES),
-        MAEConfig(**ENCODER, **DECODER, **SETTINGS),
-    ),
+    "mae": Trial(dataclasses.replace(RECIPES["mae"], source=PICTURES), MAEConfig(**ENCODER, **DECODER, **SETTINGS)),
 }

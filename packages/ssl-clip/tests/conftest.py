@@ -11,11 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_clip import (
-    CLIP,
-    CLIPConfig,
-    Tokenizer,
-)
+from ssl_clip import CLIP, CLIPConfig, Tokenizer
 from ssl_train.options import RunOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220), "yellow": (210, 210, 40)}

@@ -8,10 +8,7 @@ import math
 import pytest
 import torch
 
-from ssl_clip import (
-    CLIP,
-    train,
-)
+from ssl_clip import CLIP, train
 from ssl_clip.tokenizer import TextError
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError

@@ -10,9 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_clip import (
-    ImageIndex,
-)
+from ssl_clip import ImageIndex
 from ssl_clip import index as index_module
 from ssl_clip.index import fingerprint
 from ssl_clip.index_files import IndexMismatch

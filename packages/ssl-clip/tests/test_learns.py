@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_clip import (
-    CLIP,
-    train,
-)
+from ssl_clip import CLIP, train
 from ssl_clip.config import demo
 from ssl_clip.measure import measure
 from ssl_clip.pairs import open_pairs

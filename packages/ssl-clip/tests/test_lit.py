@@ -8,10 +8,7 @@ import json
 import pytest
 import torch
 
-from ssl_clip import (
-    CLIP,
-    train,
-)
+from ssl_clip import CLIP, train
 from ssl_core.config import ConfigError
 from ssl_core.hub.layout import WeightsMismatch
 from ssl_core.hub.weights_file import WeightsError, write_sums

@@ -6,10 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_clip import (
-    embedding_map,
-    modality_gap,
-)
+from ssl_clip import embedding_map, modality_gap
 from ssl_clip.map import centred, sample_pairs
 from ssl_core.errors import BadSample, DataError, InputError
 

@@ -7,11 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from ssl_clip import (
-    CLIP,
-    Tokenizer,
-    retrieval,
-)
+from ssl_clip import CLIP, Tokenizer, retrieval
 from ssl_clip.measure import order_of_words
 
 

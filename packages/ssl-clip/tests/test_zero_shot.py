@@ -6,9 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_clip import (
-    ZeroShotClassifier,
-)
+from ssl_clip import ZeroShotClassifier
 from ssl_clip.zero_shot import top_accuracies
 from ssl_core.errors import InputError
 

@@ -195,10 +195,7 @@ def test_the_pipeline_of_transformers_runs_on_our_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "statistics",
-    [
-        {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)},
-        {"in_channels": 1, "mean": (0.4,), "std": (0.2,)},
-    ],
+    [{"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}, {"in_channels": 1, "mean": (0.4,), "std": (0.2,)}],
 )
 def test_the_image_processor_of_transformers_makes_our_view(statistics, tmp_path):
     mae = ours(**statistics)

@@ -8,13 +8,7 @@ import pytest
 import torch
 
 from ssl_pretext.ab_bins import ab_bins
-from ssl_pretext.config import (
-    RECIPES,
-    ColorizationConfig,
-    JigsawConfig,
-    RelativePatchConfig,
-    RotationConfig,
-)
+from ssl_pretext.config import RECIPES, ColorizationConfig, JigsawConfig, RelativePatchConfig, RotationConfig
 from ssl_testing.conformance import Conformance
 from ssl_testing.contract import Contract
 

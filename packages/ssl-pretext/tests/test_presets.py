@@ -10,14 +10,7 @@ import torch
 
 from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.method import load
-from ssl_pretext.config import (
-    PRESETS,
-    RECIPES,
-    ColorizationConfig,
-    JigsawConfig,
-    RelativePatchConfig,
-    RotationConfig,
-)
+from ssl_pretext.config import PRESETS, RECIPES, ColorizationConfig, JigsawConfig, RelativePatchConfig, RotationConfig
 
 NAMES = [(recipe, preset) for recipe, presets in PRESETS.items() for preset in presets]
 

@@ -126,12 +126,9 @@ def test_only_what_is_asked_for_is_run():
 def test_any_number_of_test_samples_is_counted_once(n):
     bank, test = Stripes(30, 0), Stripes(n, n)
     got = evaluate({"a": rows_of_pixels}, bank, test, view, ["knn"], data="s", batch_size=1 + n % 5)
-    predicted = knn(
-        rows_of_pixels(bank.images),
-        torch.from_numpy(bank.labels),
-        rows_of_pixels(test.images),
-        ks=(20,),
-    )[20]
+    predicted = knn(rows_of_pixels(bank.images), torch.from_numpy(bank.labels), rows_of_pixels(test.images), ks=(20,))[
+        20
+    ]
     right = sum(p == y for p, y in zip(predicted.tolist(), test.labels.tolist(), strict=True))
     assert got["rows"][0]["knn"] == right / n
     assert got["protocol"]["test"]["n"] == n and test.loads == n

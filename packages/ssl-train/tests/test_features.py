@@ -8,13 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core.errors import BadSample
-from ssl_train.evaluate.features import (
-    Features,
-    extract,
-    extract_each,
-    histogram,
-    pixels,
-)
+from ssl_train.evaluate.features import Features, extract, extract_each, histogram, pixels
 
 
 class Pictures:

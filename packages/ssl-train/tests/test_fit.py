@@ -229,10 +229,7 @@ def test_a_torn_line_of_the_log_costs_that_line_alone(tmp_path):
 
 def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(tmp_path):
     def write():
-        with (
-            Log(tmp_path, 6, 0, RunOptions()) as log,
-            warnings.catch_warnings(record=True) as shown,
-        ):
+        with Log(tmp_path, 6, 0, RunOptions()) as log, warnings.catch_warnings(record=True) as shown:
             warnings.simplefilter("always")
             for step in range(6):
                 size = (tmp_path / "metrics.jsonl").stat().st_size

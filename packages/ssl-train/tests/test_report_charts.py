@@ -137,7 +137,7 @@ def test_a_share_is_drawn_in_percent():
 
 def test_numbers_are_short_and_exact_enough():
     assert [number(x) for x in (0.0, 12, 1234.5, 0.123456, -2.5, 1.234e-7, 1e16, math.nan)] == [
-        *("0", "12", "1,234", "0.1235", "\u22122.5", "1.23e-7", "1e16", "not finite"),
+        *("0", "12", "1,234", "0.1235", "\u22122.5", "1.23e-7", "1e16", "not finite")
     ]
     assert [duration(s) for s in (12.34, 245, 22_020)] == ["12.3 s", "4 min 05 s", "6 h 07 min"]
     assert [plural(1, "line"), plural(1200, "line")] == ["1 line", "1,200 lines"]

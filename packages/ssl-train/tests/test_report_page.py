@@ -337,10 +337,7 @@ def test_commands_repeat_the_path_as_given(tmp_path, monkeypatch):
     assert "ssl-mae embed 'my run' --data" in page.text
     code = "".join(page.words)
     code = code[code.index("from ssl_mae") : code.index("\nConfiguration")]
-    assert code.splitlines()[:2] == [
-        "from ssl_mae import MAE",
-        'model = MAE.from_pretrained("my run")',
-    ]
+    assert code.splitlines()[:2] == ["from ssl_mae import MAE", 'model = MAE.from_pretrained("my run")']
     compile(code, "code", "exec")
 
 

@@ -12,17 +12,7 @@ import pytest
 import torch
 
 from ssl_core.errors import DataError
-from ssl_train.data.scenes import (
-    CLASSES,
-    SHAPES,
-    SLOTS,
-    TEXTURES,
-    Scenes,
-    draw,
-    held_out,
-    render,
-    write_folder,
-)
+from ssl_train.data.scenes import CLASSES, SHAPES, SLOTS, TEXTURES, Scenes, draw, held_out, render, write_folder
 from ssl_train.data.sources import open_source
 
 

@@ -219,10 +219,7 @@ def test_gray_arrays_become_what_is_asked_for(tmp_path: Path):
     images = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
     np.savez(tmp_path / "gray.npz", images=images)
     np.savez(tmp_path / "five.npz", images=np.zeros((2, 4, 4, 5), np.uint8))
-    assert torch.equal(
-        open_source(tmp_path / "gray.npz").load(1)["image"],
-        torch.from_numpy(images[1]).expand(3, 4, 4),
-    )
+    assert torch.equal(open_source(tmp_path / "gray.npz").load(1)["image"], torch.from_numpy(images[1]).expand(3, 4, 4))
     assert open_source(tmp_path / "gray.npz").labels is None
     assert open_source(tmp_path / "five.npz", channels=5).load(0)["image"].shape == (5, 4, 4)
     with pytest.raises(DataError, match="have 5 channels, not 3"):

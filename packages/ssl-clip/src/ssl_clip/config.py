@@ -162,12 +162,5 @@ def demo() -> CLIPConfig:
 
 
 PRESETS: dict[str, dict[str, Callable[[], CLIPConfig]]] = {
-    "clip": {
-        "demo": demo,
-        "small": small,
-        "vit_b32": vit_b32,
-        "vit_b16": vit_b16,
-        "vit_l14": vit_l14,
-        "rn50": rn50,
-    }
+    "clip": {"demo": demo, "small": small, "vit_b32": vit_b32, "vit_b16": vit_b16, "vit_l14": vit_l14, "rn50": rn50}
 }

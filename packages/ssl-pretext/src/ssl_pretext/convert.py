@@ -46,9 +46,7 @@ def of_lightness(write: Callable[..., Any]) -> Export:
 LAYOUTS = {
     "rotation": encoder_layout(RotationConfig, heads=("head.",)),
     "jigsaw": encoder_layout(
-        JigsawConfig,
-        heads=("head.", "embed.", "permutations"),
-        head_fields=("embedding", "hidden", "permutations"),
+        JigsawConfig, heads=("head.", "embed.", "permutations"), head_fields=("embedding", "hidden", "permutations")
     ),
     "colorization": encoder_layout(
         ColorizationConfig,
@@ -60,10 +58,7 @@ LAYOUTS = {
         resize=((r"encoder\.pos_embed", positions),),  # the stem keeps its one channel
         heads=("decoder.", "bins", "prior"),
         head_fields=("target", "bin_size", "hidden"),
-        exports={
-            "transformers": of_lightness(encoders.to_transformers),
-            "timm": of_lightness(encoders.to_timm),
-        },
+        exports={"transformers": of_lightness(encoders.to_transformers), "timm": of_lightness(encoders.to_timm)},
     ),
     "relative-patch": encoder_layout(
         RelativePatchConfig, heads=("head.", "embed."), head_fields=("embedding", "hidden")

@@ -180,11 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(206 if "Content-Range" in headers else 200, body, headers)
         except _Refused as refused:
             body = json.dumps({"error": refused.message, **refused.extra}).encode()
-            self._send(
-                refused.status,
-                body,
-                {"X-Error-Code": refused.code, "X-Error-Message": refused.message},
-            )
+            self._send(refused.status, body, {"X-Error-Code": refused.code, "X-Error-Message": refused.message})
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
@@ -255,12 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self) -> Answer:
         if not self._signed_in():
             raise _Refused(401, "", "Invalid username or password.")
-        return {
-            "name": self.hub.user,
-            "type": "user",
-            "orgs": [],
-            "auth": {"accessToken": {"role": "write"}},
-        }
+        return {"name": self.hub.user, "type": "user", "orgs": [], "auth": {"accessToken": {"role": "write"}}}
 
     def validate_yaml(self) -> Answer:
         return {"warnings": [], "errors": []}
@@ -297,12 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
             if self.hub.is_large(path):
                 sha256 = self.hub.object_id(path, content)
-                info["lfs"] = {
-                    "oid": sha256,
-                    "sha256": sha256,
-                    "size": len(content),
-                    "pointerSize": 134,
-                }
+                info["lfs"] = {"oid": sha256, "sha256": sha256, "size": len(content), "pointerSize": 134}
             listing.append(info)
         return listing
 

@@ -44,10 +44,7 @@ class Checkpoints:
         """
         temporary = self.folder / f"tmp-{step:06d}"
         final = self.folder / f"step-{step:06d}"
-        tensors = {
-            "model.safetensors": method.state_dict(),
-            "optim.safetensors": _optimizer_tensors(optimizer),
-        }
+        tensors = {"model.safetensors": method.state_dict(), "optim.safetensors": _optimizer_tensors(optimizer)}
         try:
             for stale in self.folder.glob("tmp-*"):
                 shutil.rmtree(stale)
@@ -208,10 +205,7 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            "size": path.stat().st_size,
-        }
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
 
 
 def _sum(state: dict[str, Any]) -> str:

@@ -36,11 +36,7 @@ class Evaluate:
     """labelled data; a folder with train/ and test/ is split so, other data 80 to 20 by class"""
     test: str | None = None
     """labelled test data, when it is somewhere else"""
-    protocols: tuple[Literal["knn", "linear", "fewshot", "finetune"], ...] = (
-        "knn",
-        "linear",
-        "fewshot",
-    )
+    protocols: tuple[Literal["knn", "linear", "fewshot", "finetune"], ...] = ("knn", "linear", "fewshot")
     """what to measure; finetune trains the whole network, and the same one from scratch beside it"""
     shots: tuple[int, ...] = (5,)
     """labels per class of the few-shot protocol"""

@@ -127,9 +127,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _collate_with_bad(
-    items: list[dict[str, Any]],
-) -> tuple[dict[str, Any] | None, list[tuple[int, str, str]]]:
+def _collate_with_bad(items: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[tuple[int, str, str]]]:
     samples = [item["sample"] for item in items]
     batch = None if any(sample is None for sample in samples) else _packed(collate(samples))
     return batch, [bad for item in items for bad in item["bad"]]

@@ -54,13 +54,7 @@ class Photos:
     Raises DataError where an installed package or file is missing.
     """
 
-    def __init__(
-        self,
-        number: int,
-        split: str,
-        size: int,
-        channels: int = 3,
-    ) -> None:
+    def __init__(self, number: int, split: str, size: int, channels: int = 3) -> None:
         if split not in _SPLITS or channels not in (1, 3):
             raise DataError(
                 f"photos have the splits 'train' and 'test' and 1 or 3 channels, not {split!r} and {channels}"
@@ -102,11 +96,7 @@ class Photos:
 
 
 def write_folder(
-    path: str | os.PathLike[str],
-    number: int,
-    split: str,
-    size: int,
-    format: Literal["png", "jpeg"] = "jpeg",
+    path: str | os.PathLike[str], number: int, split: str, size: int, format: Literal["png", "jpeg"] = "jpeg"
 ) -> Path:
     """Write the first `number` colour crops of a split as `path/<photograph>/<index>.<format>`.
 

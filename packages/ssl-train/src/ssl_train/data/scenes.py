@@ -206,11 +206,7 @@ def render(
 
 
 def draw(
-    seed: int,
-    index: int,
-    *,
-    second_object: bool | None = None,
-    light: Literal["above", "anywhere"] = "above",
+    seed: int, index: int, *, second_object: bool | None = None, light: Literal["above", "anywhere"] = "above"
 ) -> SceneFactors:
     """The factors of a picture, without rendering it; arguments as for `render`."""
     if light not in _LIGHT:
@@ -286,11 +282,7 @@ class Scenes:
 
 
 def write_folder(
-    path: str | os.PathLike[str],
-    number: int,
-    seed: int,
-    size: int,
-    format: Literal["png", "jpeg"] = "png",
+    path: str | os.PathLike[str], number: int, seed: int, size: int, format: Literal["png", "jpeg"] = "png"
 ) -> Path:
     """Write pictures 0 to `number` - 1 of `seed` as `path/<class>/<index>.<format>`.
 

@@ -51,11 +51,7 @@ class Source(Protocol):
 
 
 def open_source(
-    data: str | os.PathLike[str] | None = None,
-    *,
-    channels: int = 3,
-    split: str = "train",
-    size: int | None = None,
+    data: str | os.PathLike[str] | None = None, *, channels: int = 3, split: str = "train", size: int | None = None
 ) -> Source:
     """Open the data that `data` names; images come with `channels` channels.
 

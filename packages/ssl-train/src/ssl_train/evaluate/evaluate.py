@@ -112,11 +112,7 @@ def _cells(row: Mapping[str, Any], head: Sequence[str], shots: int) -> list[str]
 
 
 def _extracted(
-    encoders: Mapping[str, Encode | Pair],
-    train: Any,
-    test: Any,
-    transform: Any,
-    options: dict[str, Any],
+    encoders: Mapping[str, Encode | Pair], train: Any, test: Any, transform: Any, options: dict[str, Any]
 ) -> dict[str, Pair]:
     """A pair for every encoder, in their order."""
     callables = {name: encoder for name, encoder in encoders.items() if callable(encoder)}
@@ -162,11 +158,7 @@ def _facts(features: Features, source: Any) -> dict[str, Any]:
 def _settings(protocols: Sequence[str], labels: Tensor, shots: Sequence[int], seeds: int) -> dict[str, Any]:
     """How each protocol was run, the same for every encoder; for few-shot the rows drawn."""
     settings = {
-        "knn": {
-            "head": "votes exp(cosine / T) of the k nearest",
-            "k": min(HEADLINE, len(labels)),
-            "T": TEMPERATURE,
-        },
+        "knn": {"head": "votes exp(cosine / T) of the k nearest", "k": min(HEADLINE, len(labels)), "T": TEMPERATURE},
         "linear": {
             "head": "logistic regression on standardised features, C by held-out training data",
             "grid": list(GRID),

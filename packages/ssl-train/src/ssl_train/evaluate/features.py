@@ -193,9 +193,7 @@ class _Readable(Dataset):
             return index, str(error)
 
 
-def _stack(
-    items: list[tuple[int, Tensor | str]],
-) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:
+def _stack(items: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:
     """Indices and images (b, c, h, w) of what could be read, (index, reason) of the rest."""
     good = [(index, view) for index, view in items if isinstance(view, Tensor)]
     bad = [(index, view) for index, view in items if isinstance(view, str)]
@@ -236,7 +234,4 @@ def _report(skipped: list[tuple[str, str]], total: int) -> None:
         raise EvaluationError(f"none of {total} samples can be read{shown}")
     shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
     more = "; …" if len(skipped) > 5 else ""
-    warnings.warn(
-        f"{len(skipped)} of {total} samples cannot be read and are left out: {shown}{more}",
-        stacklevel=3,
-    )
+    warnings.warn(f"{len(skipped)} of {total} samples cannot be read and are left out: {shown}{more}", stacklevel=3)

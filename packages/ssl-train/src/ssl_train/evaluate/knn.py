@@ -28,12 +28,7 @@ ROUNDED = 4096  # samples of a bank from which on rounding it pays
 
 
 def knn(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    *,
-    ks: Sequence[int] = KS,
-    temperature: float = TEMPERATURE,
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, *, ks: Sequence[int] = KS, temperature: float = TEMPERATURE
 ) -> dict[int, Tensor]:
     """Labels (q,) of `queries` (q, d) by the k nearest of `bank` (n, d), for each k of `ks`.
 

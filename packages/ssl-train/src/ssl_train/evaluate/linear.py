@@ -65,17 +65,12 @@ def linear_probe(
     at_edge = len(grid) > 1 and strength in (grid[0], grid[-1])
     if at_edge:
         warnings.warn(
-            f"the best C = {strength:.3g} is at the edge of the grid: a wider one may do better",
-            stacklevel=2,
+            f"the best C = {strength:.3g} is at the edge of the grid: a wider one may do better", stacklevel=2
         )
     [(weight, bias)] = logistic_path(train, targets, len(classes), [strength], start=start)
     predicted = classes[(test @ weight + bias).argmax(dim=1)]
     return LinearProbe(
-        top1(predicted, test_labels),
-        mean_per_class(predicted, test_labels),
-        strength,
-        at_edge,
-        accuracy,
+        top1(predicted, test_labels), mean_per_class(predicted, test_labels), strength, at_edge, accuracy
     )
 
 

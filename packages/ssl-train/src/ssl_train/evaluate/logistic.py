@@ -61,13 +61,7 @@ def logistic_path(
 
 
 def _fit(
-    x: Tensor,
-    labels: Tensor,
-    gram: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    penalty: float,
-    tolerance: float,
+    x: Tensor, labels: Tensor, gram: Tensor, weight: Tensor, bias: Tensor, penalty: float, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """The minimum of mean cross-entropy + ½ · penalty · ‖weight‖², from `weight`, `bias` on."""
     p = F.softmax(x @ weight + bias, dim=1)
