@@ -151,7 +151,7 @@ class Encoder(nn.Module):
         # Positions enter in the attention of each block.
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
         for block in self.blocks:
-            x = block(x, block.rel_pos_bias(grid) if shared is None else shared)
+            x = block(x, block.rel_pos_bias(grid) if shared is None else shared)  # type: ignore[operator]
         return x
 
     def forward(self, images: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ def small() -> DVAEConfig:
 
     Not run here.
     """
-    schedules = {"kl_warmup": 0.05, "temperature_decay": 0.5, "ema": 0.99}
+    schedules: Any = {"kl_warmup": 0.05, "temperature_decay": 0.5, "ema": 0.99}
     return DVAEConfig(image_size=64, hidden=64, vocab=512, **schedules, epochs=20, batch_size=256, base_lr=5e-4)
 
 
@@ -188,8 +188,8 @@ def demo_dvae() -> DVAEConfig:
 
     It uses 64 % of its vocabulary (docs/benchmarks.md).
     """
-    network = {"hidden": 16, "blocks": 1, "decoder_init": 64, "vocab": 256}
-    schedules = {"kl_warmup": 0.1, "temperature_decay": 0.9, "ema": 0.98}
+    network: Any = {"hidden": 16, "blocks": 1, "decoder_init": 64, "vocab": 256}
+    schedules: Any = {"kl_warmup": 0.1, "temperature_decay": 0.9, "ema": 0.98}
     run: Any = {"epochs": 12, "batch_size": 64, "base_lr": 8e-3, "min_lr": 1e-5, "precision": "fp32"}
     return DVAEConfig(image_size=32, **network, crop_scale=(0.5, 1.0), **schedules, **run)
 
@@ -221,7 +221,7 @@ def vit_small() -> BEiTConfig:
 
     Not run here.
     """
-    masks = {"vocab": 512, "mask_patches": 25, "mask_block": 6}
+    masks: Any = {"vocab": 512, "mask_patches": 25, "mask_block": 6}
     tokenizer: Any = {"tokenizer": "small", "tokenizer_hidden": 64}
     run: Any = {"epochs": 300, "batch_size": 512, "base_lr": 5e-4}
     return BEiTConfig(image_size=128, dim=384, heads=6, **masks, **tokenizer, **run)
@@ -234,7 +234,7 @@ def demo() -> BEiTConfig:
     """
     images: Any = {"image_size": 32, "patch_size": 8, "crop_scale": (0.5, 1.0), "jitter": 0.0, "crop_pct": 1.0}
     encoder: Any = {"dim": 128, "depth": 4, "heads": 4, "drop_path": 0.0}
-    masks = {"vocab": 256, "mask_patches": 7, "mask_block": 2}
+    masks: Any = {"vocab": 256, "mask_patches": 7, "mask_block": 2}
     tokenizer: Any = {"tokenizer": "demo", "tokenizer_hidden": 16, "tokenizer_blocks": 1, "tokenizer_init": 64}
     run: Any = {"epochs": 30, "batch_size": 64, "base_lr": 8e-3, "warmup_epochs": 2, "precision": "fp32"}
     return BEiTConfig(**images, **encoder, **masks, **tokenizer, **run)

@@ -136,7 +136,7 @@ def stack(
     `first` is the kernel of the first convolution, `kernels` are those of a block. The names are
     DALL-E's.
     """
-    output = OrderedDict(relu=nn.ReLU(), conv=convolution(widths[-1], n_out, 1))
+    output: OrderedDict[str, nn.Module] = OrderedDict(relu=nn.ReLU(), conv=convolution(widths[-1], n_out, 1))
     parts: OrderedDict[str, nn.Module] = OrderedDict(input=convolution(n_in, widths[0], first))
     for g, (before, after) in enumerate(pairwise(widths), start=1):
         inputs = [before, *[after] * (blocks - 1)]
