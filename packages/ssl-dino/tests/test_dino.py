@@ -383,7 +383,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
         line = ["train", "--config", "given.json", "--init", "./backbone.pth", "--out", "run", "--local-size", "8"]
         os.chdir(tmp_path)
         sizes = ["--image-size", "16", "--dim", "64", "--heads", "1"]
-        assert main({"dino": recipe}, [*line, *sizes, "--device", "cpu", "--workers", "0"]) == 0
+        assert main({recipe.name: recipe}, [*line, *sizes, "--device", "cpu", "--workers", "0"]) == 0
         return json.loads((tmp_path / "run" / "config.json").read_text())["ssl"]["config"]
 
     ended = children.run(typed, warns=True)
