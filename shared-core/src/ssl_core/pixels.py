@@ -42,9 +42,8 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     if images.is_floating_point():
         return images
     if images.ndim != 4 or images.shape[1] != len(mean):
-        raise ValueError(
-            f"images must be (b, {len(mean)}, h, w) for {len(mean)} channel means, got {tuple(images.shape)}"
-        )
+        what = f"images must be (b, {len(mean)}, h, w) for {len(mean)} channel means, got {tuple(images.shape)}"
+        raise ValueError(what)
     scale = torch.tensor([top(images) * s for s in std], device=images.device).view(-1, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
     return images.float().div_(scale).sub_(shift)  # in place: no batch-sized temporaries

@@ -36,9 +36,8 @@ class WithTokenizer(Pretrained):
         A bare checkpoint file does not say its activation: it needs `config`. Raises as there.
         """
         if Path(name).is_file() and Path(name).name != WEIGHTS and options.get("config") is None:
-            raise ConfigError(
-                f"{name} says nothing of its activation: give config=, or put it beside {OPEN_CLIP_CONFIG}"
-            )
+            what = f"{name} says nothing of its activation: give config=, or put it beside {OPEN_CLIP_CONFIG}"
+            raise ConfigError(what)
         method = super().from_pretrained(name, **options)
         method.loaded = True
         return method

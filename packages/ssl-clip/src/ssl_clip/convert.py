@@ -135,9 +135,8 @@ def _ratio(vision: dict[str, Any], text: dict[str, Any]) -> float:
     for ratio in (hidden[0] / widths[0], hidden[1] / widths[1]):
         if hidden == tuple(round(width * ratio) for width in widths):
             return ratio
-    raise ConfigError(
-        "intermediate_size of image and text tower have different ratios: use transformers for this model"
-    )
+    what = "intermediate_size of image and text tower have different ratios: use transformers for this model"
+    raise ConfigError(what)
 
 
 def _crop_pct(preprocessor: dict[str, Any]) -> float:

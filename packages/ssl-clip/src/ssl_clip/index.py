@@ -97,9 +97,8 @@ class ImageIndex:
         meta = read_meta(folder)
         if meta["model"] != fingerprint(clip):
             made_by = meta["weights"] or meta["model"]
-            raise IndexMismatch(
-                f"{folder} was made by another model ({made_by}): search it with that one, or index the folder again"
-            )
+            what = f"{folder} was made by another model ({made_by}): search it with that one, or index the folder again"
+            raise IndexMismatch(what)
         return cls(clip, folder, meta)
 
     def __len__(self) -> int:

@@ -173,9 +173,8 @@ def _open_hf(source: Any, data: str) -> Any:
     if column is not None:
         return HuggingFacePairs(source, column)
     if source.labels is None:
-        raise DataError(
-            f"{data} has no column of captions, only {list(columns)}: name it one of {', '.join(TEXT_COLUMNS)}"
-        )
+        what = f"{data} has no column of captions, only {list(columns)}: name it one of {', '.join(TEXT_COLUMNS)}"
+        raise DataError(what)
     return source
 
 
@@ -187,10 +186,8 @@ def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
     if len(lonely) == len(pictures):  # other texts, a readme, do not count
         return source
     if lonely:
-        raise DataError(
-            f"{len(lonely)} of {len(pictures)} images have no caption, the first {lonely[0]}: write "
-            f"{lonely[0].with_suffix('.txt').name} beside it, one caption a line, or move it away"
-        )
+        what = f"{len(lonely)} of {len(pictures)} images have no caption, the first {lonely[0]}: write"
+        raise DataError(f"{what} {lonely[0].with_suffix('.txt').name} beside it, one caption a line, or move it away")
     rows = ((str(path), str(path.relative_to(folder)), _lines(path.with_suffix(".txt"))) for path in pictures)
     return PairFiles.of_rows(folder, rows, channels, folder)
 

@@ -74,9 +74,8 @@ class Tokenizer:
             if not words:
                 raise TextError(f"the text {text!r} is empty")
             if len(words) > room and not truncate:
-                raise TextError(
-                    f"the text {text[:60]!r}… has {len(words)} tokens, {room} fit: shorten it, or allow --truncate"
-                )
+                reason = f"the text {text[:60]!r}… has {len(words)} tokens, {room} fit: shorten it, or allow --truncate"
+                raise TextError(reason)
             row[: len(words[:room]) + 2] = [self.start, *words[:room], self.end]
         return torch.from_numpy(rows)
 

@@ -37,9 +37,8 @@ def run(recipe: Recipe, arguments: Attention) -> None:
     stems = [Path(path).stem for path in arguments.images]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
-        raise InputError(
-            f"two pictures are called {twice!r}, and so would their drawings be: draw each into its own --out"
-        )
+        what = f"two pictures are called {twice!r}, and so would their drawings be: draw each into its own --out"
+        raise InputError(what)
     method = load(recipe.method).from_pretrained(arguments.weights, device=pick_device(arguments.device))
     depth, out = getattr(method.config, "depth", 0), Path(arguments.out)
     if not -depth <= arguments.block < depth:

@@ -69,10 +69,8 @@ def cross_view_entropy(student: Tensor, targets: Tensor, temp: float, *, block: 
     """
     g, v = len(targets), len(student)
     if student.shape[1:] != targets.shape[1:] or not 1 <= g <= v or v == 1:
-        raise ValueError(
-            f"student (v, b, k) and teacher (g, b, k) need the same b and k and v >= g, v > 1: got "
-            f"{tuple(student.shape)} and {tuple(targets.shape)}"
-        )
+        reason = "student (v, b, k) and teacher (g, b, k) need the same b and k and v >= g, v > 1: got"
+        raise ValueError(f"{reason} {tuple(student.shape)} and {tuple(targets.shape)}")
     # A GPU has no cache to fit into: it takes all samples of a crop at once.
     suits = CACHED if student.device.type == "cpu" else targets.numel()
     return _loss_and_gradient(student, targets, temp, block or suits)[0]

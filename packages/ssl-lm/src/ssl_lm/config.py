@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MultipleOf
@@ -365,58 +365,36 @@ def t5_demo() -> T5Config:
 
 # ---------------------------------------------------------------- what the command line lists
 
+GPT2 = {"gpt2": gpt2, "gpt2_medium": gpt2_medium, "gpt2_large": gpt2_large, "gpt2_xl": gpt2_xl}
+T5_V1_1 = {"v1_1_small": t5_v1_1_small, "v1_1_base": t5_v1_1_base}
 PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
-    "gpt": {
-        "demo": gpt_demo,
-        "small": gpt_small,
-        "gpt2": gpt2,
-        "gpt2_medium": gpt2_medium,
-        "gpt2_large": gpt2_large,
-        "gpt2_xl": gpt2_xl,
-    },
+    "gpt": {"demo": gpt_demo, "small": gpt_small, **GPT2},
     "bert": {"demo": bert_demo, "small": bert_small, "base": bert_base, "large": bert_large},
-    "t5": {
-        "demo": t5_demo,
-        "small": t5_small,
-        "base": t5_base,
-        "large": t5_large,
-        "v1_1_small": t5_v1_1_small,
-        "v1_1_base": t5_v1_1_base,
-    },
+    "t5": {"demo": t5_demo, "small": t5_small, "base": t5_base, "large": t5_large, **T5_V1_1},
 }
 
-GPT = Recipe(
-    name="gpt",
-    package="ssl_lm",
-    config="ssl_lm.config:GPTConfig",
-    method="ssl_lm.gpt:GPT",
-    views="ssl_lm.views:next_tokens",
-    show="ssl_lm.show:show",
-    eval_view="ssl_lm.views:whole_text",
-    source="ssl_lm.corpus:open_text",
-    built_in="stdlib",
-    blank="ssl_lm.views:blank",
-    raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
-    settle="ssl_lm.corpus:settle",
-    measure="ssl_lm.measure:measure",
-)
+
+def _recipe(name: str, method: str, views: str, measure: str, eval_view: str = "whole_text") -> Recipe:
+    """The recipe of one model; they share the text, its figures and the baseline."""
+    return Recipe(
+        name=name,
+        package="ssl_lm",
+        config=f"ssl_lm.config:{method}Config",
+        method=f"ssl_lm.{name}:{method}",
+        views=f"ssl_lm.views:{views}",
+        show="ssl_lm.show:show",
+        eval_view=f"ssl_lm.views:{eval_view}",
+        source="ssl_lm.corpus:open_text",
+        built_in="stdlib",
+        blank="ssl_lm.views:blank",
+        raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
+        settle="ssl_lm.corpus:settle",
+        measure=f"ssl_lm.measure:{measure}",
+    )
+
+
 RECIPES = {
-    "gpt": GPT,
-    "bert": replace(
-        GPT,
-        name="bert",
-        config="ssl_lm.config:BERTConfig",
-        method="ssl_lm.bert:BERT",
-        views="ssl_lm.views:masked",
-        eval_view="ssl_lm.views:framed_text",
-        measure="ssl_lm.measure:measure_masked",
-    ),
-    "t5": replace(
-        GPT,
-        name="t5",
-        config="ssl_lm.config:T5Config",
-        method="ssl_lm.t5:T5",
-        views="ssl_lm.views:spans",
-        measure="ssl_lm.measure:measure_spans",
-    ),
+    "gpt": _recipe("gpt", "GPT", "next_tokens", "measure"),
+    "bert": _recipe("bert", "BERT", "masked", "measure_masked", "framed_text"),
+    "t5": _recipe("t5", "T5", "spans", "measure_spans"),
 }

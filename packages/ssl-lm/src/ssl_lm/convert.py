@@ -81,16 +81,9 @@ GPT_KEYMAP = KeyMap(
     drop=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),  # causal masks, once stored as buffers
 )
 GPT_NAMES = {
-    "vocab_size": "vocab_size",
-    "context": "n_positions",
-    "dim": "n_embd",
-    "depth": "n_layer",
-    "heads": "n_head",
-    "hidden": "n_inner",
-    "activation": "activation_function",
-    "layer_norm_eps": "layer_norm_epsilon",
-    "eos_token_id": "eos_token_id",
-    "pad_token_id": "pad_token_id",
+    **{"dim": "n_embd", "depth": "n_layer", "heads": "n_head", "hidden": "n_inner", "context": "n_positions"},
+    **{"activation": "activation_function", "layer_norm_eps": "layer_norm_epsilon"},
+    **{name: name for name in ("vocab_size", "eos_token_id", "pad_token_id")},
 }
 """Our config fields and transformers' names for the same value."""
 GPT_FIXED = {
@@ -146,16 +139,10 @@ BERT_KEYMAP = KeyMap(
     drop=(r"cls\.seq_relationship\..*", r"(bert\.)?pooler\..*", r".*position_ids"),
 )
 BERT_NAMES = {
-    "vocab_size": "vocab_size",
-    "context": "max_position_embeddings",
-    "dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "hidden": "intermediate_size",
-    "token_types": "type_vocab_size",
-    "layer_norm_eps": "layer_norm_eps",
-    "init_std": "initializer_range",
-    "pad_token_id": "pad_token_id",
+    **{"dim": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"},
+    **{"hidden": "intermediate_size", "context": "max_position_embeddings"},
+    **{"token_types": "type_vocab_size", "init_std": "initializer_range"},
+    **{name: name for name in ("vocab_size", "layer_norm_eps", "pad_token_id")},
 }
 BERT_FIXED = {
     "hidden_act": "gelu",
@@ -209,19 +196,10 @@ T5_KEYMAP = KeyMap(
     drop=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
 )
 T5_NAMES = {
-    "vocab_size": "vocab_size",
-    "dim": "d_model",
-    "depth": "num_layers",
-    "decoder_depth": "num_decoder_layers",
-    "heads": "num_heads",
-    "head_dim": "d_kv",
-    "hidden": "d_ff",
-    "buckets": "relative_attention_num_buckets",
-    "max_distance": "relative_attention_max_distance",
-    "layer_norm_eps": "layer_norm_epsilon",
-    "dropout": "dropout_rate",
-    "pad_token_id": "pad_token_id",
-    "eos_token_id": "eos_token_id",
+    **{"dim": "d_model", "depth": "num_layers", "decoder_depth": "num_decoder_layers", "heads": "num_heads"},
+    **{"head_dim": "d_kv", "hidden": "d_ff", "dropout": "dropout_rate", "layer_norm_eps": "layer_norm_epsilon"},
+    **{"buckets": "relative_attention_num_buckets", "max_distance": "relative_attention_max_distance"},
+    **{name: name for name in ("vocab_size", "pad_token_id", "eos_token_id")},
 }
 T5_MLPS = {"relu": False, "gated-gelu": True}
 """transformers' feed_forward_proj and our `gated`."""
@@ -246,9 +224,8 @@ def t5_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> T5Co
     Sentinels are the last 100 of a vocabulary that is padded to a multiple of 128.
     """
     if (kind := values.get("feed_forward_proj", "relu")) not in T5_MLPS:
-        raise ConfigError(
-            f"feed_forward_proj = {kind!r} is not supported, {' and '.join(T5_MLPS)} are: use transformers"
-        )
+        known = " and ".join(T5_MLPS)
+        raise ConfigError(f"feed_forward_proj = {kind!r} is not supported, {known} are: use transformers")
     start, pad = values.get("decoder_start_token_id"), values.get("pad_token_id", 0)
     if start not in (None, pad):
         raise ConfigError(f"decoder_start_token_id = {start}: here a decoder starts with the pad token {pad}")

@@ -274,7 +274,5 @@ class GPT(TextModel):
         if t > context:
             raise ConfigError(f"the prompt has {t} tokens, more than the context of {context}: shorten it")
         if t + new - 1 > context and overflow == "error":
-            raise ConfigError(
-                f"{t} tokens of prompt and {new} new ones exceed the context of {context}: ask for fewer, or give "
-                "overflow='slide'"
-            )
+            what = f"{t} tokens of prompt and {new} new ones exceed the context of {context}: ask for fewer, or give"
+            raise ConfigError(f"{what} overflow='slide'")

@@ -33,22 +33,14 @@ def _results(evaluation: Mapping[str, Any], task: str) -> list[Any]:
     from huggingface_hub import EvalResult
 
     data, tested = _public(evaluation.get("data", "unnamed")), _count(evaluation, "test")
-    return [
-        EvalResult(
-            task_type=task,
-            dataset_type=data,
-            dataset_name=data,
-            metric_type="accuracy",
-            metric_name=title,
-            metric_value=round(value, 4),
-            metric_args={"by": OURS}
-            | ({"n": tested} if tested else {})
-            | ({"interval in %": spread} if spread else {}),
-        )
-        for row in evaluation.get("rows", [])
-        if row.get("features") == "pretrained"
-        for title, value, spread in _figures(row, evaluation)
-    ]
+    what = {"task_type": task, "dataset_type": data, "dataset_name": data, "metric_type": "accuracy"}
+    found = []
+    for row in (row for row in evaluation.get("rows", []) if row.get("features") == "pretrained"):
+        for title, value, spread in _figures(row, evaluation):
+            known = {"by": OURS, "n": tested, "interval in %": spread}
+            facts = {key: fact for key, fact in known.items() if fact}
+            found.append(EvalResult(**what, metric_name=title, metric_value=round(value, 4), metric_args=facts))
+    return found
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:

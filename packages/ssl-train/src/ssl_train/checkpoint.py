@@ -71,10 +71,8 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             need = sum(t.numel() * t.element_size() for s in tensors.values() for t in s.values())
             free = shutil.disk_usage(self.folder).free
-            raise CheckpointError(
-                f"checkpoint of step {step} could not be written to {self.folder} ({error}): "
-                f"it needs {need:,} bytes, {free:,} are free"
-            ) from error
+            what = f"checkpoint of step {step} could not be written to {self.folder} ({error}):"
+            raise CheckpointError(f"{what} it needs {need:,} bytes, {free:,} are free") from error
 
     def restore(self, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:
         """Load the newest whole checkpoint of this run and return its step; 0 when the run has none.
@@ -104,10 +102,8 @@ class Checkpoints:
                 scaler.load_state_dict(state["scaler"])
             return int(state["step"])
         if damaged:
-            raise CheckpointError(
-                f"no checkpoint in {self.folder} can be read: {'; '.join(damaged)}. "
-                "Delete the folder to start the run again"
-            )
+            what = f"no checkpoint in {self.folder} can be read: {'; '.join(damaged)}."
+            raise CheckpointError(f"{what} Delete the folder to start the run again")
         return 0
 
     def _newest_first(self) -> list[Path]:

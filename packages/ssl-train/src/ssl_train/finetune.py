@@ -109,15 +109,11 @@ class FineTune(nn.Module):
                 continue
             layer = layer_of(name, depth)
             decayed = parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))
-            group = groups.setdefault(
-                (layer, decayed),
-                {
-                    "params": [],
-                    "weight_decay": config.weight_decay if decayed else 0.0,
-                    "lr_scale": config.layer_decay ** (depth + 1 - layer),
-                },
-            )
-            group["params"].append((name, parameter))
+            rates = {
+                "weight_decay": config.weight_decay if decayed else 0.0,
+                "lr_scale": config.layer_decay ** (depth + 1 - layer),
+            }
+            groups.setdefault((layer, decayed), {"params": [], **rates})["params"].append((name, parameter))
         return list(groups.values())
 
 

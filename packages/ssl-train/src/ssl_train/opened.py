@@ -111,10 +111,8 @@ class Opened:
         DataError if the data have no labels.
         """
         if self.train.labels is None or not (self.train.labels >= 0).any():
-            raise DataError(
-                f"{self.data} has no labels, and an evaluation needs them: one sub-folder per class, "
-                "or a CSV with a column 'label'"
-            )
+            what = f"{self.data} has no labels, and an evaluation needs them: one sub-folder per class,"
+            raise DataError(f"{what} or a CSV with a column 'label'")
         if self.test is not None:
             own = "the data's own split"
             return self.train, self.test, own if self.named_test is None else f"test data: {self.named_test}"

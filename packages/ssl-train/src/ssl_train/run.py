@@ -108,10 +108,8 @@ def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
             listed = [*{row["name"]: row for row in (*json.loads(file.read_text()), *listed)}.values()]
         write_whole(file, lambda path: path.write_text(json.dumps(listed, indent=1)))
     except OSError as error:
-        raise CheckpointError(
-            f"the weights could not be written to {folder} ({error}), the last checkpoint is there: "
-            "make room and repeat the command"
-        ) from error
+        what = f"the weights could not be written to {folder} ({error}), the last checkpoint is there:"
+        raise CheckpointError(f"{what} make room and repeat the command") from error
 
 
 def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | None = None) -> str:

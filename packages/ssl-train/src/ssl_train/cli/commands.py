@@ -181,9 +181,8 @@ def export(recipe: Recipe, args: verbs.Export) -> None:
         raise InputError(f"{recipe.name} exports to {', '.join(exports)}, not to {args.to}")
     out = Path(args.out)
     if (out / "SHA256SUMS").exists() or (out / "run.json").exists():
-        raise InputError(
-            f"{out} is a run or holds published weights, which the export would overwrite: give another OUT"
-        )
+        what = f"{out} is a run or holds published weights, which the export would overwrite: give another OUT"
+        raise InputError(what)
     state, config, *named = exports[args.to](method.state_dict(), method.config)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(out / "model.safetensors", state)

@@ -42,10 +42,8 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_
     try:
         with _muted_pillow(), _opened(file) as image:
             if image.width * image.height > max_pixels:
-                raise BadSample(
-                    f"{image.width} x {image.height} pixels are more than the limit of "
-                    f"{max_pixels:,}: make the image smaller or raise max_pixels"
-                )
+                what = f"{image.width} x {image.height} pixels are more than the limit of"
+                raise BadSample(f"{what} {max_pixels:,}: make the image smaller or raise max_pixels")
             tensor = _decoded_by_torchvision(image, channels)
             if tensor is not None:
                 return tensor
@@ -90,10 +88,8 @@ def pillow_to_tensor(image: Image.Image, channels: int) -> Tensor:
     if channels in (1, 3):
         image = _flatten(image).convert("L" if channels == 1 else "RGB")
     elif len(image.getbands()) != channels or image.mode.startswith(("I", "F")):
-        raise BadSample(
-            f"the file has {len(image.getbands())} channels ({image.mode}), not {channels}: "
-            "ask for 1 or 3 channels, or put the bands into an .npz array"
-        )
+        what = f"the file has {len(image.getbands())} channels ({image.mode}), not {channels}:"
+        raise BadSample(f"{what} ask for 1 or 3 channels, or put the bands into an .npz array")
     array = np.array(image)  # a writable copy, which torch wants; Pillow's own rows are padded
     return to_tensor(array, channels)
 

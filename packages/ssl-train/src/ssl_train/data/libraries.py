@@ -128,10 +128,8 @@ def _torchvision_open(factory: Callable[..., Any], root: str, **options: Any) ->
                 raise
             return factory(root, **options, download=True)
     except (RuntimeError, OSError, TypeError) as error:
-        raise DataError(
-            f"{factory.__name__} is not in the folder {root!r} and could not be fetched ({error}): "
-            "put its files there, or set TORCHVISION_DATA to the folder that has them"
-        ) from error
+        what = f"{factory.__name__} is not in the folder {root!r} and could not be fetched ({error}):"
+        raise DataError(f"{what} put its files there, or set TORCHVISION_DATA to the folder that has them") from error
 
 
 def _torchvision_labels(dataset: Any) -> tuple[np.ndarray | None, list[str] | None]:

@@ -51,9 +51,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.samples < self.batch_size:
             smaller = f"use --batch-size {self.samples // 2} or less, or " if self.samples >= 4 else "it needs "
-            raise ConfigError(
-                f"the data has {self.samples} samples, fewer than one batch of {self.batch_size}: {smaller}more data"
-            )
+            what = f"the data has {self.samples} samples, fewer than one batch of {self.batch_size}: {smaller}more data"
+            raise ConfigError(what)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,9 +66,8 @@ class Plan:
     def micro_batches(self, start: int, *, parts: int, rank: int, world: int) -> Iterator[list[tuple[int, int]]]:
         """(epoch, sample) keys of this rank's micro-batches, `parts` for each step from `start` on."""
         if self.batch_size % (parts * world):
-            raise ConfigError(
-                f"batch_size = {self.batch_size} cannot be split over {world} processes x {parts} micro-batches"
-            )
+            what = f"batch_size = {self.batch_size} cannot be split over {world} processes x {parts} micro-batches"
+            raise ConfigError(what)
         size = self.batch_size // (parts * world)
         last_epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in range(start, self.steps):
@@ -212,22 +210,15 @@ class Batches:
         self.source, self.parts, self.step = source, parts, start
         self.bad: dict[int, tuple[str, str]] = {}
         self._workers: list[Any] = []
-        self._keys = lambda: plan.micro_batches(
-            start, parts=parts, rank=distributed.rank(), world=distributed.world_size()
-        )
+        rank, world = distributed.rank(), distributed.world_size()
+        self._keys = lambda: plan.micro_batches(start, parts=parts, rank=rank, world=world)
         next(self._keys(), None)  # a batch that cannot be split is told before workers start
         self._samples = _Samples(source, transform, plan.seed, workers)
-        self._loader = DataLoader(
-            self._samples,
-            batch_sampler=_Once(self._keys),
-            num_workers=workers,
-            collate_fn=_collate_with_bad,
-            pin_memory=pin_memory,
-            timeout=timeout if workers else 0,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=_init_worker,
-            generator=torch.Generator(),
-        )
+        batching = {"batch_sampler": _Once(self._keys), "collate_fn": _collate_with_bad, "pin_memory": pin_memory}
+        if workers:
+            batching |= {"timeout": timeout, "prefetch_factor": 4, "worker_init_fn": _init_worker}
+        # its own generator, since iterating over a DataLoader draws from the global one
+        self._loader = DataLoader(self._samples, num_workers=workers, generator=torch.Generator(), **batching)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         parts: list[dict[str, Any]] = []
@@ -286,10 +277,8 @@ class Batches:
         limit = max(10, len(self.source) // 100)
         if len(self.bad) > limit:
             shown = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.bad.values())[:10])
-            raise TooManyBadSamples(
-                f"{len(self.bad)} of {len(self.source)} samples are unreadable, more than {limit}; "
-                f"the first:\n  {shown}"
-            )
+            what = f"{len(self.bad)} of {len(self.source)} samples are unreadable, more than {limit};"
+            raise TooManyBadSamples(f"{what} the first:\n  {shown}")
 
 
 class _Once:

@@ -151,12 +151,6 @@ def need_rgb(channels: int, name: str) -> None:
 
 
 _OPERATIONS = {
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "saturation": _saturation,
-    "hue": _hue,
-    "gamma": _gamma,
-    "grayscale": _grayscale,
-    "blur": _blur,
-    "solarize": _solarize,
+    **{"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue},
+    **{"gamma": _gamma, "grayscale": _grayscale, "blur": _blur, "solarize": _solarize},
 }

@@ -56,9 +56,8 @@ class Photos:
 
     def __init__(self, number: int, split: str, size: int, channels: int = 3) -> None:
         if split not in _SPLITS or channels not in (1, 3):
-            raise DataError(
-                f"photos have the splits 'train' and 'test' and 1 or 3 channels, not {split!r} and {channels}"
-            )
+            what = f"photos have the splits 'train' and 'test' and 1 or 3 channels, not {split!r} and {channels}"
+            raise DataError(what)
         self.number, self.split, self.size, self.channels = number, split, size, channels
         for name in CLASSES:
             _file(name)

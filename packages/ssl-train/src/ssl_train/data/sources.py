@@ -113,10 +113,8 @@ def built_in(data: str | os.PathLike[str] | None) -> str | None:
     if isinstance(data, os.PathLike) or data not in ("scenes", "photos"):
         return None
     if os.path.lexists(data):
-        raise DataError(
-            f"{data!r} is the name of built-in pictures and of a folder here: write ./{data} for the folder; "
-            "start in another folder for the pictures"
-        )
+        what = f"{data!r} is the name of built-in pictures and of a folder here: write ./{data} for the folder;"
+        raise DataError(f"{what} start in another folder for the pictures")
     return data
 
 
@@ -223,9 +221,8 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
     roots = {split: root} if root == folder else {name: split_folder(folder, name) for name in ("train", "test")}
     paths = {name: scan(place) for name, place in roots.items()}
     if not paths[split]:
-        raise DataError(
-            f"no images in {root}: looked for {' '.join(EXTENSIONS)} in it and its sub-folders, hidden ones left out"
-        )
+        what = f"no images in {root}: looked for {' '.join(EXTENSIONS)} in it and its sub-folders, hidden ones left out"
+        raise DataError(what)
     # a class is a sub-folder directly below the root; images beside these have no label
     tops = {name: [path.rpartition("/")[0].partition("/")[0] for path in found] for name, found in paths.items()}
     classes = sorted({top for found in tops.values() for top in found} - {""})
@@ -249,9 +246,8 @@ def split_folder(folder: Path, split: str) -> Path:
     if test is not None and (folder / "train").is_dir():
         return folder / ("train" if split == "train" else test)
     if split == "test":
-        raise NoTestSplit(
-            f"{folder} has no test split: make {folder}/train and {folder}/test, or name the test data's own folder"
-        )
+        what = f"{folder} has no test split: make {folder}/train and {folder}/test, or name the test data's own folder"
+        raise NoTestSplit(what)
     return folder
 
 
@@ -298,9 +294,8 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 def _open_csv(file: Path, channels: int) -> ImageFiles:
     columns, rows = read_table(file, strict=False)
     if "path" not in columns:
-        raise DataError(
-            f"{file}: the first row is {','.join(columns)[:80]!r}: write the header 'path,label' or 'path' there"
-        )
+        what = f"{file}: the first row is {','.join(columns)[:80]!r}: write the header 'path,label' or 'path' there"
+        raise DataError(what)
     table = [(contained(row["path"], place), row.get("label", "").strip()) for place, row in rows]
     if not table:
         raise DataError(f"{file} has no row below its header")
@@ -320,9 +315,8 @@ def _open_npz(file: Path, channels: int) -> ImageArray:
     except Exception as error:  # numpy and zipfile raise a dozen types on damaged bytes
         raise DataError(f"cannot read {file}: {error}") from error
     if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4) or images.size == 0:
-        raise DataError(
-            f"{file}: images are {images.dtype} {images.shape}: store uint8 or uint16, (n, h, w, c) or (n, h, w)"
-        )
+        what = f"{file}: images are {images.dtype} {images.shape}: store uint8 or uint16, (n, h, w, c) or (n, h, w)"
+        raise DataError(what)
     images = images if images.ndim == 4 else images[..., None]
     found = images.shape[-1]
     grey_as_rgb, luma = (found, channels) == (1, 3), (found, channels) == (3, 1) and images.dtype == np.uint8
@@ -331,10 +325,8 @@ def _open_npz(file: Path, channels: int) -> ImageArray:
     if labels is None:
         return ImageArray(images, channels, file.name)
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < -1:
-        raise DataError(
-            f"{file}: labels are {labels.dtype} {labels.shape}: store ({len(images)},) integers, "
-            "counted from 0, or -1 for no label"
-        )
+        what = f"{file}: labels are {labels.dtype} {labels.shape}: store ({len(images)},) integers,"
+        raise DataError(f"{what} counted from 0, or -1 for no label")
     classes = [str(i) for i in range(labels.max() + 1)]
     return ImageArray(images, channels, file.name, labels.astype(np.int64), classes)
 

@@ -21,20 +21,16 @@ def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
 
 def _correct(predicted: Tensor, labels: Tensor) -> Tensor:
     if predicted.shape != labels.shape or labels.ndim != 1 or len(labels) == 0:
-        raise ValueError(
-            f"predictions and labels must be two (n,) tensors with n > 0, got "
-            f"{tuple(predicted.shape)} and {tuple(labels.shape)}"
-        )
+        what = "predictions and labels must be two (n,) tensors with n > 0, got"
+        raise ValueError(f"{what} {tuple(predicted.shape)} and {tuple(labels.shape)}")
     return predicted == labels
 
 
 def check_labelled(x: Tensor, labels: Tensor, what: str) -> None:
     """ValueError unless `x` is (n, d) finite features with n > 0 labels, none of them negative."""
     if x.ndim != 2 or labels.shape != x.shape[:1] or len(x) == 0:
-        raise ValueError(
-            f"{what}: features must be (n, d) and labels (n,) with n > 0, got "
-            f"{tuple(x.shape)} and {tuple(labels.shape)}"
-        )
+        reason = f"{what}: features must be (n, d) and labels (n,) with n > 0, got"
+        raise ValueError(f"{reason} {tuple(x.shape)} and {tuple(labels.shape)}")
     if (labels < 0).any():
         raise ValueError(f"{what}: {int((labels < 0).sum())} samples have no label, leave them out")
     check_finite(x, what)

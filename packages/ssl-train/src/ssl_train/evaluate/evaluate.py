@@ -25,6 +25,10 @@ LINEAR_SEED = 0
 COLUMNS = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tune"}  # few-shot has one for each n
 
 
+LINEAR_HEAD = "logistic regression on standardised features, C by held-out training data"
+FEWSHOT_HEAD = "logistic regression on L2-normalised features"
+
+
 def evaluate(
     encoders: Mapping[str, Encode | Pair],
     train: Any,
@@ -51,10 +55,8 @@ def evaluate(
     when their classes differ and where a protocol does, ValueError when rows are not of the same samples.
     """
     if not encoders or not shots or not protocols or not set(protocols) <= set(PROTOCOLS):
-        raise ValueError(
-            f"evaluate needs encoders, shots and protocols out of {', '.join(PROTOCOLS)}, got "
-            f"{list(encoders)}, {list(shots)} and {list(protocols)}"
-        )
+        what = f"evaluate needs encoders, shots and protocols out of {', '.join(PROTOCOLS)}, got"
+        raise ValueError(f"{what} {list(encoders)}, {list(shots)} and {list(protocols)}")
     start = time.perf_counter()
     options = dict(batch_size=batch_size, device=device, workers=workers, progress=progress)
     pairs = _extracted(encoders, train, test, transform, options)
@@ -121,10 +123,8 @@ def _extracted(
         if train is None or test is None or transform is None:
             raise ValueError("train, test and transform are needed to extract features")
         if train.fingerprint() == test.fingerprint():
-            raise EvaluationError(
-                "train and test are the same samples, so that knowing them by heart would count: "
-                "give data with a split, or a test set of its own"
-            )
+            what = "train and test are the same samples, so that knowing them by heart would count:"
+            raise EvaluationError(f"{what} give data with a split, or a test set of its own")
         a = extract_each(callables, train, transform, **options)
         b = extract_each(callables, test, transform, **options)
         pairs |= {name: (a[name], b[name]) for name in callables}
@@ -136,10 +136,8 @@ def _same_labels(pairs: Mapping[str, Pair]) -> Tensor:
     name, (train, test) = next(iter(pairs.items()))
     if train.classes is not None and test.classes is not None:
         if list(train.classes) != list(test.classes):
-            raise EvaluationError(
-                f"train and test have other classes, so a label does not mean the same in both: "
-                f"{list(train.classes)[:20]} and {list(test.classes)[:20]}"
-            )
+            what = "train and test have other classes, so a label does not mean the same in both:"
+            raise EvaluationError(f"{what} {list(train.classes)[:20]} and {list(test.classes)[:20]}")
     labels, truth = train.labelled()[1], test.labelled()[1]
     if unseen := set(truth.tolist()) - set(labels.tolist()):
         raise EvaluationError(f"labels {sorted(unseen)[:20]} of the test data have no training sample")
@@ -159,20 +157,10 @@ def _settings(protocols: Sequence[str], labels: Tensor, shots: Sequence[int], se
     """How each protocol was run, the same for every encoder; for few-shot the rows drawn."""
     settings = {
         "knn": {"head": "votes exp(cosine / T) of the k nearest", "k": min(HEADLINE, len(labels)), "T": TEMPERATURE},
-        "linear": {
-            "head": "logistic regression on standardised features, C by held-out training data",
-            "grid": list(GRID),
-            "held_out": HELD_OUT,
-            "seed": LINEAR_SEED,
-        },
-        "fewshot": {
-            "head": "logistic regression on L2-normalised features",
-            "C": C,
-            "shots": list(shots),
-            "seeds": list(range(seeds)),
-            "interval": "half width, 95 %, Student's t",
-        },
+        "linear": {"head": LINEAR_HEAD, "grid": list(GRID), "held_out": HELD_OUT, "seed": LINEAR_SEED},
+        "fewshot": {"head": FEWSHOT_HEAD, "C": C, "shots": list(shots), "seeds": list(range(seeds))},
     }
+    settings["fewshot"]["interval"] = "half width, 95 %, Student's t"
     if "fewshot" in protocols:
         # seed, class, shot -> row among the labelled training samples; n shots are the first n
         drawn = [draw(labels, max(shots), seed).tolist() for seed in range(seeds)]
@@ -208,12 +196,9 @@ def _knn(data: Data) -> tuple[float, dict[str, Any]]:
 
 def _fewshot(data: Data, shots: Sequence[int], seeds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     keys = ("shots", "mean", "std", "interval", "accuracies")
-    runs: dict[str, Any] = {
-        head: [
-            {key: getattr(few, key) for key in keys}
-            for few in (fewshot(*data, shots=n, seeds=seeds, head=head) for n in shots)
-        ]
-        for head in HEADS
-    }
+    runs: dict[str, Any] = {}
+    for head in HEADS:
+        found = [fewshot(*data, shots=n, seeds=seeds, head=head) for n in shots]
+        runs[head] = [{key: getattr(few, key) for key in keys} for few in found]
     first = runs["logistic"][0]
     return {key: first[key] for key in ("shots", "mean", "interval")}, runs

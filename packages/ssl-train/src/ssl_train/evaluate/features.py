@@ -39,10 +39,8 @@ class Features:
     def __post_init__(self) -> None:
         n = len(self.names)
         if self.features.dtype != torch.float32 or self.features.shape[:-1] != (n,):
-            raise ValueError(
-                f"features must be ({n}, d) float32 for {n} names, got "
-                f"{tuple(self.features.shape)} {self.features.dtype}"
-            )
+            what = f"features must be ({n}, d) float32 for {n} names, got"
+            raise ValueError(f"{what} {tuple(self.features.shape)} {self.features.dtype}")
         if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != (n,)):
             raise ValueError(f"labels must be ({n},) int64, got {tuple(self.labels.shape)} {self.labels.dtype}")
 
@@ -112,15 +110,10 @@ def extract_each(
     finite.
     """
     device = torch.device(device)
-    batches: Any = DataLoader(
-        _Readable(source, transform),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_stack,
-        pin_memory=device.type == "cuda",
-        timeout=300 if workers else 0,  # seconds
-        generator=torch.Generator(),  # else every pass would move the global random stream
-    )
+    batching = {"batch_size": batch_size, "collate_fn": _stack, "pin_memory": device.type == "cuda"}
+    batching |= {"num_workers": workers, "timeout": 300 if workers else 0}  # seconds
+    # its own generator: else every pass would move the global random stream
+    batches: Any = DataLoader(_Readable(source, transform), generator=torch.Generator(), **batching)
     if progress:
         from tqdm import tqdm
 

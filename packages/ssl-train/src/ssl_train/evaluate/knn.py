@@ -38,9 +38,8 @@ def knn(
     """
     check_labelled(bank, bank_labels, "bank")
     if queries.ndim != 2 or queries.shape[1] != bank.shape[1] or not ks or min(ks) < 1:
-        raise ValueError(
-            f"queries must be (q, {bank.shape[1]}) and ks positive, got {tuple(queries.shape)} and {list(ks)}"
-        )
+        what = f"queries must be (q, {bank.shape[1]}) and ks positive, got {tuple(queries.shape)} and {list(ks)}"
+        raise ValueError(what)
     check_finite(queries, "queries")
     classes, targets = torch.unique(bank_labels, return_inverse=True)
     bank = F.normalize(bank.float(), dim=1)
