@@ -37,7 +37,8 @@ class Arrived(BaseException):
 def walk(run: Callable[[], Any], arrived: Callable[[str, set[str]], bool] | None = None) -> list[tuple[str, str]]:
     """(file, function) of every entry into a file while `run()` runs.
 
-    `arrived(function, waiting files)` says that the walk ends with this call; else it ends with `run`.
+    `arrived(function, waiting files)` says that the walk ends with this call; else it ends with
+    `run`.
     """
     read: set[CodeType] = set()
     entries: list[tuple[str, str]] = []
@@ -71,7 +72,8 @@ def _ours(code: CodeType) -> str | None:
 
 
 def _waiting(frame: FrameType | None) -> tuple[set[str], bool]:
-    """(our files with a function that waits for this call, whether one of our modules is being imported)."""
+    """(our files with a function that waits for this call, whether one of our modules is being
+    imported)."""
     files, importing = set(), False
     while frame is not None:
         if (file := _ours(frame.f_code)) is not None:

@@ -204,7 +204,8 @@ def test_a_checkpoint_of_another_network_is_an_error(tmp_path):
 
 
 def save_in_a_child(folder, *, size, fatal):
-    """Save step 2 with a limit on the size of files, which state.json alone meets when `size` is its name."""
+    """Save step 2 with a limit on the size of files, which state.json alone meets when `size` is
+    its name."""
 
     def save():
         method, optimizer = trained(2)

@@ -1,4 +1,5 @@
-"""What the command line makes of what is typed, and how commands end. `test_conformance.py` runs every verb."""
+"""What the command line makes of what is typed, and how commands end. `test_conformance.py` runs
+every verb."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ BOTH = RECIPES | {"other": OTHER}
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """Parse a train command as `main` would and return (recipe, run, config, options) instead of training."""
+    """Parse a train command as `main` would and return (recipe, run, config, options) instead of
+    training."""
     seen = []
     monkeypatch.setattr(commands, "train", lambda *arguments: seen.append(arguments))
 

@@ -1,4 +1,5 @@
-"""The loop: what it computes, what it writes down, and how it stops. `test_conformance.py` kills it."""
+"""The loop: what it computes, what it writes down, and how it stops. `test_conformance.py` kills
+it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def encoded(image, **options):
 
 
 def by_both(monkeypatch, data, channels=3):
-    """What torchvision's and Pillow's way give: a tensor or the message of a BadSample; and whether the first was used."""
+    """What torchvision's and Pillow's way give: a tensor or the message of a BadSample; and whether
+    the first was used."""
     faster_jpeg()
     used, results = [], []
 

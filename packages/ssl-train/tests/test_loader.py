@@ -1,4 +1,5 @@
-"""Which samples make which batch, with which randomness, and what happens to those that cannot be read."""
+"""Which samples make which batch, with which randomness, and what happens to those that cannot be
+read."""
 
 from __future__ import annotations
 
@@ -198,7 +199,8 @@ def dying(source, index, how):
 
 
 def read_with_workers(how, timeout, index=17):
-    """The error of a loop over data of which a sample ends or holds its reader, and what is left behind."""
+    """The error of a loop over data of which a sample ends or holds its reader, and what is left
+    behind."""
 
     def read():
         before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()

@@ -32,7 +32,8 @@ def data(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often a folder is listed, a split is opened, and a network is built that holds weights or none."""
+    """How often a folder is listed, a split is opened, and a network is built that holds weights or
+    none."""
     counted: Counter[str] = Counter()
 
     def counting(owner, name, called):

@@ -40,7 +40,8 @@ def test_adamw_takes_the_config_and_one_step_of_it_is_the_papers():
     weight.grad = torch.linspace(-1, 1, 8).view(2, 4)
     schedule(optimizer, lr=0.01, peak=0.2, weight_decay=0.05)
     optimizer.step()
-    # Loshchilov and Hutter, algorithm 2, at its first step: the moments' corrections leave g / (|g| + eps)
+    # Loshchilov and Hutter, algorithm 2, at its first step: the moments' corrections leave g / (|g|
+    # + eps)
     direction = weight.grad.double() / (weight.grad.double().abs() + 1e-8)
     expected = start - 0.01 * 0.05 * start - 0.01 * direction
     assert (weight.detach().double() - expected).abs().max() < 1e-6
@@ -111,7 +112,8 @@ def test_lars_leaves_a_weight_of_zeros_movable():
 
 
 def test_three_steps_of_adafactor_are_the_papers_however_small_the_gradients():
-    """Shazeer and Stern, algorithm 6, written out: factored squares, clipped updates, a step relative to the tensor."""
+    """Shazeer and Stern, algorithm 6, written out: factored squares, clipped updates, a step
+    relative to the tensor."""
     torch.manual_seed(0)
     method = nn.Linear(4, 3, bias=False).double()
     x = method.weight.detach().tolist()

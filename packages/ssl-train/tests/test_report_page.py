@@ -182,7 +182,8 @@ def drawings(page: str) -> list[ElementTree.Element]:
 
 
 def read(run: Path) -> tuple[str, _Page]:
-    """Writes the report and checks what must hold for any: well formed, self-contained, drawable."""
+    """Writes the report and checks what must hold for any: well formed, self-contained,
+    drawable."""
     path = write_report(run)
     assert path == run / "report.html"
     source = path.read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""The built-in pictures: what they promise to show, and that their class is not in their colours."""
+"""The built-in pictures: what they promise to show, and that their class is not in their
+colours."""
 
 from __future__ import annotations
 

@@ -164,7 +164,8 @@ class TestBigram(Contract):
 
 
 def without_torchvision(function):
-    """What `function(this module, imported anew with the whole core)` returns, where torchvision cannot be imported."""
+    """What `function(this module, imported anew with the whole core)` returns, where torchvision
+    cannot be imported."""
 
     def inside():
         for name in [name for name in sys.modules if name.split(".")[0] in ("ssl_core", "torchvision")]:

@@ -182,7 +182,8 @@ EVERYTHING = Augment(
 
 
 def within(count, number, p):
-    """Whether a count is that of `number` draws with probability `p`, by four standard deviations."""
+    """Whether a count is that of `number` draws with probability `p`, by four standard
+    deviations."""
     return abs(count - number * p) <= 4 * math.sqrt(number * p * (1 - p))
 
 

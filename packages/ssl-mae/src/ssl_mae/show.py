@@ -18,7 +18,7 @@ GREY = 0.5
 
 
 def show(method: MAE, source: Any, folder: Path) -> dict[str, str]:
-    """Write reconstructions.png: original | masked | reconstruction. Returns {file name: caption}."""
+    """Write reconstructions.png: original | masked | reconstruction. Returns {name: caption}."""
     images = sample_images(source, method.config, ROWS * COLUMNS)
     triples = reconstructions(method, images.to(next(method.parameters()).device))
     save_grid(triples, folder / "reconstructions.png", columns=COLUMNS)

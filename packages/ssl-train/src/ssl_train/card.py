@@ -15,7 +15,8 @@ from ssl_core.hub.layout import Layout, read_json
 
 
 def write_run_card(folder: str | Path, *, name: str, layout: Layout, **options: Any) -> Path:
-    """`write_card` with what config.json and, where they exist, run.json, metrics.jsonl and evaluation.json say."""
+    """`write_card` with what config.json and, where they exist, run.json, metrics.jsonl and
+    evaluation.json say."""
     folder = Path(folder)
     run, evaluation, config = (
         read_json(file) if (file := folder / f"{part}.json").exists() else {}

@@ -1,9 +1,10 @@
 """Checkpoints that survive whatever happens while they are written.
 
-A checkpoint is a folder `step-000123/` of `model.safetensors` (the method's whole state_dict), `optim.safetensors` and
-`state.json` (run id, step, sizes and sha256 of the files and of itself). It is written under a temporary name, flushed
-to disk and renamed, so that a folder of that name is always whole; the sums are checked when it is read, and a damaged
-one is passed over for the one before. Random numbers need no state: they are functions of (seed, step).
+A checkpoint is a folder `step-000123/` of `model.safetensors` (the method's whole state_dict),
+`optim.safetensors` and `state.json` (run id, step, sizes and sha256 of the files and of itself). It
+is written under a temporary name, flushed to disk and renamed, so that a folder of that name is
+always whole; the sums are checked when it is read, and a damaged one is passed over for the one
+before. Random numbers need no state: they are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Checkpoints:
     def save(self, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
         """Write `step-…`, atomically, and remove all but the newest `keep`.
 
-        Raises CheckpointError when the disk is full or fails; the checkpoints that exist are untouched then.
+        Raises CheckpointError when the disk is full or fails; the checkpoints that exist are
+        untouched then.
         """
         temporary = self.folder / f"tmp-{step:06d}"
         final = self.folder / f"step-{step:06d}"
@@ -75,10 +77,11 @@ class Checkpoints:
             raise CheckpointError(f"{what} it needs {need:,} bytes, {free:,} are free") from error
 
     def restore(self, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:
-        """Load the newest whole checkpoint of this run and return its step; 0 when the run has none.
+        """Load the newest whole checkpoint of this run and return its step; 0 when the run has
+        none.
 
-        A damaged one and a half-written one are named in a warning and passed over. Raises CheckpointError when all are
-        damaged, or when one does not fit the method.
+        A damaged one and a half-written one are named in a warning and passed over. Raises
+        CheckpointError when all are damaged, or when one does not fit the method.
         """
         for left in self.folder.glob("tmp-*"):
             warnings.warn(f"{left} is left over from a save that was interrupted, and is ignored", stacklevel=2)
@@ -118,7 +121,8 @@ class Checkpoints:
                     mine.append(folder)
             except (OSError, ValueError):  # damaged, and named when the run was resumed
                 continue
-        # A later one than the newest was passed over as damaged: the run has come back to where it was.
+        # A later one than the newest was passed over as damaged: the run has come back to where it
+        # was.
         later = [f for f in mine if int(f.name[5:]) > newest]
         earlier = [f for f in mine if int(f.name[5:]) < newest]
         for old in (*later, *earlier[self.keep - 1 :]):
@@ -181,7 +185,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 
 
 def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
-    """`value` on the parameter's device and in its memory layout, which the fused optimisers take for granted."""
+    """`value` on the parameter's device and in its memory layout, which the fused optimisers take
+    for granted."""
     if value.shape != parameter.shape:
         return value.to(parameter.device)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -1,8 +1,9 @@
 """Fine-tuning: the whole encoder trained on labels, and the same network from scratch beside it.
 
-MAE's protocol (arXiv 2111.06377, appendix A.2, table 9): mean of the patch tokens, LayerNorm, a linear head that starts
-at 2e-5; layer-wise learning-rate decay, drop path, RandAugment, random erasing, mixup, cutmix, label smoothing. The
-encoder's own last LayerNorm is not used. Last epoch, no choice on the test data.
+MAE's protocol (arXiv 2111.06377, appendix A.2, table 9): mean of the patch tokens, LayerNorm, a
+linear head that starts at 2e-5; layer-wise learning-rate decay, drop path, RandAugment, random
+erasing, mixup, cutmix, label smoothing. The encoder's own last LayerNorm is not used. Last epoch,
+no choice on the test data.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from ssl_train.run import open_run
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """ViT-B's row of the protocol; L and H use base_lr 1e-3, layer_decay 0.75, drop_path 0.2 and 0.3, 50 epochs."""
+    """ViT-B's row of the protocol; L and H use base_lr 1e-3, layer_decay 0.75, drop_path 0.2 and
+    0.3, 50 epochs."""
 
     epochs: float = 100
     batch_size: int = 1024
@@ -100,8 +102,8 @@ class FineTune(nn.Module):
         return images, target * (1 - self.config.smoothing) + self.config.smoothing / self.classes
 
     def param_groups(self, config: FinetuneConfig) -> list[dict[str, Any]]:
-        """Groups by layer: lr_scale = decay^(depth + 1 - layer), 0 for embeddings, i + 1 for block i; no decay of 1-D
-        tensors, CLS and positions."""
+        """Groups by layer: lr_scale = decay^(depth + 1 - layer), 0 for embeddings, i + 1 for block
+        i; no decay of 1-D tensors, CLS and positions."""
         depth = len(self.encoder.blocks)
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         for name, parameter in self.named_parameters():
@@ -126,7 +128,8 @@ def layer_of(name: str, depth: int) -> int:
 
 @dataclass(frozen=True)
 class FinetuneView:
-    """Random crop, flip, RandAugment (2 operations of magnitude 9) and erasing, all from the sample's own stream."""
+    """Random crop, flip, RandAugment (2 operations of magnitude 9) and erasing, all from the
+    sample's own stream."""
 
     size: tuple[int, int]
     erase: float
@@ -143,8 +146,8 @@ class FinetuneView:
 
 
 def random_erase(image: Tensor, rng: np.random.Generator, p: float) -> Tensor:
-    """uint8 (c, h, w) with, at probability `p`, a rectangle of 2 to 33 % of the area filled with noise
-    (arXiv 1708.04896)."""
+    """uint8 (c, h, w) with, at probability `p`, a rectangle of 2 to 33 % of the area filled with
+    noise (arXiv 1708.04896)."""
     if rng.random() >= p:
         return image
     height, width = image.shape[1:]
@@ -162,9 +165,9 @@ def finetune(
 ) -> dict[str, float]:
     """Top-1 and mean per class on `test` of `encoder` fine-tuned on `train`.
 
-    `image` is the method's config, for size, mean and std. The checkpoints lie in a folder of their own below `folder`
-    for each encoder, data and settings: a run goes on where it was stopped, and no other is taken for it.
-    Raises DataError when a sample has no label.
+    `image` is the method's config, for size, mean and std. The checkpoints lie in a folder of their
+    own below `folder` for each encoder, data and settings: a run goes on where it was stopped, and
+    no other is taken for it. Raises DataError when a sample has no label.
     """
     if train.labels is None or (train.labels < 0).any():
         raise DataError("fine-tuning needs a label for every training sample")
@@ -189,7 +192,8 @@ def finetune(
 
 
 def check_encoder(method: Any) -> None:
-    """Raises InputError for an encoder that is no ViT, which this protocol needs for its rates by layer."""
+    """Raises InputError for an encoder that is no ViT, which this protocol needs for its rates by
+    layer."""
     if not isinstance(getattr(method, "encoder", None), ViT):
         raise InputError("the protocol finetune is that of a ViT, and this encoder is none: leave it out")
 
@@ -204,7 +208,8 @@ def compare(
     epochs: float,
     options: RunOptions,
 ) -> dict[str, Any]:
-    """`result` of `evaluate` with a figure `finetune` for each of `encoders`; only "pretrained" has lower rates below.
+    """`result` of `evaluate` with a figure `finetune` for each of `encoders`; only "pretrained" has
+    lower rates below.
 
     `image` is the method's config, `data` the training and the test source.
     """

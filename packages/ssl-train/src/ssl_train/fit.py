@@ -32,7 +32,8 @@ from ssl_train.stop import Interrupted, StopSignal
 
 
 class NonFiniteLoss(TrainingError):
-    """The loss became NaN or infinite. The optimiser was not stepped; `nan-<step>.json` holds the facts."""
+    """The loss became NaN or infinite. The optimiser was not stepped; `nan-<step>.json` holds the
+    facts."""
 
 
 def fit(
@@ -49,11 +50,11 @@ def fit(
 ) -> dict[int, tuple[str, str]]:
     """Train `method` (already on `device`) on `source` and leave its last checkpoint in `folder`.
 
-    It resumes from the newest checkpoint of `run_id` and ends with the same bits as an uninterrupted
-    run. Returns the unreadable samples, index -> (name, reason).
-    Raises Interrupted (exit code 75) after a signal, saved; NonFiniteLoss; Collapsed if the options
-    ask for it; CheckpointError if the last checkpoint cannot be written; LoaderError if a loader
-    process dies or hangs.
+    It resumes from the newest checkpoint of `run_id` and ends with the same bits as an
+    uninterrupted run. Returns the unreadable samples, index -> (name, reason). Raises Interrupted
+    (exit code 75) after a signal, saved; NonFiniteLoss; Collapsed if the options ask for it;
+    CheckpointError if the last checkpoint cannot be written; LoaderError if a loader process dies
+    or hangs.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -79,7 +80,8 @@ def fit(
             lr, decay = lr_and_decay(config, plan, step)
             schedule(optimizer, lr=lr, peak=config.lr, weight_decay=decay)
 
-            # Forward and backward: the gradient of the mean over micro-batches, and the mean of their outputs.
+            # Forward and backward: the gradient of the mean over micro-batches, and the mean of
+            # their outputs.
             outputs: dict[str, Tensor] = {}
             given = passes(method, parts)
             for i, batch in enumerate(given):
@@ -144,7 +146,8 @@ def lr_and_decay(config: TrainConfig, plan: Plan, step: int) -> tuple[float, flo
 
 
 def passes(method: nn.Module, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What forward is called with in a step: each micro-batch, or all at once if the method asks for that."""
+    """What forward is called with in a step: each micro-batch, or all at once if the method asks
+    for that."""
     jointly = len(parts) > 1 and getattr(method, "accumulates", False) == "jointly"
     return [{"micro_batches": parts}] if jointly else parts
 
@@ -159,14 +162,16 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def gradient_norm(method: nn.Module, limit: float | None) -> Tensor:
-    """Norm of the whole gradient, which is clipped to `limit`. Only reading it takes half the time."""
+    """Norm of the whole gradient, which is clipped to `limit`. Only reading it takes half the
+    time."""
     if limit is not None:
         return nn.utils.clip_grad_norm_(method.parameters(), limit)
     return nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
 
 
 def wrap(method: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
-    """`method` as the loop calls it: under DDP if there are several processes, compiled if asked for."""
+    """`method` as the loop calls it: under DDP if there are several processes, compiled if asked
+    for."""
     model = method
     if distributed.world_size() > 1:
         # Methods synchronise their own buffers across ranks (gathered queues, all-reduced
@@ -199,12 +204,14 @@ class _Step(nn.Module):
 
 
 def _gradients_summed(model: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-    """Context of a backward pass: DDP sums gradients over processes in that of the last micro-batch alone."""
+    """Context of a backward pass: DDP sums gradients over processes in that of the last micro-batch
+    alone."""
     return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def _agree(loss: Tensor, stop: bool, save: bool) -> tuple[float, bool, bool]:
-    """(mean loss over processes, whether any of them stops, whether the main one saves), in one collective."""
+    """(mean loss over processes, whether any of them stops, whether the main one saves), in one
+    collective."""
     flags = loss.new_tensor([float(stop), float(save and distributed.is_main())])
     total = distributed.all_reduce_sum(torch.cat([loss.reshape(1), flags])).tolist()
     return total[0] / distributed.world_size(), total[1] > 0, total[2] > 0
@@ -225,7 +232,8 @@ def _non_finite(folder: Path, step: int, loss: Tensor, parts: list[dict[str, Any
 
 
 def _check_gradient(norm: Tensor, skipped: int, step: int, *, skips: bool) -> int:
-    """Number of non-finite gradients in a row. A scaler `skips` them; otherwise one is an error, as are three in a row."""
+    """Number of non-finite gradients in a row. A scaler `skips` them; otherwise one is an error, as
+    are three in a row."""
     if bool(torch.isfinite(norm)):
         return 0
     if not skips or skipped == 2:

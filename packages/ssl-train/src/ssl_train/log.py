@@ -18,11 +18,12 @@ from ssl_train.options import RunOptions
 
 
 class Log:
-    """Appends a JSON object per logged step to `folder/metrics.jsonl` and shows a bar over `total` steps.
+    """Appends a JSON object per logged step to `folder/metrics.jsonl` and shows a bar over `total`
+    steps.
 
-    TensorBoard and Weights & Biases get the same scalars. The record is metrics.jsonl: a tracker that
-    fails is named in a warning and dropped. A line that cannot be written is named in a warning too,
-    so no log ends a run.
+    TensorBoard and Weights & Biases get the same scalars. The record is metrics.jsonl: a tracker
+    that fails is named in a warning and dropped. A line that cannot be written is named in a
+    warning too, so no log ends a run.
     """
 
     def __init__(self, folder: Path, total: int, start: int, options: RunOptions, *, quiet: bool = False) -> None:

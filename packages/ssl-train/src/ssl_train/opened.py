@@ -25,10 +25,11 @@ def attach(method: Any, source: Source) -> Source:
 
 
 class Opened:
-    """A method that is built once, and its data, each part of which is opened once, when it is first asked for.
+    """A method that is built once, and its data, each part of which is opened once, when it is
+    first asked for.
 
-    `data` is what the user named, None the built-in data; `test` names test data that lie elsewhere.
-    `init` names the weights that a training starts from.
+    `data` is what the user named, None the built-in data; `test` names test data that lie
+    elsewhere. `init` names the weights that a training starts from.
     """
 
     def __init__(self, recipe: Recipe, config: Any, data: str | Path | None, test: str | Path | None = None) -> None:
@@ -48,7 +49,8 @@ class Opened:
         init: str | Path | None = None,
         device: str | None = None,
     ) -> Opened:
-        """The training data, and the method as a run of this seed begins with it, on the CPU. Nothing is written."""
+        """The training data, and the method as a run of this seed begins with it, on the CPU.
+        Nothing is written."""
         opened = cls(recipe, recipe.settled(config, data), data)
         opened.raw("train")
         opened.device, opened.init = pick_device(device), init
@@ -77,7 +79,8 @@ class Opened:
         return opened
 
     def raw(self, split: str) -> Source:
-        """A split as the recipe opens it, before the method attaches to it. Raises NoTestSplit if there is none."""
+        """A split as the recipe opens it, before the method attaches to it. Raises NoTestSplit if
+        there is none."""
         if split not in self._raw:
             source = load(self.recipe.source)(self.data, config=self.config, split=split)
             self._raw |= {**getattr(source, "parts", {}), split: source}

@@ -12,7 +12,8 @@ from ssl_core.config import TrainConfig
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with `weight_decay`; biases and other tensors of at most one dimension without.
+    """Two groups: matrices with `weight_decay`; biases and other tensors of at most one dimension
+    without.
 
     Parameters without gradient (fixed positions, a teacher) are left out.
     """
@@ -27,11 +28,11 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def build_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """`config.optimizer` over `method.param_groups(config)`, or `decay_groups`; the fused kernels where torch has them, on
-    a CPU too.
+    """`config.optimizer` over `method.param_groups(config)`, or `decay_groups`; the fused kernels
+    where torch has them, on a CPU too.
 
-    A group without a `weight_decay` has the config's; its `lr_scale` multiplies the schedule's learning rate; one with
-    `fixed_lr` stays at the peak.
+    A group without a `weight_decay` has the config's; its `lr_scale` multiplies the schedule's
+    learning rate; one with `fixed_lr` stays at the peak.
     """
     own = getattr(method, "param_groups", None)
     groups = own(config) if own else decay_groups(method, config.weight_decay)
@@ -41,14 +42,15 @@ def build_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optim
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     if config.optimizer == "adafactor":
-        # torch clamps squared gradients at the square of the first, the paper's 1e-30; its own choice, 1e-7, is larger
-        # than most mean squares of a gradient, which then count as that
+        # torch clamps squared gradients at the square of the first, the paper's 1e-30; its own
+        # choice, 1e-7, is larger than most mean squares of a gradient, which then count as that
         return torch.optim.Adafactor(groups, lr=config.lr, eps=(1e-15, 1e-3))
     return LARS(groups, lr=config.lr, momentum=config.momentum)
 
 
 def schedule(optimizer: torch.optim.Optimizer, *, lr: float, peak: float, weight_decay: float) -> None:
-    """Give every group its learning rate, and those that decay at all the weight decay of this step."""
+    """Give every group its learning rate, and those that decay at all the weight decay of this
+    step."""
     for group in optimizer.param_groups:
         group["lr"] = (peak if group.get("fixed_lr") else lr) * group["lr_scale"]
         if group["weight_decay"]:
@@ -58,11 +60,14 @@ def schedule(optimizer: torch.optim.Optimizer, *, lr: float, peak: float, weight
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (arXiv 1708.03888), as BYOL and MoCo v3 use it.
 
-    For a tensor w of more than one dimension, with gradient g, decay λ, trust coefficient η and momentum μ
+    For a tensor w of more than one dimension, with gradient g, decay λ, trust coefficient η and
+    momentum μ
 
-        g' = g + λ w,   q = η ‖w‖ / ‖g'‖ (1 where either norm is 0),   v ← μ v + q g',   w ← w - lr · v
+        g' = g + λ w,   q = η ‖w‖ / ‖g'‖ (1 where either norm is 0),   v ← μ v + q g',   w ← w - lr
+        · v
 
-    SimCLR's code has lr inside, v ← μ v + lr · q g': the same while lr is constant, a little behind it where it is not.
+    SimCLR's code has lr inside, v ← μ v + lr · q g': the same while lr is constant, a little behind
+    it where it is not.
 
     Biases and batch norm (at most one dimension) are neither decayed nor scaled: q = 1, λ = 0.
     """

@@ -26,8 +26,8 @@ class Collapsed(TrainingError):
 class Probe:
     """Feature std, RankMe and, with labels, leave-one-out k-NN of `size` fixed samples of `source`.
 
-    Due every 50 steps while all probes together take less than 5 % of the run's time. `method.encode` is asked in eval
-    mode; the loop seeds every step, so looking changes nothing.
+    Due every 50 steps while all probes together take less than 5 % of the run's time.
+    `method.encode` is asked in eval mode; the loop seeds every step, so looking changes nothing.
     """
 
     def __init__(self, source: Any, transform: Any, *, device: torch.device, size: int = 512) -> None:
@@ -43,8 +43,9 @@ class Probe:
     def __call__(self, method: nn.Module) -> dict[str, float]:
         """{"health/feature_std", "health/rankme", "health/knn"} of the method as it is now.
 
-        And "health/projection_std" of a method that can `project`: the variety of a random network stays in its features
-        for long when the projections have already collapsed. Nothing of a single sample, which tells of no variety.
+        And "health/projection_std" of a method that can `project`: the variety of a random network
+        stays in its features for long when the projections have already collapsed. Nothing of a
+        single sample, which tells of no variety.
         """
         start = time.perf_counter()
         if not self.batches:
@@ -81,8 +82,8 @@ class Probe:
     def collapse(self, method: nn.Module, scores: dict[str, float]) -> str | None:
         """Why these scores say collapse, or None: both measures far below where the run began.
 
-        Only a method that says `can_collapse` is judged: a loss on pixels or tokens has no constant solution, and its
-        features may be narrow early on.
+        Only a method that says `can_collapse` is judged: a loss on pixels or tokens has no constant
+        solution, and its features may be narrow early on.
         """
         std, rank = scores["health/feature_std"], scores["health/rankme"]
         low = std < 0.3 * self.first["health/feature_std"] and rank < 0.5 * self.first["health/rankme"]

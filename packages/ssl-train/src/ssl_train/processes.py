@@ -1,4 +1,5 @@
-"""This process: its memory, and how it meets the others that `torchrun` started and parts from them."""
+"""This process: its memory, and how it meets the others that `torchrun` started and parts from
+them."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group(timeout_seconds: float = 1800) -> Iterator[None]:
-    """The process group that `torchrun` announces in the environment; nothing without it, or inside another one."""
+    """The process group that `torchrun` announces in the environment; nothing without it, or inside
+    another one."""
     if is_on() or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield
         return
@@ -33,8 +35,9 @@ def process_group(timeout_seconds: float = 1800) -> Iterator[None]:
     timeout = timedelta(seconds=timeout_seconds)
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        # torchrun keeps its store over a restart, and with it the addresses of the ranks that died (pytorch#135712).
-        # On several machines this count is not the same for all: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps.
+        # torchrun keeps its store over a restart, and with it the addresses of the ranks that died
+        # (pytorch#135712). On several machines this count is not the same for all: there
+        # TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps.
         store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
@@ -51,8 +54,8 @@ def process_group(timeout_seconds: float = 1800) -> Iterator[None]:
 def _let_go(error: BaseException | None) -> None:
     """Free what the frames of an error hold, DDP among it.
 
-    DDP has to go before its group: if its reducer is the last to hold the group, it waits with Python's lock for the
-    group's threads, which wait for that lock.
+    DDP has to go before its group: if its reducer is the last to hold the group, it waits with
+    Python's lock for the group's threads, which wait for that lock.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
@@ -62,8 +65,8 @@ def _let_go(error: BaseException | None) -> None:
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next step, in this process and from now on.
 
-    A step on a CPU frees and asks again for the same gigabyte, which would be handed back to the kernel and faulted in
-    anew. Does nothing where the C library is not glibc.
+    A step on a CPU frees and asks again for the same gigabyte, which would be handed back to the
+    kernel and faulted in anew. Does nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

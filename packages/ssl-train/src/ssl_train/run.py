@@ -1,4 +1,5 @@
-"""A run folder, from an empty directory to published weights: what `ssl-* train` and a package's `train` do."""
+"""A run folder, from an empty directory to published weights: what `ssl-* train` and a package's
+`train` do."""
 
 from __future__ import annotations
 
@@ -44,9 +45,9 @@ def train(
 ) -> Any:
     """Train `recipe`'s method on `data` into the folder `out` and return it, in eval mode.
 
-    If `out` already holds this run, it resumes from the last checkpoint and ends with the same bits;
-    changed settings are refused. `init` is anything that `from_pretrained` reads.
-    Raises RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after
+    If `out` already holds this run, it resumes from the last checkpoint and ends with the same
+    bits; changed settings are refused. `init` is anything that `from_pretrained` reads. Raises
+    RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after
     SIGTERM, saved.
     """
     with process_group():
@@ -54,7 +55,8 @@ def train(
 
 
 def run(opened: Opened, out: Path, options: RunOptions) -> Any:
-    """Train what was opened into the folder `out`, publish its weights there and return it in eval mode."""
+    """Train what was opened into the folder `out`, publish its weights there and return it in eval
+    mode."""
     recipe, config, method, device = opened.recipe, opened.config, opened.method, opened.device
     transform, source = load(recipe.views)(config), opened.train
     if (check := getattr(transform, "check", None)) is not None:
@@ -99,7 +101,8 @@ def facts_of(opened: Opened) -> dict[str, Any]:
 
 
 def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
-    """Weights and the list of unreadable samples into the run folder. Raises CheckpointError when the disk fails."""
+    """Weights and the list of unreadable samples into the run folder. Raises CheckpointError when
+    the disk fails."""
     file = folder / "bad_samples.json"
     listed = [{"name": name, "reason": reason} for name, reason in bad.values()]
     try:
@@ -113,12 +116,14 @@ def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
 
 
 def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | None = None) -> str:
-    """The id of the run in `folder`: a new one for an empty folder, its own when the identity is the same.
+    """The id of the run in `folder`: a new one for an empty folder, its own when the identity is
+    the same.
 
-    `facts` are noted in a new run's run.json and not compared. A run that ended before its first step, by an error in
-    its settings, binds nobody to them.
+    `facts` are noted in a new run's run.json and not compared. A run that ended before its first
+    step, by an error in its settings, binds nobody to them.
 
-    Raises RunError when the folder holds something else, or this run with other settings; the message shows which.
+    Raises RunError when the folder holds something else, or this run with other settings; the
+    message shows which.
     """
     record = folder / "run.json"
     begun = (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("step-*"))
@@ -171,7 +176,8 @@ def same_file(old: Any, new: Any) -> bool:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """RunError when the disk has no room for two checkpoints of `needed` bytes, before anything is computed."""
+    """RunError when the disk has no room for two checkpoints of `needed` bytes, before anything is
+    computed."""
     free = shutil.disk_usage(folder).free
     if free < 2 * needed:
         raise RunError(

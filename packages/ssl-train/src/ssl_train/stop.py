@@ -7,7 +7,8 @@ import threading
 from types import FrameType, TracebackType
 
 EXIT_REQUEUE = 75
-"""Exit code of a run that was told to stop and has saved: run the same command again to go on (EX_TEMPFAIL)."""
+"""Exit code of a run that was told to stop and has saved: run the same command again to go on
+(EX_TEMPFAIL)."""
 
 
 class Interrupted(SystemExit):
@@ -21,7 +22,8 @@ class Interrupted(SystemExit):
 class StopSignal:
     """Notes SIGTERM, SIGINT and SIGUSR1 while it is entered; a second one ends the process at once.
 
-    The loop asks `requested` once a step. Outside the main thread signals cannot be caught and nothing changes.
+    The loop asks `requested` once a step. Outside the main thread signals cannot be caught and
+    nothing changes.
     """
 
     # Windows has no SIGUSR1

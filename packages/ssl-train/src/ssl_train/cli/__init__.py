@@ -1,1 +1,2 @@
-"""The command line of every package: `main` parses, `commands` does, `estimate` says what it costs."""
+"""The command line of every package: `main` parses, `commands` does, `estimate` says what it
+costs."""

@@ -1,4 +1,5 @@
-"""What each command does. `ssl_train.cli.main` parses and then imports this file, which imports torch."""
+"""What each command does. `ssl_train.cli.main` parses and then imports this file, which imports
+torch."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
 
 
 def measured(opened: Opened) -> dict[str, Any]:
-    """evaluation.json before any protocol: the name of the data, and the figures of the recipe's `measure`."""
+    """evaluation.json before any protocol: the name of the data, and the figures of the recipe's
+    `measure`."""
     own: dict[str, Any] = {}
     if opened.recipe.measure is not None:
         source, which = opened.shown()
@@ -192,7 +194,8 @@ def export(recipe: Recipe, args: verbs.Export) -> None:
 
 
 def figures(opened: Opened, folder: Path) -> list[Path]:
-    """Draw the package's figures and write their captions into `folder`, of test data if there are any."""
+    """Draw the package's figures and write their captions into `folder`, of test data if there are
+    any."""
     source, _ = opened.shown()
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():

@@ -13,7 +13,8 @@ from ssl_core.config import ConfigError
 def read_file(path: str | Path) -> dict[str, Any]:
     """The values of a .toml or .json configuration file.
 
-    Raises ConfigError when it is missing, is neither, does not parse, or holds something else than fields.
+    Raises ConfigError when it is missing, is neither, does not parse, or holds something else than
+    fields.
     """
     path = Path(path)
     parse = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)

@@ -20,7 +20,8 @@ SHARE_OF_PEAK = 0.6
 
 
 def describe(recipe: Recipe, method: nn.Module, device: torch.device, samples: int | None) -> str:
-    """A few lines on the cost of pretraining `method` on this machine, and on the whole run if `samples` are known.
+    """A few lines on the cost of pretraining `method` on this machine, and on the whole run if
+    `samples` are known.
 
     The method stays as it is: one sample without content passes a copy of it that holds no memory.
     """
@@ -57,7 +58,8 @@ def describe_encoder(recipe: Recipe, method: nn.Module) -> str:
 
 
 def on_meta(method: nn.Module) -> nn.Module:
-    """A copy of `method` whose weights and buffers have shapes and no values: no constructor runs, no memory is taken."""
+    """A copy of `method` whose weights and buffers have shapes and no values: no constructor runs,
+    no memory is taken."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
     memo |= {id(buffer): buffer.to("meta") for buffer in method.buffers()}
     return copy.deepcopy(method, memo)
@@ -71,7 +73,8 @@ def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
 
 
 def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:
-    """(multiply-adds of the forward pass, bytes kept for the backward pass) of one sample, for a method on meta."""
+    """(multiply-adds of the forward pass, bytes kept for the backward pass) of one sample, for a
+    method on meta."""
     kept: dict[int, int] = {}
     weights = {id(p.untyped_storage()) for p in method.parameters()}  # a product keeps views of these
 
@@ -88,7 +91,8 @@ def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Multiply-adds per second of a large matrix product on `device`. Measuring takes about a tenth of a second."""
+    """Multiply-adds per second of a large matrix product on `device`. Measuring takes about a tenth
+    of a second."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     size = 1024 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)

@@ -34,7 +34,8 @@ def main(
 ) -> int:
     """Run one command and return its exit code.
 
-    `recipes` are the package's methods by name, the first one the default; `verbs` its own commands.
+    `recipes` are the package's methods by name, the first one the default; `verbs` its own
+    commands.
     """
     verbs = verbs or {}
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -74,7 +75,8 @@ def main(
 def _choose_method(
     recipes: Mapping[str, Recipe], arguments: list[str], default: str | None = None
 ) -> tuple[Recipe, list[str]]:
-    """(recipe, the other arguments): the recipe that --method names, else that of the weights in the arguments."""
+    """(recipe, the other arguments): the recipe that --method names, else that of the weights in
+    the arguments."""
     first = next(iter(recipes))
     if len(recipes) == 1:
         return recipes[first], arguments
@@ -88,7 +90,8 @@ def _choose_method(
 def _method_of(recipes: Mapping[str, Recipe], arguments: list[str]) -> str | None:
     """Name of the method whose weights the arguments name, if they lie in a folder of ours.
 
-    The weights are the value of --init or --weights, else an argument without a flag: a folder, or its weights file.
+    The weights are the value of --init or --weights, else an argument without a flag: a folder, or
+    its weights file.
     """
     given, _ = _peek(arguments, "--init", "--weights")
     positional = [a for flag, a in zip(["", *arguments], arguments, strict=False) if not flag.startswith("-")]
@@ -129,7 +132,8 @@ def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tup
 
 
 def defaults(recipe: Recipe, arguments: list[str]) -> Any:
-    """The config that flags start from: the preset, then the architecture of --init, then the --config file."""
+    """The config that flags start from: the preset, then the architecture of --init, then the
+    --config file."""
     known, _ = _peek(arguments, "--preset", "--config", "--init", "--data")
     config = recipe.preset(known["preset"], built_in=known["data"] is None)
     values = to_dict(config)

@@ -1,4 +1,5 @@
-"""The commands that every package has, as dataclasses: a field is a flag, its docstring the help. Imports no torch."""
+"""The commands that every package has, as dataclasses: a field is a flag, its docstring the help.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ import tyro
 
 @dataclass(frozen=True)
 class Train:
-    """Pretrain without labels. With no --data it runs on the built-in data; the same command again goes on where it was
-    stopped."""
+    """Pretrain without labels. With no --data it runs on the built-in data; the same command again
+    goes on where it was stopped."""
 
     data: str | None = None
-    """images: a folder (recursive), CSV of paths and labels, .npz, torchvision:NAME, hf:NAME; text: a folder that `prepare`
-    made; the built-in data by default"""
+    """images: a folder (recursive), CSV of paths and labels, .npz, torchvision:NAME, hf:NAME; text:
+    a folder that `prepare` made; the built-in data by default"""
     out: str | None = None
     """run folder; runs/<method> by default"""
     preset: str | None = None
@@ -23,12 +24,14 @@ class Train:
     config: str | None = None
     """TOML or JSON file of settings; flags win over it"""
     init: str | None = None
-    """start from these weights: a run folder, a Hub id, an author's .pth; their architecture is taken"""
+    """start from these weights: a run folder, a Hub id, an author's .pth; their architecture is
+    taken"""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure frozen features against the same network at random initialisation and against raw inputs."""
+    """Measure frozen features against the same network at random initialisation and against raw
+    inputs."""
 
     weights: tyro.conf.Positional[str]
     """run folder, Hub id or checkpoint file"""
@@ -37,7 +40,8 @@ class Evaluate:
     test: str | None = None
     """labelled test data, when it is somewhere else"""
     protocols: tuple[Literal["knn", "linear", "fewshot", "finetune"], ...] = ("knn", "linear", "fewshot")
-    """what to measure; finetune trains the whole network, and the same one from scratch beside it"""
+    """what to measure; finetune trains the whole network, and the same one from scratch beside
+    it"""
     shots: tuple[int, ...] = (5,)
     """labels per class of the few-shot protocol"""
     finetune_epochs: float = 100
@@ -97,7 +101,8 @@ class Push:
     dry_run: bool = False
     """list the files and stop"""
     license: str | None = None
-    """licence of the weights, apache-2.0 by default; those trained from CC-BY-NC weights keep cc-by-nc-4.0"""
+    """licence of the weights, apache-2.0 by default; those trained from CC-BY-NC weights keep
+    cc-by-nc-4.0"""
 
 
 @dataclass(frozen=True)

@@ -58,17 +58,19 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_
 
 
 def faster_jpeg() -> None:
-    """Let `read_image` decode plain JPEG files by torchvision, where it is installed: the same bits, sooner
-    (docs/benchmarks.md).
+    """Let `read_image` decode plain JPEG files by torchvision, where it is installed: the same
+    bits, sooner (docs/benchmarks.md).
 
-    The import takes a second or two, so it is for the main process before it forks, and for many files.
+    The import takes a second or two, so it is for the main process before it forks, and for many
+    files.
     """
     with contextlib.suppress(ImportError):
         importlib.import_module("torchvision.io")
 
 
 def _decoded_by_torchvision(image: Image.Image, channels: int) -> Tensor | None:
-    """The pixels of an opened file, or None where Pillow has to do it, and to say what is wrong with it."""
+    """The pixels of an opened file, or None where Pillow has to do it, and to say what is wrong
+    with it."""
     torchvision = sys.modules.get("torchvision")
     plain = image.format == "JPEG" and image.mode == {1: "L", 3: "RGB"}.get(channels)
     if torchvision is None or not plain or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -95,9 +97,11 @@ def pillow_to_tensor(image: Image.Image, channels: int) -> Tensor:
 
 
 def to_tensor(array: np.ndarray, channels: int) -> Tensor:
-    """A uint8 or uint16 array (h, w) or (h, w, c) as a tensor (c, h, w), a view where no channel changes.
+    """A uint8 or uint16 array (h, w) or (h, w, c) as a tensor (c, h, w), a view where no channel
+    changes.
 
-    Gray becomes RGB by repeating, RGB of 8 bits becomes gray by luma. Raises BadSample for other changes.
+    Gray becomes RGB by repeating, RGB of 8 bits becomes gray by luma. Raises BadSample for other
+    changes.
     """
     if array.ndim == 2:
         array = array[:, :, None]

@@ -1,8 +1,8 @@
 """Training batches as a function of (seed, step).
 
-Batch k holds the k-th slice of its epoch's permutation, split over micro-batches and ranks; a sample's randomness is
-seeded by (seed, epoch, sample). So the order does not depend on workers, processes or where a run was resumed, and the
-only state of the data is the step.
+Batch k holds the k-th slice of its epoch's permutation, split over micro-batches and ranks; a
+sample's randomness is seeded by (seed, epoch, sample). So the order does not depend on workers,
+processes or where a run was resumed, and the only state of the data is the step.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Plan:
         return max(1, round(self.epochs * self.steps_per_epoch))
 
     def micro_batches(self, start: int, *, parts: int, rank: int, world: int) -> Iterator[list[tuple[int, int]]]:
-        """(epoch, sample) keys of this rank's micro-batches, `parts` for each step from `start` on."""
+        """(epoch, sample) keys of this rank's micro-batches, `parts` for each step from `start`
+        on."""
         if self.batch_size % (parts * world):
             what = f"batch_size = {self.batch_size} cannot be split over {world} processes x {parts} micro-batches"
             raise ConfigError(what)
@@ -81,15 +82,18 @@ class Plan:
 
 
 class _Samples(Dataset):
-    """One sample as the method's `transform` makes it, or a deterministic other one where it is unreadable."""
+    """One sample as the method's `transform` makes it, or a deterministic other one where it is
+    unreadable."""
 
     def __init__(self, source: Any, transform: Any, seed: int, workers: int) -> None:
         self.source, self.transform, self.seed, self.parent = source, transform, seed, os.getpid()
-        # (pid, sample that is being read or -1) of every worker, for the error about one that dies or hangs
+        # (pid, sample that is being read or -1) of every worker, for the error about one that dies
+        # or hangs
         self.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """{"sample": what the transform made, None where TRIES gave nothing, "bad": [(index, name, reason), …]}."""
+        """{"sample": what the transform made, None where TRIES gave nothing, "bad": [(index, name,
+        reason), …]}."""
         epoch, wanted = key
         index, bad = wanted, []
         substitutes = np.random.default_rng((self.seed, epoch, wanted, 1))
@@ -115,7 +119,8 @@ class _Samples(Dataset):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the tensors of a list of samples key by key; a list of tensors becomes a list of batches."""
+    """Stack the tensors of a list of samples key by key; a list of tensors becomes a list of
+    batches."""
     batch: dict[str, Any] = {}
     for key, first in samples[0].items():
         if isinstance(first, Tensor):
@@ -132,7 +137,8 @@ def _collate_with_bad(items: list[dict[str, Any]]) -> tuple[dict[str, Any] | Non
 
 
 def _packed(batch: Any) -> Any:
-    """A batch as it leaves a worker: small tensors by value, since a handle to shared memory costs more than a copy."""
+    """A batch as it leaves a worker: small tensors by value, since a handle to shared memory costs
+    more than a copy."""
     if isinstance(batch, Tensor):
         return batch.numpy() if batch.nbytes < 2**20 else batch
     return [_packed(x) for x in batch] if isinstance(batch, list) else {k: _packed(v) for k, v in batch.items()}
@@ -157,7 +163,8 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Signals to this process, and to those that it forks meanwhile, come when the block is left."""
+    """Signals to this process, and to those that it forks meanwhile, come when the block is
+    left."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -169,7 +176,8 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _init_worker(worker: int) -> None:
-    # The main process decides when to stop; a signal to the whole group must not take its loader away before it saved.
+    # The main process decides when to stop; a signal to the whole group must not take its loader
+    # away before it saved.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -182,7 +190,8 @@ def _init_worker(worker: int) -> None:
 
 
 def _leave_orphaned(parent: int) -> None:
-    """End at once where the main process was killed: what this worker still has to hand over waits for a reader."""
+    """End at once where the main process was killed: what this worker still has to hand over waits
+    for a reader."""
     if os.getppid() != parent:
         os._exit(1)
 
@@ -190,9 +199,10 @@ def _leave_orphaned(parent: int) -> None:
 class Batches:
     """Iterator over steps from `start` on, each a list of `parts` micro-batches of this rank.
 
-    Unreadable samples are collected in `bad` (index -> (name, reason)), the first ten are named in warnings.
-    Raises TooManyBadSamples past max(10, 1 % of the data). Loop over it inside `watched()`, which raises LoaderError
-    for a worker that dies or takes longer than `timeout` seconds for a batch.
+    Unreadable samples are collected in `bad` (index -> (name, reason)), the first ten are named in
+    warnings. Raises TooManyBadSamples past max(10, 1 % of the data). Loop over it inside
+    `watched()`, which raises LoaderError for a worker that dies or takes longer than `timeout`
+    seconds for a batch.
     """
 
     def __init__(
@@ -238,9 +248,11 @@ class Batches:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Name the worker and the sample in torch's error about a loader, and end the workers of a loop that fails.
+        """Name the worker and the sample in torch's error about a loader, and end the workers of a
+        loop that fails.
 
-        Around the loop, not in it: torch raises that error from a signal handler, wherever the loop is.
+        Around the loop, not in it: torch raises that error from a signal handler, wherever the loop
+        is.
         """
         try:
             yield
@@ -253,9 +265,11 @@ class Batches:
             raise LoaderError(message) from error
 
     def _end_workers(self) -> list[tuple[int, int]]:
-        """End every worker; the (pid, sample or -1) of those that had died, or of all where none had."""
+        """End every worker; the (pid, sample or -1) of those that had died, or of all where none
+        had."""
         reading = [(pid, index) for pid, index in self._samples.reading.tolist() if pid > 0]
-        # They ignore the SIGTERM by which torch would end them, and to its SIGCHLD handler a killed one is a failure.
+        # They ignore the SIGTERM by which torch would end them, and to its SIGCHLD handler a killed
+        # one is a failure.
         quiet = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if quiet else None
         alive = [worker for worker in self._workers if worker.is_alive()]

@@ -1,4 +1,5 @@
-"""Names of samples and of data: rows of a table, labels as numbers, digests, and near misses. Imports no torch."""
+"""Names of samples and of data: rows of a table, labels as numbers, digests, and near misses.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,12 +18,14 @@ from ssl_core.errors import DataError
 
 
 def read_table(file: Path, *, strict: bool = True) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
-    """(columns, (place, {column: value}) of each row that is not blank) of a .csv, .tsv or .jsonl file.
+    """(columns, (place, {column: value}) of each row that is not blank) of a .csv, .tsv or .jsonl
+    file.
 
-    Names of CSV columns come in lower case; the separator is a comma, a tab or a semicolon, whichever the header
-    has most of. The columns of a .jsonl file are the keys of its first line. With `strict` the text must be
-    UTF-8 and quotes must close; without it cells may hold any bytes, as file names do.
-    Raises DataError, which names the file and the row; the rows raise it while they are read.
+    Names of CSV columns come in lower case; the separator is a comma, a tab or a semicolon,
+    whichever the header has most of. The columns of a .jsonl file are the keys of its first line.
+    With `strict` the text must be UTF-8 and quotes must close; without it cells may hold any bytes,
+    as file names do. Raises DataError, which names the file and the row; the rows raise it while
+    they are read.
     """
     if file.suffix.lower() == ".jsonl":
         return list(next(_objects(file), ("", {}))[1]), _objects(file)
@@ -32,7 +35,8 @@ def read_table(file: Path, *, strict: bool = True) -> tuple[list[str], Iterator[
 
 
 def _csv_rows(file: Path, strict: bool) -> Iterator[tuple[int, list[str]]]:
-    """(row number as an editor counts, cells) of the header, [] if the file is empty, and of each row."""
+    """(row number as an editor counts, cells) of the header, [] if the file is empty, and of each
+    row."""
     number = 1
     try:
         with file.open(newline="", encoding="utf-8-sig", errors="strict" if strict else "surrogateescape") as lines:
@@ -94,7 +98,8 @@ def contained(path: str, where: str) -> str:
 
 
 def number_labels(words: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:
-    """(labels int64 (n,), classes) of words or numbers; classes are sorted, by value if all are integers.
+    """(labels int64 (n,), classes) of words or numbers; classes are sorted, by value if all are
+    integers.
 
     "" and, among integers, "-1" mean no label. Returns (None, None) if no sample has a label.
     """

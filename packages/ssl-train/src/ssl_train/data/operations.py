@@ -1,4 +1,5 @@
-"""Operations on the pixels of one image (c, h, w), uint8 or uint16. Their parameters are given, not drawn.
+"""Operations on the pixels of one image (c, h, w), uint8 or uint16. Their parameters are given, not
+drawn.
 
 They give the results of torchvision and Pillow within one grey level of 255 on average, and mostly
 to the bit: like theirs, a blend `f x + (1 - f) y` is cut off to whole levels. `chain` works on
@@ -30,7 +31,8 @@ Operation = Literal["brightness", "contrast", "saturation", "hue", "gamma", "gra
 
 
 def chain(image: Tensor, steps: Iterable[tuple[Operation, float]]) -> Tensor:
-    """`image` (c, h, w), uint8 or uint16, after each (operation, parameter) of `steps`: the same type, contiguous.
+    """`image` (c, h, w), uint8 or uint16, after each (operation, parameter) of `steps`: the same
+    type, contiguous.
 
     - brightness f: pixels times f; 0 is black, 1 the image;
     - contrast f: blended with the mean grey level of an RGB image, else of each band; 0 is flat;
@@ -98,7 +100,8 @@ def _solarize(planes: Tensor, threshold: float, top: int) -> Tensor:
 
 
 def _blur(planes: Tensor, sigma: float, top: int) -> Tensor:
-    """Each pass sums shifted copies of the padded planes in memory; rows run into each other in the padding only."""
+    """Each pass sums shifted copies of the padded planes in memory; rows run into each other in the
+    padding only."""
     h, w = planes.shape[1:]
     weights = _gaussian(sigma, min(h, w) - 1)
     radius = len(weights) - 1
@@ -113,7 +116,7 @@ def _blur(planes: Tensor, sigma: float, top: int) -> Tensor:
 
 
 def _weighted_shifts(flat: Tensor, weights: tuple[float, ...], step: int) -> Tensor:
-    """sum_i weights[|i|] flat[x + i step] at every x that has all terms: `radius` steps from both ends."""
+    """sum_i weights[|i|] flat[x + i step] at every x that is `radius` steps from both ends."""
     radius = len(weights) - 1
     length = len(flat) - 2 * radius * step
     middle = radius * step

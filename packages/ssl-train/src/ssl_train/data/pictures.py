@@ -1,4 +1,5 @@
-"""What the figures of every image package are made of: pictures of a source, and a grid of them in a PNG file."""
+"""What the figures of every image package are made of: pictures of a source, and a grid of them in
+a PNG file."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from ssl_train.data.views import eval_view
 
 
 def sample_images(source: Any, config: Any, count: int) -> Tensor:
-    """uint8 (b, c, h, w): the first `count` readable images of a fixed shuffle, as evaluations of `config` see them.
+    """uint8 (b, c, h, w): the first `count` readable images of a fixed shuffle, as evaluations of
+    `config` see them.
 
     Raises DataError when none is readable.
     """
@@ -24,17 +26,18 @@ def sample_images(source: Any, config: Any, count: int) -> Tensor:
 
 
 def rgb(pictures: Tensor) -> Tensor:
-    """Pictures (…, c, h, w) of any channels as (…, 3, h, w): one or two are shown as the first in grey, more than three as
-    the first three."""
+    """Pictures (…, c, h, w) of any channels as (…, 3, h, w): one or two are shown as the first in
+    grey, more than three as the first three."""
     c = pictures.shape[-3]
     return pictures[..., :3, :, :] if c >= 3 else pictures[..., :1, :, :].expand(*pictures.shape[:-3], 3, -1, -1)
 
 
 def save_grid(pictures: Tensor, path: Path, *, columns: int = 2, scale_to: int = 96, gap: int = 6) -> None:
-    """Write (b, k, c, h, w) pictures in [0, 1] as a white-framed grid, k beside each other, `columns` groups a row.
+    """Write (b, k, c, h, w) pictures in [0, 1] as a white-framed grid, k beside each other,
+    `columns` groups a row.
 
-    Small pictures are enlarged by a whole factor to about `scale_to` pixels. Other channels than RGB are shown as `rgb`
-    says.
+    Small pictures are enlarged by a whole factor to about `scale_to` pixels. Other channels than
+    RGB are shown as `rgb` says.
     """
     from PIL import Image
 

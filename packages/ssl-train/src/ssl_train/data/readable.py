@@ -11,7 +11,8 @@ from ssl_core.errors import BadSample, DataError
 
 
 def readable(source: Any, count: int) -> Iterator[tuple[int, Any]]:
-    """(index, sample) of the first `count` readable samples of a fixed shuffle of a source, of fewer where it has fewer.
+    """(index, sample) of the first `count` readable samples of a fixed shuffle of a source, of
+    fewer where it has fewer.
 
     Raises DataError when none is readable.
     """

@@ -245,7 +245,8 @@ def held_out(main: str, second: str, fold: int = 0) -> bool:
 
 
 class Scenes:
-    """`number` pictures of `seed` as a source (see `ssl_train.data.sources`), rendered on `load`; `light` as for `render`."""
+    """`number` pictures of `seed` as a source (see `ssl_train.data.sources`), rendered on `load`;
+    `light` as for `render`."""
 
     def __init__(
         self, number: int, seed: int, size: int, channels: int = 3, light: Literal["above", "anywhere"] = "above"

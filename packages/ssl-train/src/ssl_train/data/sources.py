@@ -27,7 +27,8 @@ _KINDS = (
 
 
 class Source(Protocol):
-    """What the loader and the evaluation read. `labels` is int64 (n,) with -1 for no label, or None."""
+    """What the loader and the evaluation read. `labels` is int64 (n,) with -1 for no label, or
+    None."""
 
     @property
     def classes(self) -> list[str] | None: ...
@@ -42,7 +43,8 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """The sample in messages and in the output of `embed`: of a file, its path in the folder."""
+        """The sample in messages and in the output of `embed`: of a file, its path in the
+        folder."""
         ...
 
     def fingerprint(self) -> str:
@@ -99,12 +101,14 @@ def open_source(
 
 
 def open_images(data: str | os.PathLike[str] | None, *, config: Any, split: str = "train") -> Source:
-    """`open_source` with the channels of an image method's config, and its size for rendered pictures."""
+    """`open_source` with the channels of an image method's config, and its size for rendered
+    pictures."""
     return open_source(data, channels=config.in_channels, split=split, size=max(config.size))
 
 
 def built_in(data: str | os.PathLike[str] | None) -> str | None:
-    """The built-in pictures that `data` names, "scenes" or "photos"; None if it names something else.
+    """The built-in pictures that `data` names, "scenes" or "photos"; None if it names something
+    else.
 
     Raises DataError if a file or folder here has that name too, since either could be meant.
     """
@@ -216,7 +220,8 @@ def _open_built_in(name: str, channels: int, split: str, size: int) -> Source:
 
 
 def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
-    """Image files of a folder. If it has two splits, both are listed, so that both number the classes alike."""
+    """Image files of a folder. If it has two splits, both are listed, so that both number the
+    classes alike."""
     root = split_folder(folder, split)
     roots = {split: root} if root == folder else {name: split_folder(folder, name) for name in ("train", "test")}
     paths = {name: scan(place) for name, place in roots.items()}
@@ -240,7 +245,8 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
 def split_folder(folder: Path, split: str) -> Path:
     """Where the split "train" or "test" of `folder` lies: `train/`, and `test/` or else `val/`.
 
-    A folder without both parts is training data as a whole; asked for "test", it raises NoTestSplit.
+    A folder without both parts is training data as a whole; asked for "test", it raises
+    NoTestSplit.
     """
     test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
     if test is not None and (folder / "train").is_dir():
@@ -252,7 +258,8 @@ def split_folder(folder: Path, split: str) -> Path:
 
 
 def scan(root: Path) -> list[str]:
-    """Image files below `root`, as sorted paths relative to it; hidden files and folders are left out.
+    """Image files below `root`, as sorted paths relative to it; hidden files and folders are left
+    out.
 
     It enters each real folder once, so links that lead in circles end. Raises DataError if a folder
     cannot be listed.
@@ -287,7 +294,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    # A broken link stays in the list and is reported as a bad sample. A pipe would block its reader.
+    # A broken link stays in the list and is reported as a bad sample. A pipe would block its
+    # reader.
     return entry.is_symlink() or entry.is_file()
 
 

@@ -32,7 +32,8 @@ class Subset:
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Sorted indices of `share` of every class, at least one sample of each class that has two or more.
+    """Sorted indices of `share` of every class, at least one sample of each class that has two or
+    more.
 
     The draw is seeded per class. Samples without a label, -1, are never drawn.
     """

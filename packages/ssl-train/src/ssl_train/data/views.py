@@ -1,7 +1,9 @@
-"""The augmentation vocabulary: functions of one uint8 image (c, h, w) and a sample's own random stream.
+"""The augmentation vocabulary: functions of one uint8 image (c, h, w) and a sample's own random
+stream.
 
-Images stay uint8 (uint16 where they came so) until `normalize`, which runs on the whole batch where the model is.
-The operations on pixels, with their parameters given, are in `ssl_train.data.operations`.
+Images stay uint8 (uint16 where they came so) until `normalize`, which runs on the whole batch where
+the model is. The operations on pixels, with their parameters given, are in
+`ssl_train.data.operations`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ Steps = tuple[tuple[Operation, float], ...]
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic with antialiasing, as Pillow's: uint8 or uint16 (c, h, w) -> the same type (c, height, width)."""
+    """Bicubic with antialiasing, as Pillow's: uint8 or uint16 (c, h, w) -> the same type (c,
+    height, width)."""
     if image.shape[1:] == (height, width):
         return image
     if image.dtype == torch.uint16:  # torch has no kernel of its own for it
@@ -39,9 +42,11 @@ def crop_box(
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop: area share uniform in `scale`, aspect log-uniform in `ratio`.
+    """(top, left, height, width) of a random crop: area share uniform in `scale`, aspect
+    log-uniform in `ratio`.
 
-    The law of torchvision's RandomResizedCrop: ten tries, then the largest centre crop within `ratio`.
+    The law of torchvision's RandomResizedCrop: ten tries, then the largest centre crop within
+    `ratio`.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -75,7 +80,8 @@ def color_jitter(
     saturation: float = 0.0,
     hue: float = 0.0,
 ) -> Tensor:
-    """torchvision's ColorJitter: in random order, factors uniform in [max(0, 1 - x), 1 + x], hue turned by U(-hue, hue).
+    """torchvision's ColorJitter: in random order, factors uniform in [max(0, 1 - x), 1 + x], hue
+    turned by U(-hue, hue).
 
     Raises DataError where saturation or hue is not 0 and the image not RGB.
     """
@@ -83,7 +89,8 @@ def color_jitter(
 
 
 def draw_jitter(rng: np.random.Generator, jitter: Jitter) -> Steps:
-    """The operations of one `color_jitter` in their order; those of strength 0 are left out, but drawn."""
+    """The operations of one `color_jitter` in their order; those of strength 0 are left out, but
+    drawn."""
     brightness, contrast, saturation, hue = jitter
     factors: list[tuple[Operation, float, float]] = [
         ("brightness", brightness, rng.uniform(max(0.0, 1 - brightness), 1 + brightness)),
@@ -118,12 +125,14 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """One random view: `augment(image, rng)`, uint8 or uint16 (c, h, w) -> the same type (c, *size).
+    """One random view: `augment(image, rng)`, uint8 or uint16 (c, h, w) -> the same type (c,
+    *size).
 
-    In this order: a resized crop, mirroring, colour jitter, gamma, grey, blur, solarize, band drop. All that is random is
-    drawn first (`draw`), always as many numbers, and then done (`apply`): two views of an image are two calls.
-    The fields' defaults change nothing but crop and mirror. Raises ValueError for a quarter turn of another size than a
-    square, DataError where saturation or hue meets an image that is not RGB.
+    In this order: a resized crop, mirroring, colour jitter, gamma, grey, blur, solarize, band drop.
+    All that is random is drawn first (`draw`), always as many numbers, and then done (`apply`): two
+    views of an image are two calls. The fields' defaults change nothing but crop and mirror. Raises
+    ValueError for a quarter turn of another size than a square, DataError where saturation or hue
+    meets an image that is not RGB.
     """
 
     size: tuple[int, int]
@@ -138,7 +147,8 @@ class Augment:
     rotate90: bool = False
     """turned by 0, 1, 2 or 3 quarters, equally often"""
     jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
-    """strengths of brightness, contrast, saturation and hue, as torchvision's ColorJitter has them"""
+    """strengths of brightness, contrast, saturation and hue, as torchvision's ColorJitter has
+    them"""
     jitter_p: float = 0.8
     gamma: tuple[float, float] | None = None
     """range of the exponent"""
@@ -158,7 +168,8 @@ class Augment:
         return self.apply(image, self.draw(rng, *image.shape))
 
     def check(self, channels: int) -> None:
-        """DataError where images of `channels` channels cannot be augmented so, which `build` may say before a run."""
+        """DataError where images of `channels` channels cannot be augmented so, which `build` may
+        say before a run."""
         for strength, name in zip(self.jitter[2:], ("saturation", "hue"), strict=True):
             if strength > 0:
                 need_rgb(channels, name)
@@ -204,21 +215,25 @@ class Augment:
 
 
 def natural(size: tuple[int, int], strength: float = 1.0) -> Augment:
-    """Photographs: SimCLR's view (arXiv 2002.05709, appendix A), its colour jitter scaled by `strength`."""
+    """Photographs: SimCLR's view (arXiv 2002.05709, appendix A), its colour jitter scaled by
+    `strength`."""
     s = strength
     return Augment(size=size, jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s), grayscale_p=0.2, blur_p=0.5)
 
 
 def medical(size: tuple[int, int]) -> Augment:
-    """Radiographs and other grey images: large crops, light brightness, contrast and gamma, any number of channels.
+    """Radiographs and other grey images: large crops, light brightness, contrast and gamma, any
+    number of channels.
 
-    No mirroring, which swaps the sides of a body, no blur, which removes what a finding is made of, and no colour.
+    No mirroring, which swaps the sides of a body, no blur, which removes what a finding is made of,
+    and no colour.
     """
     return Augment(size=size, scale=(0.5, 1.0), flip=False, jitter=(0.2, 0.2, 0.0, 0.0), gamma=(0.8, 1.25))
 
 
 def satellite(size: tuple[int, int]) -> Augment:
-    """Images from above, of any number of bands: all eight turns and mirrorings, no saturation and hue, bands left out."""
+    """Images from above, of any number of bands: all eight turns and mirrorings, no saturation and
+    hue, bands left out."""
     return Augment(
         size=size, scale=(0.2, 1.0), vertical_flip=True, rotate90=True, jitter=(0.4, 0.4, 0.0, 0.0),
         grayscale_p=0.2, blur_p=0.5, band_drop_p=0.1,
@@ -230,7 +245,8 @@ PRESETS = {"natural": natural, "medical": medical, "satellite": satellite}
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The view that every evaluation reads: shorter side resized to `size / crop_pct`, centre crop of `size` (h, w).
+    """The view that every evaluation reads: shorter side resized to `size / crop_pct`, centre crop
+    of `size` (h, w).
 
     Rounded as torchvision's Resize and CenterCrop, by which the published figures were measured.
     """

@@ -51,8 +51,9 @@ def evaluate(
     each read once for all callables; without callables they may be None. `data` is their name.
     `rows` has one dict an encoder: the headline figures `knn`, `linear` and `fewshot` (for the
     first of `shots`), all others under `details`. `protocol` says how they came about. Samples
-    without a label are left out and counted. Raises EvaluationError when train and test are the same,
-    when their classes differ and where a protocol does, ValueError when rows are not of the same samples.
+    without a label are left out and counted. Raises EvaluationError when train and test are the
+    same, when their classes differ and where a protocol does, ValueError when rows are not of the
+    same samples.
     """
     if not encoders or not shots or not protocols or not set(protocols) <= set(PROTOCOLS):
         what = f"evaluate needs encoders, shots and protocols out of {', '.join(PROTOCOLS)}, got"

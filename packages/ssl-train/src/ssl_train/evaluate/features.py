@@ -87,7 +87,8 @@ class Features:
 
 
 def extract(encode: Encode, source: Any, transform: Any, **options: Any) -> Features:
-    """Features of every readable sample of `source`, in its order; `options` are those of `extract_each`."""
+    """Features of every readable sample of `source`, in its order; `options` are those of
+    `extract_each`."""
     return extract_each({"encode": encode}, source, transform, **options)["encode"]
 
 
@@ -103,11 +104,11 @@ def extract_each(
 ) -> dict[str, Features]:
     """Features of several encoders, float32 on the CPU, from one pass over the data.
 
-    An encoder gets uint8 (b, c, h, w) batches on `device` in inference mode without autocast. If it is
-    a module, or a method of one, the module is put in eval mode and back. `transform` gets no random
-    stream, since an evaluation draws nothing. Samples that raise BadSample are left out, listed in
-    `skipped` and named in a warning. Raises ValueError if no sample can be read or if a feature is not
-    finite.
+    An encoder gets uint8 (b, c, h, w) batches on `device` in inference mode without autocast. If it
+    is a module, or a method of one, the module is put in eval mode and back. `transform` gets no
+    random stream, since an evaluation draws nothing. Samples that raise BadSample are left out,
+    listed in `skipped` and named in a warning. Raises ValueError if no sample can be read or if a
+    feature is not finite.
     """
     device = torch.device(device)
     batching = {"batch_size": batch_size, "collate_fn": _stack, "pin_memory": device.type == "cuda"}
@@ -141,7 +142,8 @@ def extract_each(
 
 
 def pixels(images: Tensor) -> Tensor:
-    """uint8 or uint16 (b, c, h, w) -> (b, c·h·w) float32 in [0, 1], of at most 32 x 32 averaged pixels."""
+    """uint8 or uint16 (b, c, h, w) -> (b, c·h·w) float32 in [0, 1], of at most 32 x 32 averaged
+    pixels."""
     x = as_float(images)
     h, w = (min(side, PIXELS) for side in x.shape[2:])
     return rearrange(F.adaptive_avg_pool2d(x, (h, w)), "b c h w -> b (c h w)")

@@ -53,8 +53,8 @@ def fewshot(
 ) -> FewShot:
     """Fit on `shots` of train (n, d) per class, score on all of test (m, d), `seeds` times.
 
-    Raises EvaluationError when a class has fewer than `shots` samples and with fewer than two classes,
-    ValueError with fewer than two seeds and on bad shapes.
+    Raises EvaluationError when a class has fewer than `shots` samples and with fewer than two
+    classes, ValueError with fewer than two seeds and on bad shapes.
     """
     check_labelled(train, train_labels, "train")
     check_labelled(test, test_labels, "test")
@@ -81,8 +81,8 @@ def fewshot(
 def draw(labels: Tensor, shots: int, seed: int) -> Tensor:
     """Rows (c, shots) of `shots` samples of each class in `labels` (n,), classes rising.
 
-    The first n columns are the n-shot draw of the same seed. EvaluationError names a class that has too
-    few samples.
+    The first n columns are the n-shot draw of the same seed. EvaluationError names a class that has
+    too few samples.
     """
     rows = []
     for label in torch.unique(labels).tolist():

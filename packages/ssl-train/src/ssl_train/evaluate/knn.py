@@ -3,8 +3,9 @@
 InstDisc (Wu et al., arXiv 1805.01978, section 3.4) as run by DINO (Caron et al., arXiv 2104.14294,
 appendix F.1): cosine similarity s, a neighbour votes for its class with exp(s / T), T = 0.07.
 
-On a CPU that multiplies bf16 in hardware, `Index` finds candidates in bf16 and settles them in fp32. A bound on the
-rounding says whether a neighbour may have been missed; where it may, the query is asked again in fp32 alone.
+On a CPU that multiplies bf16 in hardware, `Index` finds candidates in bf16 and settles them in
+fp32. A bound on the rounding says whether a neighbour may have been missed; where it may, the query
+is asked again in fp32 alone.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def leave_one_out(x: Tensor, labels: Tensor, *, k: int = HEADLINE, temperature: 
 
 
 class Index:
-    """A bank of unit vectors (n, d), float32, to be asked for the nearest of queries (q, d) like them."""
+    """A bank of unit vectors (n, d), float32, to be asked for the nearest of queries (q, d) like
+    them."""
 
     def __init__(self, bank: Tensor) -> None:
         self.bank, self.rounded = bank, None
@@ -85,15 +87,16 @@ class Index:
             self.error = (centred - self.rounded).norm(dim=1).max()
 
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `nearest`, and with its result: which of equally near samples is taken is arbitrary in both."""
+        """As `nearest`, and with its result: which of equally near samples is taken is arbitrary in
+        both."""
         if self.rounded is None:
             return nearest(queries, self.bank, k)
         short = queries.bfloat16()
         rough, candidates = nearest(short, self.rounded, min(k + k // 4 + 40, len(self.bank)))
         best, order = self._products(queries, candidates).topk(k, dim=1)
         where = candidates.gather(1, order)
-        # A sample left out is no nearer than the last candidate by its rounded product, which is off by the rounding
-        # of both factors (Cauchy-Schwarz), of its sum and of itself.
+        # A sample left out is no nearer than the last candidate by its rounded product, which is
+        # off by the rounding of both factors (Cauchy-Schwarz), of its sum and of itself.
         last = rough[:, -1].float()
         limit = last + last.abs() * 2**-8 + queries.shape[1] * 2**-23
         limit += (queries - short).norm(dim=1) * self.longest + short.float().norm(dim=1) * self.error
@@ -104,7 +107,8 @@ class Index:
 
     def _products(self, queries: Tensor, candidates: Tensor) -> Tensor:
         """Inner products of each query (q, d) with its own candidates (q, m): (q, m)."""
-        # one by one: m rows stay in the cache, and a batched product of matrix and vector is ten times slower
+        # one by one: m rows stay in the cache, and a batched product of matrix and vector is ten
+        # times slower
         pairs = zip(queries, candidates, strict=True)
         return torch.stack([self.bank.index_select(0, index) @ query for query, index in pairs])
 

@@ -51,8 +51,8 @@ def linear_probe(
 
     The search goes up the rising `grid` and ends two decades after the best held-out accuracy;
     equal accuracies are told apart by the held-out loss. Deterministic. Warns when the chosen C is
-    at the edge of the grid. ValueError on bad shapes; EvaluationError, which is one, on fewer than two
-    classes, or no class with two samples.
+    at the edge of the grid. ValueError on bad shapes; EvaluationError, which is one, on fewer than
+    two classes, or no class with two samples.
     """
     check_labelled(train, train_labels, "train")
     check_labelled(test, test_labels, "test")

@@ -1,13 +1,14 @@
 """Multinomial logistic regression by L-BFGS, along a path of regularisation strengths.
 
 The problem is scikit-learn's: minimise C · Σᵢ −log softmax(xᵢW + b)[yᵢ] + ½‖W‖², the bias
-unpenalised. Divided by C · n, its Hessian is about h · XᵀX/n + I/(C·n), where h = mean p(1 − p) is the
-softmax's curvature (Böhning, 1992, bounds it by such a matrix). With LLᵀ that matrix, the search runs
-in U = LᵀW: there the problem is nearly round, and takes a fraction of the iterations.
+unpenalised. Divided by C · n, its Hessian is about h · XᵀX/n + I/(C·n), where h = mean p(1 − p) is
+the softmax's curvature (Böhning, 1992, bounds it by such a matrix). With LLᵀ that matrix, the
+search runs in U = LᵀW: there the problem is nearly round, and takes a fraction of the iterations.
 
-L-BFGS is Nocedal & Wright's algorithm 7.5 with halved steps. The problem is convex, so every step has
-positive curvature and the strong Wolfe conditions are not needed. `torch.optim.LBFGS` compares step,
-loss and curvature with absolute numbers, and stalls where these are small (gradients of 1e-6).
+L-BFGS is Nocedal & Wright's algorithm 7.5 with halved steps. The problem is convex, so every step
+has positive curvature and the strong Wolfe conditions are not needed. `torch.optim.LBFGS` compares
+step, loss and curvature with absolute numbers, and stalls where these are small (gradients of
+1e-6).
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def _fit(
         margin = x @ w + b
         margin -= margin[rows, labels][:, None]
         margin[rows, labels] = -torch.inf
-        # log softmax = -softplus(log sum exp of the others' margins), and the gradient is made of the
-        # others alone: float32 keeps its relative precision where nearly all samples are right.
+        # log softmax = -softplus(log sum exp of the others' margins), and the gradient is made of
+        # the others alone: float32 keeps its relative precision where nearly all samples are right.
         wrong = torch.logsumexp(margin, dim=1)
         loss = F.softplus(wrong).mean() + 0.5 * penalty * w.square().sum()
         share = torch.sigmoid(wrong) / len(x)
