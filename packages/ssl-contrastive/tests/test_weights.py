@@ -244,11 +244,3 @@ def test_another_queue_length_is_a_shape_mismatch(tmp_path):
     folder = network.save_pretrained(tmp_path)
     with pytest.raises(WeightsMismatch, match=r"queue: \(12, 8\) in the file, \(20, 8\)"):
         MoCo.from_pretrained(folder, config=config(MoCo, queue=20))
-
-
-def test_the_defaults_are_the_papers(tmp_path):
-    simclr, moco, byol, simsiam = SimCLRConfig(), MoCoConfig(), BYOLConfig(), SimSiamConfig()
-    assert (simclr.optimizer, simclr.lr, simclr.temperature) == ("lars", pytest.approx(4.8), 0.1)
-    assert (moco.optimizer, moco.lr, moco.queue, moco.ema) == ("sgd", pytest.approx(0.03), 65536, 0.999)
-    assert (byol.optimizer, byol.lr, byol.ema, byol.hidden) == ("lars", pytest.approx(3.2), 0.996, 4096)
-    assert (simsiam.optimizer, simsiam.lr, simsiam.projection) == ("sgd", pytest.approx(0.1), 2048)

@@ -36,7 +36,7 @@ class Commands(Suite):
         data = self.write_data(tmp_path / "data")
         config = self.settings(epochs=3 / 8, warmup_epochs=0.0)
         (tmp_path / "tiny.json").write_text(json.dumps(to_dict(config)))
-        exports = layout_of(load(self.recipe.method)).exports
+        exports = layout_of(load(self.recipe.method)).exports if self.exports is None else self.exports
         lines = [
             ("train", "--config", "tiny.json", "--data", data, "--out", "run", "--device", "cpu", "--workers", "0"),
             ("evaluate", "run", "--data", data, "--protocols", "knn", "--device", "cpu"),
