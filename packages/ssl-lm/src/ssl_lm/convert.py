@@ -86,12 +86,8 @@ GPT_NAMES = {
     **{name: name for name in ("vocab_size", "eos_token_id", "pad_token_id")},
 }
 """Our config fields and transformers' names for the same value."""
-GPT_FIXED = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
+FIXED: dict[str, Any] = {"add_cross_attention": False, "tie_word_embeddings": True}
+GPT_FIXED = {**FIXED, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 """Options of transformers of which we have one value, which is their default too."""
 
 
@@ -144,13 +140,7 @@ BERT_NAMES = {
     **{"token_types": "type_vocab_size", "init_std": "initializer_range"},
     **{name: name for name in ("vocab_size", "layer_norm_eps", "pad_token_id")},
 }
-BERT_FIXED = {
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
+BERT_FIXED = {**FIXED, "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 BERT_ALIASES = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",

@@ -44,24 +44,23 @@ def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train"
 
     Raises DataError, which says what to do.
     """
-    if data is None or str(data) == "stdlib":
-        return Windows(stdlib(), split, config)
-    path = Path(data).expanduser()
-    if (path / META).is_file():
-        return Windows(path, split, config)
-    if not path.exists():
-        raise DataError(f"there is no {str(data)!r}: give a folder that `ssl-lm prepare` made")
-    return _raw(path, split)
+    path = _path(data)
+    return Windows(path, split, config) if (path / META).is_file() else _raw(path, split)
 
 
 def settle(config: LMConfig, data: str | Path | None) -> Any:
     """`config` with the vocabulary of the data's tokenizer. Raises DataError for raw text."""
-    folder = stdlib() if data is None or str(data) == "stdlib" else Path(data).expanduser()
-    if not folder.exists():
-        raise DataError(f"there is no {str(data)!r}: give a folder that `ssl-lm prepare` made")
+    folder = _path(data)
     if not (folder / META).is_file():
         raise DataError(f"{data} is not prepared: run `ssl-lm prepare {data}`, then train on the folder it makes")
     return tokens.settle(config, tokens.load_tokenizer(folder))
+
+
+def _path(data: str | Path | None) -> Path:
+    path = stdlib() if data is None or str(data) == "stdlib" else Path(data).expanduser()
+    if not path.exists():
+        raise DataError(f"there is no {str(data)!r}: give a folder that `ssl-lm prepare` made")
+    return path
 
 
 class Windows:

@@ -44,13 +44,8 @@ def run(recipe: Recipe, arguments: Text2Text) -> None:
     if task is not None:
         texts = [prompt(task, text, language=arguments.language, context=arguments.context) for text in texts]
     method = load(recipe.method).from_pretrained(arguments.weights, device=pick_device(arguments.device))
-    said = answers(
-        method,
-        texts,
-        num_beams=arguments.beams,
-        max_new_tokens=arguments.tokens,
-        length_penalty=arguments.length_penalty,
-    )
+    beams, length, penalty = arguments.beams, arguments.tokens, arguments.length_penalty
+    said = answers(method, texts, num_beams=beams, max_new_tokens=length, length_penalty=penalty)
     for text, answer in zip(texts, said, strict=True):
         if (reason := advice(method, text)) is not None:
             print(f"note: {reason}", file=sys.stderr)

@@ -114,15 +114,8 @@ def _masked(config: BERTConfig, sample: Sample, rng: np.random.Generator) -> Sam
             raise InputError("whole_words needs a source that says where words begin")
         words = F.pad(sample["words"], (1, 1), value=-1)[None]  # 1 t; [CLS] and [SEP] belong to no word
     [mask] = needed(config, "mask_token_id")
-    inputs, labels = mask_tokens(
-        tokens,
-        vocab_size=settled(config),
-        mask_token_id=mask,
-        special_ids=config.special_ids,
-        count=config.masked,
-        words=words,
-        generator=_generator(rng),
-    )
+    special: Any = {"vocab_size": settled(config), "mask_token_id": mask, "special_ids": config.special_ids}
+    inputs, labels = mask_tokens(tokens, count=config.masked, words=words, generator=_generator(rng), **special)
     # every sample has k positions, so that shapes are the same in every step
     positions = (labels[0] != IGNORED).nonzero()[:, 0]  # at most k
     missing = (0, config.masked - len(positions))
