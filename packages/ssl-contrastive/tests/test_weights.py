@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssl_contrastive import BYOL, BYOLConfig, MoCo, MoCoConfig, SimCLR, SimCLRConfig, SimSiam, SimSiamConfig
+from ssl_contrastive import BYOL, MoCo, SimCLR, SimSiam
 from ssl_contrastive.config import RECIPES
 from ssl_contrastive.convert import LAYOUTS
 from ssl_core.config import ConfigError
