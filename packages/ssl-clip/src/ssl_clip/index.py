@@ -23,7 +23,6 @@ from ssl_core.config import TrainConfig, to_dict
 from ssl_core.device import autocast, pick_device, pick_precision
 from ssl_core.errors import BadSample, DataError, InputError
 from ssl_core.hub.weights_file import write_whole
-from ssl_train.data.images import read_image
 from ssl_train.data.sources import EXTENSIONS
 from ssl_train.data.views import eval_view
 
@@ -247,6 +246,8 @@ class _Files(Dataset[tuple[str, Tensor | None, str]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
+        from ssl_train.data.images import read_image  # brings Pillow
+
         path = self.paths[index]
         try:
             image = read_image(os.path.join(self.root, path), self.channels)
