@@ -16,7 +16,7 @@ from projects import methods
 from ssl_core.bounds import Checked, field_hints
 from ssl_core.errors import ConfigError
 from ssl_core.method import load
-from ssl_train.cli.bounds import bounds_in_words
+from ssl_train.cli.main import bounds_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [project.module.name for project in methods(ROOT).values()]

@@ -17,8 +17,8 @@ from ssl_core.config import ConfigError, ImageConfig, TrainConfig, ViTConfig, di
 from ssl_core.errors import InputError, OutOfRange
 from ssl_testing.faults import STRANGE, mutate_json
 from ssl_testing.tiny import TinyConfig
-from ssl_train.cli.bounds import bounds_in_words
 from ssl_train.cli.config_file import read_file
+from ssl_train.cli.main import bounds_in_words
 from ssl_train.options import RunOptions
 
 

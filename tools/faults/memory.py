@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from tools.faults.table import Row
 
+from ssl_train.data.images import ImageFiles
 from ssl_train.data.loader import Batches, Plan
-from ssl_train.data.sources import ImageFiles
 
 PATHS, WORKERS, EPOCHS, BATCH = 1_000_000, 4, 2, 512
 

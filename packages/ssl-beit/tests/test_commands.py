@@ -16,8 +16,8 @@ from ssl_beit.measure import jpeg, measure_beit, measure_dvae, psnr
 from ssl_beit.show import GREY, hidden, predictions, show_beit
 from ssl_beit.verbs import VERBS
 from ssl_train.cli.main import main
+from ssl_train.data.images import ImageArray
 from ssl_train.data.scenes import render
-from ssl_train.data.sources import ImageArray
 
 TOKENIZER = DVAEConfig(image_size=32, hidden=8, blocks=1, decoder_init=4, vocab=12)
 SIZES = {"patch_size": 16, "dim": 16, "depth": 1, "heads": 2}

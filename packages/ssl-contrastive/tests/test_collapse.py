@@ -18,8 +18,8 @@ from ssl_contrastive import BYOL, BYOLConfig, SimSiam, SimSiamConfig, simsiam
 from ssl_contrastive.heads import collapse
 from ssl_contrastive.views import build
 from ssl_core.device import seed_step
+from ssl_train.data.images import ImageArray
 from ssl_train.data.scenes import CLASSES, render
-from ssl_train.data.sources import ImageArray
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.health import feature_std
 from ssl_train.fit import fit

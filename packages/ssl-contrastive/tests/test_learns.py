@@ -8,8 +8,8 @@ import torch
 from ssl_contrastive import SimCLR, SimCLRConfig
 from ssl_contrastive.views import build
 from ssl_core.device import seed_step
+from ssl_train.data.images import ImageArray
 from ssl_train.data.scenes import CLASSES, render
-from ssl_train.data.sources import ImageArray
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.linear import linear_probe
 from ssl_train.fit import fit

@@ -14,8 +14,8 @@ from ssl_core.device import seed_step
 from ssl_mae import MAE
 from ssl_mae.config import demo
 from ssl_mae.views import build
+from ssl_train.data.images import ImageArray
 from ssl_train.data.scenes import CLASSES, render
-from ssl_train.data.sources import ImageArray
 from ssl_train.evaluate.linear import linear_probe
 from ssl_train.fit import fit
 from ssl_train.options import RunOptions

@@ -15,9 +15,9 @@ from ssl_core.device import seed_step
 from ssl_core.method import Recipe, load
 from ssl_pretext import rgb_to_lab
 from ssl_pretext.config import RECIPES
+from ssl_train.data.images import ImageArray
 from ssl_train.data.loader import collate
 from ssl_train.data.scenes import CLASSES, render
-from ssl_train.data.sources import ImageArray
 from ssl_train.evaluate.linear import linear_probe
 from ssl_train.fit import fit
 from ssl_train.options import RunOptions

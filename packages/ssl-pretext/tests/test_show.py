@@ -16,7 +16,7 @@ from ssl_core.method import load
 from ssl_pretext.config import RECIPES
 from ssl_pretext.relative_patch import neighbours
 from ssl_pretext.show import laid_out, show_colorization, show_jigsaw, show_relative_patch, show_rotation
-from ssl_train.data.sources import ImageArray
+from ssl_train.data.images import ImageArray
 
 
 def method(recipe: Any, channels: int = 3) -> Any:

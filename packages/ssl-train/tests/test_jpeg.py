@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ssl_core.errors import BadSample
-from ssl_train.data import images, sources
+from ssl_train.data import images
 from ssl_train.data.images import faster_jpeg, read_image
 
 pytest.importorskip("torchvision.io")
@@ -119,8 +119,8 @@ def test_the_limit_of_pixels_comes_first():
 
 def test_many_files_bring_the_faster_decoder(monkeypatch, tmp_path):
     called = []
-    monkeypatch.setattr(sources, "faster_jpeg", lambda: called.append(True))
-    sources.ImageFiles(tmp_path, [f"{i}.jpg" for i in range(sources.MANY - 1)], channels=3)
+    monkeypatch.setattr(images, "faster_jpeg", lambda: called.append(True))
+    images.ImageFiles(tmp_path, [f"{i}.jpg" for i in range(images.MANY - 1)], channels=3)
     assert not called
-    sources.ImageFiles(tmp_path, [f"{i}.jpg" for i in range(sources.MANY)], channels=3)
+    images.ImageFiles(tmp_path, [f"{i}.jpg" for i in range(images.MANY)], channels=3)
     assert called

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from ssl_core.errors import BadSample, DataError
-from ssl_train.data.images import to_tensor
+from ssl_train.data.images import ImageFiles, PathTable, to_tensor
 from ssl_train.data.names import digest
 from ssl_train.data.scenes import Scenes
-from ssl_train.data.sources import ImageFiles, PathTable, open_source
+from ssl_train.data.sources import open_source
 
 
 def save(file: Path, value: int = 0, size: tuple[int, int] = (6, 5), **options) -> Path:

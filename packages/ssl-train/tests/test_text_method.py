@@ -103,6 +103,7 @@ class Bigram(nn.Module, Pretrained):
     """The next token from this one alone."""
 
     config_class = BigramConfig
+    layout = f"{__name__}:LAYOUT"
     accumulates = True
 
     def __init__(self, config):
@@ -110,10 +111,6 @@ class Bigram(nn.Module, Pretrained):
         self.config = config
         self.embed, self.head = nn.Embedding(config.vocabulary, config.dim), nn.Linear(config.dim, config.vocabulary)
         self.drop = nn.Dropout(config.dropout)
-
-    @classmethod
-    def layout(cls):
-        return LAYOUT
 
     def preprocessor(self):
         return {}
@@ -135,7 +132,6 @@ LAYOUT = Layout(
     to_theirs=lambda config: {"model_type": "bigram", "vocab_size": config.vocabulary},
     from_theirs=lambda values, preprocessor: BigramConfig(vocabulary=values["vocab_size"]),
     infer=lambda state: BigramConfig(),
-    adapt=lambda state, stored, wanted: state,
 )
 PRESETS = {"bigram": {"demo": BigramConfig}}
 RECIPE = Recipe(

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
-from ssl_train.data.images import to_tensor
+from ssl_train.data.images import ImageFiles, PathTable, to_tensor
 from ssl_train.data.names import contained, digest, read_table
 from ssl_train.data.scenes import CLASSES, SLOTS, draw, held_out, render
-from ssl_train.data.sources import ImageFiles, PathTable, Source, built_in, open_source
+from ssl_train.data.sources import Source, built_in, open_source
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "title", "sentences")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 def process_group(timeout_seconds: float = 1800) -> Iterator[None]:
     """The process group that `torchrun` announces in the environment; nothing without it, or inside
     another one."""
-    if is_on() or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or is_on():
         yield
         return
     cuda = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Image files to uint8 tensors and back: every damaged or hostile file ends in one exception."""
+"""Images as samples: files and arrays become uint8 tensors, and every damaged file one exception."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,25 +19,113 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssl_core.errors import BadSample, DataError
+from ssl_train.data.names import digest
 
-# Pillow knows fifty formats, some of which start other programs (EPS); pictures come in these.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
+"""Pillow knows fifty formats, some of which start other programs (EPS). We read these."""
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit: a quarter of a gibibyte of RGB."""
+MANY = 10_000
+"""From this many files on, importing a faster decoder pays."""
 
 _MUTE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+class PathTable(Sequence[str]):
+    """An immutable list of paths in one buffer: workers share it, and it pickles at memory speed.
+
+    Reference counts would copy a list of a million `str` into every worker.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self.buffer = b"".join(encoded)
+        self.offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(path) for path in encoded], out=self.offsets[1:])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        index = range(len(self))[index]
+        return os.fsdecode(self.buffer[self.offsets[index] : self.offsets[index + 1]])
+
+
+class ImageFiles:
+    """Image files under `root`; their paths are relative to it, or absolute.
+
+    `parts` holds both splits of a folder that has two: who opens one has listed the other.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Iterable[str],
+        channels: int,
+        labels: np.ndarray | None = None,
+        classes: list[str] | None = None,
+        parts: Mapping[str, ImageFiles] | None = None,
+    ) -> None:
+        self.root, self.paths, self.channels = str(root), PathTable(paths), channels
+        self.labels, self.classes = labels, classes
+        self.parts = {} if parts is None else parts
+        if len(self) >= MANY:
+            faster_jpeg()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> dict[str, Any]:
+        """{"image": uint8 (c, h, w)}. Raises BadSample."""
+        return {"image": read_image(os.path.join(self.root, self.paths[index]), self.channels)}
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def fingerprint(self) -> str:
+        return digest(self.paths.buffer, self.paths.offsets, self.labels)
+
+
+class ImageArray:
+    """Images in memory, uint8 or uint16 (n, h, w, c); they keep their type."""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        channels: int,
+        title: str,
+        labels: np.ndarray | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        self.images, self.channels, self.title = images, channels, title
+        self.labels, self.classes = labels, classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> dict[str, Any]:
+        """{"image": uint8 or uint16 (c, h, w)}, a copy: changing it does not change the data."""
+        return {"image": to_tensor(self.images[index].copy(), self.channels)}
+
+    def name(self, index: int) -> str:
+        return f"{self.title}[{index}]"
+
+    def fingerprint(self) -> str:
+        ends = self.images[[0, -1]]  # enough to tell two files of one shape apart
+        return digest(self.title.encode(), np.array(self.images.shape), ends, self.labels)
 
 
 def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode a file into a uint8 tensor (c, h, w) whose memory is (h, w, c), i.e. channels last.
 
-    The first frame counts, turned as EXIF says. `channels` = 3 gives RGB and 1 gives luma
+    It reads the first frame and turns it as EXIF says. `channels` = 3 gives RGB and 1 gives luma
     (ITU-R 601: .299 R + .587 G + .114 B), from files of any kind. Transparency is laid on white.
-    Single bands deeper than 8 bits (modes I;16, I, F) are taken as 0..65535 and divided by 257 with
-    rounding, so that 65535 becomes 255. Another number of channels must be the file's own.
+    Single bands deeper than 8 bits (modes I;16, I, F) hold 0..65535; they are divided by 257 and
+    rounded, so that 65535 becomes 255. Any other number of channels must be the file's own.
 
-    Raises BadSample, and nothing else, where the file is missing, damaged, no image of `FORMATS`,
-    or larger than `max_pixels` by its header. Above twice `PIL.Image.MAX_IMAGE_PIXELS` Pillow
-    refuses too, so a larger limit needs that one raised as well.
+    Raises BadSample, and nothing else, if the file is missing, damaged, no image of `FORMATS`, or
+    larger than `max_pixels` by its header. Pillow refuses images above twice
+    `PIL.Image.MAX_IMAGE_PIXELS`: raise that too for a larger limit.
     """
     try:
         with _muted_pillow(), _opened(file) as image:
@@ -58,19 +146,17 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_
 
 
 def faster_jpeg() -> None:
-    """Let `read_image` decode plain JPEG files by torchvision, where it is installed: the same
-    bits, sooner (docs/benchmarks.md).
+    """Let `read_image` decode plain JPEG files with torchvision, if it is installed.
 
-    The import takes a second or two, so it is for the main process before it forks, and for many
-    files.
+    The bits are the same and come sooner (docs/benchmarks.md). The import takes a second or two, so
+    call this in the main process before it forks, and for many files.
     """
     with contextlib.suppress(ImportError):
         importlib.import_module("torchvision.io")
 
 
 def _decoded_by_torchvision(image: Image.Image, channels: int) -> Tensor | None:
-    """The pixels of an opened file, or None where Pillow has to do it, and to say what is wrong
-    with it."""
+    """The pixels of an opened file; None if Pillow has to decode it, or to say what is wrong."""
     torchvision = sys.modules.get("torchvision")
     plain = image.format == "JPEG" and image.mode == {1: "L", 3: "RGB"}.get(channels)
     if torchvision is None or not plain or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -97,11 +183,9 @@ def pillow_to_tensor(image: Image.Image, channels: int) -> Tensor:
 
 
 def to_tensor(array: np.ndarray, channels: int) -> Tensor:
-    """A uint8 or uint16 array (h, w) or (h, w, c) as a tensor (c, h, w), a view where no channel
-    changes.
+    """A uint8 or uint16 array (h, w) or (h, w, c) as a tensor (c, h, w); a view if no channel changes.
 
-    Gray becomes RGB by repeating, RGB of 8 bits becomes gray by luma. Raises BadSample for other
-    changes.
+    Grey becomes RGB by repetition, 8-bit RGB becomes grey by luma. Raises BadSample for others.
     """
     if array.ndim == 2:
         array = array[:, :, None]
@@ -118,9 +202,9 @@ def to_tensor(array: np.ndarray, channels: int) -> Tensor:
 def write_folder(path: str | os.PathLike[str], images: Iterable[tuple[str, np.ndarray]], format: str) -> Path:
     """Write pairs (class, uint8 (h, w, c)) as `path/<class>/<number>.<format>`; returns the path.
 
-    The files are written in a hidden folder beside `path`, moved to its name only when all are
-    there: a folder of that name is complete. `format` is "png" or "jpeg" (quality 90).
-    Raises DataError where `path` exists or the format is another one.
+    The files are written to a hidden folder beside `path`, which gets its name at the end: a folder
+    of that name is complete. `format` is "png" or "jpeg" (quality 90).
+    Raises DataError if `path` exists, and for another format.
     """
     path = Path(path)
     if path.exists():
@@ -176,14 +260,14 @@ def _opened(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[Image.Image]:
 def _muted_pillow() -> Iterator[None]:
     """Keep Pillow's warnings about damaged tags and large sizes from the caller's filters.
 
-    Not `warnings.catch_warnings`: it is unsafe in threads, and makes every other warning of the
-    process that was shown once appear again. One entry in, one entry out is safe in both ways.
+    `warnings.catch_warnings` is unsafe in threads, and it makes every other warning of the process
+    that was shown once appear again. One entry in and the same one out is safe in both ways.
     """
     cast("list[Any]", warnings.filters).insert(0, _MUTE_PILLOW)
     try:
         yield
     finally:
-        # absent only if another thread put its own list of filters there in the meantime
+        # it is absent only if another thread has replaced the list of filters in the meantime
         with contextlib.suppress(ValueError):
             cast("list[Any]", warnings.filters).remove(_MUTE_PILLOW)
 

@@ -8,18 +8,16 @@ only to load it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ssl_core.errors import DataError, NoTestSplit
-from ssl_train.data.images import faster_jpeg, read_image, to_tensor
-from ssl_train.data.names import contained, digest, near, number_labels, read_table
+from ssl_train.data.images import ImageArray, ImageFiles
+from ssl_train.data.names import contained, near, number_labels, read_table
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-MANY = 10_000  # from this many files on, importing a faster decoder pays
 _KINDS = (
     "a folder of images, a .csv or .tsv file with a column 'path', an .npz file with an array "
     "'images', scenes, photos, torchvision:<name> or hf:<name or path>"
@@ -120,89 +118,6 @@ def built_in(data: str | os.PathLike[str] | None) -> str | None:
         what = f"{data!r} is the name of built-in pictures and of a folder here: write ./{data} for the folder;"
         raise DataError(f"{what} start in another folder for the pictures")
     return data
-
-
-class PathTable(Sequence[str]):
-    """An immutable list of paths in one buffer: workers share it, and it pickles at memory speed.
-
-    Reference counts would copy a list of a million `str` into every worker.
-    """
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self.buffer = b"".join(encoded)
-        self.offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum([len(path) for path in encoded], out=self.offsets[1:])
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
-        index = range(len(self))[index]
-        return os.fsdecode(self.buffer[self.offsets[index] : self.offsets[index + 1]])
-
-
-class ImageFiles:
-    """Image files under `root`; their paths are relative to it, or absolute.
-
-    `parts` holds both splits of a folder that has two: who opens one has listed the other.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        paths: Iterable[str],
-        channels: int,
-        labels: np.ndarray | None = None,
-        classes: list[str] | None = None,
-        parts: Mapping[str, ImageFiles] | None = None,
-    ) -> None:
-        self.root, self.paths, self.channels = str(root), PathTable(paths), channels
-        self.labels, self.classes = labels, classes
-        self.parts = {} if parts is None else parts
-        if len(self) >= MANY:
-            faster_jpeg()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def load(self, index: int) -> dict[str, Any]:
-        return {"image": read_image(os.path.join(self.root, self.paths[index]), self.channels)}
-
-    def name(self, index: int) -> str:
-        return self.paths[index]
-
-    def fingerprint(self) -> str:
-        return digest(self.paths.buffer, self.paths.offsets, self.labels)
-
-
-class ImageArray:
-    """Images in memory, uint8 or uint16 (n, h, w, c); they keep their type."""
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        channels: int,
-        title: str,
-        labels: np.ndarray | None = None,
-        classes: list[str] | None = None,
-    ) -> None:
-        self.images, self.channels, self.title = images, channels, title
-        self.labels, self.classes = labels, classes
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def load(self, index: int) -> dict[str, Any]:
-        # a copy: a sample that is changed in place must not change the data
-        return {"image": to_tensor(self.images[index].copy(), self.channels)}
-
-    def name(self, index: int) -> str:
-        return f"{self.title}[{index}]"
-
-    def fingerprint(self) -> str:
-        ends = self.images[[0, -1]]  # enough to tell two files of one shape apart
-        return digest(self.title.encode(), np.array(self.images.shape), ends, self.labels)
 
 
 def _open_built_in(name: str, channels: int, split: str, size: int) -> Source:
