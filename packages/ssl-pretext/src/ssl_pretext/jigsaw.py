@@ -73,8 +73,9 @@ class Jigsaw(nn.Module, StageEncoder, Pretrained):
         d, hidden = config.embedding, config.hidden
         self.encoder = build_encoder(config)
         self.embed = nn.Sequential(*layer(self.encoder.features, d))
-        classify = nn.Dropout(config.dropout), nn.Linear(hidden, config.permutations)
-        self.head = nn.Sequential(*layer(TILES * d, hidden), *classify)
+        # Built from first to last, the order in which the weights are drawn.
+        answers = config.permutations
+        self.head = nn.Sequential(*layer(TILES * d, hidden), nn.Dropout(config.dropout), nn.Linear(hidden, answers))
         orders = permutation_set(config.permutations, TILES, config.seed)  # p t
         self.register_buffer("permutations", orders.to(torch.get_default_device()))
         sync_batch_norm(self)
