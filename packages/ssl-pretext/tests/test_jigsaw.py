@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ssl_core.config import ConfigError
+from ssl_core.encoder import build_encoder
 from ssl_pretext import Jigsaw, JigsawConfig, jigsaw_loss, permutation_set
 from ssl_pretext.jigsaw import shuffle, unshuffle
 from ssl_pretext.tiles import standardize_tiles
@@ -112,6 +113,16 @@ def test_the_network_that_knows_the_order_solves_the_puzzle(monkeypatch):
     answer = torch.nn.functional.one_hot(asked, 72).float()
     monkeypatch.setattr(network, "logits", lambda tiles: answer)
     assert torch.equal(network.solve(shown), tiles())
+
+
+def test_the_weights_are_drawn_from_the_first_layer_to_the_last():
+    """Otherwise the same seed would start another run than it did before."""
+    network = method()
+    torch.manual_seed(0)
+    encoder = build_encoder(TINY)
+    expected = [torch.nn.Linear(*sizes).weight for sizes in ((encoder.features, 8), (9 * 8, 16), (16, 72))]
+    found = [network.embed[0].weight, network.head[0].weight, network.head[4].weight]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_the_orders_travel_with_the_weights(tmp_path):
