@@ -120,7 +120,7 @@ def test_the_weights_are_drawn_from_the_first_layer_to_the_last():
     network = method()
     torch.manual_seed(0)
     encoder = build_encoder(TINY)
-    expected = [torch.nn.Linear(*sizes).weight for sizes in ((encoder.features, 8), (9 * 8, 16), (16, 72))]
+    expected = [torch.nn.Linear(*sizes, bias=False).weight for sizes in ((encoder.features, 8), (9 * 8, 16), (16, 72))]
     found = [network.embed[0].weight, network.head[0].weight, network.head[4].weight]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
