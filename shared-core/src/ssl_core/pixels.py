@@ -3,6 +3,8 @@ starts with."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,16 @@ def top(image: Tensor) -> int:
 def as_float(images: Tensor) -> Tensor:
     """uint8 or uint16 pixels as float32 in [0, 1], float ones as they are."""
     return images if images.is_floating_point() else images.float().div_(top(images))
+
+
+def moved(images: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """`move(images)` for a function that only moves pixels to other places.
+
+    torch can neither flip nor gather uint16, so it is given the same bits as int16.
+    """
+    if images.dtype != torch.uint16:
+        return move(images)
+    return move(images.view(torch.int16)).view(torch.uint16)
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -9,7 +9,6 @@ the model is. The operations on pixels, with their parameters given, are in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.pixels import top
+from ssl_core.pixels import moved, top
 from ssl_train.data.operations import Operation, chain, need_rgb
 
 Jitter = tuple[float, float, float, float]
@@ -34,16 +33,6 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
         planes = F.interpolate(image[None].float(), (height, width), mode="bicubic", antialias=True)[0]
         return planes.round_().clamp_(0, top(image)).to(torch.uint16)
     return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
-
-
-def moved(image: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
-    """`move(image)` for a function that only moves pixels to other places.
-
-    torch can neither flip nor gather uint16, so it is given the same bits as int16.
-    """
-    if image.dtype != torch.uint16:
-        return move(image)
-    return move(image.view(torch.int16)).view(torch.uint16)
 
 
 def crop_box(
