@@ -147,7 +147,7 @@ def test_help_shows_the_bounds_of_every_field_beside_its_default(capsys):
     assert "--betas FLOAT FLOAT AdamW's momenta (at least 0 and below 1, default: 0.9 0.999)" in shown
     assert "--clip-grad {None}|FLOAT largest norm of the whole gradient (above 0, default: None)" in shown
     assert "(at least 1, default: 10)" in shown, "--log-every, an option of the run"
-    assert "width (default: 16)" in shown, "--dim, which states none"
+    assert "width of the features (default: 16)" in shown, "--dim, which states none"
 
 
 def test_a_file_wins_over_the_preset_and_a_flag_over_the_file(parsed, tmp_path):

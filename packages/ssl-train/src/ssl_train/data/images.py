@@ -1,5 +1,4 @@
-"""Images as samples: files and arrays become uint8 tensors, and every damaged file one
-exception."""
+"""Images as samples: files and arrays become uint8 tensors, a damaged file one exception."""
 
 from __future__ import annotations
 
@@ -184,8 +183,7 @@ def pillow_to_tensor(image: Image.Image, channels: int) -> Tensor:
 
 
 def to_tensor(array: np.ndarray, channels: int) -> Tensor:
-    """A uint8 or uint16 array (h, w) or (h, w, c) as a tensor (c, h, w); a view if no channel
-    changes.
+    """A uint8 or uint16 array (h, w) or (h, w, c) as a tensor (c, h, w), a view if it can be.
 
     Grey becomes RGB by repetition, 8-bit RGB becomes grey by luma. Raises BadSample for others.
     """
