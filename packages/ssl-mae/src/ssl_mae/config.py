@@ -97,14 +97,14 @@ def vit_huge() -> MAEConfig:
 def vit_small() -> MAEConfig:
     """ViT-S/16 with a decoder of 256 x 4: not in the paper; a start for one GPU at batch 1024.
     Not run here."""
-    decoder = {"decoder_dim": 256, "decoder_depth": 4, "decoder_heads": 8}
+    decoder: dict[str, Any] = {"decoder_dim": 256, "decoder_depth": 4, "decoder_heads": 8}
     return MAEConfig(dim=384, heads=6, **decoder, epochs=400, batch_size=1024, warmup_epochs=20)
 
 
 def vit_tiny() -> MAEConfig:
     """ViT-Ti/16 with a decoder of 192 x 4: not in the paper; a start for small data at batch 512.
     Not run here."""
-    decoder = {"decoder_dim": 192, "decoder_depth": 4, "decoder_heads": 3}
+    decoder: dict[str, Any] = {"decoder_dim": 192, "decoder_depth": 4, "decoder_heads": 3}
     return MAEConfig(dim=192, heads=3, **decoder, epochs=400, batch_size=512, warmup_epochs=20)
 
 
@@ -113,7 +113,7 @@ def demo() -> MAEConfig:
     docs/benchmarks.md."""
     images: Any = {"image_size": 32, "patch_size": 8, "crop_scale": (1.0, 1.0), "crop_pct": 1.0}
     encoder: Any = {"dim": 128, "depth": 4, "heads": 4, "pool": "mean"}
-    decoder = {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4}
+    decoder: dict[str, Any] = {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4}
     run: Any = {"epochs": 36, "batch_size": 64, "base_lr": 0.012, "warmup_epochs": 2, "precision": "fp32"}
     return MAEConfig(**images, **encoder, **decoder, **run, mask_ratio=0.6)
 

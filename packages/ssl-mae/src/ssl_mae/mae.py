@@ -76,7 +76,7 @@ class Decoder(nn.Module):
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
         dim, heads = config.decoder_dim, config.decoder_heads
-        options = {"mlp_ratio": config.mlp_ratio, "layer_norm_eps": config.layer_norm_eps}
+        options: dict[str, Any] = {"mlp_ratio": config.mlp_ratio, "layer_norm_eps": config.layer_norm_eps}
         self.grid = config.grid
         self.pos_interp: PosInterp = config.pos_interp
         self.embed = nn.Linear(config.dim, dim)

@@ -194,7 +194,7 @@ def rotation_vit_small() -> RotationConfig:
 def demo_jigsaw() -> JigsawConfig:
     """The built-in scenes at 48 pixels in minutes on two CPU cores; the figures stand in
     docs/benchmarks.md."""
-    orders = {"permutations": 504, "orders_per_image": 8}
+    orders: dict[str, Any] = {"permutations": 504, "orders_per_image": 8}
     return JigsawConfig(**CLOSE, **TILES, **orders, dropout=0.0, epochs=4, warmup_epochs=0.5)
 
 

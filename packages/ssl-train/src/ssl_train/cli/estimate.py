@@ -48,7 +48,7 @@ def describe(recipe: Recipe, method: nn.Module, device: torch.device, samples: i
     return "\n".join(lines)
 
 
-def describe_encoder(recipe: Recipe, method: nn.Module) -> str:
+def describe_encoder(recipe: Recipe, method: Any) -> str:
     """A line on an encoder that is not trained here."""
     h, w = method.config.size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -57,7 +57,7 @@ def describe_encoder(recipe: Recipe, method: nn.Module) -> str:
     return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
 
 
-def on_meta(method: nn.Module) -> nn.Module:
+def on_meta(method: Any) -> Any:
     """A copy of `method` whose weights and buffers have shapes and no values: no constructor runs,
     no memory is taken."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
