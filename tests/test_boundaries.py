@@ -138,7 +138,8 @@ def test_language_models_come_without_torchvision_and_with_few_packages():
     brought = required({"ssl-lm"}) - required({"torch"})
     assert {"ssl-lm", "ssl-core", "ssl-train", "tokenizers"} <= brought
     assert not brought & {"torchvision", "transformers", "datasets"}
-    assert len(brought) <= 23, sorted(brought)
+    # numpy and pillow included, which `tools/wheels.py` leaves out where torchvision brings them
+    assert len(brought) <= 25, sorted(brought)
 
 
 def test_a_language_model_trains_and_writes_where_torchvision_cannot_be_imported(tmp_path):

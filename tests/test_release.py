@@ -36,7 +36,7 @@ class Repository:
         self.write("bin/tox", TOX)
         (root / "bin/tox").chmod(0o755)
         self.write("tox.exit", "0")
-        self.write(".gitignore", "tox.log\n")
+        self.write(".gitignore", (ROOT / ".gitignore").read_text() + "tox.log\n")
         self.git("init", "--quiet")
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "start")
