@@ -34,7 +34,7 @@ from ssl_train.optim import decay_groups
 from ssl_train.options import RunOptions
 from ssl_train.probe import Collapsed, Probe
 from ssl_train.run import RunError
-from ssl_train.stop import Interrupted, StopSignal
+from ssl_train.stop import SIGNALS, Interrupted, StopSignal
 
 TRIAL = Trial(RECIPES["tiny"], TinyConfig(precision="fp32", warmup_epochs=0.25))
 CPU = torch.device("cpu")
@@ -380,10 +380,10 @@ def test_a_second_signal_ends_at_once():
 
 
 def test_signals_are_as_before_after_the_loop():
-    before = [signal.getsignal(number) for number in StopSignal.SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with StopSignal():
         assert signal.getsignal(signal.SIGTERM) != before[0]
-    assert [signal.getsignal(number) for number in StopSignal.SIGNALS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

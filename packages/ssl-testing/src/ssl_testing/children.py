@@ -173,7 +173,8 @@ def _show(message: Warning | str, category: type[Warning], filename: str, lineno
     print(warnings.formatwarning(message, category, filename, lineno), file=sys.stderr)
 
 
-_SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_DFL}
+_SIGNALS = {signal.SIGINT: signal.default_int_handler}
+_SIGNALS |= dict.fromkeys((signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP), signal.SIG_DFL)
 
 
 def _run(function: Callable[[], Any], env: dict[str, str], warns: bool, written: int, sender: Any) -> None:

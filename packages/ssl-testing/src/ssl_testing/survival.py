@@ -18,7 +18,7 @@ from ssl_testing.suite import Suite
 from ssl_train.checkpoint import Checkpoints
 from ssl_train.fit import NonFiniteLoss
 from ssl_train.optim import build_optimizer
-from ssl_train.stop import EXIT_REQUEUE
+from ssl_train.stop import EXIT_REQUEUE, SIGNALS
 
 STEPS = 20
 """Steps of the run; `Suite.settings` fixes them."""
@@ -61,8 +61,8 @@ class Survival(Suite):
         self.assert_same(tmp_path / "run", tmp_path / "whole", "A run killed inside accumulation")
 
     def test_a_stop_signal_saves_and_the_same_command_resumes(self, reference, tmp_path):
-        steps = np.sort(np.random.default_rng(0).choice(STEPS - 1, 3, replace=False)).tolist()
-        for step, number in zip(steps, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), strict=True):
+        steps = np.sort(np.random.default_rng(0).choice(STEPS - 1, len(SIGNALS), replace=False)).tolist()
+        for step, number in zip(steps, SIGNALS, strict=True):
             ended = self.trial().train(tmp_path / "run", faults.kill(step, number), checkpoint_minutes=60)
             assert ended.code == EXIT_REQUEUE, f"{number.name} in step {step} should exit with code 75: {ended}"
             found = newest(tmp_path / "run").name
@@ -110,15 +110,14 @@ class Survival(Suite):
         self.assert_same(run, reference, "A run that stopped at a NaN in step 7 and resumed without it")
 
     def test_a_full_disk_costs_only_checkpoints(self, reference, tmp_path):
-        limits = {4 + i: size for i, size in enumerate(offsets(reference))}
-        ended = self.trial().train(
-            tmp_path / "run", faults.limit_files(limits, fatal=False), faults.kill(4 + OFFSETS), warns=True
-        )
-        assert ended.code == -signal.SIGKILL, f"the run should continue without space for a checkpoint: {ended}"
-        assert ended.output.count("training goes on from the last good checkpoint") >= OFFSETS, ended
-        assert newest(tmp_path / "run").name == "step-000004", "the last good checkpoint is gone"
+        for step, size in enumerate(offsets(reference), 4):
+            limit = faults.limit_files({step: size}, fatal=False)
+            ended = self.trial().train(tmp_path / "run", limit, faults.kill(step + 1), warns=True)
+            assert ended.code == -signal.SIGKILL, f"the run should continue without space for a checkpoint: {ended}"
+            assert ended.output.count("training goes on from the last good checkpoint") == 1, ended
+            assert newest(tmp_path / "run").name == f"step-{step:06d}", "the last good checkpoint is gone"
         self.finish(tmp_path / "run")
-        self.assert_same(tmp_path / "run", reference, "A run whose disk was full in steps 4 to 11")
+        self.assert_same(tmp_path / "run", reference, f"A run whose disk was full at {OFFSETS} bytes")
 
     def test_only_a_last_save_that_fails_is_an_error(self, reference, tmp_path):
         limit = faults.limit_files({STEPS - 1: offsets(reference)[3]}, fatal=False)

@@ -7,8 +7,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from ssl_core.config import ConfigError, TrainConfig
 from ssl_core.device import autocast, seed_step
 from ssl_core.errors import TrainingError
 from ssl_core.schedule import cosine, warmup_cosine
-from ssl_train.checkpoint import CheckpointError, Checkpoints
-from ssl_train.data.loader import Batches, Plan, default_workers
+from ssl_train.checkpoint import Checkpoints
+from ssl_train.data.loader import Batches, Plan, TooManyBadSamples, default_workers
 from ssl_train.log import Log, Meter
 from ssl_train.optim import build_optimizer, schedule
 from ssl_train.options import RunOptions
 from ssl_train.probe import Collapsed, Probe
-from ssl_train.processes import barrier, gather_objects, keep_freed_memory
+from ssl_train.processes import by_main, gather_objects, keep_freed_memory
 from ssl_train.stop import Interrupted, StopSignal
 
 
@@ -53,8 +52,8 @@ def fit(
     It resumes from the newest checkpoint of `run_id` and ends with the same bits as an
     uninterrupted run. Returns the unreadable samples, index -> (name, reason). Raises Interrupted
     (exit code 75) after a signal, saved; NonFiniteLoss; Collapsed if the options ask for it;
-    CheckpointError if the last checkpoint cannot be written; LoaderError if a loader process dies
-    or hangs.
+    CheckpointError if the last checkpoint cannot be written; TooManyBadSamples, saved;
+    LoaderError if a loader process dies or hangs.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -75,7 +74,12 @@ def fit(
     with StopSignal() as stop, batches.watched(), Log(folder, total, start, options, quiet=rank > 0) as log:
         meter, steps = Meter(), iter(batches)
         for step in range(start, total):
-            parts = meter.wait_for(steps)
+            try:
+                parts = meter.wait_for(steps)
+            except TooManyBadSamples:  # there is no batch: the data are gone
+                if rank == 0 and step > start:
+                    checkpoints.save_or_rescue(step, method, optimizer, scaler)
+                raise
             progress = step / total
             lr, decay = lr_and_decay(config, plan, step)
             schedule(optimizer, lr=lr, peak=config.lr, weight_decay=decay)
@@ -94,8 +98,9 @@ def fit(
                     outputs[key] = outputs.get(key, 0) + value.detach().float() / len(given)
 
             # All processes agree to stop or to save. A loss that is not finite steps nothing.
-            due = time.monotonic() - saved_at > 60 * options.checkpoint_minutes
-            loss, stopping, saving = _agree(outputs["loss"], stop.requested, due)
+            due = time.monotonic() - saved_at > 60 * max(options.checkpoint_minutes, checkpoints.pause)
+            wanted = stop.requested or batches.spoilt is not None
+            loss, stopping, saving = _agree(outputs["loss"], wanted, due)
             if not math.isfinite(loss):
                 raise _non_finite(folder, step, outputs["loss"], parts, meter)
 
@@ -128,12 +133,13 @@ def fit(
             # The checkpoint. Only a last one must succeed.
             if saving or stopping or last:
                 saved_at = time.monotonic()
-                with _may_fail(not (stopping or last)):
-                    if rank == 0:
-                        checkpoints.save(done, method, optimizer, scaler)
-                barrier()
-            if stopping and not last:
-                raise Interrupted(done)
+                save = checkpoints.save_or_rescue if stopping or last else checkpoints.try_save
+                by_main(lambda save=save, done=done: save(done, method, optimizer, scaler))
+            if stopping:
+                for spoilt in filter(None, gather_objects(batches.spoilt)):
+                    raise spoilt
+                if not last:
+                    raise Interrupted(done)
     return {index: why for bad in gather_objects(batches.bad) for index, why in bad.items()}
 
 
@@ -222,12 +228,15 @@ def _non_finite(folder: Path, step: int, loss: Tensor, parts: list[dict[str, Any
     samples = [int(i) for part in parts for i in part["index"].tolist()]
     ranks = gather_objects({"rank": distributed.rank(), "loss": str(float(loss)), "samples": samples})
     report = folder / f"nan-{step}.json"
+    where = f"The samples are in {report}"
     if distributed.is_main():
-        report.write_text(json.dumps({"step": step, "ranks": ranks, "last_losses": meter.losses}, indent=1))
+        try:
+            report.write_text(json.dumps({"step": step, "ranks": ranks, "last_losses": meter.losses}, indent=1))
+        except OSError as error:
+            where = f"{report} could not be written ({error}); the samples are {[rank['samples'] for rank in ranks]}"
     return NonFiniteLoss(
-        f"loss is {' '.join(rank['loss'] for rank in ranks)} at step {step}; the weights were not changed. The samples "
-        f"are in {report}, the losses before were {[round(x, 4) for x in meter.losses]}. "
-        "A lower --base-lr or --clip-grad often helps"
+        f"loss is {' '.join(rank['loss'] for rank in ranks)} at step {step}; the weights were not changed. {where}, "
+        f"the losses before were {[round(x, 4) for x in meter.losses]}. A lower --base-lr or --clip-grad often helps"
     )
 
 
@@ -252,14 +261,3 @@ def _tell_of(collapse: str | None, step: int, *, stop: bool) -> None:
         if stop:
             raise Collapsed(f"step {step}: {collapse}")
         warnings.warn(f"step {step}: {collapse}", stacklevel=2)
-
-
-@contextmanager
-def _may_fail(allowed: bool) -> Iterator[None]:
-    """Context of a save; if it is `allowed` to fail, a failure is a warning."""
-    try:
-        yield
-    except CheckpointError as error:
-        if not allowed:
-            raise
-        warnings.warn(f"{error}; training goes on from the last good checkpoint", stacklevel=3)

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,16 +23,17 @@ class Log:
     steps.
 
     TensorBoard and Weights & Biases get the same scalars. The record is metrics.jsonl: a tracker
-    that fails is named in a warning and dropped. A line that cannot be written is named in a
-    warning too, so no log ends a run.
+    that fails is named in a warning and dropped. Lines that cannot be written wait in memory until
+    they can, and one warning says so. So no log ends a run.
     """
 
     def __init__(self, folder: Path, total: int, start: int, options: RunOptions, *, quiet: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
         self.start = time.perf_counter()
         self.trackers = [] if quiet else _trackers(folder, options)
-        self._torn = False
-        self._file: Any = None if quiet else self._open()
+        self._quiet, self._torn, self._warned = quiet, False, False
+        self._waiting: list[bytes] = []
+        self._file: Any = None
         slow = 0.5 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(total=total, initial=start, disable=quiet, mininterval=slow, unit="step")
 
@@ -45,7 +47,11 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.close()
+        with suppress(OSError):  # the terminal may be gone, as after SIGHUP
+            self.bar.close()
+        self._flush()
+        if self._waiting:
+            warnings.warn(f"{len(self._waiting)} lines of {self.path} are lost", stacklevel=2)
         if self._file is not None:
             self._file.close()
         for tracker in self.trackers:
@@ -56,10 +62,11 @@ class Log:
 
     def write(self, step: int, scalars: dict[str, float | int]) -> None:
         """One line for `step`; seconds since the process began training are added."""
-        if self._file is None:
+        if self._quiet:
             return
         line = {"step": step, **scalars, "seconds": round(time.perf_counter() - self.start, 3)}
-        self._append(json.dumps(line).encode() + b"\n")
+        self._waiting.append(json.dumps(line).encode() + b"\n")
+        self._flush()
         for tracker in list(self.trackers):
             try:
                 tracker.log(step, scalars)
@@ -67,15 +74,23 @@ class Log:
                 self.trackers.remove(tracker)
                 warnings.warn(f"{tracker.name} failed and is left alone from here on: {error}", stacklevel=2)
 
-    def _append(self, line: bytes) -> None:
-        # a line that the disk had no room for leaves a part of it, which readers pass over
-        whole = b"\n" + line if self._torn else line
+    def _flush(self) -> None:
+        """Write the lines that wait, as far as the disk takes them."""
         try:
-            self._torn = self._file.write(whole) < len(whole)
-            if self._torn:
-                raise OSError("there was no room for all of it")
+            while self._waiting:
+                self._file = self._file or self._open()
+                # a line that was cut leaves a part in the file, which readers pass over
+                whole = b"\n" + self._waiting[0] if self._torn else self._waiting[0]
+                self._torn = self._file.write(whole) < len(whole)
+                if self._torn:
+                    raise OSError("there was no room for a whole line")
+                del self._waiting[0]
+            self._warned = False
         except OSError as error:
-            warnings.warn(f"a line of {self.path} is lost: {error}", stacklevel=3)
+            if not self._warned:
+                what = f"{self.path} cannot be written ({error}); its lines are kept until it can"
+                warnings.warn(what, stacklevel=3)
+            self._warned = True
 
     def show(self, **scalars: str) -> None:
         try:

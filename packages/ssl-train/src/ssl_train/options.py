@@ -9,7 +9,8 @@ from ssl_core.bounds import Checked, Count, NonNegative, Whole
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Checked):
-    """How a run is carried out. It does not change the result, so a resumed run may change it."""
+    """How a run is carried out. These options do not change the result, so you may change them when
+    you resume a run."""
 
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
@@ -22,7 +23,9 @@ class RunOptions(Checked):
     log_every: Count = 10
     """steps between two lines of metrics.jsonl"""
     checkpoint_minutes: NonNegative = 10.0
-    """time between two checkpoints; one is always written at the end and on SIGTERM"""
+    """time between two checkpoints; one is always written at the end and after a stop signal"""
+    verify: bool = False
+    """compare the content of every data file with that at the start of the run; reads all files"""
     stop_on_collapse: bool = False
     """end the run when the features have collapsed, instead of warning"""
     tensorboard: bool = False

@@ -1,5 +1,4 @@
-"""This process: its memory, and how it meets the others that `torchrun` started and parts from
-them."""
+"""This process, and the group of processes that `torchrun` starts."""
 
 from __future__ import annotations
 
@@ -8,16 +7,16 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from ssl_core.distributed import is_on, world_size
+from ssl_core.distributed import is_main, is_on, world_size
 
 T = TypeVar("T")
 
@@ -74,6 +73,11 @@ def keep_freed_memory() -> None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping, which is unmapped when freed
 
 
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def barrier() -> None:
     if is_on():
         dist.barrier()
@@ -86,6 +90,25 @@ def broadcast_object(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def by_main(act: Callable[[], T]) -> T:
+    """Call `act` on the main process alone. Every process returns its value or raises its error.
+
+    All that depends on files of the run goes through here: other machines may see other files, and
+    a process that decided by itself would leave the others waiting.
+    """
+    value: Any = None
+    error: Exception | None = None
+    if is_main():
+        try:
+            value = act()
+        except Exception as raised:
+            error = raised
+    value, error = broadcast_object((value, error))
+    if error is not None:
+        raise error
+    return value
 
 
 def gather_objects(value: T) -> list[T]:

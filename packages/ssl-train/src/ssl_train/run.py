@@ -9,25 +9,30 @@ import platform
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from ssl_core import distributed
 from ssl_core.config import TrainConfig, differences, to_dict
 from ssl_core.errors import InputError
 from ssl_core.hub.weights_file import write_whole
 from ssl_core.method import Recipe, load
-from ssl_train.checkpoint import CheckpointError, bytes_needed
+from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
+from ssl_train.data_files import RECORD, check_files, files_of
 from ssl_train.fit import fit
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.probe import Probe
-from ssl_train.processes import barrier, broadcast_object, process_group
+from ssl_train.processes import by_main, gather_objects, process_group
+
+OWN = (".lock", ".holder", ".run.json.tmp", "run.json", RECORD, "checkpoints")
+"""What a run folder holds before the first step."""
 
 
 class RunError(InputError):
@@ -55,33 +60,58 @@ def train(
 
 
 def run(opened: Opened, out: Path, options: RunOptions) -> Any:
-    """Train what was opened into the folder `out`, publish its weights there and return it in eval
-    mode."""
+    """Train what was opened into the folder `out`, publish its weights there and return the method
+    in eval mode."""
     recipe, config, method, device = opened.recipe, opened.config, opened.method, opened.device
     transform, source = load(recipe.views)(config), opened.train
     if (check := getattr(transform, "check", None)) is not None:
         check(source)
+    identity = identity_of(opened)
+    check_ranks(identity)
     with _locked(out):
-        # The folder must be empty or hold this very run.
-        run_id = open_run(out, identity_of(opened), facts_of(opened))
+        # The folder must be empty or hold this very run, with the data that it began with.
+        run_id = by_main(lambda: _opened_folder(opened, out, identity, verify=options.verify))
 
         # Get what the method needs besides its config, and see that there is room for checkpoints.
         if recipe.prepare is not None:
             load(recipe.prepare)(method, data=opened.data, init=opened.init, folder=out, options=options)
         method = method.to(device)
-        check_space(out, bytes_needed(method))
+        by_main(lambda: check_space(out, bytes_needed(method)))
 
         probe = Probe(source, load(recipe.eval_view)(config), device=device)
         where = {"run_id": run_id, "device": device, "options": options}
         bad = fit(method, source, transform, config, out, probe=probe, **where)
-        if distributed.is_main():
-            publish(method, out, bad)
-        barrier()
+        by_main(lambda: publish(method, out, bad))
     return method.eval()
 
 
+def _opened_folder(opened: Opened, out: Path, identity: dict[str, Any], *, verify: bool) -> str:
+    """The id of the run in `out`, which may be a new run, once its data files are known to be the
+    same."""
+    begun = has_begun(out)
+    run_id = open_run(out, identity, facts_of(opened))
+    files = files_of(opened.raw("train"), opened.data)
+    with _disk_errors(out):
+        check_files(out, files, begun=begun, verify=verify)
+        # A kill may have left parts of files, which nothing reads.
+        for left in (*out.glob(".saving-*"), *out.glob(".*.part")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return run_id
+
+
+def check_ranks(identity: dict[str, Any]) -> None:
+    """Raises RunError on all processes unless all of them have the same settings and data; the data
+    may have another path on each machine."""
+    found = gather_objects((platform.node(), {k: v for k, v in identity.items() if k not in ("data", "init")}))
+    for rank, (host, other) in enumerate(found):
+        if changed := differences(found[0][1], other):
+            shown = "\n  ".join(changed)
+            what = f"process {rank}, on {host}, has other settings or data than process 0, on {found[0][0]}:"
+            raise RunError(f"{what}\n  {shown}\nStart all processes with the same command and the same data")
+
+
 def identity_of(opened: Opened) -> dict[str, Any]:
-    """What makes a run this run: a run with another value of any of these is another one."""
+    """What makes a run this run: if any of these values differs, it is another run."""
     return {
         "method": opened.recipe.method,
         "config": to_dict(opened.config),
@@ -92,7 +122,7 @@ def identity_of(opened: Opened) -> dict[str, Any]:
 
 
 def facts_of(opened: Opened) -> dict[str, Any]:
-    """What run.json says besides."""
+    """What run.json holds besides the identity."""
     return {
         "device": str(opened.device),
         "parameters": sum(p.numel() for p in opened.method.parameters()),
@@ -101,52 +131,61 @@ def facts_of(opened: Opened) -> dict[str, Any]:
 
 
 def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
-    """Weights and the list of unreadable samples into the run folder. Raises CheckpointError when
-    the disk fails."""
+    """Write the weights and the list of unreadable samples into the run folder.
+
+    Raises CheckpointError if the disk fails. The weights are then written elsewhere if possible,
+    and the message says where.
+    """
     file = folder / "bad_samples.json"
     listed = [{"name": name, "reason": reason} for name, reason in bad.values()]
     try:
+        if not (folder / "run.json").exists():  # else a new folder of this name would be made
+            raise OSError(f"{folder} was moved or deleted")
         method.save_pretrained(folder)
-        if file.exists():  # of this run, which was repeated or goes on
+        if file.exists():  # the run was repeated or resumed
             listed = [*{row["name"]: row for row in (*json.loads(file.read_text()), *listed)}.values()]
         write_whole(file, lambda path: path.write_text(json.dumps(listed, indent=1)))
-    except OSError as error:
-        what = f"the weights could not be written to {folder} ({error}), the last checkpoint is there:"
-        raise CheckpointError(f"{what} make room and repeat the command") from error
+    except (OSError, SafetensorError) as error:
+        place = rescue(folder, method.save_pretrained)
+        saved = "" if place is None else f"The weights were saved in {place} instead. "
+        what = f"the weights could not be written to {folder} ({error}), the last checkpoint is there. {saved}"
+        raise CheckpointError(f"{what}Make room, or put the folder back, and repeat the command") from error
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the run in `folder` has taken a step, or at least begun to."""
+    return (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("step-*"))
 
 
 def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | None = None) -> str:
-    """The id of the run in `folder`: a new one for an empty folder, its own when the identity is
+    """The id of the run in `folder`: a new id for an empty folder, the run's own if the identity is
     the same.
 
-    `facts` are noted in a new run's run.json and not compared. A run that ended before its first
-    step, by an error in its settings, binds nobody to them.
+    `facts` are noted in a new run's run.json and not compared. If the run failed before its first
+    step, you may change its settings and start again. Call it on the main process alone.
 
-    Raises RunError when the folder holds something else, or this run with other settings; the
-    message shows which.
+    Raises RunError if the folder cannot be written, or holds something else, or holds this run with
+    other settings; the message shows which.
     """
     record = folder / "run.json"
-    begun = (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("step-*"))
-    own = (".lock", ".holder", ".run.json.tmp", "run.json", "checkpoints")
-    foreign = sorted(p.name for p in folder.iterdir() if p.name not in own)
-    if not record.exists() or not (begun or foreign):
+    with _disk_errors(folder):
+        foreign = sorted(p.name for p in folder.iterdir() if p.name not in OWN)
+    if not record.exists() or not (has_begun(folder) or foreign):
         if foreign:
             raise RunError(f"{folder} is not empty and holds no run ({foreign[:5]} …): give another --out")
-        run_id = broadcast_object(uuid.uuid4().hex[:12])
-        barrier()
-        if distributed.is_main():
-            started = {
-                **identity,
-                **(facts or {}),
-                "run_id": run_id,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "host": platform.node(),
-                "versions": {name: version(name) for name in ("torch", "ssl-core")},
-            }
-            staged = folder / ".run.json.tmp"
+        run_id = uuid.uuid4().hex[:12]
+        started = {
+            **identity,
+            **(facts or {}),
+            "run_id": run_id,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": platform.node(),
+            "versions": {name: version(name) for name in ("torch", "ssl-core")},
+        }
+        staged = folder / ".run.json.tmp"
+        with _disk_errors(folder):
             staged.write_text(json.dumps(started, indent=1))
             os.replace(staged, record)
-        barrier()
         return run_id
     try:
         stored = json.loads(record.read_text())
@@ -169,16 +208,17 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
 
 
 def same_file(old: Any, new: Any) -> bool:
-    """Whether two names lead to one file or folder that is there."""
+    """Whether two names lead to the same existing file or folder."""
     if not isinstance(old, str) or not isinstance(new, str):
         return False
     return Path(old).exists() and Path(new).exists() and os.path.samefile(old, new)
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """RunError when the disk has no room for two checkpoints of `needed` bytes, before anything is
-    computed."""
-    free = shutil.disk_usage(folder).free
+    """Raises RunError unless the disk has room for two checkpoints of `needed` bytes, before
+    anything is computed."""
+    with _disk_errors(folder):
+        free = shutil.disk_usage(folder).free
     if free < 2 * needed:
         raise RunError(
             f"{folder} has {free:,} bytes free, two checkpoints need {2 * needed:,}: free some, or give another --out"
@@ -186,27 +226,64 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder for this process alone (the main one of a process group)."""
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Context in which an error of the disk is a RunError that names the run folder."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be made: {error}") from error
-    if not distributed.is_main():
         yield
-        return
-    path = folder / ".lock"
-    lock = FileLock(path)
+    except OSError as error:
+        what = f"the run folder {folder} cannot be used ({error}; {free_bytes(folder)})"
+        raise RunError(f"{what}: make room or mount it writable, or give another --out") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder for this process, or for the main one of a process group.
+
+    The folder is made if need be. If the run fails before its first step, all that was made for it
+    is removed again.
+    """
+    lock = FileLock(folder / ".lock")
+    made = by_main(lambda: _lock(lock, folder))
     try:
-        lock.acquire(timeout=0)
+        yield
+    except BaseException:
+        if distributed.is_main():
+            _clear(folder, made)
+        raise
+    finally:
+        if distributed.is_main():
+            with suppress(OSError):  # the folder may be gone, or its disk
+                (folder / ".holder").unlink(missing_ok=True)
+            lock.release()
+
+
+def _lock(lock: FileLock, folder: Path) -> list[Path]:
+    """Take the lock; the folders that were made, the innermost first."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        with _disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+            (folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
     except Timeout as error:
         raise RunError(f"{folder} is in use by {_holder(folder)}: wait for it, or give another --out") from error
-    try:
-        (folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
-        yield
-    finally:
-        (folder / ".holder").unlink(missing_ok=True)
+    except RunError:
+        _clear(folder, made)
         lock.release()
+        raise
+    return made
+
+
+def _clear(folder: Path, made: list[Path]) -> None:
+    """Remove what was made for a run that has not begun, and the folders in `made`."""
+    with suppress(OSError):  # the error that ended the run matters more, and the disk may be gone
+        foreign = {path.name for path in folder.iterdir()} - {*OWN}
+        if has_begun(folder) or (foreign and (folder / "run.json").exists()):
+            return
+        for path in [folder / name for name in ((".holder", ".lock") if foreign else OWN)]:
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        for place in made:
+            place.rmdir()
 
 
 def _holder(folder: Path) -> str:

@@ -19,15 +19,17 @@ class Interrupted(SystemExit):
         self.step = step
 
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""The signals that tell a run to save and stop. Windows lacks the last two."""
+
+
 class StopSignal:
-    """Notes SIGTERM, SIGINT and SIGUSR1 while it is entered; a second one ends the process at once.
+    """Notes SIGNALS while it is entered; a second signal ends the process at once.
 
-    The loop asks `requested` once a step. Outside the main thread signals cannot be caught and
-    nothing changes.
+    The loop reads `requested` once a step. A signal that was ignored before stays ignored, as
+    SIGHUP is under `nohup`. Outside the main thread, Python cannot catch signals and nothing
+    changes.
     """
-
-    # Windows has no SIGUSR1
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.requested = False
@@ -35,8 +37,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for name in self.SIGNALS:
-                self._previous[name] = signal.signal(name, self._note)
+            for name in SIGNALS:
+                if signal.getsignal(name) is not signal.SIG_IGN:
+                    self._previous[name] = signal.signal(name, self._note)
         return self
 
     def __exit__(

@@ -193,8 +193,18 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Windows flushes only what is open for writing and opens no folder: there the names are left to
+    the file system.
+    """
+    folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    except PermissionError:
+        if not folder:
+            raise
+        return
     try:
         os.fsync(handle)
     finally:

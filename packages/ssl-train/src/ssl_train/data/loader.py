@@ -25,13 +25,15 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ssl_core import distributed
 from ssl_core.config import ConfigError
-from ssl_core.errors import BadSample, InputError, TrainingError
+from ssl_core.errors import BadSample, TrainingError
+from ssl_train.processes import cores
+from ssl_train.stop import SIGNALS
 
 TRIES = 100
 """Substitutes that are tried for one unreadable sample."""
 
 
-class TooManyBadSamples(InputError):
+class TooManyBadSamples(TrainingError):
     """More samples were unreadable than max(10, 1 % of the data)."""
 
 
@@ -82,8 +84,8 @@ class Plan:
 
 
 class _Samples(Dataset):
-    """One sample as the method's `transform` makes it, or a deterministic other one where it is
-    unreadable."""
+    """One sample as the method's `transform` makes it. An unreadable sample is replaced by another,
+    chosen deterministically."""
 
     def __init__(self, source: Any, transform: Any, seed: int, workers: int) -> None:
         self.source, self.transform, self.seed, self.parent = source, transform, seed, os.getpid()
@@ -92,8 +94,8 @@ class _Samples(Dataset):
         self.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """{"sample": what the transform made, None where TRIES gave nothing, "bad": [(index, name,
-        reason), …]}."""
+        """{"sample": what the transform made, or None if TRIES substitutes were unreadable too,
+        "bad": [(index, name, reason), …]}."""
         epoch, wanted = key
         index, bad = wanted, []
         substitutes = np.random.default_rng((self.seed, epoch, wanted, 1))
@@ -153,18 +155,14 @@ def _unpacked(batch: Any) -> Any:
 
 
 def default_workers() -> int:
-    """Half of the cores this process may use, 1 to 8."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 2))
-
-
-# Windows has no SIGUSR1
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    """Half of the cores that this process may use, 1 to 8."""
+    return max(1, min(8, cores() // 2))
 
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Signals to this process, and to those that it forks meanwhile, come when the block is
-    left."""
+    """Signals to this process, and to those that it forks inside the block, arrive when the block
+    ends."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -184,25 +182,35 @@ def _init_worker(worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if (info := get_worker_info()) is not None:
         info.dataset.reading[worker, 0] = os.getpid()  # type: ignore[attr-defined]
-        if os.getppid() != info.dataset.parent:  # type: ignore[attr-defined]
-            os._exit(1)  # killed since the fork: torch's watch over the parent begins later and would never end
-        Finalize(None, _leave_orphaned, args=(info.dataset.parent,), exitpriority=0)  # type: ignore[attr-defined]
+        parent: int = info.dataset.parent  # type: ignore[attr-defined]
+        # If the main process was killed since this one started, torch would never notice: it begins
+        # to watch later, and then it watches whoever is the parent now.
+        _leave_orphaned(parent)
+        Finalize(None, _leave_orphaned, args=(parent,), exitpriority=0)
 
 
 def _leave_orphaned(parent: int) -> None:
-    """End at once where the main process was killed: what this worker still has to hand over waits
-    for a reader."""
-    if os.getppid() != parent:
+    """End this worker at once if the main process, of pid `parent`, was killed: nobody reads what
+    the worker still has to hand over."""
+    if multiprocessing.get_start_method() == "forkserver":
+        # The server is the parent of every worker. It holds no end of the pipe that `is_alive`
+        # reads, but under fork the workers that started later do.
+        main = multiprocessing.parent_process()
+        orphaned = main is not None and not main.is_alive()
+    else:
+        orphaned = os.getppid() != parent
+    if orphaned:
         os._exit(1)
 
 
 class Batches:
     """Iterator over steps from `start` on, each a list of `parts` micro-batches of this rank.
 
-    Unreadable samples are collected in `bad` (index -> (name, reason)), the first ten are named in
-    warnings. Raises TooManyBadSamples past max(10, 1 % of the data). Loop over it inside
-    `watched()`, which raises LoaderError for a worker that dies or takes longer than `timeout`
-    seconds for a batch.
+    Unreadable samples are collected in `bad` (index -> (name, reason)); warnings name the first
+    ten. Past max(10, 1 % of the data), `spoilt` is the error that the loop has to raise; the batch
+    is still whole, so the loop can save first. If a sample has no readable substitute, there is no
+    batch and TooManyBadSamples is raised here. Loop inside `watched()`, which raises LoaderError
+    for a worker that dies or takes longer than `timeout` seconds for a batch.
     """
 
     def __init__(
@@ -219,10 +227,11 @@ class Batches:
     ) -> None:
         self.source, self.parts, self.step = source, parts, start
         self.bad: dict[int, tuple[str, str]] = {}
+        self.spoilt: TooManyBadSamples | None = None
         self._workers: list[Any] = []
         rank, world = distributed.rank(), distributed.world_size()
         self._keys = lambda: plan.micro_batches(start, parts=parts, rank=rank, world=world)
-        next(self._keys(), None)  # a batch that cannot be split is told before workers start
+        next(self._keys(), None)  # raises for a batch that cannot be split, before workers start
         self._samples = _Samples(source, transform, plan.seed, workers)
         batching = {"batch_sampler": _Once(self._keys), "collate_fn": _collate_with_bad, "pin_memory": pin_memory}
         if workers:
@@ -248,11 +257,11 @@ class Batches:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Name the worker and the sample in torch's error about a loader, and end the workers of a
-        loop that fails.
+        """Context of the loop: if it fails, end the workers, and name the worker and the sample in
+        torch's error about a loader.
 
-        Around the loop, not in it: torch raises that error from a signal handler, wherever the loop
-        is.
+        It goes around the loop, because torch raises that error from a signal handler, wherever the
+        loop is.
         """
         try:
             yield
@@ -265,11 +274,11 @@ class Batches:
             raise LoaderError(message) from error
 
     def _end_workers(self) -> list[tuple[int, int]]:
-        """End every worker; the (pid, sample or -1) of those that had died, or of all where none
+        """End every worker. Returns (pid, sample or -1) of those that had died, or of all if none
         had."""
         reading = [(pid, index) for pid, index in self._samples.reading.tolist() if pid > 0]
-        # They ignore the SIGTERM by which torch would end them, and to its SIGCHLD handler a killed
-        # one is a failure.
+        # Workers ignore SIGTERM, so torch cannot stop them that way; if we kill them, torch's
+        # SIGCHLD handler reports an error. So we disable that handler first.
         quiet = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if quiet else None
         alive = [worker for worker in self._workers if worker.is_alive()]
@@ -292,11 +301,11 @@ class Batches:
         if len(self.bad) > limit:
             shown = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.bad.values())[:10])
             what = f"{len(self.bad)} of {len(self.source)} samples are unreadable, more than {limit};"
-            raise TooManyBadSamples(f"{what} the first:\n  {shown}")
+            self.spoilt = TooManyBadSamples(f"{what} the first:\n  {shown}")
 
 
 class _Once:
-    """A batch sampler whose batches are made as they are asked for."""
+    """A batch sampler that makes each batch when the loader asks for it."""
 
     def __init__(self, keys: Any) -> None:
         self.keys = keys
