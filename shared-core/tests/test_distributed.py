@@ -4,10 +4,13 @@ together."""
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +22,9 @@ from ssl_core import distributed
 from ssl_core.batch_norm import BatchNorm, sync_batch_norm
 from ssl_testing import children, faults
 from ssl_testing.state import apart, differing, newest, whole_state
-from ssl_testing.tiny import RECIPES, TinyConfig
+from ssl_testing.tiny import RECIPES, TinyConfig, write_pictures
 from ssl_testing.trial import Trial
-from ssl_train.processes import barrier, broadcast_object, gather_objects, process_group
+from ssl_train.processes import barrier, broadcast_object, by_main, gather_objects, process_group
 
 TRIAL = Trial(RECIPES["tiny"], TinyConfig(precision="fp32", warmup_epochs=0.25))
 QUIET = TRIAL.replace(dropout=0.0)
@@ -162,6 +165,80 @@ def test_a_killed_group_goes_on_to_the_same_bits(world, tmp_path):
             ended = rank.end()
             assert ended.code == 0, ended
     assert differing(whole_state(newest(tmp_path / "run")), whole_state(newest(tmp_path / "whole"))) == []
+
+
+def in_own_folders(trial, place, *given, **options):
+    """Train in two ranks, each in a working folder of its own, into `run` there; how they ended."""
+
+    def inside():
+        own = place / os.environ["RANK"]
+        own.mkdir(exist_ok=True)
+        os.chdir(own)
+        trial.here(Path("run"), *given, checkpoint_minutes=60, **options)
+
+    return children.run_ranks(2, inside, warns=True)
+
+
+def test_ranks_with_folders_of_their_own_resume_where_the_main_one_does(tmp_path):
+    for ended in QUIET.train_ranks(2, tmp_path / "whole", checkpoint_minutes=60):
+        assert ended.code == 0, ended
+    stop = faults.kill(11, signal.SIGTERM, rank=1)
+    assert [ended.code for ended in in_own_folders(QUIET, tmp_path, stop)] == [75, 75]
+    assert [ended.code for ended in in_own_folders(QUIET, tmp_path)] == [0, 0]
+    assert differing(whole_state(newest(tmp_path / "0" / "run")), whole_state(newest(tmp_path / "whole"))) == []
+
+
+def test_a_checkpoint_that_one_rank_alone_sees_damaged_is_not_trained_on_apart(tmp_path):
+    for ended in QUIET.train_ranks(2, tmp_path / "whole", checkpoint_minutes=60):
+        assert ended.code == 0, ended
+    for step in (9, 13):
+        stop = faults.kill(step, signal.SIGTERM, rank=0)
+        assert [ended.code for ended in in_own_folders(QUIET, tmp_path, stop)] == [75, 75]
+    shutil.copytree(tmp_path / "0" / "run", tmp_path / "1" / "run", dirs_exist_ok=True)
+    damaged = newest(tmp_path / "1" / "run") / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert [ended.code for ended in in_own_folders(QUIET, tmp_path)] == [0, 0]
+    assert differing(whole_state(newest(tmp_path / "0" / "run")), whole_state(newest(tmp_path / "whole"))) == []
+
+
+def test_what_the_main_rank_refuses_all_refuse(tmp_path):
+    (tmp_path / "0" / "run").mkdir(parents=True)
+    (tmp_path / "0" / "run" / "thesis.tex").touch()
+    for ended in in_own_folders(QUIET, tmp_path):
+        assert ended.error.startswith("RunError: ") and "holds no run" in ended.error, ended
+
+
+def test_a_last_save_that_fails_ends_every_rank(tmp_path):
+    def move(method):
+        if distributed.is_main():
+            (tmp_path / "run").rename(tmp_path / "away")
+        barrier()
+
+    for ended in QUIET.train_ranks(2, tmp_path / "run", faults.before(19, move), checkpoint_minutes=60, warns=True):
+        assert ended.error.startswith("CheckpointError: checkpoint of step 20"), ended
+
+
+def test_ranks_with_other_data_are_refused(tmp_path):
+    def inside():
+        rank = int(os.environ["RANK"])
+        trial = dataclasses.replace(QUIET, data=str(write_pictures(tmp_path / str(rank), QUIET.config, 16 + 8 * rank)))
+        trial.here(tmp_path / "run")
+
+    for ended in children.run_ranks(2, inside):
+        assert ended.error.startswith("RunError: process 1, on ") and "data_fingerprint: " in ended.error, ended
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_main_rank_does_alone_all_return_or_raise():
+    def act():
+        return by_main(lambda: distributed.rank() + 10)
+
+    def fail():
+        with pytest.raises(ZeroDivisionError):
+            by_main(lambda: 1 / distributed.rank())
+        return "raised"
+
+    assert ranks(2, act) == [10, 10] and ranks(2, fail) == ["raised", "raised"]
 
 
 def test_ranks_that_are_started_again_do_not_look_for_the_dead_ones():

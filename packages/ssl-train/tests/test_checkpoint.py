@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -45,6 +46,15 @@ def state_of(method, optimizer):
         for slot, value in optimizer.state[parameter].items()
     }
     return {**method.state_dict(), **moments}
+
+
+def raising(error):
+    """A function that raises `error`."""
+
+    def call(*args, **kwargs):
+        raise error
+
+    return call
 
 
 def names(folder):
@@ -251,8 +261,9 @@ def test_a_kill_at_any_byte_of_a_save_leaves_what_was_there(size, tmp_path):
     ended = save_in_a_child(tmp_path, size=size, fatal=True)
     assert ended.code == -signal.SIGXFSZ, ended
     other = trained(0, seed=1)
-    with pytest.warns(UserWarning, match="tmp-000002 is left over from a save that was interrupted"):
+    with pytest.warns(UserWarning, match="tmp-000002 is left over from a save that was interrupted, and is removed"):
         assert Checkpoints(tmp_path, "a").restore(*other) == 1
+    assert names(tmp_path) == ["step-000001"]
     assert differing(state_of(*other), state_of(*first)) == []
     Checkpoints(tmp_path, "a").save(2, *first)
     assert names(tmp_path) == ["step-000001", "step-000002"]
@@ -299,6 +310,69 @@ def test_an_error_of_the_disk_in_any_call_is_a_checkpoint_error(call, tmp_path, 
         with pytest.raises(CheckpointError, match="Input/output error"):
             checkpoints.save(3, *trained(1))
     assert checkpoints.restore(*trained(0)) in (2, 3)
+
+
+def test_a_half_deleted_checkpoint_is_cleared_at_the_next_start(tmp_path):
+    Checkpoints(tmp_path, "a").save(1, *trained(1))
+    shutil.copytree(tmp_path / "step-000001", tmp_path / "tmp-step-000000")
+    with pytest.warns(UserWarning, match="tmp-step-000000 is left over"):
+        assert Checkpoints(tmp_path, "a").restore(*trained(0)) == 1
+    assert names(tmp_path) == ["step-000001"]
+
+
+@pytest.mark.parametrize("gone", ["folder", "disk_usage"])
+def test_the_free_space_that_cannot_be_asked_does_not_hide_the_error(gone, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", "a")
+    (tmp_path / "checkpoints").rename(tmp_path / "away")
+    if gone == "disk_usage":
+        monkeypatch.setattr(shutil, "disk_usage", raising(OSError(5, "Input/output error")))
+    with pytest.raises(CheckpointError, match=r"step 2 could not be written .* the free space is unknown"):
+        checkpoints.save(2, *trained(1))
+
+
+def test_saves_that_fail_in_a_row_are_said_once_and_wait_longer_and_longer(tmp_path):
+    checkpoints, state = Checkpoints(tmp_path / "checkpoints", "a"), trained(1)
+    (tmp_path / "checkpoints").rename(tmp_path / "away")
+    pauses = []
+    with pytest.warns(UserWarning) as shown:
+        for step in range(1, 10):
+            checkpoints.try_save(step, *state)
+            pauses.append(checkpoints.pause)
+    [said] = [str(warning.message) for warning in shown]
+    assert "checkpoint of step 1 could not be written" in said and "tries again later" in said
+    assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10])
+    (tmp_path / "away").rename(tmp_path / "checkpoints")
+    with pytest.warns(UserWarning, match="checkpoints can be written again, from step 10 on"):
+        checkpoints.try_save(10, *state)
+    assert checkpoints.pause == 0 and names(tmp_path / "checkpoints") == ["step-000010"]
+
+
+def test_where_nothing_can_be_written_the_first_error_stands(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", "a")
+    (tmp_path / "run").rename(tmp_path / "away")
+    monkeypatch.setattr(checkpoint.tempfile, "mkdtemp", raising(OSError(30, "Read-only file system")))
+    with pytest.raises(CheckpointError, match=r"step 3 could not be written [^.]*$"):
+        checkpoints.save_or_rescue(3, *trained(1))
+
+
+def test_checkpoints_are_saved_where_folders_cannot_be_flushed_as_on_windows(tmp_path, monkeypatch):
+    """Windows opens no folder, and flushes only what is open for writing."""
+    opened, flushed = os.open, os.fsync
+
+    def windows_open(path, flags, *args, **kwargs):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags, *args, **kwargs)
+
+    def windows_fsync(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & 3 == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        flushed(handle)
+
+    monkeypatch.setattr(os, "open", windows_open)
+    monkeypatch.setattr(os, "fsync", windows_fsync)
+    Checkpoints(tmp_path, "a").save(1, *trained(1))
+    assert Checkpoints(tmp_path, "a").restore(*trained(0)) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")

@@ -26,6 +26,7 @@ from ssl_testing.state import apart, differing, newest, whole_state
 from ssl_testing.tiny import RECIPES, Pictures, Tiny, TinyConfig, TwoCrops, open_pictures, write_pictures
 from ssl_testing.trial import Trial
 from ssl_train.checkpoint import CheckpointError
+from ssl_train.data.loader import TooManyBadSamples
 from ssl_train.data.names import digest
 from ssl_train.data.views import eval_view
 from ssl_train.fit import NonFiniteLoss, fit
@@ -228,20 +229,35 @@ def test_a_torn_line_of_the_log_costs_that_line_alone(tmp_path):
         json.loads(text[9])
 
 
-def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(tmp_path):
+def test_a_full_disk_delays_lines_of_the_log_and_is_said_once(tmp_path):
     def write():
         with Log(tmp_path, 6, 0, RunOptions()) as log, warnings.catch_warnings(record=True) as shown:
             warnings.simplefilter("always")
             for step in range(6):
-                size = (tmp_path / "metrics.jsonl").stat().st_size
+                size = (tmp_path / "metrics.jsonl").stat().st_size if step else 0
                 faults.limit_file_size({2: size + 7, 3: size}.get(step))  # it is cut, and it is refused
                 log.write(step, {"loss": 1.0})
         return [str(warning.message) for warning in shown]
 
     ended = children.run(write)
-    assert ended.code == 0 and len(ended.value) == 2 and all("is lost" in text for text in ended.value), ended
+    assert ended.code == 0 and len(ended.value) == 1 and "cannot be written" in ended.value[0], ended
     kept = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
-    assert [json.loads(line)["step"] for line in kept] == [0, 1, 4, 5]
+    assert [json.loads(line)["step"] for line in kept] == [0, 1, 2, 3, 4, 5]
+
+
+def test_lines_that_never_found_room_are_counted_at_the_end(tmp_path):
+    def write():
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            with Log(tmp_path, 3, 0, RunOptions()) as log:
+                log.write(0, {"loss": 1.0})
+                faults.limit_file_size((tmp_path / "metrics.jsonl").stat().st_size)
+                for step in (1, 2):
+                    log.write(step, {"loss": 1.0})
+        return [str(warning.message) for warning in shown]
+
+    said = children.run(write).value
+    assert len(said) == 2 and said[1] == f"2 lines of {tmp_path / 'metrics.jsonl'} are lost"
 
 
 def test_a_full_disk_under_stderr_costs_the_bar_and_nothing_else(tmp_path):
@@ -377,6 +393,58 @@ def test_a_second_signal_ends_at_once():
             raise AssertionError("still here")
 
     assert children.run(loop).code == -signal.SIGTERM
+
+
+def test_a_signal_that_was_ignored_stays_ignored_as_under_nohup():
+    def loop():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            ignored = not stop.requested
+            os.kill(os.getpid(), signal.SIGTERM)
+            return ignored, stop.requested
+
+    assert children.run(loop).value == (True, True)
+
+
+def test_too_many_unreadable_samples_are_an_error_after_the_step_is_saved(tmp_path, monkeypatch):
+    opened = open_pictures(None, config=TRIAL.config)
+    opened.bad = set(range(20))
+    monkeypatch.setattr("ssl_testing.tiny.open_pictures", lambda data, *, config, split: opened)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(TooManyBadSamples, match="of 64 samples are unreadable, more than 10"):
+            TRIAL.here(tmp_path / "run", checkpoint_minutes=60)
+    reached = int(newest(tmp_path / "run").name[5:])
+    assert 0 < reached < 20
+    opened.bad = set()
+    TRIAL.here(tmp_path / "run", checkpoint_minutes=60)
+    assert min(line["step"] for line in lines(tmp_path / "run")[reached:]) == reached + 1
+
+
+def test_data_that_vanish_in_mid_run_are_an_error_after_the_last_step_is_saved(tmp_path, monkeypatch):
+    opened = open_pictures(None, config=TRIAL.config)
+    monkeypatch.setattr("ssl_testing.tiny.open_pictures", lambda data, *, config, split: opened)
+
+    def vanish(method):
+        opened.bad = set(range(64))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(TooManyBadSamples, match="100 samples in a row are unreadable"):
+            TRIAL.here(tmp_path / "run", faults.before(6, vanish), checkpoint_minutes=60)
+    assert newest(tmp_path / "run").name == "step-000007"
+
+
+def test_the_report_of_a_loss_that_is_not_finite_is_no_condition_of_its_error(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    def fill(method):
+        monkeypatch.setattr("pathlib.Path.write_text", full)
+
+    with pytest.raises(NonFiniteLoss, match=r"loss is nan at step 4.*could not be written.*the samples are \[\["):
+        TRIAL.here(tmp_path, faults.before(4, fill), faults.poison(4), checkpoint_minutes=60)
 
 
 def test_signals_are_as_before_after_the_loop():

@@ -6,6 +6,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 import types
 from pathlib import Path
@@ -336,6 +339,47 @@ def test_a_signal_that_comes_while_workers_start_waits_for_them(monkeypatch):
 
     ended = children.run(loop)
     assert ended.value == (16, ["SIGTERM"]), ended
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_batches_are_the_same_however_workers_are_started(method, tmp_path):
+    """forkserver is the default of Python 3.14 on Linux, spawn that of Windows and macOS."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import multiprocessing
+        from ssl_testing.tiny import Pictures, TinyConfig, TwoCrops
+        from ssl_train.data.loader import Batches, Plan
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("{method}")
+            batches = Batches(Pictures(32), TwoCrops(TinyConfig()), Plan(32, 8, 1, 0), workers=1, timeout=90)
+            with batches.watched():
+                for [part] in batches:
+                    print(part["index"].tolist(), [int(view.sum()) for view in part["views"]])
+    """)
+    )
+    shown = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout.splitlines()
+    alone = Batches(Pictures(32), TwoCrops(TinyConfig()), Plan(32, 8, 1, 0))
+    assert shown == [f"{p['index'].tolist()} {[int(view.sum()) for view in p['views']]}" for [p] in alone]
+
+
+def test_a_worker_of_a_server_ends_when_the_main_process_died(monkeypatch):
+    def begin():
+        died = types.SimpleNamespace(is_alive=lambda: False)
+        monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "forkserver")
+        monkeypatch.setattr(multiprocessing, "parent_process", lambda: died)
+        loader._leave_orphaned(os.getppid())
+        return "it went on"
+
+    assert children.run(begin).code == 1
+
+
+def test_workers_are_counted_where_the_system_does_not_say_which_cores_are_ours(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for count, workers in ((None, 1), (1, 1), (6, 3), (64, 8)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert loader.default_workers() == workers
 
 
 def test_an_error_of_the_source_itself_keeps_its_type():

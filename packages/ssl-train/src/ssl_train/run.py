@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from ssl_core import distributed
 from ssl_core.config import TrainConfig, differences, to_dict
-from ssl_core.errors import InputError
+from ssl_core.errors import DataError, InputError
 from ssl_core.hub.weights_file import write_whole
 from ssl_core.method import Recipe, load
 from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
@@ -89,8 +89,16 @@ def _opened_folder(opened: Opened, out: Path, identity: dict[str, Any], *, verif
     """The id of the run in `out`, which may be a new run, once its data files are known to be the
     same."""
     begun = has_begun(out)
-    run_id = open_run(out, identity, facts_of(opened))
     files = files_of(opened.raw("train"), opened.data)
+    try:
+        run_id = open_run(out, identity, facts_of(opened))
+    except RunError as error:
+        if begun and (out / RECORD).exists():
+            try:
+                check_files(out, files, begun=True, verify=verify)
+            except DataError as which:
+                raise RunError(f"{error}\n{which}") from error
+        raise
     with _disk_errors(out):
         check_files(out, files, begun=begun, verify=verify)
         # A kill may have left parts of files, which nothing reads.
