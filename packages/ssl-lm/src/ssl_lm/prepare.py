@@ -262,7 +262,8 @@ def _done(out: Path) -> dict[str, dict[str, Any]]:
 
 def _shards(todo: list[tuple], workers: int | None, out: Path) -> Iterator[dict[str, Any]]:
     """Records of shards as they are finished."""
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers is None:  # macOS and Windows do not say which cores are ours
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 2 or len(todo) < 2:  # starting processes would cost more than it saves
         _begin(str(out))
         yield from map(_shard, todo)
