@@ -239,8 +239,12 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"the run folder {folder} cannot be used ({error}; {free_bytes(folder)})"
-        raise RunError(f"{what}: make room or mount it writable, or give another --out") from error
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: OSError) -> RunError:
+    what = f"the run folder {folder} cannot be used ({error}; {free_bytes(folder)})"
+    return RunError(f"{what}: make room or mount it writable, or give another --out")
 
 
 @contextmanager
@@ -269,16 +273,16 @@ def _lock(lock: FileLock, folder: Path) -> list[Path]:
     """Take the lock; the folders that were made, the innermost first."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        with _disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-            (folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
-    except Timeout as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        (folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
+    except Timeout as error:  # an OSError too
         raise RunError(f"{folder} is in use by {_holder(folder)}: wait for it, or give another --out") from error
-    except RunError:
-        _clear(folder, made)
-        lock.release()
-        raise
+    except OSError as error:
+        if lock.is_locked:
+            _clear(folder, made)
+            lock.release()
+        raise _unusable(folder, error) from error
     return made
 
 
