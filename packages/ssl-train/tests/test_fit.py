@@ -516,7 +516,7 @@ def test_weights_that_cannot_be_published_are_an_error_and_the_checkpoint_stays(
 
     with monkeypatch.context() as patch:
         patch.setattr(Tiny, "save_pretrained", full)
-        with pytest.raises(CheckpointError, match="could not be written .* the last checkpoint is there: make room"):
+        with pytest.raises(CheckpointError, match="could not be written .* the last checkpoint is there. Make room"):
             TRIAL.here(tmp_path)
     TRIAL.here(tmp_path)
     assert (tmp_path / "model.safetensors").exists()

@@ -90,8 +90,9 @@ def test_verify_says_what_it_cannot_compare(pictures, tmp_path):
 
 
 def test_a_file_of_arrays_is_compared_too(tmp_path):
-    file = write_pictures(tmp_path / "pictures", dataclasses.replace(TRIAL.config, in_channels=2), 16)
-    trial = TRIAL.replace(in_channels=2, epochs=1, warmup_epochs=0.0, mean=(0.5, 0.5), std=(0.5, 0.5))
+    two = {"in_channels": 2, "mean": (0.5, 0.5), "std": (0.5, 0.5)}
+    trial = TRIAL.replace(**two, epochs=1, warmup_epochs=0.0)
+    file = write_pictures(tmp_path / "pictures", trial.config, 16)
     trial = dataclasses.replace(trial, data=str(file))
     trial.here(tmp_path / "run")
     os.utime(file, (1, 1))

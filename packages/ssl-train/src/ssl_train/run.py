@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from ssl_train.options import RunOptions
 from ssl_train.probe import Probe
 from ssl_train.processes import by_main, gather_objects, process_group
 
-OWN = (".lock", ".holder", ".run.json.tmp", "run.json", RECORD, "checkpoints")
+OWN = (".holder", ".run.json.tmp", "run.json", RECORD, "checkpoints", ".lock")
 """What a run folder holds before the first step."""
 
 
@@ -95,7 +96,9 @@ def _opened_folder(opened: Opened, out: Path, identity: dict[str, Any], *, verif
     except RunError as error:
         if begun and (out / RECORD).exists():
             try:
-                check_files(out, files, begun=True, verify=verify)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the run is refused anyway
+                    check_files(out, files, begun=True, verify=verify)
             except DataError as which:
                 raise RunError(f"{error}\n{which}") from error
         raise
