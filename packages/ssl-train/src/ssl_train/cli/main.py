@@ -38,6 +38,9 @@ def main(
     commands.
     """
     verbs = verbs or {}
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that the terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = next(iter(recipes.values())).package.replace("_", "-")
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
