@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 from PIL import Image
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
+from ssl_train.cli.commands import write_json
 from ssl_train.data.files import class_names, open_file, printable, split_folder, walk
 from ssl_train.data.images import read_image
+from ssl_train.data.loader import Batches, Plan
 from ssl_train.data.names import number_labels, read_table
 from ssl_train.data.sources import open_source
+from ssl_train.evaluate.features import extract
 
 pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 
@@ -103,6 +107,32 @@ def test_names_print_on_one_line_whatever_they_hold():
     name = os.fsdecode(b"caf\xe9 \x1b[31m\n\xf0\x9f\x90\x88.png")
     assert printable(name) == "caf\\udce9 \\x1b[31m\\n\U0001f408.png"
     assert printable("über uns/a b.png") == "über uns/a b.png"
+
+
+ODD = os.fsdecode(b"caf\xe9\x1b[31m.png")
+
+
+def test_json_files_keep_names_of_any_bytes(tmp_path: Path):
+    write_json(tmp_path, "evaluation.json", {"classes": [ODD, "über"]})
+    text = (tmp_path / "evaluation.json").read_text(encoding="utf-8")
+    assert "über" in text
+    assert json.loads(text) == {"classes": [ODD, "über"]}
+
+
+def test_unreadable_files_are_named_in_escapes(tmp_path: Path):
+    try:
+        (tmp_path / ODD).write_bytes(b"no")
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    for value in range(3):
+        save(tmp_path / f"{value}.png")
+    source = open_source(tmp_path)
+    batches = Batches(source, lambda sample, rng: {"views": [sample["image"]]}, Plan(4, 4, 1, 0))
+    with pytest.warns(UserWarning, match=r"^caf\\udce9\\x1b\[31m\.png is unreadable"), batches.watched():
+        assert len(list(batches)) == 1
+    with pytest.warns(UserWarning, match=r"left out: caf\\udce9\\x1b\[31m\.png: not an image"):
+        found = extract(lambda x: x.float().mean((2, 3)), source, lambda sample, rng: {"views": [sample["image"]]})
+    assert found.skipped[0][0] == ODD, "what is stored is the name itself"
 
 
 # --- what is no regular file

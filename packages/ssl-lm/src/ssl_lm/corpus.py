@@ -39,7 +39,7 @@ def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train"
       test text;
     - a folder that `ssl-lm prepare` made;
     - for evaluations, with a document as a sample: a text file; a folder of text files, labelled by
-      the first sub-folder if there are two or more, with `train` and `test` (or `val`) as splits; a
+      the first sub-folder if there are two or more, with the splits of `ssl_train.data.files`; a
       .csv, .tsv or .jsonl with a column `text` and perhaps `label`.
 
     Raises DataError, which says what to do.

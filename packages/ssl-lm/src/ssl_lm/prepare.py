@@ -43,7 +43,10 @@ TRAINED_ON = 2**27
 
 def run(recipe: Recipe, arguments: Prepare) -> None:
     """The verb."""
-    out = Path(arguments.out or f"{Path(arguments.data.removeprefix('hf:')).stem}-tokens")
+    name = arguments.data
+    if name.startswith("hf:"):  # without the columns that are named behind it
+        name = name[3:].partition("?")[0]
+    out = Path(arguments.out or f"{Path(name).stem}-tokens")
     meta = prepare_text(**{**vars(arguments), "out": out}, progress=True)
     for split, records in meta["splits"].items():
         count, size = (sum(record[key] for record in records) for key in ("tokens", "bytes"))
