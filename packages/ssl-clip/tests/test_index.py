@@ -14,6 +14,7 @@ from ssl_clip import ImageIndex
 from ssl_clip import index as index_module
 from ssl_clip.index import fingerprint
 from ssl_clip.index_files import IndexMismatch
+from ssl_clip.search import write_page
 from ssl_core.errors import DataError
 from ssl_train.data.images import read_image
 
@@ -45,6 +46,25 @@ def test_an_update_takes_in_what_is_new_changed_gone_and_unreadable(tmp_path, mo
     assert found == {"1.png", "2.png", "3.png", "4.png", "deep/new.jpg"}
     again = ImageIndex.build(clip, folder, tmp_path / "my.index").last_update
     assert (again.added, again.changed, again.removed) == (0, 0, 0), "nothing happened, nothing is done"
+
+
+def test_linked_folders_and_names_of_any_bytes_are_indexed_and_found(tmp_path, model, photos):
+    clip, folder = model(), photos(tmp_path / "photos")
+    linked = photos(tmp_path / "elsewhere")
+    (folder / "link").symlink_to(linked)
+    odd = os.fsdecode(b"b\xe9\x1b[31m.png")
+    try:
+        Image.new("RGB", (40, 40), (1, 2, 3)).save(folder / odd)
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    count = len(list(linked.iterdir()))
+    index = ImageIndex.build(clip, folder, folder / "my.index")
+    assert len(index) == 2 * count + 1
+    found = {path for path, _ in ImageIndex.open(clip, folder / "my.index").search("a", 100)}
+    assert str(folder / odd) in found
+    assert {str(folder / "link" / file.name) for file in linked.iterdir()} <= found
+    write_page(tmp_path / "found.html", "a", [(str(folder / odd), 0.5)])
+    assert "b\\udce9" in (tmp_path / "found.html").read_text(encoding="utf-8")
 
 
 def test_a_killed_update_goes_on_where_it_stopped(tmp_path, monkeypatch, model, photos):

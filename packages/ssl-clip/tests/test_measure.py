@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 
 from ssl_clip import CLIP, Tokenizer, retrieval
-from ssl_clip.measure import order_of_words
+from ssl_clip.measure import measure, order_of_words
+from ssl_clip.pairs import open_pairs
 
 
 def plain_ranks(scores: list, right: list[set[int]]) -> list[int]:
@@ -53,3 +55,14 @@ def test_the_order_of_words_is_measured_on_the_built_in_captions(trainable):
         found = order_of_words(clip, image, list(enumerate(captions)))
     assert found == {"objects_swapped": 1.0, "relation_reversed": 1.0}
     assert order_of_words(clip, image, [(0, "a dog"), (1, "two cats")]) == {}
+
+
+def test_classes_that_the_context_cannot_hold_leave_the_other_figures(model, tmp_path):
+    clip = model()
+    for number, name in enumerate(("red", "a name " * 12)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (16, 16), (99 * number, 9, 9)).save(tmp_path / name / "1.png")
+        (tmp_path / name / "1.txt").write_text("red\n" if number else "green\n")
+    result = measure(clip, clip.attach(open_pairs(tmp_path, config=clip.config)))
+    assert "zero_shot" not in result and "retrieval" in result
+    assert result["summary"][-1].startswith("zero-shot accuracy is not measured: the text ")

@@ -122,6 +122,59 @@ def test_images_alone_can_be_opened_but_not_trained_on(tmp_path):
         build(CONFIG).check(source)
 
 
+def test_captions_in_class_folders_keep_the_classes(tmp_path):
+    for name in ("cat", "dog"):
+        written(pictures(tmp_path / name, "1.png") / "1.txt", f"a {name}\n")
+    source = open_pairs(tmp_path, config=CONFIG)
+    assert (source.classes, source.labels.tolist(), source.texts(1)) == (["cat", "dog"], [0, 1], ["a dog"])
+    pairs = TokenizedPairs(source, Tokenizer.trained(source.captions(), 600), CONFIG)
+    assert (pairs.classes, pairs.labels.tolist()) == (["cat", "dog"], [0, 1])
+
+
+@pytest.mark.parametrize("second", ["valid", "dev"])
+def test_captions_in_splits_of_class_folders_keep_the_classes(second, tmp_path):
+    for name in ("train/cat", "train/dog", f"{second}/dog"):
+        written(pictures(tmp_path / name, "1.png") / "1.txt", "a pet\n")
+    train, test = (open_pairs(tmp_path, config=CONFIG, split=split) for split in ("train", "test"))
+    assert (train.classes, train.labels.tolist()) == (["cat", "dog"], [0, 1])
+    assert (test.classes, test.labels.tolist()) == (["cat", "dog"], [1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pairs.csv", "path,caption,label\na.png,one,dog\nb.png,two,cat\na.png,more,dog\nc.png,three,\n"),
+        (
+            "pairs.jsonl",
+            '{"path": "a.png", "caption": ["one", "more"], "label": "dog"}\n'
+            '{"path": "b.png", "caption": "two", "label": "cat"}\n{"path": "c.png", "caption": "three"}\n',
+        ),
+    ],
+)
+def test_tables_of_pairs_keep_their_labels(name, content, tmp_path):
+    pictures(tmp_path, "a.png", "b.png", "c.png")
+    source = open_pairs(written(tmp_path / name, content), config=CONFIG)
+    assert (source.classes, source.labels.tolist()) == (["cat", "dog"], [1, 0, -1])
+    assert source.texts(0) == ["one", "more"]
+
+
+def test_a_picture_with_two_labels_is_refused(tmp_path):
+    pictures(tmp_path, "a.png")
+    table = written(tmp_path / "p.csv", "path,caption,label\na.png,one,dog\na.png,two,cat\n")
+    with pytest.raises(DataError, match=r"row 3: 'a.png' has the labels 'dog' and 'cat'"):
+        open_pairs(table, config=CONFIG)
+
+
+def test_the_caption_column_of_a_data_set_can_be_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pictures(tmp_path, "a.png")
+    rows = {"image": [str(tmp_path / "a.png")], "caption": ["one"], "alt": ["two"]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "saved"))
+    assert open_pairs(f"hf:{tmp_path / 'saved'}?text=alt", config=CONFIG).texts(0) == ["two"]
+    with pytest.raises(DataError, match="no column 'atl'"):
+        open_pairs(f"hf:{tmp_path / 'saved'}?text=atl", config=CONFIG)
+
+
 def test_no_combination_of_objects_is_in_both_parts_of_the_scenes():
     train, test = (CaptionedScenes(split, 16, 3) for split in ("train", "test"))
     assert (len(train), len(test)) == (8000, 1000)

@@ -18,7 +18,7 @@ from ssl_lm import prepare as prepare_module
 from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.corpus import open_text, settle
 from ssl_lm.shards import META, ShardError, Shards
-from ssl_lm.texts import ROW, SEPARATOR, cut, read_piece
+from ssl_lm.texts import ROW, SEPARATOR, cut, list_files, read_piece
 from ssl_lm.tokenizer import special_ids
 from ssl_testing import children
 
@@ -255,7 +255,7 @@ def test_a_data_set_is_opened_once_and_a_row_counts_as_so_many_bytes(tmp_path, m
     rows = [write_text(5, seed=i) for i in range(40)]
     (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     opened, load = [], datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: opened.append(name) or load(name))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *name: opened.append(name) or load(*name))
     monkeypatch.setattr(prepare_module, "ROWS", 4)
     monkeypatch.setattr(prepare_module, "SMALLEST", 8 * ROW)
     monkeypatch.setattr(prepare_module, "TRAINED_ON", 20 * ROW)
@@ -266,6 +266,54 @@ def test_a_data_set_is_opened_once_and_a_row_counts_as_so_many_bytes(tmp_path, m
     assert [record["documents"] for record in meta["splits"]["train"]] == [8] * 5
     assert seen[:5] == [0, 8, 16, 24, 32], "the tokenizer is trained on every other piece"
     assert texts(tmp_path / "out", "train") == rows
+
+
+def test_the_text_column_of_a_data_set_can_be_named(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "rows").mkdir()
+    rows = [write_text(5, seed=i) for i in range(40)]
+    (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps({"body": row}) + "\n" for row in rows))
+    data = f"hf:{tmp_path / 'rows'}"
+    with pytest.raises(InputError, match=r"none of them `text`: name the column of texts with hf:.*\?text="):
+        prepare_text(data, tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    prepare_text(f"{data}?text=body", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    assert texts(tmp_path / "out", "train") == rows
+
+
+def test_linked_folders_are_read_and_names_may_be_any_bytes(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    odd = Path(os.fsdecode(b"caf\xe9 \x1b[31m.txt"))
+    try:
+        (tmp_path / "text" / odd).write_text(write_text(5, seed=1))
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    (tmp_path / "elsewhere" / "2.txt").write_text(write_text(5, seed=2))
+    (tmp_path / "text" / "link").symlink_to(tmp_path / "elsewhere")
+    assert list_files(tmp_path / "text") == [tmp_path / "text" / odd, tmp_path / "text" / "link" / "2.txt"]
+    prepare_text(tmp_path / "text", tmp_path / "out", tokenizer="train:500", workers=0)
+    found = texts(tmp_path / "out", "train") + texts(tmp_path / "out", "test")
+    assert sorted(found) == sorted(write_text(5, seed=seed) for seed in (1, 2))
+
+
+@pytest.mark.parametrize("name", ["valid", "dev", "Test"])
+def test_a_test_folder_by_any_name_of_the_split_is_the_test_text(tmp_path, name):
+    for part, seed in (("train", 1), (name, 2)):
+        (tmp_path / "text" / part).mkdir(parents=True)
+        (tmp_path / "text" / part / "1.txt").write_text(write_text(5, seed=seed))
+    prepare_text(tmp_path / "text", tmp_path / "out", tokenizer="train:500", workers=0)
+    assert texts(tmp_path / "out", "test") == [write_text(5, seed=2)]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_passed_over_in_a_folder_and_refused_by_itself(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "1.txt").write_text(write_text(5))
+    os.mkfifo(tmp_path / "text" / "p")
+    (tmp_path / "text" / "2.txt").symlink_to(tmp_path / "text" / "p")
+    assert list_files(tmp_path / "text") == [tmp_path / "text" / "1.txt"]
+    with pytest.raises(InputError, match="give a text file"):
+        prepare_text(tmp_path / "text" / "p", tmp_path / "out")
 
 
 @pytest.mark.parametrize("algorithm", ["wordpiece", "unigram"])

@@ -105,6 +105,74 @@ def test_deep_values_that_are_not_sixteen_bit_are_refused(mode, value):
         read_image(encoded(flat(mode, value), "TIFF"))
 
 
+def ramp(high: int, dtype) -> Image.Image:
+    return Image.fromarray(np.linspace(0, high, 6).reshape(2, 3).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("image", "format"),
+    [
+        (ramp(255, np.float32), "TIFF"),
+        (ramp(255, np.int32), "TIFF"),
+        (ramp(4095, np.uint16), "PNG"),
+        (ramp(16383, np.uint16), "TIFF"),
+    ],
+)
+def test_deep_files_of_a_small_range_are_refused_and_not_turned_black(image, format):
+    with pytest.raises(BadSample, match=r"would be nearly black in 8 bits: scale all files alike to 0\.\.65535"):
+        read_image(encoded(image, format))
+
+
+def deep_rgb(values: np.ndarray) -> bytes:
+    """A PNG with 16 bits a band, which Pillow reads and does not write, of values (h, w, 3)."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def test_deep_colours_keep_their_high_byte_or_are_refused():
+    values = np.arange(18).reshape(2, 3, 3) * 3855
+    assert read_image(io.BytesIO(deep_rgb(values))).max() == 255
+    with pytest.raises(BadSample, match="would be nearly black in 8 bits"):
+        read_image(io.BytesIO(deep_rgb(values // 16)))
+
+
+def four_bands(extra: int | None) -> io.BytesIO:
+    """A TIFF of three colours and a fourth band of 0, whose tag ExtraSamples is `extra`."""
+    file = encoded(flat("RGBA", (200, 100, 50, 0)), "TIFF").getvalue()
+    entry = file.index(struct.pack("<HHI", 338, 3, 1))
+    tag, value = (338, extra) if extra is not None else (65000, 0)
+    return io.BytesIO(file[:entry] + struct.pack("<HHIHH", tag, 3, 1, value, 0) + file[entry + 12 :])
+
+
+@pytest.mark.parametrize("extra", [None, 0])
+def test_a_fourth_band_of_unknown_meaning_is_not_transparency(extra):
+    with pytest.raises(BadSample, match="has 4 bands and does not say that one is transparency: keep three"):
+        read_image(four_bands(extra))
+
+
+@pytest.mark.parametrize("extra", [1, 2])
+def test_a_fourth_band_that_is_called_transparency_is_laid_on_white(extra):
+    assert pixel(four_bands(extra)) == [255, 255, 255]
+
+
+def test_four_bands_in_an_array_are_not_transparency():
+    array = np.full((2, 3, 4), 7, np.uint8)
+    assert to_tensor(array, 4).shape == (4, 2, 3)
+    with pytest.raises(BadSample, match="has 4 channels and cannot give 3"):
+        to_tensor(array, 3)
+
+
+def test_a_tiff_of_thirteen_bands_is_not_called_no_image():
+    file = encoded(flat("RGB", 0), "TIFF").getvalue()
+    entry = file.index(struct.pack("<HHI", 277, 3, 1))  # SamplesPerPixel
+    with pytest.raises(BadSample, match="put the bands into an .npz array"):
+        read_image(io.BytesIO(file[: entry + 8] + struct.pack("<HH", 13, 0) + file[entry + 12 :]))
+
+
 def test_other_channel_counts_must_be_the_files_own():
     rgba = flat("RGBA", (1, 2, 3, 4))
     assert pixel(encoded(rgba, "PNG"), channels=4) == [1, 2, 3, 4]

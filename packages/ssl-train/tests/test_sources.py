@@ -473,6 +473,60 @@ def test_a_saved_dataset_is_read_and_damaged_rows_are_bad_samples(hf, tmp_path: 
         source.load(1)
 
 
+def opened_hf(hf, tmp_path: Path, rows: dict, options: str = "", **kinds):
+    features = hf.Features(kinds)
+    hf.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    return open_source(f"hf:{tmp_path}/rows.parquet{options}")
+
+
+def test_hf_columns_are_chosen_by_name_before_by_order(hf, tmp_path: Path):
+    files = [str(save(tmp_path / "files" / f"{v}.png", v)) for v in (10, 20)]
+    rows = {"mask": files[::-1], "image": files, "sex": [0, 1], "label": [1, 0]}
+    kinds = {"mask": hf.Image(), "image": hf.Image(), "sex": hf.ClassLabel(names=["f", "m"])}
+    kinds["label"] = hf.ClassLabel(names=["cat", "dog"])
+    source = opened_hf(hf, tmp_path, rows, **kinds)
+    assert (value(source, 0), source.classes, source.labels.tolist()) == (10, ["cat", "dog"], [1, 0])
+    source = open_source(f"hf:{tmp_path}/rows.parquet?image=mask&label=sex")
+    assert (value(source, 0), source.classes, source.labels.tolist()) == (20, ["f", "m"], [0, 1])
+    assert open_source(f"hf:{tmp_path}/rows.parquet?label=").labels is None
+    with pytest.raises(DataError, match=r"no image column 'imgae'.*Did you mean image"):
+        open_source(f"hf:{tmp_path}/rows.parquet?image=imgae")
+    with pytest.raises(DataError, match=r"write hf:name\?config"):
+        open_source(f"hf:{tmp_path}/rows.parquet?labels=sex")
+
+
+def test_several_hf_columns_without_a_known_name_are_listed(hf, tmp_path: Path):
+    file = str(save(tmp_path / "files" / "1.png"))
+    kind = hf.ClassLabel(names=["a", "b"])
+    with pytest.raises(DataError, match=r"several image columns, \['left', 'right'\]: choose one with hf:name\?image="):
+        opened_hf(hf, tmp_path, {"left": [file], "right": [file]}, left=hf.Image(), right=hf.Image())
+    with pytest.raises(DataError, match=r"several label columns, \['sex', 'age'\]: choose one with hf:name\?label="):
+        opened_hf(hf, tmp_path, {"image": [file], "sex": [0], "age": [1]}, image=hf.Image(), sex=kind, age=kind)
+
+
+@pytest.mark.parametrize("kind", ["list of classes", "list of integers", "float"])
+def test_hf_labels_that_are_no_single_class_are_refused(hf, tmp_path: Path, kind):
+    feature, label = {
+        "list of classes": ([hf.ClassLabel(names=["a", "b"])], [0, 1]),
+        "list of integers": ([hf.Value("int64")], [0, 1]),
+        "float": (hf.Value("float64"), 0.5),
+    }[kind]
+    file = str(save(tmp_path / "files" / "1.png"))
+    with pytest.raises(DataError, match="its column 'label' holds .*, not one class a row: choose another"):
+        opened_hf(hf, tmp_path, {"image": [file], "label": [label]}, image=hf.Image(), label=feature)
+    assert open_source(f"hf:{tmp_path}/rows.parquet?label=").labels is None
+
+
+def test_hf_configurations_are_named(hf, tmp_path: Path):
+    for name, shade in (("small", 10), ("large", 20)):
+        save(tmp_path / "pets" / name / "1.png", shade)
+    entries = "".join(f"- config_name: {n}\n  data_files: {n}/*.png\n" for n in ("small", "large"))
+    (tmp_path / "pets" / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    assert value(open_source(f"hf:{tmp_path}/pets?config=large"), 0) == 20
+    with pytest.raises(DataError, match=r"Choose one with hf:.*pets\?config="):
+        open_source(f"hf:{tmp_path}/pets")
+
+
 def test_unusable_hf_data_are_explained(hf, tmp_path: Path, monkeypatch):
     hf.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "text.parquet")
     with pytest.raises(DataError, match=r"has no image column, only \['text'\]"):

@@ -20,6 +20,7 @@ from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError
 from ssl_core.method import Recipe, load
 from ssl_core.pixels import as_float
+from ssl_train.data.files import printable
 from ssl_train.data.pictures import save_grid
 from ssl_train.data.views import EvalTransform
 
@@ -66,7 +67,7 @@ def images_of(source: Any, view: EvalTransform) -> Iterator[tuple[str, Tensor]]:
         try:
             image = view(source.load(index))["views"][0]
         except BadSample as error:
-            print(f"left out: {source.name(index)}: {error}")
+            print(f"left out: {printable(source.name(index))}: {error}")
         else:
             yield source.name(index), image
 

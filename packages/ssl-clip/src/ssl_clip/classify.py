@@ -11,6 +11,7 @@ from ssl_clip.figures import confusion_figure, need_viz, save_figure
 from ssl_clip.zero_shot import ZeroShotClassifier, top_accuracies
 from ssl_core.device import pick_device
 from ssl_core.errors import DataError, InputError
+from ssl_train.data.files import printable
 from ssl_train.data.images import read_image
 from ssl_train.data.sources import open_source
 from ssl_train.data.views import eval_view
@@ -39,15 +40,15 @@ def _classify_images(clip: CLIP, arguments: Classify) -> None:
     """A table of probabilities: a row for each image, a column for each label."""
     classifier = ZeroShotClassifier(clip, arguments.labels, read_templates(arguments.templates))
     view, device = eval_view(clip.config), clip.logit_scale.device
-    width = max(map(len, arguments.images))
+    width = max(len(printable(path)) for path in arguments.images)
     print(" ".join([" " * width, *(f"{label[:12]:>12}" for label in classifier.labels)]))
     for path in arguments.images:
         try:
             image = view({"image": read_image(path, clip.config.in_channels)})["views"][0]  # c h w
         except Exception as error:  # BadSample carries the reason alone
-            raise DataError(f"{path} cannot be read: {error}") from error
+            raise DataError(f"{printable(path)} cannot be read: {error}") from error
         row = classifier.predict_proba(image[None].to(device))[0].tolist()
-        print(" ".join([path.ljust(width), *(f"{100 * p:11.1f}%" for p in row)]))
+        print(" ".join([printable(path).ljust(width), *(f"{100 * p:11.1f}%" for p in row)]))
 
 
 def _classify_folder(clip: CLIP, arguments: Classify) -> None:

@@ -23,6 +23,7 @@ from ssl_core.config import TrainConfig, to_dict
 from ssl_core.device import autocast, pick_device, pick_precision
 from ssl_core.errors import BadSample, DataError, InputError
 from ssl_core.hub.weights_file import write_whole
+from ssl_train.data.files import printable, walk
 from ssl_train.data.sources import EXTENSIONS
 from ssl_train.data.views import eval_view
 
@@ -224,16 +225,12 @@ def fingerprint(clip: CLIP) -> str:
 
 def _scan(root: Path, skip: Path) -> Iterator[tuple[str, list[int]]]:
     """(path below root, [bytes, time in ns]) of every image, hidden folders left out."""
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if not name.startswith(".") and Path(folder, name).resolve() != skip)
-        for name in sorted(files):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                path = os.path.join(folder, name)
-                try:
-                    status = os.stat(path)
-                except OSError:  # a broken link, or gone since: as if it were not there
-                    continue
-                yield os.path.relpath(path, root), [status.st_size, status.st_mtime_ns]
+    for name in walk(root, EXTENSIONS, skip):
+        try:
+            status = os.stat(root / name)
+        except OSError:  # a broken link, or gone since: as if it were not there
+            continue
+        yield name, [status.st_size, status.st_mtime_ns]
 
 
 class _Files(Dataset[tuple[str, Tensor | None, str]]):
@@ -265,5 +262,5 @@ def run(recipe: Any, arguments: Index) -> None:
     index = ImageIndex.build(clip, arguments.folder, arguments.out, weights=weights, **options)
     print(index.last_update)
     for path, reason in index.unreadable[:10]:
-        print(f"  {path}: {reason}")
+        print(f"  {printable(path)}: {reason}")
     print(f'next     ssl-clip search {arguments.out} "what you look for"')

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_clip.clip import CLIP
+from ssl_clip.tokenizer import TextError
 from ssl_clip.zero_shot import ZeroShotClassifier, top_accuracies
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.features import extract
@@ -63,7 +64,7 @@ def measure(method: CLIP, source: Any) -> dict[str, Any]:
     """Figures of `source`; "summary" holds lines for the terminal.
 
     Retrieval where it has captions, the order of words where the captions say it, and zero-shot
-    accuracy where it has classes.
+    accuracy where it has classes; a line says so if the context is too short for their texts.
     """
     method.eval()
     device = method.logit_scale.device
@@ -75,7 +76,11 @@ def measure(method: CLIP, source: Any) -> dict[str, Any]:
         captions = [(row[source.name(i)], source.texts(i)) for i in range(len(source)) if source.name(i) in row]
         result |= _of_captions(method, image, captions, result["summary"])
     if features.labels is not None and features.classes and (features.labels >= 0).any():
-        classifier = ZeroShotClassifier(method, features.classes, getattr(source, "templates", None))
+        try:
+            classifier = ZeroShotClassifier(method, features.classes, getattr(source, "templates", None))
+        except TextError as error:  # a short context may not hold a template and a label
+            result["summary"].append(f"zero-shot accuracy is not measured: {error}")
+            return result
         scores, labels = image @ classifier.weights, features.labels.to(device)  # n classes, n
         known = labels >= 0
         result["zero_shot"] = top_accuracies(scores[known], labels[known])

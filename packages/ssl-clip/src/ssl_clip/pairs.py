@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
+from ssl_train.data.files import open_file
 from ssl_train.data.images import ImageFiles, PathTable, to_tensor
-from ssl_train.data.names import contained, digest, read_table
+from ssl_train.data.names import contained, digest, number_labels, read_table
 from ssl_train.data.scenes import CLASSES, SLOTS, draw, held_out, render
 from ssl_train.data.sources import Source, built_in, open_source
 
@@ -31,10 +32,11 @@ def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str =
 
     - None: captioned scenes; one combination of two objects in ten is in the test split alone;
     - a .csv or .tsv (separator sniffed) or .jsonl file with a path and a caption in each row. Paths
-      start at its own folder; several rows, or a list in .jsonl, give an image several captions;
-    - a folder with `name.txt` beside `name.jpg`, one caption a line. With `train` and `test` in it,
-      these are the splits;
-    - hf:name with an image column and a text column.
+      start at its own folder; several rows, or a list in .jsonl, give an image several captions. A
+      column `label` gives classes, for zero-shot and k-NN accuracy;
+    - a folder with `name.txt` beside `name.jpg`, one caption a line. Splits and classes are those
+      of `ssl_train.data.sources.open_source`;
+    - hf:name with an image column and a text column; "hf:name?text=…" names the latter.
     Images without captions (a folder of classes, torchvision:name) come as
     `ssl_train.data.sources.open_source` has them: to be classified, searched and evaluated;
     training on them is refused. Raises DataError, naming the row.
@@ -65,25 +67,42 @@ def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str =
 class PairFiles(ImageFiles):
     """Image files under `root`, each with one caption or more."""
 
-    def __init__(self, root: Path, paths: list[str], texts: list[list[str]], channels: int) -> None:
-        super().__init__(root, paths, channels)
+    def __init__(
+        self,
+        root: Path,
+        paths: list[str],
+        texts: list[list[str]],
+        channels: int,
+        labels: np.ndarray | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        super().__init__(root, paths, channels, labels, classes)
         # All captions in one buffer, those of an image beside each other.
         self._first = np.cumsum([0, *map(len, texts)])
         self._texts = PathTable(caption for captions in texts for caption in captions)
 
     @classmethod
-    def of_rows(cls, root: Path, rows: Iterator[tuple[str, str, list[str]]], channels: int, where: Path) -> PairFiles:
-        """From (row's name in messages, path, captions); rows of one path are joined."""
+    def of_rows(
+        cls, root: Path, rows: Iterator[tuple[str, str, list[str], str]], channels: int, where: Path
+    ) -> PairFiles:
+        """From (row's name in messages, path, captions, label or ""); rows of one path are joined.
+
+        Raises DataError for a missing caption, and for a path with two labels.
+        """
         found: dict[str, list[str]] = {}
-        for row, path, captions in rows:
+        words: dict[str, str] = {}
+        for row, path, captions, word in rows:
             # One line each, whatever blanks were typed.
             captions = [" ".join(caption.split()) for caption in captions]
             if not captions or not all(captions):
                 raise DataError(f"{row}: the caption of {path!r} is missing or empty: write one, or remove the row")
-            found.setdefault(contained(path, row), []).extend(captions)
+            path = contained(path, row)
+            found.setdefault(path, []).extend(captions)
+            if words.setdefault(path, word) != word:
+                raise DataError(f"{row}: {path!r} has the labels {words[path]!r} and {word!r}: keep one")
         if not found:
             raise DataError(f"{where} holds no pair")
-        return cls(root, list(found), list(found.values()), channels)
+        return cls(root, list(found), list(found.values()), channels, *number_labels(list(words.values())))
 
     def texts(self, index: int) -> list[str]:
         return [self._texts[i] for i in range(self._first[index], self._first[index + 1])]
@@ -92,7 +111,7 @@ class PairFiles(ImageFiles):
         return iter(self._texts)
 
     def fingerprint(self) -> str:
-        return digest(self.paths.buffer, self._texts.buffer, self._texts.offsets, self._first)
+        return digest(self.paths.buffer, self._texts.buffer, self._texts.offsets, self._first, self.labels)
 
 
 class CaptionedScenes:
@@ -169,11 +188,14 @@ class HuggingFacePairs:
 
 def _open_hf(source: Any, data: str) -> Any:
     columns = source.dataset.features
-    column = next((name for name in TEXT_COLUMNS if name in columns), None)
+    given = source.options.get("text")
+    column = next((name for name in ((given,) if given else TEXT_COLUMNS) if name in columns), None)
+    if given and column is None:
+        raise DataError(f"{data} has no column {given!r}, only {list(columns)}")
     if column is not None:
         return HuggingFacePairs(source, column)
     if source.labels is None:
-        what = f"{data} has no column of captions, only {list(columns)}: name it one of {', '.join(TEXT_COLUMNS)}"
+        what = f"{data} has no column of captions, only {list(columns)}: name it with hf:name?text=…"
         raise DataError(what)
     return source
 
@@ -188,13 +210,17 @@ def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
     if lonely:
         what = f"{len(lonely)} of {len(pictures)} images have no caption, the first {lonely[0]}: write"
         raise DataError(f"{what} {lonely[0].with_suffix('.txt').name} beside it, one caption a line, or move it away")
-    rows = ((str(path), str(path.relative_to(folder)), _lines(path.with_suffix(".txt"))) for path in pictures)
-    return PairFiles.of_rows(folder, rows, channels, folder)
+    texts = [[" ".join(line.split()) for line in _lines(path.with_suffix(".txt"))] for path in pictures]
+    if not all(texts):
+        empty = pictures[texts.index([])].with_suffix(".txt")
+        raise DataError(f"{empty}: the caption is missing or empty: write one")
+    return PairFiles(folder, list(source.paths), texts, channels, source.labels, source.classes)
 
 
 def _lines(file: Path) -> list[str]:
     try:
-        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        with open_file(file) as stream:
+            return [line for line in stream.read().decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {file}: {error}") from error
 
@@ -212,12 +238,15 @@ def _columns(file: Path, names: list[str]) -> tuple[str, str] | None:
     return image, text
 
 
-def _pairs(rows: Iterator[tuple[str, dict[str, Any]]], image: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(row's name, path, captions) of each row."""
+def _pairs(
+    rows: Iterator[tuple[str, dict[str, Any]]], image: str, text: str
+) -> Iterator[tuple[str, str, list[str], str]]:
+    """(row's name, path, captions, label or "") of each row."""
     for place, row in rows:
         if not isinstance(row.get(image), str):
             raise DataError(f"{place} has no {image!r}")
         # What is no text counts as an empty caption, which is refused with its place.
         value = row.get(text)
         captions = value if isinstance(value, list) else [value]
-        yield place, row[image], [caption if isinstance(caption, str) else "" for caption in captions]
+        word = "" if row.get("label") is None else str(row["label"]).strip()
+        yield place, row[image], [caption if isinstance(caption, str) else "" for caption in captions], word

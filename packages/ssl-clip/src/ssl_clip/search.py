@@ -12,6 +12,7 @@ from ssl_clip.index import ImageIndex
 from ssl_clip.index_files import read_meta
 from ssl_core.device import pick_device
 from ssl_core.errors import BadSample, DataError, InputError
+from ssl_train.data.files import printable
 from ssl_train.data.images import read_image
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(recipe: Any, arguments: Search) -> None:
             raise DataError(f"{arguments.image} cannot be read: {error}") from error
     found = index.search(query, arguments.top_k)
     for path, score in found:
-        print(f"{score:6.3f}  {path}")
+        print(f"{score:6.3f}  {printable(path)}")
     if arguments.html is not None:
         write_page(Path(arguments.html), arguments.query or f"like {arguments.image}", found)
         print(f"look at  {arguments.html}")
@@ -56,7 +57,7 @@ def write_page(path: Path, title: str, found: list[tuple[str, float]]) -> None:
     ]
     template = Environment(loader=PackageLoader("ssl_clip"), autoescape=True).get_template("search.html.jinja")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.render(title=title, pictures=pictures), encoding="utf-8")
+    path.write_text(template.render(title=title, pictures=pictures), encoding="utf-8", errors="backslashreplace")
 
 
 def _thumbnail(path: str) -> dict[str, str]:

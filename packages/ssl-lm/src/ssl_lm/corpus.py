@@ -21,8 +21,8 @@ from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits
 from ssl_lm.shards import META, Shards
 from ssl_lm.texts import Piece, decode, list_files
+from ssl_train.data.files import class_names, open_file, split_folder
 from ssl_train.data.names import digest, number_labels, read_table
-from ssl_train.data.sources import split_folder
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
@@ -39,7 +39,7 @@ def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train"
       test text;
     - a folder that `ssl-lm prepare` made;
     - for evaluations, with a document as a sample: a text file; a folder of text files, labelled by
-      the first sub-folder if there are two or more, with `train` and `test` (or `val`) as splits; a
+      the first sub-folder if there are two or more, with the splits of `ssl_train.data.files`; a
       .csv, .tsv or .jsonl with a column `text` and perhaps `label`.
 
     Raises DataError, which says what to do.
@@ -174,7 +174,7 @@ def _raw(path: Path, split: str) -> Texts:
         raise NoTestSplit(f"{path} has no test split: name the test data's own file")
     if path.suffix in (".csv", ".tsv", ".jsonl"):
         return _table(path)
-    text = decode(path.read_bytes(), str(path))
+    text = _read(path)
     if not text.strip():
         raise DataError(f"{path} is empty")
     return Texts([text], [path.name], None, None)
@@ -200,11 +200,16 @@ def _table(file: Path) -> Texts:
 def _folder(folder: Path) -> Texts:
     """A file is a sample; the first sub-folders are its labels, if there are two or more."""
     files = list_files(folder)
-    texts = [decode(file.read_bytes(), str(file)) for file in files]
+    texts = [_read(file) for file in files]
     names = [file.relative_to(folder).as_posix() for file in files]
-    tops = [name.partition("/")[0] if "/" in name else "" for name in names]
+    tops = class_names(folder, names)
     labels, classes = number_labels(tops) if len(set(tops) - {""}) > 1 else (None, None)
     return Texts(texts, names, labels, classes)
+
+
+def _read(file: Path) -> str:
+    with open_file(file) as stream:
+        return decode(stream.read(), str(file))
 
 
 def stdlib() -> Path:

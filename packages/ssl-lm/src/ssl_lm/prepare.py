@@ -22,6 +22,7 @@ from ssl_core.errors import InputError, NoTestSplit
 from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
 from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
+from ssl_train.data.files import SPLITS, open_file, printable, split_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -42,13 +43,16 @@ TRAINED_ON = 2**27
 
 def run(recipe: Recipe, arguments: Prepare) -> None:
     """The verb."""
-    out = Path(arguments.out or f"{Path(arguments.data.removeprefix('hf:')).stem}-tokens")
+    name = arguments.data
+    if name.startswith("hf:"):  # without the columns that are named behind it
+        name = name[3:].partition("?")[0]
+    out = Path(arguments.out or f"{Path(name).stem}-tokens")
     meta = prepare_text(**{**vars(arguments), "out": out}, progress=True)
     for split, records in meta["splits"].items():
         count, size = (sum(record[key] for record in records) for key in ("tokens", "bytes"))
         print(f"{split}: {count:,} tokens of {size:,} bytes, {size / max(1, count):.2f} bytes a token")
     for name, reason in meta["left_out"]:
-        print(f"left out: {name}: {reason}")
+        print(printable(f"left out: {name}: {reason}"))
     print(f"next     ssl-lm train --data {out} --preset small --out runs/mine")
 
 
@@ -136,19 +140,17 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
         if size == 0:
             raise InputError(f"{path} is empty")
         # the end of one file is held out, from the end of a line on
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             border = line_end(stream, int((1 - held_out) * size)) if held_out else size
         length = min(LARGEST, max(SMALLEST, size // PARTS))
         return {"train": cut(path, length, 0, border), "test": cut(path, length, border)}
-    from ssl_train.data.sources import split_folder  # here: it imports torch, which the processes do without
-
     if not path.is_dir():
         raise InputError(f"there is no {text!r}: give a text file, a .jsonl file, a folder of them, or hf:NAME")
     try:
         test = split_folder(path, "test")
     except NoTestSplit:
         # which files are held out depends on their names alone, not on their order
-        files = sorted(list_files(path), key=lambda file: hashlib.sha256(str(file.relative_to(path)).encode()).digest())
+        files = sorted(list_files(path), key=lambda file: hashlib.sha256(os.fsencode(file.relative_to(path))).digest())
         count = min(len(files) - 1, max(1, round(held_out * len(files)))) if held_out else 0
         return {"train": _whole(sorted(files[count:])), "test": _whole(sorted(files[:count]))}
     return {"train": _whole(list_files(split_folder(path, "train"))), "test": _whole(list_files(test))}
@@ -164,7 +166,7 @@ def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
         raise InputError(f"hf:{name} has the splits {', '.join(splits)}, none of them `train`")
     # without a split for test, the last rows of `train` are held out
     rows = len(splits["train"])
-    test = next((split for split in ("test", "validation") if split in splits), None)
+    test = next((split for split in SPLITS["test"] if split in splits), None)
     border = rows if test else round(rows * (1 - held_out))
     parts = {
         "train": ("train", 0, border),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ssl_core.errors import DataError, InputError
+from ssl_train.data.files import open_file, walk
+from ssl_train.data.names import hf_options
 
 SEPARATOR = "<|endoftext|>"
 """Separates documents inside one text file."""
@@ -40,15 +41,11 @@ class Piece:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Files below `folder`, sorted, without hidden ones. Raises InputError if there is none."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        # in place: os.walk does not enter what is taken out
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        found += [Path(place, name) for name in names if name[0] != "."]
+    """Files below `folder`, sorted, as `walk` finds them. Raises InputError if there is none."""
+    found = [folder / name for name in walk(folder)]
     if not found:
         raise InputError(f"there is no file in {folder}")
-    return sorted(found)
+    return found
 
 
 def cut(path: Path, size: int, start: int = 0, end: int | None = None) -> list[Piece]:
@@ -58,7 +55,7 @@ def cut(path: Path, size: int, start: int = 0, end: int | None = None) -> list[P
     """
     end = path.stat().st_size if end is None else end
     pieces = []
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         while start < end:
             # a rest of up to half a piece goes with the last one
             far = end - start > size * 3 // 2
@@ -101,7 +98,7 @@ def read_piece(piece: Piece) -> Iterator[tuple[str, bool]]:
     if piece.split is not None:
         yield from ((text, True) for text in _rows(piece))
         return
-    with open(piece.path, "rb") as stream:
+    with open_file(piece.path) as stream:
         stream.seek(piece.start)
         text = decode(stream.read(piece.size), piece.path)
     if piece.path.endswith(".jsonl"):
@@ -143,10 +140,13 @@ def open_hf(name: str) -> dict:
     except ImportError as error:
         raise InputError("hf: needs the datasets library: pip install ssl-lm[datasets]") from error
     try:
-        splits = datasets.load_dataset(name)
+        name, options = hf_options(name)
+        splits = datasets.load_dataset(name, options.get("config"))
     except Exception as error:  # the library raises many types
         raise InputError(f"hf:{name} cannot be opened: {error}") from error
+    column = options.get("text", "text")
     for split, rows in splits.items():
-        if "text" not in rows.column_names:
-            raise InputError(f"hf:{name} has columns {rows.column_names} in {split}, none of them `text`")
-    return dict(splits)
+        if column not in rows.column_names:
+            what = f"hf:{name} has columns {rows.column_names} in {split}, none of them `{column}`"
+            raise InputError(f"{what}: name the column of texts with hf:{name}?text=…")
+    return {split: rows.select_columns([column]).rename_columns({column: "text"}) for split, rows in splits.items()}

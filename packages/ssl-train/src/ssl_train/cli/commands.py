@@ -231,9 +231,10 @@ def summary(folder: Path) -> str:
 
 
 def write_json(folder: Path, name: str, value: Any) -> None:
-    """Replace `folder/name` whole."""
+    """Replace `folder/name` whole. A byte of a file name that is no UTF-8 is written as JSON's own
+    escape, "\\udce9"."""
     from ssl_core.hub.weights_file import write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / name, lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(folder / name, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))

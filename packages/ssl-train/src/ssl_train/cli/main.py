@@ -10,6 +10,7 @@ An error is one line on stderr.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,9 @@ def main(
     commands.
     """
     verbs = verbs or {}
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = next(iter(recipes.values())).package.replace("_", "-")
     if not arguments or arguments[0] in ("-h", "--help", "--version"):

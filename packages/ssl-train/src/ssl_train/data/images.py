@@ -15,10 +15,11 @@ from typing import IO, Any, cast
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ssl_core.errors import BadSample, DataError
+from ssl_train.data.files import open_file
 from ssl_train.data.names import digest
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -120,8 +121,11 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_
 
     It reads the first frame and turns it as EXIF says. `channels` = 3 gives RGB and 1 gives luma
     (ITU-R 601: .299 R + .587 G + .114 B), from files of any kind. Transparency is laid on white.
-    Single bands deeper than 8 bits (modes I;16, I, F) hold 0..65535; they are divided by 257 and
-    rounded, so that 65535 becomes 255. Any other number of channels must be the file's own.
+    Deep files hold 0..65535 and become 8-bit; single bands (modes I;16, I, F) are divided by 257
+    and rounded, so that 65535 becomes 255. A deep file that uses less than a quarter of that range
+    would lose nearly all its levels, so it is refused; one with a single value is not. A fourth
+    band of a TIFF is transparency only if the file says so (its tag ExtraSamples is 1 or 2). Any
+    other number of channels must be the file's own.
 
     Raises BadSample, and nothing else, if the file is missing, damaged, no image of `FORMATS`, or
     larger than `max_pixels` by its header. Pillow refuses images above twice
@@ -132,10 +136,16 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_
             if image.width * image.height > max_pixels:
                 what = f"{image.width} x {image.height} pixels are more than the limit of"
                 raise BadSample(f"{what} {max_pixels:,}: make the image smaller or raise max_pixels")
+            deep = _is_deep(image)  # loading the pixels forgets it
             tensor = _decoded_by_torchvision(image, channels)
             if tensor is not None:
                 return tensor
             ImageOps.exif_transpose(image, in_place=True)
+            if channels in (1, 3):
+                _check_fourth_band(image)
+            if deep:
+                high_bytes = np.asarray(image)
+                _check_range(int(high_bytes.min()) << 8, int(high_bytes.max()) << 8)
             return pillow_to_tensor(image, channels)
     except BadSample:
         raise
@@ -243,13 +253,44 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
         raise BadSample(f"values from {low} to {high} are not 16-bit: store 0..65535 or 8-bit")
     if values.dtype.kind == "f" and 0 < high <= 1:
         raise BadSample("floating-point values within 0..1: store 0..65535 or 8-bit")
+    _check_range(low, high)
     return np.rint(values / 257.0).astype(np.uint8)
+
+
+def _check_range(low: float, high: float) -> None:
+    """Raises BadSample for deep values in less than a quarter of 0..65535: floats of 0..255, or 12
+    or 14 bits in 16."""
+    if low < high < 2**14:
+        what = f"values from {low} to {high} of 0..65535 would be nearly black in 8 bits:"
+        raise BadSample(f"{what} scale all files alike to 0..65535, or store 8-bit or a uint16 array in an .npz file")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether Pillow will cut the bands of an opened colour file from 16 bits down to 8."""
+    tiles = cast("ImageFile.ImageFile", image).tile
+    return image.mode in ("RGB", "RGBA", "LA") and any("16" in str(tile[3]) for tile in tiles)
+
+
+def _check_fourth_band(image: Image.Image) -> None:
+    """Raises BadSample for a TIFF of four bands unless its tag ExtraSamples says transparency.
+
+    Pillow takes the fourth band for transparency if the tag is missing, and drops it if the tag
+    says "unspecified".
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    rgb = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 2
+    bands = image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    extra = image.tag_v2.get(TiffImagePlugin.EXTRASAMPLES, ())
+    if rgb and bands > 3 and not {1, 2} & set(extra):
+        what = f"the file has {bands} bands and does not say that one is transparency:"
+        raise BadSample(f"{what} keep three, or put all of them into an .npz array and ask for {bands} channels")
 
 
 @contextlib.contextmanager
 def _opened(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[Image.Image]:
     if isinstance(file, (str, os.PathLike)):
-        with open(file, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
+        with open_file(file) as stream, Image.open(stream, formats=FORMATS) as image:
             yield image
     else:
         with Image.open(file, formats=FORMATS) as image:
@@ -279,13 +320,16 @@ def _reason(file: str | os.PathLike[str] | IO[bytes], error: Exception) -> str:
         return "a folder, not a file"
     if isinstance(error, UnidentifiedImageError):
         start = _first_bytes(file)
+        if start[:4] in (b"II*\0", b"MM\0*"):
+            return "a TIFF of a kind that Pillow does not read (many bands, say): put the bands into an .npz array"
         return f"not an image: starts with {start!r}" if start else "the file is empty"
-    return f"{type(error).__name__}: {error}"
+    # without the path, which the sample's name says
+    return f"{type(error).__name__}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
 
 
 def _first_bytes(file: str | os.PathLike[str] | IO[bytes]) -> bytes:
     if isinstance(file, (str, os.PathLike)):
-        with open(file, "rb") as stream:
+        with open_file(file) as stream:
             return stream.read(12)
     file.seek(0)
     return file.read(12)

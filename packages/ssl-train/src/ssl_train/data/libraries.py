@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
+from ssl_train.data.files import SPLITS
 from ssl_train.data.images import pillow_to_tensor, read_image
-from ssl_train.data.names import digest, near, number_labels
-
-# What a data set may call the split that `split` asks for, in the order of trying.
-_SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
+from ssl_train.data.names import digest, hf_options, near, number_labels
 
 
 class TorchvisionImages:
@@ -47,16 +45,20 @@ class TorchvisionImages:
 class HuggingFaceImages:
     """The image column of a `datasets.Dataset`, decoded here by the rules of `read_image`."""
 
-    def __init__(self, dataset: Any, title: str, channels: int) -> None:
+    def __init__(self, dataset: Any, title: str, channels: int, options: Mapping[str, str]) -> None:
+        """`options` are those of `hf_options`. Raises DataError if a column could be meant, but not
+        surely."""
         from datasets import Image as ImageFeature
 
         columns = [n for n, kind in dataset.features.items() if isinstance(kind, ImageFeature)]
         if not columns:
             raise DataError(f"{title} has no image column, only {list(dataset.features)}")
-        self.dataset, self.column, self.title, self.channels = dataset, columns[0], title, channels
+        named = ("image", "images", "img", "picture", "photo")
+        self.column = _column(dataset, title, "image", options.get("image"), columns, named)
+        self.dataset, self.title, self.channels, self.options = dataset, title, channels, options
         undecoded = dataset.select_columns([self.column])
         self.rows = undecoded.cast_column(self.column, ImageFeature(decode=False))
-        self.labels, self.classes = _hf_labels(dataset)
+        self.labels, self.classes = _hf_labels(dataset, title, options.get("label"))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,7 +92,7 @@ def open_torchvision(name: str, channels: int, split: str) -> TorchvisionImages:
     if name not in known.__all__ or factory is None:
         raise DataError(f"torchvision has no data set {name!r}.{near(name, known.__all__)}")
     root = os.environ.get("TORCHVISION_DATA", "data")
-    dataset = _torchvision_split(factory, root, (chosen,) if chosen else _SPLITS[split])
+    dataset = _torchvision_split(factory, root, (chosen,) if chosen else SPLITS[split])
     first = dataset[0] if len(dataset) else None
     if not (isinstance(first, tuple) and isinstance(first[0], Image.Image)):
         raise DataError(f"torchvision's {name} does not hold (image, label) pairs")
@@ -104,7 +106,7 @@ def _torchvision_split(factory: Callable[..., Any], root: str, names: tuple[str,
     if "train" in parameters:
         return _torchvision_open(factory, root, train=names[0] == "train")
     if "split" not in parameters:
-        if names != _SPLITS["train"]:
+        if names != SPLITS["train"]:
             raise NoTestSplit(f"torchvision's {factory.__name__} has no split but the whole")
         return _torchvision_open(factory, root)
     refusals: list[ValueError] = []
@@ -115,7 +117,7 @@ def _torchvision_split(factory: Callable[..., Any], root: str, names: tuple[str,
             raise
         except ValueError as error:  # how torchvision says which splits there are
             refusals.append(error)
-    missing = NoTestSplit if names == _SPLITS["test"] else DataError
+    missing = NoTestSplit if names == SPLITS["test"] else DataError
     raise missing(f"torchvision's {factory.__name__}: {refusals[0]}") from refusals[0]
 
 
@@ -143,12 +145,14 @@ def _torchvision_labels(dataset: Any) -> tuple[np.ndarray | None, list[str] | No
 
 
 def open_hf(name: str, channels: int, split: str) -> HuggingFaceImages:
-    """`name`, `name:split`, or the path of a folder or .parquet file. Raises DataError."""
+    """`name`, `name:split`, or the path of a folder or .parquet file, each with the options of
+    `hf_options` behind it. Raises DataError."""
     try:
         import datasets
     except ImportError as error:
         raise DataError('hf: data needs the datasets package: pip install "ssl-train[datasets]"') from error
     chosen = ""
+    name, options = hf_options(name)
     if not Path(name).exists():
         name, _, chosen = name.partition(":")
     try:
@@ -157,28 +161,54 @@ def open_hf(name: str, channels: int, split: str) -> HuggingFaceImages:
         elif any(Path(name, mark).is_file() for mark in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(name)
         else:
-            loaded = datasets.load_dataset(name)
+            loaded = datasets.load_dataset(name, options.get("config"))
     except Exception as error:  # of the network, the Hub, Arrow and each format
-        raise DataError(f"datasets cannot load {name!r}: {error}") from error
+        remedy = f". Choose one with hf:{name}?config=…" if "onfig name is missing" in str(error) else ""
+        raise DataError(f"datasets cannot load {name!r}: {error}{remedy}") from error
     title = f"hf:{name}:{chosen or split}"
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
-    for candidate in (chosen,) if chosen else _SPLITS[split]:
+    for candidate in (chosen,) if chosen else SPLITS[split]:
         if candidate in loaded:
-            return HuggingFaceImages(loaded[candidate], title, channels)
+            return HuggingFaceImages(loaded[candidate], title, channels, options)
     missing = NoTestSplit if split == "test" and not chosen else DataError
     raise missing(f"{name} has the splits {list(loaded)}: choose one with hf:{name}:<split>")
 
 
-def _hf_labels(dataset: Any) -> tuple[np.ndarray | None, list[str] | None]:
-    from datasets import ClassLabel
+def _column(
+    dataset: Any, title: str, option: str, given: str | None, columns: list[str], named: tuple[str, ...]
+) -> str:
+    """The column that the user gave, else the first of `named` in `columns`, else the only one of
+    `columns`. Raises DataError if there are several."""
+    if given is not None:
+        if given not in columns:
+            what = f"{title} has no {option} column {given!r}, only {columns or 'none'} of {list(dataset.features)}"
+            raise DataError(f"{what}.{near(given, columns)}")
+        return given
+    known = [name for name in named if name in columns]
+    if not known and len(columns) > 1:
+        raise DataError(f"{title} has several {option} columns, {columns}: choose one with hf:name?{option}=…")
+    return known[0] if known else columns[0]
 
-    named = [n for n, kind in dataset.features.items() if isinstance(kind, ClassLabel)]
-    column = named[0] if named else "label"
-    if column not in dataset.features:
+
+def _hf_labels(dataset: Any, title: str, given: str | None) -> tuple[np.ndarray | None, list[str] | None]:
+    """Labels of the column that the user gave, of one called `label`, or of the only ClassLabel.
+
+    Raises DataError if several could be meant, or if the column holds lists or floats.
+    """
+    from datasets import ClassLabel, Value
+
+    named = ("label", "labels")
+    columns = [n for n, kind in dataset.features.items() if isinstance(kind, ClassLabel) or n in {*named, given}]
+    if given == "" or (given is None and not columns):
         return None, None
+    column = _column(dataset, title, "label", given, columns, named)
+    kind = dataset.features[column]
+    whole = isinstance(kind, Value) and kind.dtype.startswith(("int", "uint", "string", "large_string", "bool"))
+    if not (isinstance(kind, ClassLabel) or whole):
+        what = f"{title}: its column {column!r} holds {kind}, not one class a row:"
+        raise DataError(f"{what} choose another with hf:name?label=…, or none with hf:name?label=")
     values = dataset.select_columns([column])[:][column]
-    if named:
-        labels = np.array([-1 if v is None else v for v in values], dtype=np.int64)
-        return labels, list(dataset.features[column].names)
+    if isinstance(kind, ClassLabel):
+        return np.array([-1 if v is None else v for v in values], dtype=np.int64), list(kind.names)
     return number_labels(["" if v is None else str(v) for v in values])

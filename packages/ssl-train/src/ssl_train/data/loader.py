@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ssl_core import distributed
 from ssl_core.config import ConfigError
 from ssl_core.errors import BadSample, TrainingError
+from ssl_train.data.files import printable
 from ssl_train.processes import cores
 from ssl_train.stop import SIGNALS
 
@@ -248,7 +249,9 @@ class Batches:
         for batch, bad in batches:
             self._note(bad)
             if batch is None:
-                raise TooManyBadSamples(f"{TRIES} samples in a row are unreadable, the last: {': '.join(bad[-1][1:])}")
+                raise TooManyBadSamples(
+                    f"{TRIES} samples in a row are unreadable, the last: {printable(': '.join(bad[-1][1:]))}"
+                )
             parts.append(_unpacked(batch))
             if len(parts) == self.parts:
                 yield parts
@@ -269,7 +272,9 @@ class Batches:
             reading = self._end_workers()
             if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader "):
                 raise
-            read = "; ".join(f"process {pid} was reading {self.source.name(i)}" for pid, i in reading if i >= 0)
+            read = "; ".join(
+                f"process {pid} was reading {printable(self.source.name(i))}" for pid, i in reading if i >= 0
+            )
             message = f"step {self.step}: {str(error).strip()} ({read or 'no sample was being read'})"
             raise LoaderError(message) from error
 
@@ -296,10 +301,11 @@ class Batches:
             if index not in self.bad:
                 self.bad[index] = (name, reason)
                 if len(self.bad) <= 10:
-                    warnings.warn(f"{name} is unreadable, another sample takes its place: {reason}", stacklevel=2)
+                    shown = printable(name)
+                    warnings.warn(f"{shown} is unreadable, another sample takes its place: {reason}", stacklevel=2)
         limit = max(10, len(self.source) // 100)
         if len(self.bad) > limit:
-            shown = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.bad.values())[:10])
+            shown = "\n  ".join(f"{printable(name)}: {reason}" for name, reason in list(self.bad.values())[:10])
             what = f"{len(self.bad)} of {len(self.source)} samples are unreadable, more than {limit};"
             self.spoilt = TooManyBadSamples(f"{what} the first:\n  {shown}")
 

@@ -6,15 +6,18 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 
 from ssl_core.errors import DataError
+from ssl_train.data.files import open_file
 
 
 def read_table(file: Path, *, strict: bool = True) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
@@ -31,6 +34,8 @@ def read_table(file: Path, *, strict: bool = True) -> tuple[list[str], Iterator[
         return list(next(_objects(file), ("", {}))[1]), _objects(file)
     rows = _csv_rows(file, strict)
     columns = [name.strip().lower() for name in next(rows)[1]]
+    if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
+        raise DataError(f"{file}: the header has {', '.join(twice)} more than once: give each column its own name")
     return columns, _named(file, rows, columns)
 
 
@@ -39,7 +44,8 @@ def _csv_rows(file: Path, strict: bool) -> Iterator[tuple[int, list[str]]]:
     row."""
     number = 1
     try:
-        with file.open(newline="", encoding="utf-8-sig", errors="strict" if strict else "surrogateescape") as lines:
+        errors = "strict" if strict else "surrogateescape"
+        with io.TextIOWrapper(open_file(file), newline="", encoding="utf-8-sig", errors=errors) as lines:
             separator = max(",\t;", key=lines.readline().count)
             lines.seek(0)
             rows = csv.reader(lines, delimiter=separator, strict=strict)
@@ -49,7 +55,7 @@ def _csv_rows(file: Path, strict: bool) -> Iterator[tuple[int, list[str]]]:
                 if cells:
                     yield number, cells
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}, row {number + 1}: {error}") from error
 
@@ -69,7 +75,7 @@ def _named(
 def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of each line of a .jsonl file that is not blank."""
     try:
-        with file.open(encoding="utf-8-sig") as lines:
+        with io.TextIOWrapper(open_file(file), encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     value = json.loads(line)
@@ -98,22 +104,35 @@ def contained(path: str, where: str) -> str:
 
 
 def number_labels(words: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:
-    """(labels int64 (n,), classes) of words or numbers; classes are sorted, by value if all are
-    integers.
+    """(labels int64 (n,), classes) of words; words that differ are different classes.
 
-    "" and, among integers, "-1" mean no label. Returns (None, None) if no sample has a label.
+    Classes are sorted, by value if all words are integers ("9" before "10"; "01" and "1" stay two
+    classes). "" and, among integers, "-1" mean no label. Returns (None, None) if no sample has a
+    label.
     """
+    there = set(words) - {""}
     try:
-        values: list[Any] = [int(word) if word else -1 for word in words]
-        missing: Any = -1
+        # equal integers can be written in several ways: then the words decide
+        classes = sorted(there - {"-1"}, key=lambda word: (int(word), word))
     except ValueError:
-        values, missing = list(words), ""
-    classes = sorted(set(values) - {missing})
+        classes = sorted(there)
     if not classes:
         return None, None
-    number = {value: i for i, value in enumerate(classes)}
-    labels = np.array([number.get(value, -1) for value in values], dtype=np.int64)
-    return labels, [str(value) for value in classes]
+    number = {word: i for i, word in enumerate(classes)}
+    return np.array([number.get(word, -1) for word in words], dtype=np.int64), classes
+
+
+def hf_options(data: str) -> tuple[str, dict[str, str]]:
+    """(name, options) of "name?config=…&image=…&label=…&text=…", as it stands after "hf:".
+
+    `config` is the data set's configuration; the others name columns, and "label=" means no labels.
+    Raises DataError for another option.
+    """
+    name, _, query = data.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if query and (not options or not options.keys() <= {"config", "image", "label", "text"}):
+        raise DataError(f"hf:{data}: write hf:name?config=…&image=…&label=…&text=…, each if needed")
+    return name, options
 
 
 def digest(*parts: bytes | np.ndarray | None) -> str:

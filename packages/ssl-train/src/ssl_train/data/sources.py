@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ssl_core.errors import DataError, NoTestSplit
+from ssl_train.data.files import class_names, open_file, split_folder, walk
 from ssl_train.data.images import ImageArray, ImageFiles
 from ssl_train.data.names import contained, near, number_labels, read_table
 
@@ -58,7 +59,7 @@ def open_source(
     - None or "scenes": rendered pictures (`ssl_train.data.scenes`), 8,000 to train, 2,000 to test;
     - "photos": crops of real photographs (`ssl_train.data.photos`), 4,000 and 1,000;
     - a folder: all images in it, labelled by the first sub-folder if there are two or more; if it
-      holds `train` and `test` (or `val`), these are the splits;
+      holds `train` and `test` (or another name in `files.SPLITS`), these are the splits;
     - a .csv or .tsv file with the header `path,label` or `path`; paths start at its own folder;
     - an .npz file with uint8 or uint16 `images` (n, h, w, c) or (n, h, w), and perhaps integer
       `labels` (n,);
@@ -139,12 +140,12 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
     classes alike."""
     root = split_folder(folder, split)
     roots = {split: root} if root == folder else {name: split_folder(folder, name) for name in ("train", "test")}
-    paths = {name: scan(place) for name, place in roots.items()}
+    paths = {name: walk(place, EXTENSIONS) for name, place in roots.items()}
     if not paths[split]:
         what = f"no images in {root}: looked for {' '.join(EXTENSIONS)} in it and its sub-folders, hidden ones left out"
         raise DataError(what)
     # a class is a sub-folder directly below the root; images beside these have no label
-    tops = {name: [path.rpartition("/")[0].partition("/")[0] for path in found] for name, found in paths.items()}
+    tops = {name: class_names(roots[name], found) for name, found in paths.items()}
     classes = sorted({top for found in tops.values() for top in found} - {""})
     number = {top: i for i, top in enumerate(classes)}
     parts: dict[str, ImageFiles] = {}
@@ -155,63 +156,6 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
         if full:  # an empty part is an error of whoever asks for it
             parts[name] = ImageFiles(folder, full, channels, *known, parts=parts)
     return parts[split]
-
-
-def split_folder(folder: Path, split: str) -> Path:
-    """Where the split "train" or "test" of `folder` lies: `train/`, and `test/` or else `val/`.
-
-    A folder without both parts is training data as a whole; asked for "test", it raises
-    NoTestSplit.
-    """
-    test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if test is not None and (folder / "train").is_dir():
-        return folder / ("train" if split == "train" else test)
-    if split == "test":
-        what = f"{folder} has no test split: make {folder}/train and {folder}/test, or name the test data's own folder"
-        raise NoTestSplit(what)
-    return folder
-
-
-def scan(root: Path) -> list[str]:
-    """Image files below `root`, as sorted paths relative to it; hidden files and folders are left
-    out.
-
-    It enters each real folder once, so links that lead in circles end. Raises DataError if a folder
-    cannot be listed.
-    """
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    todo = [""]
-    while todo:
-        inside = todo.pop()
-        try:
-            place = os.stat(root / inside)
-            if (place.st_dev, place.st_ino) in seen:
-                continue
-            seen.add((place.st_dev, place.st_ino))
-            with os.scandir(root / inside) as entries:
-                visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
-        except OSError as error:
-            raise DataError(f"cannot list {root / inside}: {error.strerror}") from error
-        for entry in reversed(visible):  # the stack `todo` gives the last one first
-            if _is_folder(entry):
-                todo.append(f"{inside}{entry.name}/")
-            elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
-                found.append(inside + entry.name)
-    return sorted(found)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    # A broken link stays in the list and is reported as a bad sample. A pipe would block its
-    # reader.
-    return entry.is_symlink() or entry.is_file()
 
 
 def _open_csv(file: Path, channels: int) -> ImageFiles:
@@ -228,15 +172,18 @@ def _open_csv(file: Path, channels: int) -> ImageFiles:
 
 def _open_npz(file: Path, channels: int) -> ImageArray:
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with open_file(file) as stream, np.load(stream, allow_pickle=False) as arrays:
             if "images" not in arrays:
                 raise DataError(f"{file} holds {sorted(arrays)}: name the pictures' array 'images'")
-            images = arrays["images"]
-            labels = arrays["labels"] if "labels" in arrays else None
+            members = {name: arrays[name] for name in ("images", "labels") if name in arrays}
     except DataError:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen types on damaged bytes
         raise DataError(f"cannot read {file}: {error}") from error
+    for name, member in members.items():
+        if not isinstance(member, np.ndarray):  # numpy gives the bytes of what is no .npy
+            raise DataError(f"{file}: its member {name!r} is not an array: write it with numpy.savez")
+    images, labels = members["images"], members.get("labels")
     if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4) or images.size == 0:
         what = f"{file}: images are {images.dtype} {images.shape}: store uint8 or uint16, (n, h, w, c) or (n, h, w)"
         raise DataError(what)

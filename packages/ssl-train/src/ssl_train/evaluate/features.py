@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_core.errors import BadSample, EvaluationError
 from ssl_core.pixels import as_float, top
+from ssl_train.data.files import printable
 
 Encode = Callable[[Tensor], Tensor]  # uint8 (b, c, h, w) -> (b, d)
 
@@ -225,8 +226,8 @@ def _report(skipped: list[tuple[str, str]], total: int) -> None:
     if not skipped and total:
         return
     if len(skipped) == total:
-        shown = f", the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        shown = f", the first: {printable(skipped[0][0])}: {skipped[0][1]}" if skipped else ""
         raise EvaluationError(f"none of {total} samples can be read{shown}")
-    shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
+    shown = "; ".join(f"{printable(name)}: {reason}" for name, reason in skipped[:5])
     more = "; …" if len(skipped) > 5 else ""
     warnings.warn(f"{len(skipped)} of {total} samples cannot be read and are left out: {shown}{more}", stacklevel=3)

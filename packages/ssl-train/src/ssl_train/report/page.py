@@ -56,7 +56,7 @@ def write_report(run: str | Path) -> Path:
 
     page = render(read_run(run))
     path = Path(run) / "report.html"
-    write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8", newline="\n"))
+    write_whole(path, lambda beside: beside.write_text(page, "utf-8", "backslashreplace", "\n"))
     return path
 
 
