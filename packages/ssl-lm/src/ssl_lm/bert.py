@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ssl_core.errors import InputError
 from ssl_lm.attention import attend, attention_weights, document_positions, same_document
 from ssl_lm.config import BERTConfig
-from ssl_lm.loss import accuracy, linear_cross_entropy, linear_nll
+from ssl_lm.loss import accuracy, count_targets, linear_cross_entropy, linear_nll
 from ssl_lm.masking import WithWords, word_starts
 from ssl_lm.text_model import TextModel, init_weights, text_mean
 from ssl_lm.tokenizer import settled
@@ -162,6 +162,10 @@ class BERT(TextModel):
         if not self.training:
             outputs["accuracy"] = accuracy(self._product(states), labels)
         return outputs
+
+    def targets(self, batch: dict[str, Any]) -> int:
+        """Selected tokens of a batch, over which its loss is a mean."""
+        return count_targets(batch["labels"])
 
     def hidden(
         self,

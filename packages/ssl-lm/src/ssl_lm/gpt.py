@@ -127,7 +127,7 @@ class GPT(TextModel):
     config_class = GPTConfig
     layout = "ssl_lm.convert:LAYOUTS[gpt]"
     config: GPTConfig
-    accumulates = True
+    accumulates = True  # every row has as many targets, the context's tokens
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
