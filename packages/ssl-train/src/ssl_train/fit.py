@@ -104,7 +104,9 @@ def fit(
             norm = gradient_norm(method, config.clip_grad)
             if not scaler.tolerates(norm):
                 wider = "; bf16 and fp32 have a wider range: --precision" if scaler.is_enabled() else ""
-                raise NonFiniteLoss(f"the gradient is {float(norm)} at step {step}; the weights were not changed{wider}")
+                raise NonFiniteLoss(
+                    f"the gradient is {float(norm)} at step {step}; the weights were not changed{wider}"
+                )
             _call(method, "before_step", progress)
             scaler.step(optimizer)
             scaler.update()
