@@ -14,7 +14,8 @@ have none. LayerScale. Only hidden patches go through the head.
 Weights start from N(0, 0.02²) cut at ± 0.02, the table at 0. The projections at the end of the
 branches of block l = 1, 2, … are divided by √(2 l).
 
-Deviations from the authors' code: none in the result. The division by Σm is over all processes.
+Deviations from the authors' code: the learning rate reaches its peak one step later, as in the
+other packages. The division by Σm is over all processes and micro-batches.
 
 Expected (the authors' README): ViT-B fine-tuned 83.2 % on ImageNet, 83.7 % pretrained on
 ImageNet-22k.
