@@ -59,10 +59,11 @@ def dense_siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     """CLIP's loss of n pairs: row i of `image` (n, d) belongs to row i of `text` (n, d).
 
-    The rows can have any length: they are normalised here. `logit_scale` is exp(τ), a scalar. Each process of a group calls it with its own rows, of which
-    it may have any number; each gets the loss of the whole batch. DDP's mean of the gradients then
-    equals the gradient of a single process, for the scale too. Computed in fp32 (fp64 for fp64
-    input). Raises ValueError when the shapes differ.
+    The rows can have any length: they are normalised here. `logit_scale` is exp(τ), a scalar. Each
+    process of a group calls it with its own rows, of which it may have any number; each gets the
+    loss of the whole batch. DDP's mean of the gradients then equals the gradient of a single
+    process, for the scale too. Computed in fp32 (fp64 for fp64 input). Raises ValueError when the
+    shapes differ.
     """
     return clip_loss_and_top1(image, text, logit_scale)[0]
 

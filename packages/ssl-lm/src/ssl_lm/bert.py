@@ -12,8 +12,9 @@ has the equation of the loss and its fast form.
 Deviations. Masks are dynamic and there is no next-sentence task (RoBERTa, arXiv 1907.11692, found
 both better). A random replacement is never a special token; the authors' code draws from the whole
 vocabulary. Documents packed into one row do not see each other, and positions start again with
-each. Sentence pairs are read (`token_type_ids`), not trained on. The learning rate falls along half a cosine, theirs linearly. Weights start from a
-whole normal distribution, theirs is cut at two standard deviations. AdamW's eps is 1e-8, not 1e-6.
+each. Sentence pairs are read (`token_type_ids`), not trained on. The learning rate falls along half
+a cosine, theirs linearly. Weights start from a whole normal distribution, theirs is cut at two
+standard deviations. AdamW's eps is 1e-8, not 1e-6.
 
 Expected (the paper, table 1): BERT-base 79.6, BERT-large 82.1 mean GLUE score after fine-tuning.
 Not run here.
