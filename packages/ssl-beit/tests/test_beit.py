@@ -14,6 +14,7 @@ from ssl_beit.beit import masked_first
 from ssl_beit.config import vit_base
 from ssl_core.config import ConfigError
 from ssl_core.pixels import normalize
+from ssl_train.fit import passes
 from ssl_train.optim import build_optimizer
 
 SIZES = {"image_size": (16, 24), "patch_size": 8, "dim": 16, "depth": 2, "heads": 2, "drop_path": 0.0}
@@ -247,3 +248,19 @@ def test_an_encoder_alone_says_what_it_lacks():
 def test_a_config_that_makes_no_network_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(SMALL, **fields)
+
+
+def test_images_with_more_hidden_patches_count_more_in_accumulation():
+    network = method(mask_patches=4)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]).bool()
+    batch = {"views": [pixels(4), pixels(4, h=16, w=24)], "mask": mask}
+    parts = [{"views": [view[i : i + 2] for view in batch["views"]], "mask": mask[i : i + 2]} for i in (0, 2)]
+
+    def gradient(given):
+        network.zero_grad()
+        for part, share in passes(network, given):
+            (network(part, 0.0)["loss"] * share).backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+    assert [share for _, share in passes(network, parts)] == [7 / 9, 2 / 9]
+    torch.testing.assert_close(gradient(parts), gradient([batch]), rtol=1e-4, atol=1e-6)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from ssl_clip import CLIP, train
+from ssl_clip.config import demo, rn50, vit_b32
 from ssl_clip.tokenizer import TextError
 from ssl_core.config import ConfigError
 from ssl_core.errors import InputError
 from ssl_train.data.loader import TooManyBadSamples
+from ssl_train.optim import build_optimizer
 
 
 def test_embeddings_have_length_one_and_logits_are_scaled(model, images):
@@ -84,10 +86,23 @@ def test_weights_start_by_the_papers_rule(trainable):
         for name, std in expected.items():
             linear = layer.get_submodule(name)
             assert linear.weight.std().item() == pytest.approx(std, rel=0.05), name
-            assert not linear.bias.any()
+            if name.startswith("mlp"):  # as a Linear draws them: uniform in ±1/√fan-in
+                edge = linear.in_features**-0.5
+                assert linear.bias.abs().max() <= edge and linear.bias.std().item() == pytest.approx(
+                    edge / 3**0.5, rel=0.15
+                )
+            else:
+                assert not linear.bias.any()
     assert clip.text_projection.weight.std().item() == pytest.approx(128**-0.5, rel=0.05)
     assert clip.text_model.embeddings.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert clip.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+
+
+@pytest.mark.parametrize(("config", "eps"), [(vit_b32(), 1e-6), (rn50(), 1e-8), (demo(), 1e-8)])
+def test_adamw_has_the_papers_epsilon_of_the_tower(config, eps):
+    small = dataclasses.replace(config, dim=8, heads=2, depth=1, text_depth=1, epochs=40)
+    optimizer = build_optimizer(CLIP(small), small)
+    assert {group["eps"] for group in optimizer.param_groups} == {eps}
 
 
 def test_captions_longer_than_the_context_are_told_and_stop_the_run(tmp_path, write_pairs, trainable, options):

@@ -143,10 +143,21 @@ def test_processes_with_any_numbers_of_rows_have_the_gradient_of_one(cuts):
         assert_close([*joined, *shared], expected[1:])
 
 
+def test_lengths_of_embeddings_do_not_matter():
+    image, text = features(8, 16)
+    for loss, others in ((clip_loss, (SCALE,)), (siglip_loss, (SCALE, BIAS)), (dense_clip_loss, (SCALE,))):
+        unit = loss(F.normalize(image, dim=1), F.normalize(text, dim=1), *others)
+        torch.testing.assert_close(loss(3 * image, 0.2 * text, *others), unit)
+
+
 def test_both_equal_open_clips():
     theirs = pytest.importorskip("open_clip.loss")
     image, text = features(32, 16)
-    expected = with_gradients(lambda i, t, s: theirs.ClipLoss()(i, t, s), image, text, SCALE)
+
+    def normalised(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda i, t, *scalars: loss(F.normalize(i, dim=1), F.normalize(t, dim=1), *scalars)
+
+    expected = with_gradients(normalised(theirs.ClipLoss()), image, text, SCALE)
     assert_close(with_gradients(clip_loss, image, text, SCALE), expected)
-    expected = with_gradients(lambda i, t, s, b: theirs.SigLipLoss()(i, t, s, b), image, text, SCALE, BIAS)
+    expected = with_gradients(normalised(theirs.SigLipLoss()), image, text, SCALE, BIAS)
     assert_close(with_gradients(siglip_loss, image, text, SCALE, BIAS), expected)

@@ -142,6 +142,12 @@ def test_loss_is_computed_in_float32():
     assert mae_loss(pred, torch.zeros(1, 2, 4, dtype=torch.float16), torch.ones(1, 2)).item() == 90_000
 
 
+def test_a_loss_of_float64_stays_float64():
+    pred = torch.full((1, 2, 4), 1 + 1e-12, dtype=torch.float64)
+    loss = mae_loss(pred, torch.ones_like(pred), torch.ones(1, 2))
+    assert loss.dtype == torch.float64 and loss.item() == pytest.approx(1e-24, rel=1e-3)
+
+
 def test_two_removed_patches_get_different_predictions_by_their_positions_alone():
     network = method()
     pred, mask = network.reconstruct(pixels(1), noise(1))[1:3]

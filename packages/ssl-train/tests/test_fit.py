@@ -31,7 +31,7 @@ from ssl_train.data.names import digest
 from ssl_train.data.views import eval_view
 from ssl_train.fit import NonFiniteLoss, fit
 from ssl_train.log import Log
-from ssl_train.optim import decay_groups
+from ssl_train.optim import LossScaler, decay_groups
 from ssl_train.options import RunOptions
 from ssl_train.probe import Collapsed, Probe
 from ssl_train.run import RunError
@@ -162,6 +162,46 @@ def test_a_scaler_skips_two_bad_gradients_in_a_row_and_stops_at_three(tmp_path):
     assert scale(tmp_path / "two") == 65536.0 / 2 ** len(bad)
     with pytest.raises(NonFiniteLoss, match="the gradient is inf at step 5"):
         half.here(tmp_path / "three", *(faults.after(step, overflow) for step in (3, 4, 5)))
+
+
+def overflow_above(scale):
+    """A gradient that fp16 would hold only under this scale of the loss."""
+
+    def act(method, outputs):
+        bias = method.student[3].bias
+        nothing = (bias - bias.detach()).half().float().sum()  # its gradient passes through 16 bits
+        return {**outputs, "loss": outputs["loss"] + 60_000 / scale * nothing}
+
+    return act
+
+
+@pytest.mark.parametrize("halvings", [4, 7, 16])
+def test_a_scale_may_halve_as_often_as_it_needs_before_the_first_finite_gradient(halvings):
+    scaler = LossScaler("cpu", enabled=True)
+    assert all(scaler.tolerates(torch.tensor(torch.inf)) for _ in range(halvings))
+    assert scaler.tolerates(torch.tensor(1.0)), "found"
+    assert [scaler.tolerates(torch.tensor(torch.nan)) for _ in range(3)] == [True, True, False]
+
+
+def test_a_gradient_that_is_not_finite_at_scale_1_ends_calibration(tmp_path):
+    always = [faults.after(step, overflow_above(0.5)) for step in range(20)]
+    with pytest.raises(NonFiniteLoss, match="the gradient is inf at step 16; .* bf16 and fp32 have a wider range"):
+        TRIAL.replace(precision="fp16").here(tmp_path / "run", *always)
+    assert scale(tmp_path / "run") == 1
+
+
+def test_a_run_calibrates_and_a_stop_in_between_changes_nothing(tmp_path):
+    half, needs = TRIAL.replace(precision="fp16"), [faults.after(step, overflow_above(512)) for step in range(20)]
+    half.here(tmp_path / "whole", *needs)
+    assert scale(tmp_path / "whole") <= 512
+    for step in (1, 4):
+        with pytest.raises(Interrupted):
+            half.here(tmp_path / "run", *needs, faults.kill(step, signal.SIGTERM))
+        state = json.loads((newest(tmp_path / "run") / "state.json").read_text())["scaler"]
+        assert (state["settled"], state["skipped"]) == (False, step + 1)
+    half.here(tmp_path / "run", *needs)
+    assert same(tmp_path / "run", tmp_path / "whole")
+    assert scale(tmp_path / "run") == scale(tmp_path / "whole")
 
 
 def test_the_scaler_is_part_of_what_is_resumed(tmp_path):

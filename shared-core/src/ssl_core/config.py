@@ -50,6 +50,8 @@ class TrainConfig(Checked):
     """adamw has `betas`, sgd and lars `momentum`; adafactor's rate is a share of a tensor's size"""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     """AdamW's momenta"""
+    eps: Positive = 1e-8
+    """AdamW's epsilon"""
     momentum: Rate = 0.9
     """SGD's and LARS's momentum"""
     clip_grad: Positive | None = None

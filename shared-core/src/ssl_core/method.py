@@ -17,6 +17,8 @@ and, where its paper needs them,
     attach(source)          takes what it needs of opened data (a tokenizer); returns the source
                             as this method reads it
     accumulates = True      the loss is a mean over samples, so micro-batches add up to the batch
+    targets(batch) -> int   what the loss of a batch is a mean over, if samples differ in how many
+                            they have: micro-batches are weighted by it
     accumulates = "jointly" forward takes all micro-batches, {"micro_batches": [batch, …]}
     can_collapse = True     constant features minimise part of the loss: the loop watches for them
     project(features)       (b, d) of `encode`'s features: what the loss compares; the loop logs

@@ -17,10 +17,12 @@ micro-batches make one loss, and the activations of a micro-batch are computed a
 gradient is asked for.
 
 Deviations: both towers start by the rule that the paper's code has for the text tower; it leaves
-vision blocks at PyTorch's defaults. SigLIP's b starts at the log odds of a match in the batch,
-−ln(n − 1), which is the paper's −10 at its batch of 32,768. From −10, b takes thousands of steps to
-reach the value that a small batch needs, and until then all embeddings are pulled together.
-Expected (the paper, table 11): ViT-B/32, B/16, L/14 63.2, 68.3, 75.3 % zero-shot on ImageNet.
+vision blocks at PyTorch's defaults. A crop has 90 to 100 % of the image's area (open_clip's), the
+paper's is a random square of the resized image. SigLIP's b starts at the log odds of a match in the
+batch, −ln(n − 1), which is the paper's −10 at its batch of 32,768. From −10, b takes thousands of
+steps to reach the value that a small batch needs, and until then all embeddings are pulled
+together. Expected (the paper, table 11): ViT-B/32, B/16, L/14 63.2, 68.3, 75.3 % zero-shot on
+ImageNet.
 """
 
 from __future__ import annotations

@@ -102,6 +102,8 @@ class CLIPConfig(ImageConfig, TrainConfig):
     warmup_epochs: float = 0.16
     weight_decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    """AdamW's epsilon: the paper has 1e-6 for its ViTs, 1e-8 for its ResNets (table 18)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +140,7 @@ def vit_l14() -> CLIPConfig:
 
 def rn50() -> CLIPConfig:
     """OpenAI's RN50: 59.6 % zero-shot on ImageNet (the paper's table 11). Not run here."""
-    return CLIPConfig(tower="resnet", dim=64, heads=32, embed_dim=1024)
+    return CLIPConfig(tower="resnet", dim=64, heads=32, embed_dim=1024, betas=(0.9, 0.999), eps=1e-8)
 
 
 def small() -> CLIPConfig:
@@ -157,7 +159,7 @@ def demo() -> CLIPConfig:
     image: Any = {"image_size": 64, "tower": "resnet", "dim": 16, "heads": 8, "stages": (1, 1, 1, 1)}
     text: Any = {"text_dim": 64, "text_depth": 2, "text_heads": 2}
     tokens: Any = {"vocab_size": 640, "eos_token_id": 639, "context_length": 16}
-    run: Any = {"epochs": 6, "batch_size": 64, "base_lr": 6e-3, "warmup_epochs": 1, "weight_decay": 0.05}
+    run: Any = {"epochs": 6, "batch_size": 64, "base_lr": 6e-3, "warmup_epochs": 1, "weight_decay": 0.05, "eps": 1e-8}
     return CLIPConfig(**image, **text, **tokens, embed_dim=128, activation="gelu", **run, precision="fp32")
 
 

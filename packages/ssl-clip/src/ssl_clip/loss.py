@@ -41,14 +41,16 @@ NARROW = 60.0
 
 
 def dense_clip_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """The paper's figure 3: image and text (n, d), rows of length 1; `scale` is exp(τ)."""
+    """The paper's figure 3: image and text (n, d), of any length; `scale` is exp(τ)."""
+    image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
     logits = scale * image @ text.T  # n n
     own = torch.arange(len(image), device=image.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def dense_siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """The paper's algorithm 1: image and text (n, d), rows of length 1; `scale` is exp(t')."""
+    """The paper's algorithm 1: image and text (n, d), of any length; `scale` is exp(t')."""
+    image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
     logits = scale * image @ text.T + bias  # n n
     match = 2 * torch.eye(len(image), device=image.device) - 1  # z: 1 on the diagonal, -1 elsewhere
     return -F.logsigmoid(match * logits).sum() / len(image)
@@ -57,10 +59,11 @@ def dense_siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     """CLIP's loss of n pairs: row i of `image` (n, d) belongs to row i of `text` (n, d).
 
-    `logit_scale` is exp(τ), a scalar. Each process of a group calls it with its own rows, of which
-    it may have any number; each gets the loss of the whole batch. DDP's mean of the gradients then
-    equals the gradient of a single process, for the scale too. Computed in fp32 (fp64 for fp64
-    input). Raises ValueError when the shapes differ.
+    The rows can have any length: they are normalised here. `logit_scale` is exp(τ), a scalar. Each
+    process of a group calls it with its own rows, of which it may have any number; each gets the
+    loss of the whole batch. DDP's mean of the gradients then equals the gradient of a single
+    process, for the scale too. Computed in fp32 (fp64 for fp64 input). Raises ValueError when the
+    shapes differ.
     """
     return clip_loss_and_top1(image, text, logit_scale)[0]
 
@@ -105,7 +108,9 @@ def _apply(loss: Callable[..., Result], sizes: tuple[int, ...], *inputs: Tensor)
     # Not in half precision: at a scale of 100 it would round the logits.
     dtype = reduce(torch.promote_types, [x.dtype for x in inputs], torch.float32)
     with no_autocast(image.device):
-        return _WithGradient.apply(loss, sizes, *(x.to(dtype) for x in inputs))  # type: ignore[no-any-return]
+        image, text, *scalars = (x.to(dtype) for x in inputs)
+        unit = (F.normalize(x, dim=1) for x in (image, text))
+        return _WithGradient.apply(loss, sizes, *unit, *scalars)  # type: ignore[no-any-return]
 
 
 class _WithGradient(torch.autograd.Function):

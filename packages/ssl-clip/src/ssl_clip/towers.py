@@ -86,12 +86,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(dim, heads, config, causal=causal) for _ in range(depth))
         # OpenAI's rule for the text tower, used for both. The deeper, the less each branch adds.
+        # Attention's biases start at 0; an MLP's stay as Linear draws them, uniform in ±1/√fan-in.
         deep = (2 * dim * depth) ** -0.5
         stds = {"self_attn.qkv": dim**-0.5, "self_attn.out_proj": deep, "mlp.fc1": (2 * dim) ** -0.5, "mlp.fc2": deep}
         for layer in self.layers:
             for name, std in stds.items():
                 nn.init.normal_(layer.get_parameter(f"{name}.weight"), std=std)
-                nn.init.zeros_(layer.get_parameter(f"{name}.bias"))
+            for part in ("qkv", "out_proj"):
+                nn.init.zeros_(layer.get_parameter(f"self_attn.{part}.bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:

@@ -11,8 +11,10 @@ pass; batch norm spans all processes. The target stays in training mode and has 
 statistics. The second view is seldom blurred and sometimes solarized. The optimiser is LARS,
 without decay and adaptation for biases and batch norm.
 
-Deviations: none known from the paper. (The authors' released code, whose figures are not the
-paper's, initialises the residual branches of its bottlenecks to zero.) Expected (the paper): linear
+Deviations. The authors' code adds to the brightness and changes the contrast about each channel's
+mean; ours multiplies the brightness and changes the contrast about the mean grey, as torchvision
+does. (Their released code, whose figures are not the paper's, initialises the residual branches of
+its bottlenecks to zero.) Expected (the paper): linear
 probe 74.3 %, ResNet-50, 1000 epochs of ImageNet.
 """
 

@@ -18,8 +18,9 @@ Order of a step: query, shuffled keys, loss against the old queue, backward, opt
 moving average and the queue. The authors average before the keys of the next step are computed,
 which is the same.
 
-v2 is v1 with a projector of two layers, blur, T = 0.2 and half a cosine. Deviations: in v1 the
-authors turn views grey before they jitter the colours, and divide the learning rate at two epochs.
+v2 is v1 with a projector of two layers, blur, T = 0.2 and half a cosine. Deviations. The
+learning rate falls with every step, the authors' with every epoch. In v1 they turn views grey
+before they jitter the colours, and divide the learning rate at two epochs.
 
 Expected (the authors' README): linear probe 60.6 % (v1) and 67.7 % (v2), both after 200 epochs;
 v2 71.1 % after 800. ResNet-50, ImageNet.

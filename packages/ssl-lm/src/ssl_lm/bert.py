@@ -12,7 +12,9 @@ has the equation of the loss and its fast form.
 Deviations. Masks are dynamic and there is no next-sentence task (RoBERTa, arXiv 1907.11692, found
 both better). A random replacement is never a special token; the authors' code draws from the whole
 vocabulary. Documents packed into one row do not see each other, and positions start again with
-each. Sentence pairs are read (`token_type_ids`), not trained on. AdamW's eps is 1e-8, not 1e-6.
+each. Sentence pairs are read (`token_type_ids`), not trained on. The learning rate falls along half
+a cosine, theirs linearly. Weights start from a whole normal distribution, theirs is cut at two
+standard deviations. AdamW's eps is 1e-8, not 1e-6.
 
 Expected (the paper, table 1): BERT-base 79.6, BERT-large 82.1 mean GLUE score after fine-tuning.
 Not run here.
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 from ssl_core.errors import InputError
 from ssl_lm.attention import attend, attention_weights, document_positions, same_document
 from ssl_lm.config import BERTConfig
-from ssl_lm.loss import accuracy, linear_cross_entropy, linear_nll
+from ssl_lm.loss import accuracy, count_targets, linear_cross_entropy, linear_nll
 from ssl_lm.masking import WithWords, word_starts
 from ssl_lm.text_model import TextModel, init_weights, text_mean
 from ssl_lm.tokenizer import settled
@@ -162,6 +164,10 @@ class BERT(TextModel):
         if not self.training:
             outputs["accuracy"] = accuracy(self._product(states), labels)
         return outputs
+
+    def targets(self, batch: dict[str, Any]) -> int:
+        """Selected tokens of a batch, over which its loss is a mean."""
+        return count_targets(batch["labels"])
 
     def hidden(
         self,

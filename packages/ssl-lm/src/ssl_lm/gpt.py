@@ -16,7 +16,8 @@ approximation, as in the released weights.
 
 Deviations from the released code: training builds no logits (`loss.py`, which has the equation and
 its fast form). Texts are packed one behind the other, an eos token after each, and attention
-crosses it, as in the paper.
+crosses it, as in the paper. The recipe is nanoGPT's, whose warm-up is one step ahead of ours: our
+first step has a rate of 0.
 
 Expected (the paper's table 3): WikiText-103 perplexity 37.50 / 26.37 / 22.05 / 17.48 for 124 M /
 355 M / 774 M / 1.5 B.
@@ -127,7 +128,7 @@ class GPT(TextModel):
     config_class = GPTConfig
     layout = "ssl_lm.convert:LAYOUTS[gpt]"
     config: GPTConfig
-    accumulates = True
+    accumulates = True  # every row has as many targets, the context's tokens
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

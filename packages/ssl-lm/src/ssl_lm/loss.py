@@ -77,6 +77,11 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits.argmax(-1) == labels) & counted).sum() / counted.sum().clamp(min=1)
 
 
+def count_targets(labels: Tensor) -> int:
+    """How many labels count, that is, are not -100."""
+    return int((labels != IGNORED).sum())
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """The sum of the losses. The forward pass computes the gradients that are wanted as well."""
 

@@ -38,7 +38,7 @@ from ssl_core.errors import InputError
 from ssl_lm.attention import Cache, attend, attention_weights, causal_mask, same_document
 from ssl_lm.beam import beam_search, greedy
 from ssl_lm.config import T5Config
-from ssl_lm.loss import accuracy, linear_cross_entropy
+from ssl_lm.loss import accuracy, count_targets, linear_cross_entropy
 from ssl_lm.text_model import TextModel, text_mean
 from ssl_lm.tokenizer import settled
 
@@ -289,6 +289,10 @@ class T5(TextModel):
         if not self.training:
             outputs["accuracy"] = accuracy(F.linear(states, self.head), labels)
         return outputs
+
+    def targets(self, batch: dict[str, Any]) -> int:
+        """Tokens that the decoder has to write, over which the loss is a mean."""
+        return count_targets(batch["labels"])
 
     @property
     def head(self) -> Tensor:

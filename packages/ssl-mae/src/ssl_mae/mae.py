@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssl_core.device import wide
 from ssl_core.encoder import ImageEncoder
 from ssl_core.hub.pretrained import Pretrained
 from ssl_core.patches import (
@@ -43,9 +44,9 @@ def mae_loss(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over the pixels of removed patches.
 
     pred and target (b, n, p·p·c), mask (b, n) with 1 for removed. One sum over the batch, one
-    division; fp32.
+    division. Computed in float32, in float64 for float64.
     """
-    error = (pred.float() - target.float()).square().mean(-1)  # b n
+    error = (wide(pred) - wide(target)).square().mean(-1)  # b n
     return (error * mask).sum() / mask.sum()
 
 

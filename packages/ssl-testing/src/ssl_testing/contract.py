@@ -210,10 +210,9 @@ class Contract(Suite):
                     {**part, "views": [normalize(v, config.mean, config.std) for v in part["views"]]}
                     for part in samples
                 ]
-            batches = passes(method, samples)
-            for batch in batches:
+            for batch, share in passes(method, samples):
                 seed_step(config.seed, 0)
-                (model(_double(batch), 0.25)["loss"] / len(batches)).backward()
+                (model(_double(batch), 0.25)["loss"] * share).backward()
             getattr(method, "before_step", lambda progress: None)(0.25)
             gradients = {f"gradient of {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
             with torch.no_grad():

@@ -23,7 +23,7 @@ from ssl_core.schedule import cosine, warmup_cosine
 from ssl_train.checkpoint import Checkpoints
 from ssl_train.data.loader import Batches, Plan, TooManyBadSamples, default_workers
 from ssl_train.log import Log, Meter
-from ssl_train.optim import build_optimizer, schedule
+from ssl_train.optim import LossScaler, build_optimizer, schedule
 from ssl_train.options import RunOptions
 from ssl_train.probe import Collapsed, Probe
 from ssl_train.processes import by_main, gather_objects, keep_freed_memory
@@ -62,14 +62,14 @@ def fit(
     if options.accumulate > 1 and not getattr(method, "accumulates", False):
         raise ConfigError(f"{type(method).__name__}'s loss spans the batch: micro-batches do not add up to it")
     optimizer = build_optimizer(method, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")  # type: ignore[attr-defined]
+    scaler = LossScaler(device.type, enabled=config.precision == "fp16")
     checkpoints = Checkpoints(folder / "checkpoints", run_id)
     start = checkpoints.restore(method, optimizer, scaler)
     model = wrap(method.train(), device, compiled=options.compile)
     workers = default_workers() if options.workers is None else options.workers
     loading = {"parts": options.accumulate, "workers": workers, "pin_memory": device.type == "cuda"}
     batches = Batches(source, transform, plan, start=start, **loading)
-    saved_at, skipped = time.monotonic(), 0
+    saved_at = time.monotonic()
 
     with StopSignal() as stop, batches.watched(), Log(folder, total, start, options, quiet=rank > 0) as log:
         meter, steps = Meter(), iter(batches)
@@ -84,18 +84,18 @@ def fit(
             lr, decay = lr_and_decay(config, plan, step)
             schedule(optimizer, lr=lr, peak=config.lr, weight_decay=decay)
 
-            # Forward and backward: the gradient of the mean over micro-batches, and the mean of
-            # their outputs.
+            # Forward and backward of each micro-batch. Gradients and outputs add up to those of the
+            # joined batch: each counts for its share of the step.
             outputs: dict[str, Tensor] = {}
             given = passes(method, parts)
-            for i, batch in enumerate(given):
+            for i, (batch, share) in enumerate(given):
                 seed_step(config.seed, step, rank, i)
                 with _gradients_summed(model, last=i + 1 == len(given)):
                     with autocast(config.precision, device):
                         out = model(to_device(batch, device), progress)
-                    scaler.scale(out["loss"] / len(given)).backward()
+                    scaler.scale(out["loss"] * share).backward()
                 for key, value in out.items():
-                    outputs[key] = outputs.get(key, 0) + value.detach().float() / len(given)
+                    outputs[key] = outputs.get(key, 0) + value.detach().float() * share
 
             # All processes agree to stop or to save. A loss that is not finite steps nothing.
             due = time.monotonic() - saved_at > 60 * max(options.checkpoint_minutes, checkpoints.pause)
@@ -107,7 +107,11 @@ def fit(
             # The optimiser's step, between the method's two hooks.
             scaler.unscale_(optimizer)
             norm = gradient_norm(method, config.clip_grad)
-            skipped = _check_gradient(norm, skipped, step, skips=scaler.is_enabled())
+            if not scaler.tolerates(norm):
+                wider = "; bf16 and fp32 have a wider range: --precision" if scaler.is_enabled() else ""
+                raise NonFiniteLoss(
+                    f"the gradient is {float(norm)} at step {step}; the weights were not changed{wider}"
+                )
             _call(method, "before_step", progress)
             scaler.step(optimizer)
             scaler.update()
@@ -151,11 +155,21 @@ def lr_and_decay(config: TrainConfig, plan: Plan, step: int) -> tuple[float, flo
     return lr, cosine(step / plan.steps, config.weight_decay, config.weight_decay_end or config.weight_decay)
 
 
-def passes(method: nn.Module, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What forward is called with in a step: each micro-batch, or all at once if the method asks
-    for that."""
-    jointly = len(parts) > 1 and getattr(method, "accumulates", False) == "jointly"
-    return [{"micro_batches": parts}] if jointly else parts
+def passes(method: nn.Module, parts: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """What forward is called with in a step, each with the share that its loss has in the step's.
+
+    These are the micro-batches `parts`, or all of them at once if the method asks for that. The
+    shares are equal, unless the method counts the `targets` of a batch: its loss is a mean over
+    them, so a micro-batch with twice as many counts twice. Targets are counted over all processes.
+    """
+    if len(parts) > 1 and getattr(method, "accumulates", False) == "jointly":
+        return [({"micro_batches": parts}, 1.0)]
+    targets = getattr(method, "targets", None)
+    if len(parts) == 1 or targets is None:
+        return [(part, 1 / len(parts)) for part in parts]
+    device = next(method.parameters()).device
+    counts = distributed.all_reduce_sum(torch.tensor([int(targets(part)) for part in parts], device=device)).tolist()
+    return [(part, count / max(1, sum(counts))) for part, count in zip(parts, counts, strict=True)]
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -238,16 +252,6 @@ def _non_finite(folder: Path, step: int, loss: Tensor, parts: list[dict[str, Any
         f"loss is {' '.join(rank['loss'] for rank in ranks)} at step {step}; the weights were not changed. {where}, "
         f"the losses before were {[round(x, 4) for x in meter.losses]}. A lower --base-lr or --clip-grad often helps"
     )
-
-
-def _check_gradient(norm: Tensor, skipped: int, step: int, *, skips: bool) -> int:
-    """Number of non-finite gradients in a row. A scaler `skips` them; otherwise one is an error, as
-    are three in a row."""
-    if bool(torch.isfinite(norm)):
-        return 0
-    if not skips or skipped == 2:
-        raise NonFiniteLoss(f"the gradient is {float(norm)} at step {step}; the weights were not changed")
-    return skipped + 1
 
 
 def _call(method: nn.Module, hook: str, progress: float) -> None:

@@ -38,7 +38,7 @@ def build_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optim
     groups = own(config) if own else decay_groups(method, config.weight_decay)
     groups = [{"weight_decay": config.weight_decay, "lr_scale": 1.0, **group} for group in groups]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     if config.optimizer == "adafactor":
@@ -55,6 +55,40 @@ def schedule(optimizer: torch.optim.Optimizer, *, lr: float, peak: float, weight
         group["lr"] = (peak if group.get("fixed_lr") else lr) * group["lr_scale"]
         if group["weight_decay"]:
             group["weight_decay"] = weight_decay
+
+
+class LossScaler(torch.amp.GradScaler):
+    """torch's scaler for fp16, which also says whether training may go on after a gradient.
+
+    A non-finite gradient is skipped and halves the scale. At first that is how the scale finds its
+    size: it starts at 65,536, and many methods need far less. So before the first finite gradient
+    it may happen until the scale is 1, after that twice in a row. What the rule needs to know is
+    part of the state, so a resumed run decides as an uninterrupted one.
+    """
+
+    HALVINGS = 16
+    """from torch's first scale, 65,536, to 1"""
+
+    def __init__(self, device: str, *, enabled: bool) -> None:
+        super().__init__(device, enabled=enabled)
+        self.settled, self.skipped = False, 0
+
+    def tolerates(self, norm: Tensor) -> bool:
+        """Whether training may go on after a gradient of this norm. Call it once a step."""
+        if bool(torch.isfinite(norm)):
+            self.settled, self.skipped = True, 0
+            return True
+        self.skipped += 1
+        return self.is_enabled() and self.skipped <= (2 if self.settled else self.HALVINGS)
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"settled": self.settled, "skipped": self.skipped}
+        return {**super().state_dict(), **own} if self.is_enabled() else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
+        super().load_state_dict(state)
+        if self.is_enabled():
+            self.settled, self.skipped = state["settled"], state["skipped"]
 
 
 class LARS(torch.optim.Optimizer):
