@@ -269,7 +269,11 @@ def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tester/dmeo", {}, "has no 'tester'.* and the Hub shows no repository tester/dmeo: misspelt, or private; you are not"),
+        (
+            "tester/dmeo",
+            {},
+            "has no 'tester'.* and the Hub shows no repository tester/dmeo: misspelt, or private; you are not",
+        ),
         ("tester/dmeo", {"token": "hf_test"}, "misspelt, or private$"),
         ("tester/secret", {}, "misspelt, or private; you are not signed in: run `hf auth login`"),
         ("tester/secret", {"token": "hf_old"}, "refuses access.*Invalid credentials"),
@@ -309,7 +313,9 @@ def test_a_mistyped_path_that_could_be_a_hub_id_is_told_the_near_names(
         (tmp_path / folder).mkdir(parents=True)
     near = "run" if name == "rum" else "mine"
     beyond = "no repository" if not options else "not, or not completely, in the cache"
-    with pytest.raises(HubError, match=rf"{name} does not exist: .* has no '.*', but .*{near}.*, and the Hub.*{beyond}"):
+    with pytest.raises(
+        HubError, match=rf"{name} does not exist: .* has no '.*', but .*{near}.*, and the Hub.*{beyond}"
+    ):
         resolve(name, **options)
 
 
@@ -479,9 +485,7 @@ def test_files_that_stay_damaged_are_all_named_and_all_removed(hub: HubServer) -
 
 @pytest.mark.parametrize("lfs", [True, False], ids=["sha256", "git"])
 @pytest.mark.parametrize("how", ["online", "pinned", "offline"])
-def test_what_a_killed_process_left_unchecked_is_checked_at_the_next_call(
-    hub: HubServer, how: str, lfs: bool
-) -> None:
+def test_what_a_killed_process_left_unchecked_is_checked_at_the_next_call(hub: HubServer, how: str, lfs: bool) -> None:
     from huggingface_hub import snapshot_download
 
     hub.lfs = lfs

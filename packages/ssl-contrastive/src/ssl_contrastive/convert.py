@@ -36,6 +36,7 @@ MOCO_AUTHORS: tuple[Row, ...] = (
 )
 """facebookresearch/moco, v1 and v2."""
 
+
 class MoCoKeyMap(KeyMap):
     """A `KeyMap` that turns the authors' queue (d, k) into ours (k, d). In our own folders the
     queue is in heads.safetensors, which needs no map."""

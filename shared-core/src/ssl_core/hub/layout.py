@@ -169,7 +169,9 @@ def read_index(file: Path) -> dict[str, set[str]]:
     weight_map, shards = read_json(file).get("weight_map"), {}
     for name, shard in weight_map.items() if isinstance(weight_map, dict) else ():
         if not isinstance(shard, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", shard):
-            raise WeightsError(f"{file} is damaged: it has {name!r} in {shard!r}, which is no safetensors file beside it")
+            raise WeightsError(
+                f"{file} is damaged: it has {name!r} in {shard!r}, which is no safetensors file beside it"
+            )
         if not (file.parent / shard).is_file():
             raise WeightsError(f"{file.parent} lacks {shard}, which {file.name} names: get the folder again")
         shards.setdefault(shard, set()).add(name)
@@ -193,9 +195,7 @@ def read_tensors(file: Path, layout: Layout) -> dict[str, Tensor]:
     return dict(raw)
 
 
-def read_config(
-    path: Path, config_class: type, layout: Layout, state: Mapping[str, Tensor], given: Any = None
-) -> Any:
+def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[str, Tensor], given: Any = None) -> Any:
     """Config of a folder: ours where it is stored, else transformers', else what the shapes say,
     else `given`."""
     file = path / CONFIG if (path / CONFIG).is_file() else path
@@ -217,7 +217,9 @@ def read_config(
         raise ConfigError(f"{file}: {error}") from error
     # When transformers saves our folder again, it leaves out its defaults, adds keys and names what
     # it saved.
-    check_agrees(file, layout.to_theirs(config), "architectures", "dtype", *layout.rewritten, by="its own 'ssl' section")
+    check_agrees(
+        file, layout.to_theirs(config), "architectures", "dtype", *layout.rewritten, by="its own 'ssl' section"
+    )
     return config
 
 

@@ -286,7 +286,9 @@ def _check_stored(path: Path) -> None:
         raise WeightsError(f"{path} is no intact file of torch.save: {error}") from error
     if any(m.filename.endswith("/constants.pkl") for m in members):
         how = _resave(f"torch.jit.load({path.name!r}).state_dict()")
-        raise WeightsError(f"{path} is a TorchScript program, as OpenAI's own CLIP files are, and could run code. {how}")
+        raise WeightsError(
+            f"{path} is a TorchScript program, as OpenAI's own CLIP files are, and could run code. {how}"
+        )
     packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise WeightsError(f"{path} was not written by torch.save: its member {packed[0]!r} is compressed")
