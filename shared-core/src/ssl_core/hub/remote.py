@@ -131,7 +131,7 @@ def _fetch(at: Address, patterns: Sequence[str]) -> Path:
     commit = str(info.sha)
     if not re.fullmatch("[0-9a-f]{40}", commit):
         raise HubError(f"{at.repo_id}: {commit!r} is no commit hash. Nothing was written")
-    listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    listed: dict[str, Any] = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     chosen = _choose(at.repo_id, listed, patterns)
     exactly: dict[str, Any] = {"allow_patterns": [glob.escape(file) for file in chosen], "token": at.token}
     folder = Path(snapshot_download(at.repo_id, revision=at.revision, cache_dir=at.cache_dir, **exactly))
