@@ -269,7 +269,11 @@ def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tester/dmeo", {}, "no folder here and no repository that the Hub shows: misspelt, or private; you are not"),
+        (
+            "tester/dmeo",
+            {},
+            "has no 'tester'.* and the Hub shows no repository tester/dmeo: misspelt, or private; you are not",
+        ),
         ("tester/dmeo", {"token": "hf_test"}, "misspelt, or private$"),
         ("tester/secret", {}, "misspelt, or private; you are not signed in: run `hf auth login`"),
         ("tester/secret", {"token": "hf_old"}, "refuses access.*Invalid credentials"),
@@ -277,8 +281,8 @@ def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(
         ("tester/demo", {"revision": "v9"}, "no revision 'v9'"),
         ("tester/demo", {"revision": "0" * 40}, "no revision '0000"),
         ("tester/demo", {"allow_patterns": ("*.txt",)}, r"no file of a model \(\*\.txt\), but config\.json, model"),
-        ("not an id", {}, "no folder here and no valid Hub id"),
-        ("not an id", {"local_files_only": True}, "no folder here and no valid Hub id"),
+        ("not an id", {}, "has no 'not an id'.* and 'not an id' is no valid Hub id"),
+        ("not an id", {"local_files_only": True}, "has no 'not an id'.* and 'not an id' is no valid Hub id"),
     ],
 )
 def test_what_cannot_be_had_is_a_hub_error_that_says_why(
@@ -297,6 +301,22 @@ def test_a_private_repository_opens_with_a_token(hub: HubServer, monkeypatch: py
     assert contents(resolve("tester/secret", token=hub.token)) == FILES
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert contents(resolve("tester/secret")) == FILES
+
+
+@pytest.mark.parametrize("name", ["rum", "runs/mime", "runs/mine-2"])
+@pytest.mark.parametrize("options", [{}, {"local_files_only": True}], ids=["online", "offline"])
+def test_a_mistyped_path_that_could_be_a_hub_id_is_told_the_near_names(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "runs/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    near = "run" if name == "rum" else "mine"
+    beyond = "no repository" if not options else "not, or not completely, in the cache"
+    with pytest.raises(
+        HubError, match=rf"{name} does not exist: .* has no '.*', but .*{near}.*, and the Hub.*{beyond}"
+    ):
+        resolve(name, **options)
 
 
 # --- revisions and the cache
@@ -439,6 +459,75 @@ def test_bytes_that_stay_wrong_are_an_error_and_leave_nothing_in_the_cache(hub: 
     with pytest.raises(HubError, match="in the cache"):
         resolve(ID, local_files_only=True)
     assert contents(resolve(ID)) == FILES
+
+
+TWO = {**FILES, "preprocessor_config.json": b'{"image_mean": [0.5]}', "copy.safetensors": FILES["model.safetensors"]}
+
+
+def test_several_damaged_files_are_all_fetched_again(hub: HubServer, waits: list[float]) -> None:
+    hub.add(ID, TWO)
+    hub.corrupt("GET .*/resolve/.*config.json", times=2)
+    hub.corrupt("GET .*/resolve/.*model.safetensors")
+    for _ in range(3):
+        assert contents(resolve(ID)) == TWO
+    assert waits == [1.0], "one more try brings all of them"
+
+
+def test_files_that_stay_damaged_are_all_named_and_all_removed(hub: HubServer) -> None:
+    hub.add(ID, TWO)
+    hub.corrupt("GET .*/resolve/.*(config.json|safetensors)", times=99)
+    with pytest.raises(HubError, match=r"config\.json.*model\.safetensors.* arrived damaged") as caught:
+        resolve(ID)
+    assert all(name in str(caught.value) for name in TWO)
+    hub.faults.clear()
+    assert contents(resolve(ID)) == TWO
+
+
+@pytest.mark.parametrize("lfs", [True, False], ids=["sha256", "git"])
+@pytest.mark.parametrize("how", ["online", "pinned", "offline"])
+def test_what_a_killed_process_left_unchecked_is_checked_at_the_next_call(hub: HubServer, how: str, lfs: bool) -> None:
+    from huggingface_hub import snapshot_download
+
+    hub.lfs = lfs
+    commit = hub.add(ID, TWO).refs["main"]
+    hub.corrupt("GET .*/resolve/.*config.json", times=2)
+    hub.corrupt("GET .*/resolve/.*model.safetensors")
+    left = Path(snapshot_download(ID))  # as if killed here: the client itself compares sizes only
+    assert contents(left) != TWO
+    if how == "offline":
+        with pytest.raises(HubError, match=r"config\.json.*arrived damaged.*get it again"):
+            resolve(ID, local_files_only=True)
+    assert contents(resolve(ID, revision=commit if how == "pinned" else None)) == TWO
+
+
+@pytest.mark.parametrize("how", ["online", "offline"])
+def test_files_are_checked_once_and_again_when_they_change(
+    hub: HubServer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(ID, TWO)
+    read: list[str] = []
+    hashes = repo_module._hashes
+    monkeypatch.setattr(repo_module, "_hashes", lambda path, digits: read.append(path.name) or hashes(path, digits))
+    options = {"local_files_only": True} if how == "offline" else {}
+    folder = resolve(ID)
+    assert len(read) == 3, "two of the four have the same content"
+    assert resolve(ID, **options) == folder and len(read) == 3
+
+    blob = (folder / "config.json").resolve()
+    blob.write_bytes(b"{ ")
+    if how == "offline":
+        with pytest.raises(HubError, match=r"config\.json arrived damaged"):
+            resolve(ID, **options)
+    assert contents(resolve(ID)) == TWO
+
+
+def test_a_cache_that_may_not_be_written_is_checked_at_each_call(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(ID, TWO)
+    monkeypatch.setattr(repo_module, "VERIFIED", "blobs/no-folder/beside")
+    assert contents(resolve(ID)) == TWO
+    assert contents(resolve(ID, local_files_only=True)) == TWO
 
 
 @pytest.mark.parametrize(

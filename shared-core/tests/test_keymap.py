@@ -156,3 +156,27 @@ def test_what_they_have_no_name_for_is_returned_apart():
 def test_a_prefix_goes_before_every_name_of_its_side():
     rows = prefixed((("a.{w}", "b.{w}"), ("qkv", ("q", "k"))), ours="net.", theirs="model.")
     assert rows == (("net.a.{w}", "model.b.{w}"), ("net.qkv", ("model.q", "model.k")))
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    ["module.", "_orig_mod.", "model.", "backbone.", "encoder.", "module._orig_mod.", "model.encoder.module."],
+)
+def test_wrappers_before_a_name_are_looked_through(wrapper):
+    names = ["conv.weight", "layer.0.output.dense.bias"]
+    theirs = tensors(*names)
+    ours, unknown = TOY.to_ours(
+        {wrapper + name: tensor for name, tensor in theirs.items()} | tensors(f"{wrapper}pooler.x")
+    )
+    assert unknown == [] and same(ours, TOY.to_ours(theirs)[0])
+
+
+def test_a_compiled_part_inside_a_model_is_looked_through():
+    ours, unknown = TOY.to_ours(tensors("layer.0._orig_mod.output.dense.bias"))
+    assert unknown == [] and list(ours) == ["blocks.0.out.bias"]
+
+
+def test_a_name_given_with_and_without_a_wrapper_and_an_unknown_one_are_reported():
+    ours, unknown = TOY.to_ours(tensors("conv.weight", "module.conv.weight", "ema.conv.weight", "module.old"))
+    assert list(ours) == ["stem.weight"]
+    assert unknown == ["module.conv.weight", "ema.conv.weight", "module.old"]

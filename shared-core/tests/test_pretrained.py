@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core.config import ConfigError, ImageConfig, PosInterp, TrainConfig, from_dict
+from ssl_core.hub import layout as layout_module
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.layout import Layout, WeightsMismatch
 from ssl_core.hub.pretrained import Pretrained
@@ -255,16 +256,94 @@ def test_a_folder_that_transformers_saved_again_loads(saved):
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 def test_a_changed_description_is_refused_and_told_how_to_go_on(saved, name):
     values = json.loads((saved / name).read_text())
-    (values if name.startswith("pre") else values["ssl"]["config"]).update(crop_pct=0.9)  # nothing else contradicts it
+    # Nothing else in the folder contradicts these.
+    values.update(note="") if name.startswith("pre") else values["ssl"]["config"].update(base_lr=0.5)
     (saved / name).write_text(json.dumps(values))
     with pytest.raises(WeightsError, match=rf"{name} has changed since .* save the model anew or delete SHA256SUMS"):
         Toy.from_pretrained(saved)
     sums = (saved / "SHA256SUMS").read_text().splitlines(keepends=True)
     (saved / "SHA256SUMS").write_text("".join(line for line in sums if f"  {name}" not in line))
     assert equal(Toy.from_pretrained(saved), toy()), "what is not listed is not compared"
-    (saved / "SHA256SUMS").write_text("".join(sums))
     (saved / "SHA256SUMS").unlink()
     assert equal(Toy.from_pretrained(saved), toy())
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["edited by transformers", "without sums"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("image_mean", [0.1, 0.2, 0.3]), ("size", {"shortest_edge": 12}), ("do_normalize", False)]
+)
+def test_an_edited_preprocessor_is_refused_with_the_difference(saved, key, value, listed):
+    file = saved / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    if listed:
+        edit(saved, transformers_version="5.0")  # then the sums of these two files are not compared
+    else:
+        (saved / "SHA256SUMS").unlink()
+    with pytest.raises(ConfigError, match=rf"preprocessor_config\.json contradicts mean, std.*config\.json: {key}"):
+        Toy.from_pretrained(saved)
+
+
+def sharded(saved, **weight_map):
+    """The folder with its model.safetensors in two files and an index."""
+    state = load_weights(saved / "model.safetensors")
+    (saved / "model.safetensors").unlink()
+    (saved / "SHA256SUMS").unlink()
+    where = {key: f"model-{i}.safetensors" for i, key in enumerate(state)}
+    for key, tensor in state.items():
+        save_weights(saved / where[key], {key: tensor})
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where | weight_map}))
+    return list(where.values())
+
+
+def test_a_model_in_several_files_loads_by_its_folder_or_its_index(saved):
+    assert len(sharded(saved)) > 1
+    for path in (saved, saved / "model.safetensors.index.json"):
+        assert equal(Toy.from_pretrained(path), toy())
+
+
+def test_a_shard_that_is_missing_or_holds_something_else_is_named(saved):
+    first, second, *_ = sharded(saved)
+    content = (saved / first).read_bytes()
+    (saved / first).write_bytes((saved / second).read_bytes())
+    with pytest.raises(WeightsError, match=rf"{first} lacks \w+\.\w+, which .*: get the folder again"):
+        Toy.from_pretrained(saved)
+    (saved / first).write_bytes(content[:-1])
+    with pytest.raises(WeightsError, match="truncated"):
+        Toy.from_pretrained(saved)
+    (saved / first).unlink()
+    with pytest.raises(WeightsError, match=rf"lacks {first}, which model\.safetensors\.index\.json names"):
+        Toy.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("shard", ["../other.safetensors", "a.bin", 3, None])
+def test_an_index_that_leads_elsewhere_is_refused(saved, shard):
+    sharded(saved, other=shard)
+    with pytest.raises(WeightsError, match=r"index\.json is damaged: it has 'other'"):
+        Toy.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("content", [{}, {"weight_map": []}, {"weight_map": {}}])
+def test_an_index_of_nothing_is_refused(saved, content):
+    sharded(saved)
+    (saved / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match="has no weight_map"):
+        Toy.from_pretrained(saved)
+
+
+def test_a_sketch_has_config_and_architecture_and_reads_no_tensor(saved, monkeypatch):
+    monkeypatch.setattr(layout_module, "load_weights", None)
+    sketched = Toy.sketched(saved)
+    assert sketched.config == ToyConfig() and sketched.stem.weight.is_meta
+    assert sketched.architecture() == toy().architecture()
+
+
+def test_a_given_config_serves_where_the_shapes_do_not_say_one(tmp_path):
+    torch.save({"queue": toy().queue.detach()}, tmp_path / "odd.pth")
+    with pytest.raises(ConfigError, match="no toy"):
+        Toy.from_pretrained(tmp_path / "odd.pth")
+    with pytest.warns(UserWarning, match="missing: stem"):
+        loaded = Toy.from_pretrained(tmp_path / "odd.pth", config=ToyConfig(), strict=False)
+    assert torch.equal(loaded.queue, toy().queue)
 
 
 def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,15 @@ from safetensors.torch import save
 from torch.utils import collect_env
 
 from ssl_core.hub import weights_file
-from ssl_core.hub.weights_file import WeightsError, load_pickle, load_weights, save_weights, verify_sums, write_sums
+from ssl_core.hub.weights_file import (
+    WeightsError,
+    load_pickle,
+    load_shapes,
+    load_weights,
+    save_weights,
+    verify_sums,
+    write_sums,
+)
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -312,3 +321,51 @@ def test_damaged_checkpoints_raise_nothing_but_weights_errors(tmp_path: Path, zi
         load_pickle(tmp_path / "missing.pth")
     with pytest.raises(FileNotFoundError):
         load_weights(tmp_path / "missing.safetensors")
+
+
+class Program(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.a
+
+
+def foreign_file(kind: str, path: Path) -> None:
+    if kind == "TorchScript":
+        torch.jit.script(Program()).save(path)
+    elif kind == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.add(__file__, "storages")
+    else:
+        torch.save(state(), path, pickle_protocol=4, _use_new_zipfile_serialization=kind == "protocol 4")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize(
+    ("kind", "what", "call"),
+    [
+        (
+            "TorchScript",
+            "is a TorchScript program, as OpenAI's own CLIP files",
+            r"torch\.jit\.load\('x\.pt'\)\.state_dict",
+        ),
+        ("tar", "is a tar archive, as the first versions of torch", r"torch\.load\('x\.pt', weights_only=False\)"),
+        ("protocol 4", "opcode 149, which pickles of another protocol", r"torch\.load\('x\.pt', weights_only=False\)"),
+        ("legacy protocol 4", "opcode 149, which pickles of another", r"torch\.load\('x\.pt', weights_only=False\)"),
+    ],
+)
+def test_a_file_that_only_an_unsafe_call_opens_is_named_with_its_safe_form(
+    tmp_path: Path, kind: str, what: str, call: str
+) -> None:
+    foreign_file(kind, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match=rf"x\.pt .*{what}.*{call}.*save_weights\('new\.safetensors', state\)"):
+        load_pickle(tmp_path / "x.pt")
+
+
+def test_shapes_are_read_from_the_header_alone(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", state())
+    shapes = load_shapes(tmp_path / "w.safetensors")
+    assert {name: t.shape for name, t in shapes.items()} == {name: t.shape for name, t in state().items()}
+    assert all(tensor.is_meta for tensor in shapes.values())

@@ -138,8 +138,7 @@ def test_a_run_that_starts_from_an_encoder_keeps_the_preset(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     line = ["--preset", "demo", "--init", str(tmp_path / "resnet18.pth"), "--data", "photos/"]
-    with pytest.warns(UserWarning, match="these are initialised anew"):
-        settings = defaults(RECIPES["moco"], line)
+    settings = defaults(RECIPES["moco"], line)
     demo = RECIPES["moco"].preset("demo")
     assert settings == replace(demo, width=64, small_stem=False)
 
@@ -244,3 +243,15 @@ def test_another_queue_length_is_a_shape_mismatch(tmp_path):
     folder = network.save_pretrained(tmp_path)
     with pytest.raises(WeightsMismatch, match=r"queue: \(12, 8\) in the file, \(20, 8\)"):
         MoCo.from_pretrained(folder, config=config(MoCo, queue=20))
+
+
+@pytest.mark.parametrize(("projection", "queue"), [(12, 12), (12, 20)])
+def test_the_queue_of_our_own_folder_is_never_turned_and_the_authors_always_is(tmp_path, projection, queue):
+    method = stirred(MoCo, projection=projection, queue=queue)
+    own = method.queue.clone()
+    loaded = MoCo.from_pretrained(method.save_pretrained(tmp_path / "own"))
+    assert torch.equal(loaded.queue, own)
+    state, unknown = LAYOUTS["moco"].keymap.to_ours({"module.queue": own.T})
+    assert unknown == [] and torch.equal(state["queue"], own)
+    state, unknown = LAYOUTS["moco"].keymap.to_ours({"_orig_mod.module.queue": own.T})
+    assert unknown == [] and torch.equal(state["queue"], own)

@@ -25,6 +25,7 @@ from ssl_core.hub.weights_file import WeightsError, load_weights, save_weights
 from ssl_core.patches import interpolate_positions
 from ssl_mae import MAE, MAEConfig
 from ssl_mae.config import RECIPES
+from ssl_mae.convert import LAYOUTS
 from ssl_train.cli.main import defaults, main
 
 pytest_plugins = ["ssl_testing.fixtures"]
@@ -175,10 +176,8 @@ def test_other_spellings_of_transformers_load(spelling, saved):
 def test_an_encoder_without_prefix_loads_and_its_decoder_is_reported(spelling, saved):
     theirs(saved)
     rename(saved, lambda name: spelling(name).removeprefix("vit.") if name.startswith("vit.") else None)
-    with pytest.raises(WeightsMismatch, match=r"missing: decoder\.blocks\.0\.attn\.proj\.bias"):
-        MAE.from_pretrained(saved)
-    with pytest.warns(UserWarning, match=r"missing: decoder\.blocks\.0\.attn\.proj\.bias; "):
-        loaded = MAE.from_pretrained(saved, strict=False)
+    with pytest.warns(UserWarning, match="holds an encoder without decoder: these are initialised anew"):
+        loaded = MAE.from_pretrained(saved)
     assert torch.equal(loaded.encode(images()), method().encode(images()))
 
 
@@ -197,10 +196,34 @@ def test_the_authors_checkpoint_loads_with_the_arguments_that_they_saved(tmp_pat
 def test_the_authors_encoder_for_fine_tuning_has_no_decoder(tmp_path):
     encoder = {name: tensor for name, tensor in authors().items() if not name.startswith(("decoder", "mask"))}
     torch.save({"model": encoder}, tmp_path / "encoder.pth")
-    with pytest.raises(WeightsMismatch, match="missing: decoder"):
-        MAE.from_pretrained(tmp_path / "encoder.pth")
-    with pytest.warns(UserWarning, match="missing: decoder"):
-        loaded = MAE.from_pretrained(tmp_path / "encoder.pth", strict=False)
+    with pytest.warns(UserWarning, match="without decoder: these are initialised anew"):
+        loaded = MAE.from_pretrained(tmp_path / "encoder.pth")
+    assert torch.equal(loaded.encode(images()), method().encode(images()))
+
+
+@pytest.mark.parametrize(
+    "wrap", ["", "module.", "_orig_mod.", "model.", "backbone.", "encoder.", "model.module.encoder."]
+)
+def test_a_run_starts_from_an_encoder_alone_and_keeps_the_presets_decoder(tmp_path, wrap):
+    encoder = {wrap + name: t for name, t in authors().items() if not name.startswith(("decoder", "mask"))}
+    torch.save({"state_dict": encoder}, tmp_path / "encoder.pth")
+    recipe = RECIPES["mae"]
+    settings = defaults(recipe, ["--preset", "demo", "--data", "photos/", "--init", str(tmp_path / "encoder.pth")])
+    demo = recipe.preset("demo")
+    assert (settings.dim, settings.depth, settings.image_size) == (64, 2, 16)
+    assert (settings.decoder_dim, settings.decoder_depth) == (demo.decoder_dim, demo.decoder_depth)
+    with pytest.warns(UserWarning, match="without decoder: these are initialised anew"):
+        loaded = MAE.from_pretrained(tmp_path / "encoder.pth", config=settings)
+    assert all(torch.equal(loaded.state_dict()[k], t) for k, t in method().state_dict().items() if k[:3] == "enc")
+
+
+def test_a_vit_of_transformers_is_an_encoder_alone(tmp_path):
+    tensors, config = LAYOUTS["mae"].exports["transformers"](method().state_dict(), method().config)
+    save_weights(tmp_path / "model.safetensors", {**tensors, "pooler.dense.bias": torch.zeros(64)})
+    write(tmp_path, config)
+    with pytest.warns(UserWarning, match="without decoder: these are initialised anew"):
+        loaded = MAE.from_pretrained(tmp_path)
+    assert loaded.config.mlp_ratio == method().config.mlp_ratio
     assert torch.equal(loaded.encode(images()), method().encode(images()))
 
 
@@ -209,8 +232,8 @@ def test_timms_folder_brings_its_pixel_statistics(tmp_path):
     save_weights(tmp_path / "model.safetensors", encoder)
     pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.4, 0.4, 0.4], "input_size": [3, 16, 16], "crop_pct": 0.9}
     write(tmp_path, {"architecture": "vit_base_patch16_224", "num_classes": 0, "pretrained_cfg": pixels})
-    with pytest.warns(UserWarning, match="missing: decoder"):
-        loaded = MAE.from_pretrained(tmp_path, strict=False)
+    with pytest.warns(UserWarning, match="without decoder: these are initialised anew"):
+        loaded = MAE.from_pretrained(tmp_path)
     assert (loaded.config.mean, loaded.config.std, loaded.config.crop_pct) == ((0.5,) * 3, (0.4,) * 3, 0.9)
     expected = method(mean=(0.5,) * 3, std=(0.4,) * 3)
     assert torch.equal(loaded.encode(images()), expected.encode(images()))
@@ -373,7 +396,7 @@ def test_code_in_a_pickle_is_named_and_not_executed(as_zip, tmp_path):
 def test_a_pickle_that_calls_itself_safetensors_is_refused(saved):
     torch.save(authors(), saved / "model.safetensors")
     (saved / "SHA256SUMS").unlink()
-    with pytest.raises(WeightsError, match=r"is a pickle of torch\.save, not safetensors"):
+    with pytest.raises(WeightsError, match=r"is a zip or a pickle, as torch\.save writes, not safetensors"):
         MAE.from_pretrained(saved)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_core.hub import layout
 from ssl_testing.tiny import RECIPES, Tiny, write_pictures
 from ssl_train.cli.main import main
 from ssl_train.data import sources
@@ -77,3 +78,26 @@ def test_test_data_that_lie_elsewhere_are_opened_once_too(data, calls, tmp_path,
     arguments = ["evaluate", str(tmp_path / "weights"), *named, "--protocols", "knn", "--device", "cpu"]
     assert main({"tiny": MEASURING}, arguments) == 0
     assert (calls["listed"], calls["opened"], calls["built"]) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("data", ["whole"], indirect=True)
+def test_a_run_that_starts_from_weights_reads_and_builds_them_once(data, calls, tmp_path, monkeypatch):
+    Tiny(RECIPE.preset("demo")).save_pretrained(tmp_path / "weights")
+    calls.clear()
+    read: Counter[str] = Counter()
+
+    def counted(name, function):
+        def wrapper(*args):
+            read[name] += 1
+            return function(*args)
+
+        return wrapper
+
+    for name in ("load_weights", "verify_sums"):
+        monkeypatch.setattr(layout, name, counted(name, getattr(layout, name)))
+    monkeypatch.chdir(tmp_path)
+    line = ["train", "--data", str(data), "--out", "run", "--init", str(tmp_path / "weights"), *SHORT]
+    assert main({"tiny": RECIPE}, line) == 0
+    assert calls["built"] == 1
+    assert read["load_weights"] == 2, "model.safetensors and heads.safetensors"
+    assert read["verify_sums"] == 3, "the weights once; the small config.json at both readings"

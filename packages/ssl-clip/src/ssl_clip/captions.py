@@ -15,7 +15,7 @@ from ssl_clip.lit import load_image_tower
 from ssl_clip.tokenizer import TextError, Tokenizer
 from ssl_core.config import ConfigError
 from ssl_core.errors import BadSample
-from ssl_core.hub.layout import WEIGHTS
+from ssl_core.hub.layout import INDEX, WEIGHTS
 from ssl_core.hub.pretrained import Pretrained
 
 
@@ -35,12 +35,16 @@ class WithTokenizer(Pretrained):
 
         A bare checkpoint file does not say its activation: it needs `config`. Raises as there.
         """
-        if Path(name).is_file() and Path(name).name != WEIGHTS and options.get("config") is None:
-            what = f"{name} says nothing of its activation: give config=, or put it beside {OPEN_CLIP_CONFIG}"
-            raise ConfigError(what)
+        if options.get("config") is None:
+            _refuse_bare(Path(name))
         method = super().from_pretrained(name, **options)
         method.loaded = True
         return method
+
+    @classmethod
+    def sketched(cls, name: str | Path) -> Self:
+        _refuse_bare(Path(name))
+        return super().sketched(name)
 
     def save_preprocessor(self, folder: Path) -> None:
         super().save_preprocessor(folder)
@@ -81,6 +85,13 @@ class WithTokenizer(Pretrained):
                 load_image_tower(self.vision_model, self.config)
         self.tokenizer.check(self.config)
         return TokenizedPairs(source, self.tokenizer, self.config)
+
+
+def _refuse_bare(path: Path) -> None:
+    """ConfigError for a checkpoint file without a config, which does not say its activation."""
+    if path.is_file() and path.name not in (WEIGHTS, INDEX):
+        what = f"{path} says nothing of its activation: give config=, or put it beside {OPEN_CLIP_CONFIG}"
+        raise ConfigError(what)
 
 
 class TokenizedPairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ TEXT: tuple[Row, ...] = (
 )
 
 
+WRAPPED = r"\A((module|model|_orig_mod)\.)*(text\.)?"
+"""What stands before the names of a training checkpoint, and before those of open_clip's custom
+text tower."""
+
+
 class CLIPKeyMap(KeyMap):
     """A `KeyMap` that also reads what open_clip and OpenAI store in another form.
 
@@ -45,7 +51,8 @@ class CLIPKeyMap(KeyMap):
     """
 
     def to_ours(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        named = {key.removeprefix("module.").removeprefix("text."): tensor for key, tensor in theirs.items()}
+        # The projections are turned below, so what wraps their names goes first.
+        named = {re.sub(WRAPPED, "", key): tensor for key, tensor in theirs.items()}
         if "visual.bn1.weight" in named and "visual.conv1.weight" in named:  # a ResNet's stem, not a ViT's patches
             named["vision_model.conv1.weight"] = named.pop("visual.conv1.weight")
         for key, tensor in named.items():
@@ -63,7 +70,7 @@ KEYMAP = CLIPKeyMap(
         *prefixed(TEXT, ours="text_model.", theirs="text_model."),
     ),
     also=(*open_clip.ROWS, *prefixed(open_clip.RESNET_TOWER, ours="vision_model.", theirs="visual.")),
-    drop=(r".*\.position_ids", r"attn_mask"),
+    drop=(r".*\.position_ids", r"attn_mask", r"input_resolution|context_length|vocab_size"),
 )
 
 # ---------------------------------------------------------------- transformers' config.json

@@ -6,6 +6,7 @@ and queue are in `heads.safetensors`. SimCLR's and BYOL's authors published no P
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +18,7 @@ from ssl_contrastive.config import BYOLConfig, ContrastiveConfig, MoCoConfig, Si
 from ssl_core.config import from_dict, to_dict
 from ssl_core.hub import encoders
 from ssl_core.hub.encoders import RESNET, VIT_TIMM, encoder_layout
-from ssl_core.hub.keymap import Row, prefixed
+from ssl_core.hub.keymap import KeyMap, Row, prefixed
 from ssl_core.hub.layout import Layout
 
 C = TypeVar("C", bound=ContrastiveConfig)
@@ -34,6 +35,18 @@ MOCO_AUTHORS: tuple[Row, ...] = (
     ("queue_ptr", "module.queue_ptr"),
 )
 """facebookresearch/moco, v1 and v2."""
+
+
+class MoCoKeyMap(KeyMap):
+    """A `KeyMap` that turns the authors' queue (d, k) into ours (k, d). In our own folders the
+    queue is in heads.safetensors, which needs no map."""
+
+    def to_ours(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        state, unknown = super().to_ours(theirs)
+        if "queue" in state:
+            state["queue"] = state["queue"].T.contiguous()
+        return state, unknown
+
 
 SIMSIAM_AUTHORS: tuple[Row, ...] = (
     *prefixed(RESNET, ours="encoder.", theirs="module.encoder."),
@@ -56,18 +69,10 @@ def infer(cls: type[C], state: Mapping[str, Tensor]) -> C:
         last = max(names, key=lambda name: int(name.split(".")[1]))
         fields |= {"head_layers": len(names), "projection": len(state[last])}
         if "queue" in state:
-            fields["queue"] = state["queue"].shape[-1]  # theirs is (d, k)
+            fields["queue"] = len(state["queue"])
         if "predictor.0.weight" in state:
             fields["predictor_hidden"] = len(state["predictor.0.weight"])
     return from_dict(cls, fields)
-
-
-def our_queue(state: dict[str, Tensor], stored: MoCoConfig) -> dict[str, Tensor]:
-    """`state` with the queue as (k, d), which is (d, k) in the authors' files."""
-    queue = state.get("queue")
-    if queue is not None and queue.shape == (stored.projection, stored.queue):
-        state["queue"] = queue.T.contiguous()
-    return state
 
 
 def without_frozen_bias(state: dict[str, Tensor], stored: SimSiamConfig) -> dict[str, Tensor]:
@@ -86,16 +91,16 @@ def layout(cls: type[ContrastiveConfig], *authors: Row, **fields: Any) -> Layout
     return encoder_layout(cls, also=(*authors, *SOLO), infer=partial(infer, cls), **fields)
 
 
+_MOCO = layout(
+    MoCoConfig,
+    *MOCO_AUTHORS,
+    heads=("projector.", "queue"),
+    head_fields=("head_layers", "projection", "queue"),
+    copies={"key_encoder.": "encoder.", "key_projector.": "projector."},
+)
 LAYOUTS: dict[str, Layout] = {
     "simclr": layout(SimCLRConfig, heads=("projector.",), head_fields=("head_layers", "projection")),
-    "moco": layout(
-        MoCoConfig,
-        *MOCO_AUTHORS,
-        tidy=our_queue,
-        heads=("projector.", "queue"),
-        head_fields=("head_layers", "projection", "queue"),
-        copies={"key_encoder.": "encoder.", "key_projector.": "projector."},
-    ),
+    "moco": dataclasses.replace(_MOCO, keymap=MoCoKeyMap(**vars(_MOCO.keymap))),
     "byol": layout(
         BYOLConfig,
         heads=("projector.", "predictor."),

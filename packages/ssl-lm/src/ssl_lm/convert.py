@@ -1,4 +1,5 @@
 """The three models' weights as transformers' `gpt2`, `bert` and `t5` folders, in both directions.
+nanoGPT's ckpt.pt is read too.
 
 Names inside our modules are transformers' own, so most rows pair a name with itself. The rest are
 names of old files, aliases of tied weights, and heads that have no use here.
@@ -6,8 +7,11 @@ names of old files, aliases of tied weights, and heads that have no use here.
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +20,8 @@ from torch import Tensor
 from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.config_json import read, written
 from ssl_core.hub.keymap import KeyMap, Row, prefixed, same
-from ssl_core.hub.layout import Layout, WeightsMismatch
+from ssl_core.hub.layout import Layout, WeightsMismatch, read_tensors
+from ssl_core.hub.weights_file import load_pickle
 from ssl_lm.config import BERTConfig, GPTConfig, T5Config
 
 
@@ -35,7 +40,25 @@ def config_of(
     said = read(values, model_type, names=names, fixed=fixed, by=cls.__name__)
     # null means the default, but for a token it means that there is none
     said = {ours: value for ours, value in said.items() if value is not None or ours.endswith("_token_id")}
-    return from_dict(cls, {**defaults, **said})
+    fields = {**defaults, **said}
+    return from_dict(cls, {**fields, **special_tokens(fields)})
+
+
+def special_tokens(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of special tokens in `fields`, None where there is no such token.
+
+    transformers writes its defaults beside any vocabulary, −1, and lists of ends. An id outside the
+    vocabulary is no token's. Of a list the one id inside the vocabulary is taken, and none of
+    several, with a warning.
+    """
+    size, ids = fields.get("vocab_size"), {}
+    for name in (name for name in fields if name.endswith("_token_id")):
+        given = fields[name] if isinstance(fields[name], list) else [fields[name]]
+        inside = [i for i in given if type(i) is not int or (0 <= i and (type(size) is not int or i < size))]
+        if len(inside) > 1:
+            warnings.warn(f"{name} = {inside}: we have one such token or none, so it is read as none", stacklevel=2)
+        ids[name] = inside[0] if len(inside) == 1 else None
+    return ids
 
 
 def tidy(aliases: Mapping[str, str], state: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
@@ -102,6 +125,36 @@ def gpt_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> GPT
     """Our config of a transformers folder; the recipe's fields keep their defaults."""
     defaults = {"vocab_size": 50257, "eos_token_id": 50256, "dropout": values.get("resid_pdrop", 0.1)}
     return config_of(GPTConfig, "gpt2", values, GPT_NAMES, GPT_FIXED, **defaults)
+
+
+NANOGPT = {"dim": "n_embd", "depth": "n_layer", "heads": "n_head", "context": "block_size", "vocab_size": "vocab_size"}
+"""Our config fields and their names in the model_args of nanoGPT's ckpt.pt."""
+GPT2_VOCABULARY = (50257, 50304)
+"""GPT-2's tokens, and nanoGPT's default, which pads them to a multiple of 64."""
+
+
+def of_nanogpt(path: Path) -> tuple[dict[str, Tensor], GPTConfig] | None:
+    """(tensors under GPT-2's names, config) of nanoGPT's ckpt.pt; None for any other path.
+
+    Its matrices are (out, in), its GELU is exact, and it may have no biases: zeros, which compute
+    the same, stand for them. Its text ends with GPT-2's token if it has GPT-2's vocabulary. Raises
+    ConfigError for damaged model_args.
+    """
+    if not path.is_file() or path.suffix not in (".pt", ".pth"):
+        return None
+    raw = load_pickle(path)
+    if not isinstance(raw, dict) or not isinstance(args := raw.get("model_args"), dict):
+        return None
+    known = {ours: args[theirs] for ours, theirs in NANOGPT.items() if theirs in args}
+    eos = 50256 if known.get("vocab_size") in GPT2_VOCABULARY else None
+    config = from_dict(GPTConfig, {**known, "activation": "gelu", "eos_token_id": eos})
+    state = {}
+    for key, tensor in read_tensors(path, LAYOUTS["gpt"]).items():
+        turned = tensor.ndim == 2 and re.search(r"\.(c_attn|c_proj|c_fc)\.weight$", key)
+        state[key] = tensor.T.contiguous() if turned else tensor
+        if args.get("bias") is False and re.search(r"\.(ln_\w+|c_attn|c_proj|c_fc)\.weight$", key):
+            state[key.removesuffix("weight") + "bias"] = tensor.new_zeros(len(tensor))
+    return state, config
 
 
 # ---------------------------------------------------------------- bert
@@ -216,10 +269,12 @@ def t5_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> T5Co
     if (kind := values.get("feed_forward_proj", "relu")) not in T5_MLPS:
         known = " and ".join(T5_MLPS)
         raise ConfigError(f"feed_forward_proj = {kind!r} is not supported, {known} are: use transformers")
-    start, pad = values.get("decoder_start_token_id"), values.get("pad_token_id", 0)
+    start, size = values.get("decoder_start_token_id"), values.get("vocab_size", 32128)
+    pad = special_tokens({"vocab_size": size, "pad_token_id": values.get("pad_token_id", 0)})["pad_token_id"]
+    pad = start if pad is None else pad
     if start not in (None, pad):
         raise ConfigError(f"decoder_start_token_id = {start}: here a decoder starts with the pad token {pad}")
-    size, layers = values.get("vocab_size", 32128), values.get("num_layers", 6)
+    layers = values.get("num_layers", 6)
     published = type(size) is int and size == 32128
     # t5-small's sizes are the defaults of transformers
     sizes = {"vocab_size": 32128, "dim": 512, "depth": 6, "decoder_depth": layers, "heads": 8, "hidden": 2048}
@@ -229,7 +284,7 @@ def t5_from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> T5Co
         "first_sentinel": 32099 if published else None,
         "context": values.get("n_positions", 512),
     }
-    return config_of(T5Config, "t5", values, T5_NAMES, {}, **sizes, **kinds)
+    return config_of(T5Config, "t5", {**values, "pad_token_id": pad}, T5_NAMES, {}, **sizes, **kinds)
 
 
 def t5_tidy(state: dict[str, Tensor], config: T5Config) -> dict[str, Tensor]:
@@ -247,6 +302,7 @@ LAYOUTS = {
         GPT_KEYMAP,
         gpt_to_theirs,
         from_theirs=gpt_from_theirs,
+        foreign=of_nanogpt,
         tidy=partial(tidy, {"lm_head.weight": "transformer.wte.weight"}),
         recipe=("dropout",),
         pipelines={"gpt2": "text-generation"},

@@ -13,6 +13,7 @@ from ssl_core.hub.config_json import pixels, positive, read
 from ssl_core.hub.encoders import (
     BLOCK,
     BLOCK_IN_MEMORY,
+    CLASSIFIERS,
     VIT,
     VIT_FIXED,
     VIT_IN_MEMORY,
@@ -60,6 +61,7 @@ KEYMAP = KeyMap(
         *((ours, str(theirs).removeprefix("decoder.")) for ours, theirs in DECODER[1:]),
         *((BLOCKS + name, "decoder_blocks.{i}." + name) for name, _ in BLOCK),
     ),
+    drop=CLASSIFIERS,
 )
 
 NAMES = {
@@ -83,12 +85,17 @@ def to_theirs(config: MAEConfig) -> dict[str, Any]:
 
 
 def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> MAEConfig:
-    """Our config of a transformers folder; the recipe's fields keep the paper's values.
+    """Our config of a transformers folder, a MAE's or a ViT's; the recipe's fields keep the paper's
+    values, and a ViT's decoder is the paper's.
 
     Raises ConfigError for another architecture or an option that we do not have.
     """
-    known = read(values, "vit_mae", names=NAMES, fixed=VIT_FIXED, by="MAE")
-    config = from_dict(MAEConfig, {**DEFAULTS, **known, **pixels(MAEConfig, values, preprocessor)})
+    alone = values.get("model_type") == "vit"
+    known = read(values, "vit_mae", "vit", names=VIT_NAMES if alone else NAMES, fixed=VIT_FIXED, by="MAE")
+    defaults = {"layer_norm_eps": 1e-12} if alone else DEFAULTS
+    config = from_dict(MAEConfig, {**defaults, **known, **pixels(MAEConfig, values, preprocessor)})
+    if alone:
+        return dataclasses.replace(config, mlp_ratio=positive(values, "intermediate_size", 3072) / config.dim)
     # transformers has two hidden widths; we have one ratio, for encoder and decoder
     hidden = positive(values, "intermediate_size", 3072), positive(values, "decoder_intermediate_size", 2048)
     widths = config.dim, config.decoder_dim
@@ -142,6 +149,8 @@ LAYOUTS = {
             (r"(encoder|decoder)\.pos_embed", positions),
             (r"decoder\.pred\.(weight|bias)", pixel_head),
         ),
+        heads=("decoder.",),
+        head_fields=("decoder_dim", "decoder_depth", "decoder_heads"),
         recipe=("mask_ratio", "norm_pix_loss", "crop_pct", "crop_scale", "flip"),
         pipelines={"vit_mae": "image-feature-extraction"},
         exports={"transformers": to_transformers, "timm": to_timm},

@@ -141,7 +141,7 @@ class _Refused(Exception):
         self.status, self.code, self.message, self.extra = status, code, message, extra
 
 
-REPO = r"(?P<repo>[^/]+/[^/]+)"
+REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"  # some of the oldest, such as gpt2, have no owner
 ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),

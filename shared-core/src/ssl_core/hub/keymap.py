@@ -8,8 +8,9 @@ tensors are ours cut along the first axis: a fused qkv against query, key and va
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ _HOLES = {
 }
 
 
+WRAPPERS = r"(module|model|backbone|encoder)\."
+"""What other people's training code puts before a name: DDP, Lightning, a class around the
+encoder."""
+
+
 @dataclass(frozen=True)
 class KeyMap:
     """`rows` are written and read; `also` are other spellings that are read; `drop` are keys
@@ -38,7 +44,9 @@ class KeyMap:
         """(our state dict, the keys that no row knows).
 
         The parts of a fused tensor that is not complete, and a tensor given again in another
-        spelling, are unknown too. Raises InputError when parts cannot be joined.
+        spelling, are unknown too. A name that no row knows is looked up again without its wrapper,
+        and so on: `torch.compile`'s `_orig_mod.` anywhere, `WRAPPERS` at its beginning. Raises
+        InputError when parts cannot be joined.
         """
         readers = [
             (_pattern(name), ours, part, len(_parts(names)))
@@ -49,10 +57,12 @@ class KeyMap:
         sizes: dict[str, int] = {}
         unknown = []
         for key, tensor in theirs.items():
-            if any(re.fullmatch(pattern, key) for pattern in self.drop):
-                continue
-            for pattern, ours, part, size in readers:
-                if match := pattern.fullmatch(key):
+            for known in _unwrapped(key):
+                if any(re.fullmatch(pattern, known) for pattern in self.drop):
+                    break
+                hits = ((pattern.fullmatch(known), *reader) for pattern, *reader in readers)
+                if hit := next(filter(itemgetter(0), hits), None):
+                    match, ours, part, size = hit
                     name = _fill(ours, match.groupdict())
                     if part in found.setdefault(name, {}):
                         unknown.append(key)
@@ -98,6 +108,16 @@ def prefixed(rows: Iterable[Row], *, ours: str = "", theirs: str = "") -> tuple[
 def same(*names: str) -> tuple[Row, ...]:
     """Rows of names that are the same on both sides."""
     return tuple((name, name) for name in names)
+
+
+def _unwrapped(key: str) -> Iterator[str]:
+    """`key`, and what is left of it without one wrapper, two, and so on."""
+    yield key
+    key = key.replace("_orig_mod.", "")
+    yield key
+    while match := re.match(WRAPPERS, key):
+        key = key[match.end() :]
+        yield key
 
 
 def _parts(names: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -22,10 +22,12 @@ from torch import Tensor
 from ssl_core.config import ConfigError, differences, from_dict, to_dict
 from ssl_core.errors import InputError
 from ssl_core.hub.keymap import KeyMap
-from ssl_core.hub.weights_file import load_pickle, load_weights, read_sums, verify_sums
+from ssl_core.hub.weights_file import WeightsError, load_pickle, load_shapes, load_weights, read_sums, verify_sums
 from ssl_core.method import load
 
 CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
+INDEX = "model.safetensors.index.json"
+"""which tensor is in which file, where several files hold a model"""
 PREPROCESSOR = "preprocessor_config.json"
 PICKLE = "pytorch_model.bin"
 
@@ -97,34 +99,85 @@ def layout_of(method: Any) -> Layout:
     return load(cls.layout)
 
 
-def read_weights(path: Path, config_class: type, layout: Layout) -> tuple[dict[str, Tensor], list[str], Any]:
+def read_weights(
+    path: Path, config_class: type, layout: Layout, given: Any = None
+) -> tuple[dict[str, Tensor], list[str], Any]:
     """(state dict in our names, keys of the file that have none, stored config) of a folder or a
-    checkpoint file."""
+    checkpoint file.
+
+    `given` is the config of a file that holds none and whose shapes do not say it.
+    """
     if (found := layout.foreign(path)) is not None:
         raw, config = found
         state, unused = layout.keymap.to_ours(raw)
         config = layout.infer(state) if config is None else config
     else:
         state, unused = read_state(path, layout)
-        config = read_config(path, config_class, layout, state)
+        config = read_config(path, config_class, layout, state, given)
         verify_config(path)
     return layout.tidy(state, config), unused, config
 
 
-def read_state(path: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
-    """(state dict in our names, keys of the file that have none) of a folder or a checkpoint
-    file."""
+def read_sketch(path: Path, config_class: type, layout: Layout) -> tuple[State, Any]:
+    """(tensors under our names, stored config), as little as possible of them read.
+
+    Beside a config.json that says the architecture, the tensors of safetensors files have shapes
+    alone and SHA256SUMS is not compared with them.
+    """
+    if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
+        verify_config(path)
+        state, _ = read_state(path, layout, shapes=True)
+        return state, read_config(path, config_class, layout, state)
+    state, _, config = read_weights(path, config_class, layout)
+    return state, config
+
+
+def read_state(path: Path, layout: Layout, *, shapes: bool = False) -> tuple[dict[str, Tensor], list[str]]:
+    """(state dict in our names, keys of the file that have none) of a folder or a checkpoint file.
+
+    With `shapes`, safetensors files are neither read nor compared with their sums: `load_shapes`.
+    """
     if path.is_file():
         return layout.keymap.to_ours(read_tensors(path, layout))
-    verify_sums(path, [name for name in (WEIGHTS, HEADS) if (path / name).exists()])
-    file = next((path / name for name in (WEIGHTS, PICKLE) if (path / name).exists()), None)
+    file = next((path / name for name in (WEIGHTS, INDEX, PICKLE) if (path / name).exists()), None)
     if file is None:
         found = sorted(p.name for p in path.iterdir())[:20]
         raise FileNotFoundError(f"{path} holds no {WEIGHTS}; it holds {found}")
-    state, unused = layout.keymap.to_ours(read_tensors(file, layout))
-    if (path / HEADS).exists():
-        state |= load_weights(path / HEADS)
+    shards = read_index(file) if file.name == INDEX else {}
+    files = [file.name, *shards] if file.name != PICKLE else []
+    heads = [HEADS] if (path / HEADS).exists() else []
+    if not shapes:
+        verify_sums(path, [*files, *heads])
+    load = load_shapes if shapes else load_weights
+    tensors = {} if shards else load(file) if file.name == WEIGHTS else read_tensors(file, layout)
+    for shard, names in shards.items():
+        part = load(path / shard)
+        if missing := names - part.keys():
+            raise WeightsError(f"{path / shard} lacks {min(missing)}, which {INDEX} says it has: get the folder again")
+        tensors |= part
+    state, unused = layout.keymap.to_ours(tensors)
+    for name in heads:
+        state |= load(path / name)
     return state, unused
+
+
+def read_index(file: Path) -> dict[str, set[str]]:
+    """Safetensors files beside `file` -> names of the tensors that this index finds in them.
+
+    Raises WeightsError when the index is damaged, or when one of its files is missing.
+    """
+    weight_map, shards = read_json(file).get("weight_map"), {}
+    for name, shard in weight_map.items() if isinstance(weight_map, dict) else ():
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", shard):
+            raise WeightsError(
+                f"{file} is damaged: it has {name!r} in {shard!r}, which is no safetensors file beside it"
+            )
+        if not (file.parent / shard).is_file():
+            raise WeightsError(f"{file.parent} lacks {shard}, which {file.name} names: get the folder again")
+        shards.setdefault(shard, set()).add(name)
+    if not shards:
+        raise WeightsError(f"{file} is damaged: it has no weight_map")
+    return shards
 
 
 def read_tensors(file: Path, layout: Layout) -> dict[str, Tensor]:
@@ -142,13 +195,20 @@ def read_tensors(file: Path, layout: Layout) -> dict[str, Tensor]:
     return dict(raw)
 
 
-def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[str, Tensor]) -> Any:
-    """Config of a folder: ours where it is stored, else transformers', else what the shapes say."""
+def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[str, Tensor], given: Any = None) -> Any:
+    """Config of a folder: ours where it is stored, else transformers', else what the shapes say,
+    else `given`."""
     file = path / CONFIG if (path / CONFIG).is_file() else path
     values = {} if file == path else read_json(file)
     try:
         if "model_type" not in values:
-            return _with_timms_facts(layout.infer(state), values)
+            try:
+                inferred = layout.infer(state)
+            except ConfigError:
+                if given is None:
+                    raise
+                return given
+            return _with_timms_facts(inferred, values)
         if "ssl" not in values:
             preprocessor = path / PREPROCESSOR
             return layout.from_theirs(values, read_json(preprocessor) if preprocessor.exists() else {})
@@ -157,11 +217,19 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
         raise ConfigError(f"{file}: {error}") from error
     # When transformers saves our folder again, it leaves out its defaults, adds keys and names what
     # it saved.
-    says = json.loads(json.dumps(layout.to_theirs(config)))
-    both = (says.keys() & values.keys()) - {"architectures", "dtype", *layout.rewritten}
-    if differing := differences({key: values[key] for key in both}, {key: says[key] for key in both}):
-        raise ConfigError(f"{file} contradicts its own 'ssl' section: {'; '.join(differing)}")
+    check_agrees(
+        file, layout.to_theirs(config), "architectures", "dtype", *layout.rewritten, by="its own 'ssl' section"
+    )
     return config
+
+
+def check_agrees(file: Path, says: dict[str, Any], *free: str, by: str) -> None:
+    """Raises ConfigError unless a JSON file holds what `by` `says`, in all keys that both have but
+    the `free` ones."""
+    values, says = read_json(file), json.loads(json.dumps(says))
+    both = (says.keys() & values.keys()) - {*free}
+    if differing := differences({key: values[key] for key in both}, {key: says[key] for key in both}):
+        raise ConfigError(f"{file} contradicts {by}: {'; '.join(differing)}. Change both alike")
 
 
 def _own_config(own: Any, config_class: type) -> Any:
@@ -226,16 +294,21 @@ def resized(state: dict[str, Tensor], stored: Any, wanted: Any, layout: Layout) 
     return state
 
 
-def shapes_of(method_class: type, config: Any) -> dict[str, torch.Size]:
-    """Shapes of the network of a config, by name. Nothing is allocated.
+def sketch(method_class: type, config: Any) -> Any:
+    """The method of a config on the meta device: all names and shapes, and nothing is allocated.
 
     Raises ConfigError when the sizes are beyond what a tensor can have.
     """
     try:
         with torch.device("meta"):
-            return {key: tensor.shape for key, tensor in method_class(config).state_dict().items()}
+            return method_class(config)
     except RuntimeError as error:
         raise ConfigError(f"no network of this config can be built: {error}") from error
+
+
+def lacks_heads(state: State, layout: Layout) -> bool:
+    """Whether a file holds an encoder and nothing of what only training needs."""
+    return bool(state) and not any(key.startswith((*layout.heads, *layout.copies)) for key in state)
 
 
 def check_fit(
@@ -254,7 +327,7 @@ def check_fit(
     problems = [f"{kind}: {line}" for kind, lines in kinds.items() for line in lines]
     if shapes or (strict and problems):
         more = f"\n  … {len(problems) - 20} more" if len(problems) > 20 else ""
-        hint = "\nstrict=False keeps the initialisation of missing tensors and drops unused ones"
+        hint = "\nIn Python, from_pretrained(…, strict=False) keeps the initialisation of missing tensors and drops unused ones"
         raise WeightsMismatch(f"{source}:\n  " + "\n  ".join(problems[:20]) + more + ("" if shapes else hint))
     if problems and strict is not None:
         warnings.warn(f"{source}: {'; '.join(problems)}", stacklevel=3)

@@ -13,7 +13,22 @@ from torch import Tensor, nn
 
 from ssl_core.config import BackboneConfig, TrainConfig, encoder_fields, to_dict
 from ssl_core.hub.card import write_card
-from ssl_core.hub.layout import PREPROCESSOR, WEIGHTS, Layout, check_fit, layout_of, read_weights, resized, shapes_of
+from ssl_core.hub.layout import (
+    CONFIG,
+    INDEX,
+    PREPROCESSOR,
+    WEIGHTS,
+    Layout,
+    check_agrees,
+    check_fit,
+    lacks_heads,
+    layout_of,
+    read_json,
+    read_sketch,
+    read_weights,
+    resized,
+    sketch,
+)
 from ssl_core.hub.remote import push, resolve
 from ssl_core.hub.weights_file import save_weights, staged, write_json
 
@@ -38,13 +53,14 @@ class Pretrained:
         these fields.
 
         With a `BackboneConfig` they are the encoder's and, where the file had heads, theirs; else
-        all but the recipe's.
+        all but the recipe's and, where the file had no heads, theirs.
         """
         layout = layout_of(self)
         if isinstance(self.config, BackboneConfig):
             return [*encoder_fields(self.config), *(() if self.encoder_alone else layout.head_fields)]
-        recipe = {*layout.recipe, *(field.name for field in dataclasses.fields(TrainConfig))}
-        return [field.name for field in dataclasses.fields(self.config) if field.name not in recipe]
+        free = {*layout.recipe, *(field.name for field in dataclasses.fields(TrainConfig))}
+        free |= {*(layout.head_fields if self.encoder_alone else ())}
+        return [field.name for field in dataclasses.fields(self.config) if field.name not in free]
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the folder that `from_pretrained` and transformers read. Every file is replaced
@@ -107,30 +123,47 @@ class Pretrained:
         warning lists them.
         """
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        path = resolve(str(name), **hub)
-        if path.name == WEIGHTS:
-            path = path.parent  # its config.json lies beside it
-        layout = layout_of(cls)
+        path, layout = _located(name, **hub), layout_of(cls)
 
         # What the file holds must be a network of its own config, before anything of that size is
         # allocated.
-        state, unused, stored = read_weights(path, cls.config_class, layout)
-        check_fit(state, unused, shapes_of(cls, stored), source=f"{name}: the weights contradict their config")
+        state, unused, stored = read_weights(path, cls.config_class, layout, config)
+        own = sketch(cls, stored)
+        check_fit(state, unused, _shapes(own), source=f"{name}: the weights contradict their config")
+        if (path / PREPROCESSOR).is_file() and "ssl" in read_json(path / CONFIG):
+            # transformers names another of its processors when it saves the folder again.
+            free, by = ("image_processor_type", "do_convert_rgb"), "mean, std, image_size and crop_pct under 'ssl' in"
+            check_agrees(path / PREPROCESSOR, own.preprocessor(), *free, by=f"{by} {CONFIG}")
 
         # Then it is fitted to what is wanted, and built.
         wanted = _adapted(config or stored, in_channels, image_size)
         state = resized(state, stored, wanted, layout)
         method = cls(wanted)  # type: ignore[call-arg]
         assert isinstance(method, nn.Module)
-        if state and not any(key.startswith((*layout.heads, *layout.copies)) for key in state):
+        if lacks_heads(state, layout):
             state = _with_new_heads(method, state, layout, source=str(name))
             method.encoder_alone = True
-        expected = {key: tensor.shape for key, tensor in method.state_dict().items()}
-        check_fit(state, unused, expected, source=f"{name} does not fit {cls.__name__}", strict=strict)
+        check_fit(state, unused, _shapes(method), source=f"{name} does not fit {cls.__name__}", strict=strict)
         method.load_state_dict(state, strict=strict)
         if path.is_dir():
             method.load_preprocessor(path)
         return method.eval().to(device=device, dtype=dtype)
+
+    @classmethod
+    def sketched(cls, name: str | Path) -> Self:
+        """What `from_pretrained(name)` gives, on the meta device: config, tokenizer and
+        `architecture()` without weights.
+
+        Beside a config.json no tensor is read. Raises as `from_pretrained`, which alone compares
+        the weights with their sums and with the config.
+        """
+        path, layout = _located(name), layout_of(cls)
+        state, config = read_sketch(path, cls.config_class, layout)
+        method = sketch(cls, config)
+        method.encoder_alone = lacks_heads(state, layout)
+        if path.is_dir():
+            method.load_preprocessor(path)
+        return method
 
     def push_to_hub(
         self, repo_id: str, *, token: str | None = None, private: bool | None = None, license: str | None = None
@@ -145,6 +178,16 @@ class Pretrained:
             self.save_pretrained(folder)
             write_card(folder, name=repo_id, layout=layout_of(self), license=license)
             return push(folder, repo_id, token=token, private=private)
+
+
+def _located(name: str | Path, **hub: Any) -> Path:
+    """The folder or the checkpoint file of this name, from the Hub if need be."""
+    path = resolve(str(name), **hub)
+    return path.parent if path.name in (WEIGHTS, INDEX) else path  # its config.json lies beside it
+
+
+def _shapes(method: nn.Module) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in method.state_dict().items()}
 
 
 def _adapted(config: Any, in_channels: int | None, image_size: int | tuple[int, int] | None) -> Any:

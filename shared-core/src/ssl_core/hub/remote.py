@@ -7,12 +7,11 @@ retries where the client has none, no silent use of an old copy, and errors that
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ssl_core.hub.card import merge_card
-from ssl_core.hub.transfer import PAUSES, TIMEOUT, Address, HubError, leaves_folder, retried, why_unsafe
+from ssl_core.hub.transfer import PAUSES, TIMEOUT, Address, HubError, leaves_folder, no_path, retried, why_unsafe
 from ssl_core.hub.weights_file import SUMS, sha256, verify_sums
 
 PUBLISHED = (
@@ -30,6 +29,8 @@ PUBLISHED = (
 ).split()
 """What a published model consists of: patterns for the files at the top of its folder."""
 PICKLE = "pytorch_model.bin"
+VERIFIED = ".ssl-core-verified"
+"""folder in a repository's cache: hash of a file -> size and time of the file that had it"""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".tar")
 
 
@@ -119,34 +120,25 @@ def _local_path(name: str | Path) -> Path | None:
     must_be_path = isinstance(name, Path) or path.is_absolute() or text.startswith((".", "~"))
     if not must_be_path and separators < 2 and path.suffix not in WEIGHTS:
         return None
-    missing = path
-    while not missing.parent.is_dir():
-        missing = missing.parent
-    beside = [other.name for other in missing.parent.iterdir()]
-    near = ", ".join(difflib.get_close_matches(missing.name, beside, cutoff=0.5))
-    hint = f", but {near}" if near else ""
-    raise FileNotFoundError(f"{path} does not exist: {missing.parent.absolute()} has no {missing.name!r}{hint}")
+    raise FileNotFoundError(no_path(name))
 
 
 def _fetch(at: Address, patterns: Sequence[str]) -> Path:
-    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, snapshot_download
 
     api = HfApi(token=at.token)
     info = api.model_info(at.repo_id, revision=at.revision, files_metadata=True, timeout=TIMEOUT)
     commit = str(info.sha)
     if not re.fullmatch("[0-9a-f]{40}", commit):
         raise HubError(f"{at.repo_id}: {commit!r} is no commit hash. Nothing was written")
-    listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    listed: dict[str, Any] = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     chosen = _choose(at.repo_id, listed, patterns)
-    cache: dict[str, Any] = {"repo_id": at.repo_id, "cache_dir": at.cache_dir}
-    cached = {file: try_to_load_from_cache(filename=file, revision=commit, **cache) for file in chosen}
-    exactly = [glob.escape(file) for file in chosen]
-    folder = Path(snapshot_download(revision=at.revision, token=at.token, allow_patterns=exactly, **cache))
+    exactly: dict[str, Any] = {"allow_patterns": [glob.escape(file) for file in chosen], "token": at.token}
+    folder = Path(snapshot_download(at.repo_id, revision=at.revision, cache_dir=at.cache_dir, **exactly))
     if folder.name != commit:
         raise HubError(f"{at.repo_id} was changed during the download: try again", passing=True)
-    for file in chosen:
-        if not isinstance(cached[file], str):  # it is new
-            _check_content(folder / file, listed[file])
+    hashes = {file: listed[file].lfs.sha256 if listed[file].lfs else listed[file].blob_id for file in chosen}
+    _check_content(folder, hashes)
     return folder
 
 
@@ -166,21 +158,47 @@ def _choose(repo_id: str, listed: Iterable[str], patterns: Sequence[str]) -> lis
     return chosen
 
 
-def _check_content(path: Path, sibling: Any) -> None:
-    """HubError, and the file out of the cache, unless it has the hash that the Hub lists."""
-    if sibling.lfs:
-        expected, actual = sibling.lfs.sha256, sha256(path)
-    elif sibling.blob_id:
-        content = path.read_bytes()
-        git = hashlib.sha1(b"blob %d\0" % len(content) + content)
-        expected, actual = sibling.blob_id, git.hexdigest()
-    else:
-        return  # some mirrors list names without hashes
-    if actual != expected:
-        blob = path.resolve()
-        path.unlink()
-        blob.unlink(missing_ok=True)
-        raise HubError(f"{path.name} arrived damaged: its hash is not {expected}", passing=True)
+def _check_content(folder: Path, hashes: Mapping[str, str | None]) -> None:
+    """Compare the files of a snapshot with the hashes that the Hub lists, or None where it lists
+    none.
+
+    Every file is read once and then remembered, so a process that is killed between download and
+    check leaves nothing that is trusted. All damaged files leave the cache before HubError names
+    them.
+    """
+    marks, damaged = folder.parents[1] / VERIFIED, {}
+    for file, listed in hashes.items():
+        blob = (folder / file).resolve()
+        # Some mirrors list no hashes, and offline nobody does. But the cache names what it holds by
+        # the Hub's hash, where it can make links.
+        expected = listed or blob.name
+        if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", expected):
+            continue
+        stat, mark = blob.stat(), marks / expected
+        stamp = f"{stat.st_size} {stat.st_mtime_ns}"
+        if mark.is_file() and mark.read_text() == stamp:
+            continue
+        if expected in _hashes(blob, len(expected)):
+            with suppress(OSError):  # a cache that we may not write is checked at each call
+                marks.mkdir(exist_ok=True)
+                mark.write_text(stamp)
+        else:
+            damaged[file] = blob
+    for file, blob in damaged.items():
+        for path in (folder / file, blob):
+            path.unlink(missing_ok=True)
+    if damaged:
+        how = "the content has another hash than the Hub says. The cache no longer holds it, get it again"
+        raise HubError(f"{', '.join(damaged)} arrived damaged: {how}", passing=True)
+
+
+def _hashes(path: Path, digits: int) -> set[str]:
+    """What a Hub may call this content, in so many digits: LFS its sha256, git and mirrors a
+    sha1."""
+    if digits == 64:
+        return {sha256(path)}
+    content = path.read_bytes()
+    return {hashlib.sha1(start + content).hexdigest() for start in (b"blob %d\0" % len(content), b"")}
 
 
 def _cached(at: Address, patterns: Sequence[str]) -> Path:
@@ -196,9 +214,11 @@ def _cached(at: Address, patterns: Sequence[str]) -> Path:
         files = {"local_files_only": True, "allow_patterns": wanted, "ignore_patterns": ["*/*"]}
         folder = Path(snapshot_download(at.repo_id, revision=at.revision, cache_dir=at.cache_dir, **files))
     except LocalEntryNotFoundError as error:
-        raise HubError(f"{what} is not, or not completely, in the cache. {advice}") from error
+        cold = f"the Hub's {what} is not, or not completely, in the cache"
+        raise HubError(f"{no_path(at.repo_id)}, and {cold}. {advice}") from error
     except HFValidationError as error:
-        raise HubError(f"{at.repo_id!r} is no folder here and no valid Hub id: {error}") from error
+        raise HubError(f"{no_path(at.repo_id)}, and {at.repo_id!r} is no valid Hub id: {error}") from error
+    _check_content(folder, dict.fromkeys(path.name for path in folder.iterdir() if _matches(path.name, patterns)))
     has_weights = (folder / PICKLE).is_file() or any(folder.glob("*.safetensors"))
     if _matches("model.safetensors", patterns) and not has_weights:
         raise HubError(f"{what} is in the cache without its weights. {advice}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,12 +85,11 @@ def explain(error: Exception, at: Address) -> HubError | None:
     if re.search("xet-(read|write)-token", str(error)):
         return HubError(f"{repo_id}: no access to Xet storage, set HF_HUB_DISABLE_XET=1 ({error})")
     if isinstance(error, errors.HFValidationError):
-        return HubError(f"{repo_id!r} is no folder here and no valid Hub id: {error}")
+        return HubError(f"{no_path(repo_id)}, and {repo_id!r} is no valid Hub id: {error}")
     if isinstance(cause, errors.GatedRepoError):
         return HubError(f"{repo_id} is gated: accept its conditions on its page{log_in}")
     if isinstance(cause, errors.RepositoryNotFoundError):
-        found = f"{repo_id!r} is no folder here and no repository that the Hub shows"
-        return HubError(f"{found}: misspelt, or private{log_in}")
+        return HubError(f"{no_path(repo_id)}, and the Hub shows no repository {repo_id}: misspelt, or private{log_in}")
     if isinstance(cause, errors.RevisionNotFoundError):
         return HubError(f"{repo_id} has no revision {at.revision!r}: give a branch, a tag or a full commit hash")
     if status in (401, 403):
@@ -103,6 +104,17 @@ def explain(error: Exception, at: Address) -> HubError | None:
     if isinstance(error, json.JSONDecodeError):
         return HubError(f"the answer for {repo_id} is no JSON: a proxy or login page in between?")
     return None
+
+
+def no_path(name: str | Path) -> str:
+    """Says that there is no file or folder `name`, and which names there are like it."""
+    missing = Path(name).expanduser()
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    beside = os.listdir(missing.parent) if os.access(missing.parent, os.R_OK) else []
+    near = ", ".join(difflib.get_close_matches(missing.name, beside, cutoff=0.5))
+    hint = f", but {near}" if near else ""
+    return f"{name} does not exist: {missing.parent.absolute()} has no {missing.name!r}{hint}"
 
 
 def why_unsafe(name: str) -> str | None:

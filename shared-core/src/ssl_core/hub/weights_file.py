@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import tarfile
 import tempfile
 import warnings
 import zipfile
@@ -75,6 +76,15 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
 
 
+def load_shapes(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without their values, on the meta device and in float32.
+
+    Reads the header alone. Raises as `load_weights`.
+    """
+    shapes = _check_layout(Path(path))
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
 def write_sums(folder: str | Path, files: Iterable[str]) -> None:
     """Write `folder/SHA256SUMS` for these file names of the folder."""
     folder = Path(folder)
@@ -132,6 +142,9 @@ def load_pickle(path: str | Path) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         _check_stored(path)
+    elif path.is_file() and tarfile.is_tarfile(path):
+        what = "is a tar archive, as the first versions of torch wrote them"
+        raise WeightsError(f"{path} {what}. {_resave(f'torch.load({path.name!r}, weights_only=False)')}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that this pickle may not load: it loads or raises
@@ -144,6 +157,10 @@ def load_pickle(path: str | Path) -> Any:
             why = f"besides tensors it asks for {refused[1]}, and that could run any code"
             advice = "If you trust its author, open it with their code and save its state_dict alone"
             raise WeightsError(f"{path} was not loaded and nothing of it was executed: {why}. {advice}") from error
+        if operand := re.search(r"Unsupported operand (\d+)", str(error)):
+            what = f"has opcode {operand[1]}, which pickles of another protocol than torch's 2 have"
+            how = _resave(f"torch.load({path.name!r}, weights_only=False)")
+            raise WeightsError(f"{path} {what}; nothing of it was executed. {how}") from error
         found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
         why = found[1] if found else f"{type(error).__name__}: {error}"
         raise WeightsError(f"{path} is no intact file of torch.save; nothing of it was executed: {why}") from error
@@ -211,8 +228,9 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _check_layout(path: Path) -> None:
-    """WeightsError unless the header is sane and its tensors fill the file, one after another."""
+def _check_layout(path: Path) -> dict[str, list[int]]:
+    """Name -> shape; WeightsError unless the header is sane and its tensors fill the file, one
+    after another."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(24)
@@ -238,6 +256,7 @@ def _check_layout(path: Path) -> None:
         end = stop
     if end != available:
         raise WeightsError(f"{path} is damaged: {available - end:,} bytes after its last tensor belong to none")
+    return {name: entry["shape"] for name, entry in header.items()}
 
 
 def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
@@ -263,7 +282,7 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         return
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         how = f"save_weights('new.safetensors', load_pickle({path.name!r})) of ssl_core.hub.weights_file"
-        raise WeightsError(f"{path} is a pickle of torch.save, not safetensors. Convert it by {how}")
+        raise WeightsError(f"{path} is a zip or a pickle, as torch.save writes, not safetensors. Convert it by {how}")
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path} is a pointer of git-lfs, not the weights: run `git lfs pull` in its folder")
 
@@ -272,8 +291,20 @@ def _check_stored(path: Path) -> None:
     """WeightsError for a zip with compressed members, which torch.save does not write: a bomb."""
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = [m.filename for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED]
+            members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise WeightsError(f"{path} is no intact file of torch.save: {error}") from error
+    if any(m.filename.endswith("/constants.pkl") for m in members):
+        how = _resave(f"torch.jit.load({path.name!r}).state_dict()")
+        raise WeightsError(
+            f"{path} is a TorchScript program, as OpenAI's own CLIP files are, and could run code. {how}"
+        )
+    packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise WeightsError(f"{path} was not written by torch.save: its member {packed[0]!r} is compressed")
+
+
+def _resave(read: str) -> str:
+    """How to make a safetensors file of a file that only `read`, an unsafe call, opens."""
+    save = "save_weights('new.safetensors', state) of ssl_core.hub.weights_file"
+    return f"If you trust its author, make a safetensors file: state = {read}, then {save}"

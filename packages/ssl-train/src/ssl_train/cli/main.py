@@ -169,7 +169,7 @@ def defaults(recipe: Recipe, arguments: list[str]) -> Any:
     config = recipe.preset(known["preset"], built_in=known["data"] is None)
     values = to_dict(config)
     if known["init"] is not None:
-        method = load(recipe.method).from_pretrained(known["init"])
+        method = load(recipe.method).sketched(known["init"])
         stored = to_dict(method.config)
         values |= {name: stored[name] for name in method.architecture()}
     if known["config"] is not None:
