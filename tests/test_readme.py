@@ -14,18 +14,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", ROOT / "shared-core" / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
 PAGES = [*READMES, *sorted(ROOT.glob("docs/*.md"))]
-FENCE = re.compile(r"^```(?P<language>\w*) *(?P<mark>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+# The mark is a comment on the line before the fence: both the site and GitHub then read the fence.
+FENCE = re.compile(r"^(?:<!-- (?P<mark>\w+) -->\n)?```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def snippets(page: str) -> list[tuple[int, str, str]]:
-    """(line, language, code) of what runs: `python` without norun, `bash` with run."""
+    """(line, language, code) of what runs: `python` without norun, `bash` with run.
+
+    Raises ValueError for an unknown mark, and for a fence that the site would not render: its info
+    string is one word, the language.
+    """
     found = []
     for fence in FENCE.finditer(page):
-        language, mark = fence["language"], fence["mark"]
+        language, mark = fence["info"], fence["mark"] or ""
+        if not re.fullmatch(r"\w*", language):
+            raise ValueError(f"the site does not render the fence `{language}`: CONTRIBUTING.md has the marks")
         if (language, mark) in {("python", ""), ("bash", "run")}:
-            found.append((page.count("\n", 0, fence.start()) + 2, language, fence["code"]))
+            found.append((page.count("\n", 0, fence.start("code")) + 1, language, fence["code"]))
         elif mark and (language, mark) != ("python", "norun"):
-            raise ValueError(f"a snippet is marked `{language} {mark}`: CONTRIBUTING.md has the marks")
+            raise ValueError(f"a {language} snippet is marked `{mark}`: CONTRIBUTING.md has the marks")
     return found
 
 
@@ -49,7 +56,8 @@ def test_snippets_run(page, monkeypatch, tmp_path):
 
 
 MIXED = """
-```bash run
+<!-- run -->
+```bash
 echo 3 > n.txt
 ```
 ```bash
@@ -59,7 +67,8 @@ false
 from pathlib import Path
 n = int(Path("n.txt").read_text())
 ```
-```python norun
+<!-- norun -->
+```python
 1 / 0
 ```
 ```python
@@ -76,7 +85,14 @@ def test_marked_and_unmarked_snippets_are_told_apart(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "snippet", ["```python\n1 / 0\n```\n", "```bash run\nfalse\n```\n", "```bash rnu\ntrue\n```\n"]
+    "snippet",
+    [
+        "```python\n1 / 0\n```\n",
+        "<!-- run -->\n```bash\nfalse\n```\n",
+        "<!-- rnu -->\n```bash\ntrue\n```\n",
+        "<!-- norun -->\n```bash\ntrue\n```\n",
+        "```bash run\ntrue\n```\n",
+    ],
 )
 def test_a_broken_snippet_fails(snippet, monkeypatch, tmp_path):
     page = tmp_path / "page.md"
