@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from PIL import Image
 from ssl_clip import ImageIndex
 from ssl_clip import index as index_module
 from ssl_clip.index import fingerprint
-from ssl_clip.index_files import IndexMismatch
+from ssl_clip.index_files import IndexMismatch, locked, read_meta, write_meta
 from ssl_clip.search import write_page
 from ssl_core.errors import DataError
 from ssl_train.data.images import read_image
@@ -102,6 +105,7 @@ def test_rows_that_are_left_behind_are_thrown_away(tmp_path, model, photos):
     assert (index.files.rows, len(index), index.files.meta["number"]) == (4, 4, 2)
     assert {Path(path).name for path, _ in index.search("red", 9)} == {f"{i}.png" for i in range(4, 8)}
     assert sorted(path.name for path in (tmp_path / "my.index").iterdir()) == [
+        ".lock",
         "files-2.jsonl",
         "index.json",
         "vectors-2.f16",
@@ -176,3 +180,75 @@ def test_beyond_the_limit_lists_answer_nearly_as_the_exact_search(tmp_path, monk
     found = {Path(path).name for path, _ in index.search("red", 99)}
     assert found == {Path(path).name for path, _ in index.search("red", 99, exact=True)}
     assert "new.png" in found and "7.png" not in found and len(found) == 40
+
+
+def test_an_index_that_is_being_updated_is_refused_and_stays_as_it_is(tmp_path, model, photos):
+    clip, folder, out = model(), photos(tmp_path / "photos"), tmp_path / "my.index"
+    index = ImageIndex.build(clip, folder, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    Image.new("RGB", (9, 9)).save(folder / "new.png")
+    with locked(out):
+        for update in (lambda: ImageIndex.build(clip, folder, out), index.update):
+            with pytest.raises(IndexMismatch, match="being updated by another process"):
+                update()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert index.update().added == 1
+
+
+def test_an_update_sees_what_another_process_has_added(tmp_path, model, photos):
+    clip, folder, out = model(), photos(tmp_path / "photos"), tmp_path / "my.index"
+    first = ImageIndex.build(clip, folder, out)
+    Image.new("RGB", (9, 9), "red").save(folder / "new.png")
+    ImageIndex.build(clip, folder, out)
+    assert first.update().added == 0, "the other one has it"
+    assert len(first) == 6 and len({path for path, _ in first.search("red", 9)}) == 6
+
+
+def test_a_flipped_bit_is_an_error_and_never_another_result(tmp_path, model, photos):
+    clip, folder, out = model(), photos(tmp_path / "photos"), tmp_path / "my.index"
+    ImageIndex.build(clip, folder, out)
+    right = ImageIndex.open(clip, out).search("red", 9)
+    chance, noticed = random.Random(0), 0
+    for name in ("index.json", "files-1.jsonl", "vectors-1.f16"):
+        for _ in range(40):
+            damaged = tmp_path / "damaged"
+            shutil.copytree(out, damaged)
+            content = bytearray((damaged / name).read_bytes())
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            (damaged / name).write_bytes(content)
+            try:
+                assert ImageIndex.open(clip, damaged).search("red", 9) == right
+            except IndexMismatch as error:
+                assert str(damaged) in str(error) and "again" in str(error)
+                noticed += 1
+            shutil.rmtree(damaged)
+    assert noticed > 100, "the rest are blanks of index.json and the last line break, which change nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dim", "8"), ("dim", None), ("number", "1"), ("root", 3), ("weights", 1), ("lists", 0), ("format", 1)],
+)
+def test_an_index_with_a_wrong_value_is_refused(name, value, tmp_path, model, photos):
+    clip, out = model(), tmp_path / "my.index"
+    ImageIndex.build(clip, photos(tmp_path / "photos", 1), out)
+    write_meta(out, {**read_meta(out), name: value})
+    with pytest.raises(IndexMismatch, match="cannot be used"):
+        ImageIndex.open(clip, out)
+    (out / "index.json").write_text(json.dumps([name, value]))
+    with pytest.raises(IndexMismatch, match="cannot be used"):
+        ImageIndex.open(clip, out)
+
+
+def test_damaged_lists_are_passed_over_for_exact_search(tmp_path, monkeypatch, model, photos):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(index_module, "EXACT", 3)
+    clip, out = model(), tmp_path / "my.index"
+    index = ImageIndex.build(clip, photos(tmp_path / "photos", 64), out)
+    lists = index.files.lists
+    content = bytearray(lists.read_bytes())
+    content[len(content) // 2] ^= 1
+    lists.write_bytes(content)
+    with pytest.warns(UserWarning, match="search is exact"):
+        found = ImageIndex.open(clip, out).search("red", 5)
+    assert found == index.search("red", 5, exact=True)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_clip.clip import CLIP
-from ssl_clip.index_files import FORMAT, IndexFiles, IndexMismatch, read_meta, write_meta
+from ssl_clip.index_files import FORMAT, IndexFiles, IndexMismatch, locked, read_meta, write_meta
 from ssl_clip.nearest import exact_search, has_faiss, updated_lists
 from ssl_core.config import TrainConfig, to_dict
 from ssl_core.device import autocast, pick_device, pick_precision
@@ -74,20 +75,21 @@ class ImageIndex:
         root, out = Path(images), Path(out)
         if not root.is_dir():
             raise DataError(f"{root} is no folder of images")
-        # An index that is there must be of this model and this folder.
-        if (out / "index.json").is_file():
-            index = cls.open(clip, out)
-            if (indexed := index.files.meta["root"]) != str(root.resolve()):
-                raise IndexMismatch(f"{out} indexes {indexed}, not {root}: give another --out")
-        else:
-            if out.exists() and any(out.iterdir()):
-                raise IndexMismatch(f"{out} is not empty and holds no index: give another --out")
-            out.mkdir(parents=True, exist_ok=True)
-            meta = {"format": FORMAT, "model": fingerprint(clip), "dim": clip.config.embed_dim}
-            meta |= {"root": str(root.resolve()), "weights": weights, "number": 1}
-            write_meta(out, meta)
-            index = cls(clip, out, meta)
-        index.last_update = index.update(**options)
+        if out.exists() and not (out / "index.json").is_file() and any(p.name != ".lock" for p in out.iterdir()):
+            raise IndexMismatch(f"{out} is not empty and holds no index: give another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out):
+            # An index that is there must be of this model and this folder.
+            if (out / "index.json").is_file():
+                index = cls.open(clip, out)
+                if (indexed := index.files.meta["root"]) != str(root.resolve()):
+                    raise IndexMismatch(f"{out} indexes {indexed}, not {root}: give another --out")
+            else:
+                meta = {"format": FORMAT, "model": fingerprint(clip), "dim": clip.config.embed_dim}
+                meta |= {"root": str(root.resolve()), "weights": weights, "number": 1, "lists": None}
+                write_meta(out, meta)
+                index = cls(clip, out, meta)
+            index.last_update = index._update(**options)
         return index
 
     @classmethod
@@ -108,11 +110,19 @@ class ImageIndex:
     def unreadable(self) -> list[tuple[str, str]]:
         return [(path, entry["error"]) for path, entry in self.files.entries.items() if "error" in entry]
 
-    def update(self, *, batch_size: int = 64, workers: int = 0, progress: bool = False) -> Update:
+    def update(self, **options: Any) -> Update:
         """Encode files that are new or changed, forget those that are gone.
 
-        If it is killed, the next update continues where it stopped.
+        `options` are `batch_size` (64), `workers` (0) and `progress` (False). If it is killed, the
+        next update continues where it stopped. Raises IndexMismatch while another process updates
+        the index.
         """
+        with locked(self.files.folder):
+            self.files = IndexFiles(self.files.folder, read_meta(self.files.folder))  # others may have updated it
+            return self._update(**options)
+
+    def _update(self, *, batch_size: int = 64, workers: int = 0, progress: bool = False) -> Update:
+        """`update`, while the lock is held."""
         files = self.files
         # A file is new or changed when its size or its time differs from what its line says.
         known, now = dict(files.entries), dict(_scan(Path(files.meta["root"]), skip=files.folder.resolve()))
@@ -189,20 +199,26 @@ class ImageIndex:
     def _write_lists(self, lists: Any, added: np.ndarray, dead: np.ndarray) -> None:
         """Write faiss's lists for more than EXACT images. Without faiss search stays exact."""
         self._opened = None
-        if len(self) <= EXACT or not has_faiss():
-            return
-        import faiss
+        if len(self) > EXACT and has_faiss():
+            import faiss
 
-        _, rows = self.files.searchable()
-        lists = updated_lists(lists, self.files.matrix(), rows, added, dead)
-        write_whole(self.files.lists, lambda path: faiss.write_index(lists, str(path)))
+            _, rows = self.files.searchable()
+            lists = updated_lists(lists, self.files.matrix(), rows, added, dead)
+            write_whole(self.files.lists, lambda path: faiss.write_index(lists, str(path)))
+        self.files.note_lists()
 
     def _lists(self) -> Any:
-        """faiss's lists, where they were written and faiss is installed; they are read once."""
+        """faiss's lists, where they were written and faiss is installed; they are read once.
+
+        Lists that are damaged are passed over with a warning: exact search finds the same, slower.
+        """
         file = self.files.lists
         if not file.is_file() or not has_faiss():
             return None
         if self._opened is None or self._opened[0] != file:
+            if not self.files.lists_are_whole():
+                warnings.warn(f"{file} is damaged: search is exact until the folder is indexed again", stacklevel=3)
+                return None
             import faiss
 
             self._opened = file, faiss.read_index(str(file))

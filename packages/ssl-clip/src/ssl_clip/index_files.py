@@ -4,6 +4,10 @@
     my.index/vectors-3.f16     a row of the embedding's width for each image, appended
     my.index/files-3.jsonl     a line for each file seen: path, size, time, row or what is wrong
     my.index/lists-3.faiss     faiss's inverted lists, where there are many images
+    my.index/.lock             held while the index is updated
+
+Each line ends with a checksum of itself and of its row, index.json holds one of itself and of the
+lists. So a damaged file is an error, and never a wrong result.
 
 Vectors are written before the lines that name them. A killed update leaves at most a torn last
 line, and rows without a line; the next update cuts both off. Rows of files that changed or are gone
@@ -13,18 +17,28 @@ index.json is replaced.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from ssl_core.errors import InputError
-from ssl_core.hub.weights_file import write_whole
+from ssl_core.hub.weights_file import sha256, write_whole
 
-FORMAT = 1
+FORMAT = 2
+FIELDS: dict[str, Any] = {
+    "format": int, "model": str, "dim": int, "root": str, "weights": str | None, "number": int, "lists": str | None,
+}  # fmt: skip
+"""What index.json holds; `lists` is the sha256 of faiss's file."""
+LINE = re.compile(r"(\{.*\}) ([0-9a-f]{8})")
 STALE = 0.25
 """Share of rows without a file at which the files are written anew."""
 
@@ -37,18 +51,69 @@ class IndexMismatch(InputError, ValueError):
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """index.json of an index. Raises IndexMismatch when it is missing or holds something else."""
+    """index.json of an index. Raises IndexMismatch when it is missing or not as it was written."""
+    file = folder / "index.json"
+    again = f"delete {folder} and make it again with `ssl-clip index FOLDER --out {folder}`"
     try:
-        meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        if meta["format"] != FORMAT or not {"model", "dim", "root", "weights", "number"} <= meta.keys():
-            raise ValueError(f"format {meta['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
         raise IndexMismatch(f"{folder} is no index: make one with `ssl-clip index FOLDER --out {folder}`") from error
+    except ValueError as error:
+        raise IndexMismatch(f"{file} is damaged: {again}") from error
+    try:
+        meta = json.loads(text)
+        written = meta.pop("sha256")
+        if written != _sum(meta) or not all(isinstance(meta[name], kind) for name, kind in FIELDS.items()):
+            raise ValueError("it differs from what was written")
+        if meta["format"] != FORMAT:
+            raise ValueError(f"it is of format {meta['format']}, this version reads {FORMAT}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IndexMismatch(f"{file} cannot be used ({error}): {again}") from error
     return meta
 
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    write_whole(folder / "index.json", lambda path: path.write_text(json.dumps(meta, indent=1), encoding="utf-8"))
+    """Replace index.json whole."""
+    text = json.dumps({**meta, "sha256": _sum(meta)}, indent=1)
+    write_whole(folder / "index.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _sum(meta: dict[str, Any]) -> str:
+    """sha256 of what index.json says, however it is laid out."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The index in `folder` for this process alone. Raises IndexMismatch if another updates it."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        what = f"{folder} is being updated by another process: wait for it, or give another --out"
+        raise IndexMismatch(what) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _line(entry: dict[str, Any], vector: np.ndarray | None) -> str:
+    """A line of the files' list: JSON, and the checksum of it and of its vector."""
+    text = json.dumps(entry)
+    total = zlib.crc32(b"" if vector is None else vector.tobytes(), zlib.crc32(text.encode()))
+    return f"{text} {total:08x}\n"
+
+
+def _read(line: bytes) -> tuple[dict[str, Any], bytes, int] | None:
+    """(entry, its JSON, its checksum) of a line; None if it is no whole line."""
+    match = LINE.fullmatch(line.decode("utf-8", errors="replace"))
+    try:
+        entry = json.loads(match[1]) if match else None
+    except ValueError:
+        return None
+    whole = isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("row", 0), int)
+    return (entry, match[1].encode(), int(match[2], 16)) if match and whole and entry.get("row", 0) >= 0 else None
 
 
 class IndexFiles:
@@ -74,18 +139,33 @@ class IndexFiles:
         self.entries: dict[str, dict[str, Any]] = {}
         self.rows = 0
         self._searchable: tuple[dict[int, str], np.ndarray] | None = None
-        lines = self.lines.read_text(encoding="utf-8").split("\n") if self.lines.is_file() else [""]
-        for number, line in enumerate(lines[:-1], 1):  # the last one is empty, or torn by a kill
-            try:
-                entry = json.loads(line)
-                self._take(entry)
-                self.rows = max(self.rows, entry.get("row", -1) + 1)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise IndexMismatch(f"{self.lines}, line {number} is damaged: delete {self.folder}") from error
-        # There may be more vectors than lines name, but not fewer.
-        size = self.vectors.stat().st_size if self.vectors.is_file() else 0
-        if size < self._bytes:
-            raise IndexMismatch(f"{self.vectors} is cut off: delete {self.folder} and index again")
+        *lines, rest = self.lines.read_bytes().split(b"\n") if self.lines.is_file() else [b""]
+        # The last piece was torn by a kill. One that is whole but for its line break is a line.
+        if rest and _read(rest[:-1]) is not None:
+            lines.append(rest[:-1])
+        width = 2 * self.meta["dim"]
+        vectors = np.memmap(self.vectors, dtype=np.uint8, mode="r") if self._stored else np.empty(0, np.uint8)
+        for number, line in enumerate(lines, 1):
+            read = _read(line)
+            if read is None:
+                raise IndexMismatch(f"{self.lines}, line {number} is damaged: delete {self.folder} and index again")
+            entry, text, written = read
+            row = entry.get("row")
+            start = 0 if row is None else row * width
+            vector = b"" if row is None else vectors[start : start + width].tobytes()
+            # There may be more vectors than lines name, but not fewer.
+            if row is not None and len(vector) < width:
+                raise IndexMismatch(f"{self.vectors} is cut off: delete {self.folder} and index again")
+            if zlib.crc32(vector, zlib.crc32(text)) != written:
+                what = f"{self.lines}, line {number}, or its vector is damaged"
+                raise IndexMismatch(f"{what}: delete {self.folder} and index again")
+            self._take(entry)
+            self.rows = max(self.rows, 0 if row is None else row + 1)
+
+    @property
+    def _stored(self) -> int:
+        """Bytes of the vectors' file."""
+        return self.vectors.stat().st_size if self.vectors.is_file() else 0
 
     @property
     def _bytes(self) -> int:
@@ -118,7 +198,7 @@ class IndexFiles:
                         self._note(lines, {"path": path, "stamp": stamp, "error": error})
                         continue
                     vectors.write(vector.tobytes())
-                    self._note(lines, {"path": path, "stamp": stamp, "row": self.rows})
+                    self._note(lines, {"path": path, "stamp": stamp, "row": self.rows}, vector)
                     self.rows += 1
                 vectors.flush()  # rows before the lines that name them
                 lines.flush()
@@ -132,8 +212,8 @@ class IndexFiles:
         if self.vectors.is_file():
             os.truncate(self.vectors, self._bytes)
 
-    def _note(self, lines: Any, entry: dict[str, Any]) -> None:
-        lines.write(json.dumps(entry) + "\n")
+    def _note(self, lines: Any, entry: dict[str, Any], vector: np.ndarray | None = None) -> None:
+        lines.write(_line(entry, vector))
         self._take(entry)
 
     def _take(self, entry: dict[str, Any]) -> None:
@@ -142,6 +222,15 @@ class IndexFiles:
             self.entries.pop(entry["path"], None)
         else:
             self.entries[entry["path"]] = {key: value for key, value in entry.items() if key != "path"}
+
+    def lists_are_whole(self) -> bool:
+        """Whether faiss's lists are there as they were written."""
+        return self.lists.is_file() and self.meta["lists"] == sha256(self.lists)
+
+    def note_lists(self) -> None:
+        """Note the sum of faiss's lists, which were written, or that there are none."""
+        self.meta = {**self.meta, "lists": sha256(self.lists) if self.lists.is_file() else None}
+        write_meta(self.folder, self.meta)
 
     def is_stale(self) -> bool:
         """Whether so many rows belong to no file any more that the files should be written anew."""
@@ -155,13 +244,14 @@ class IndexFiles:
         # Row -> its place among those that are kept.
         position = {row: i for i, row in enumerate(kept.tolist())}
         copied = matrix[kept]
-        self.meta = {**self.meta, "number": self.meta["number"] + 1}
+        self.meta = {**self.meta, "number": self.meta["number"] + 1, "lists": None}
         self._name()
         copied.tofile(self.vectors)
         with self.lines.open("w", encoding="utf-8") as lines:
             for path, entry in self.entries.items():
                 moved = {"row": position[entry["row"]]} if "row" in entry else {}
-                lines.write(json.dumps({"path": path, **entry, **moved}) + "\n")
+                vector = copied[moved["row"]] if moved else None
+                lines.write(_line({"path": path, **entry, **moved}, vector))
         write_meta(self.folder, self.meta)
         self._load()
         for path in old:
