@@ -18,11 +18,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ssl_core import distributed
-from ssl_core.config import TrainConfig, differences, to_dict
+from ssl_core.config import TrainConfig, differences, from_dict, to_dict
 from ssl_core.errors import InputError
 from ssl_core.hub.weights_file import write_whole
 from ssl_core.method import Recipe, load
+from ssl_train.asked import Asked
 from ssl_train.checkpoint import CheckpointError, bytes_needed
+from ssl_train.cost import check_memory
 from ssl_train.fit import fit
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
@@ -36,7 +38,7 @@ class RunError(InputError):
 
 def train(
     recipe: Recipe,
-    config: TrainConfig,
+    config: TrainConfig | Asked,
     *,
     data: str | Path | None,
     out: str | Path,
@@ -51,7 +53,22 @@ def train(
     SIGTERM, saved.
     """
     with process_group():
+        if isinstance(config, Asked):
+            config = resumed(recipe, config, Path(out))
         return run(Opened.to_train(recipe, config, data=data, init=init, device=options.device), Path(out), options)
+
+
+def resumed(recipe: Recipe, asked: Asked, out: Path) -> Asked:
+    """What was asked, on the settings that the run in `out` was begun with if it chose any: a
+    choice is made once."""
+    record = out / "run.json"
+    chooses = asked.preset is None or asked.minutes is not None or asked.max_steps is not None
+    if not chooses or not record.exists():
+        return asked
+    stored = json.loads(record.read_text())
+    if stored.get("method") != recipe.method:
+        return asked
+    return Asked(from_dict(load(recipe.config), stored["config"]), asked.typed)
 
 
 def run(opened: Opened, out: Path, options: RunOptions) -> Any:
@@ -61,6 +78,8 @@ def run(opened: Opened, out: Path, options: RunOptions) -> Any:
     transform, source = load(recipe.views)(config), opened.train
     if (check := getattr(transform, "check", None)) is not None:
         check(source)
+    if not options.force:
+        check_memory(recipe, method, device, parts=options.accumulate * distributed.world_size())
     with _locked(out):
         # The folder must be empty or hold this very run.
         run_id = open_run(out, identity_of(opened), facts_of(opened))

@@ -16,23 +16,28 @@ from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError
 from ssl_core.hub.layout import layout_of
 from ssl_core.method import Recipe, load
+from ssl_train.asked import Asked
+from ssl_train.auto import table
 from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
-from ssl_train.run import run
+from ssl_train.run import resumed, run
 
 
-def train(recipe: Recipe, args: verbs.Train, config: Any, options: RunOptions) -> None:
+def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) -> None:
     if not recipe.views:
         raise InputError(f"{recipe.name} is an encoder that is used as it is: it cannot be trained here")
     out = Path(args.out or f"runs/{recipe.name}")
     main = os.environ.get("RANK", "0") == "0"
     with process_group():
         # opened and built once: for the estimate, the run and its figures
-        opened = Opened.to_train(recipe, config, data=args.data, init=args.init, device=options.device)
+        asked = resumed(recipe, asked, out)
+        opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device)
         if main:
+            if opened.choices:
+                print(f"chosen for these data and this machine:\n{table(opened.choices)}\n")
             print(describe(recipe, opened.method, opened.device, len(opened.raw("train"))), flush=True)
         method = run(opened, out, options)
     if not main:

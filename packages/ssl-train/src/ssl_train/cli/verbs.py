@@ -20,9 +20,14 @@ class Train:
     out: str | None = None
     """run folder; runs/<method> by default"""
     preset: str | None = None
-    """a named recipe; `demo` without --data, else the paper's"""
+    """a named recipe, fitted to the data where it could not run on them; `auto` chooses from the
+    data and the machine, the default with --data; `demo` without"""
+    minutes: float | None = None
+    """cut the run to this time, by an estimate; an hour on a CPU where the preset is `auto`"""
+    max_steps: int | None = None
+    """cut the run to this number of optimiser steps"""
     config: str | None = None
-    """TOML or JSON file of settings; flags win over it"""
+    """TOML or JSON file of settings, or a run folder with its settings; flags win over it"""
     init: str | None = None
     """start from these weights: a run folder, a Hub id, an author's .pth; their architecture is
     taken"""
