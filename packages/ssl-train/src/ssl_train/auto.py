@@ -36,11 +36,13 @@ TINY_BELOW, SMALL_BELOW = 50_000, 1_000_000
 """Samples below which the network is tiny, and small."""
 STEPS_AN_EPOCH = 8
 """Batches into which an epoch is cut at least."""
-MOST_BATCH_ON_CPU = 128
+MOST_BATCH, MOST_BATCH_ON_CPU = 65536, 128
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 100, 2_000, 100_000
 """A run is this many passes over the data, if these are not too few or too many steps."""
 MINUTES_ON_CPU = 60.0
 """A run on a CPU is cut to this time, by the estimate."""
+ENOUGH_STEPS, SMALLEST_BATCH = 1_000, 32
+"""Where the time is short, the batch shrinks until so many steps fit, or to the smallest."""
 WARMUP = 0.1
 """Share of a run in which the learning rate rises, at most."""
 MEMORY = 0.8
@@ -57,7 +59,9 @@ class Choice(NamedTuple):
     @property
     def flag(self) -> str:
         """The flag that changes it."""
-        return "--dim, --depth …" if self.name == "network" else "--" + self.name.replace("_", "-")
+        if self.name == "network":
+            return "--backbone, --width" if "resnet" in str(self.value) else "--dim, --depth, --heads"
+        return "--" + self.name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -105,14 +109,15 @@ def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: tor
     message has the nearest value that can.
     """
     samples = len(source)
-    if asked.preset is not None:
+    look = look_at(source) if asked.preset is None else Look(samples, None)
+    if asked.preset is None:
+        values, choices = chosen(recipe, asked, look, data, device)
+        make = load(recipe.config)
+    else:
         values, choices = fitted(asked, samples)
         make = type(asked.preset)
-    else:
-        values, choices = chosen(recipe, asked, look_at(source), data, device)
-        make = load(recipe.config)
 
-    # A run is cut to the time and the steps that it was given. Only a clock needs a real step.
+    # A run is cut to the steps and the time that it was given. Only the time needs a real step.
     minutes = asked.minutes
     if minutes is None and asked.preset is None and "epochs" not in asked.typed and device.type == "cpu":
         minutes = MINUTES_ON_CPU
@@ -120,6 +125,12 @@ def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: tor
     if minutes is not None:
         config = recipe.settled(make(**values | {"warmup_epochs": 0.0}), data)
         seconds = pace(recipe, config, source, device)
+        if asked.preset is None and 60 * minutes / seconds < ENOUGH_STEPS:
+            # In a short time many small steps teach more than a few large ones.
+            most = max(SMALLEST_BATCH, int(config.batch_size * 60 * minutes / (seconds * ENOUGH_STEPS)))
+            why = f"the largest for {ENOUGH_STEPS:,} steps in {minutes:g} minutes"
+            values, choices = chosen(recipe, asked, look, data, device, most=(most, why))
+            seconds *= values["batch_size"] / config.batch_size
         limits.append((max(1, int(60 * minutes / seconds)), f"{minutes:g} minutes at {seconds:.2g} s a step"))
     steps_per_epoch = Plan(samples, values["batch_size"], values["epochs"], 0).steps_per_epoch
     for steps, why in limits:
@@ -149,9 +160,10 @@ def fitted(asked: Asked, samples: int) -> tuple[dict[str, Any], list[Choice]]:
 
 
 def chosen(
-    recipe: Recipe, asked: Asked, look: Look, data: Any, device: torch.device
+    recipe: Recipe, asked: Asked, look: Look, data: Any, device: torch.device, most: tuple[int, str] = (MOST_BATCH, "")
 ) -> tuple[dict[str, Any], list[Choice]]:
-    """(values, choices) of a config for these data on this device."""
+    """(values, choices) of a config for these data on this device. `most` is the largest batch, and
+    why."""
     on_cpu, typed = device.type == "cpu", asked.typed
     choices: list[Choice] = []
 
@@ -178,13 +190,18 @@ def chosen(
         values["precision"] = choose("precision", "fp32", "small matrices gain nothing from less on a CPU")
 
     # A batch that leaves some steps to an epoch, and fits into memory.
-    most = min(base.batch_size, MOST_BATCH_ON_CPU if on_cpu else base.batch_size)
-    batch, why = min(batch_for(look.samples), most), f"{STEPS_AN_EPOCH} steps or more an epoch of {look.samples:,}"
+    reasons = [
+        (batch_for(look.samples), f"{STEPS_AN_EPOCH} steps or more an epoch of {look.samples:,}"),
+        (base.batch_size, "the largest that suits the method"),
+        (MOST_BATCH_ON_CPU if on_cpu else MOST_BATCH, "a CPU takes more steps, and smaller ones"),
+        (power_of_two(most[0]), most[1]),
+    ]
+    batch, why = min(reasons, key=lambda reason: reason[0])
     if "batch_size" not in typed and (free := free_memory(device)) is not None:
         trial = recipe.settled(type(base)(**values | {"batch_size": batch, "warmup_epochs": 0.0}), data)
         with torch.device("meta"):
             method = load(recipe.method)(trial)
-        fits = cost_of(recipe, method).fitting(int(MEMORY * free))
+        fits = cost_of(recipe, method, device).fitting(int(MEMORY * free))
         if fits < batch:
             batch, why = max(fits, 1), f"what {free / 1e9:.1f} GB of free memory hold"
     values["batch_size"] = batch = choose("batch_size", batch, why)
@@ -205,8 +222,12 @@ def chosen(
 
 def batch_for(samples: int) -> int:
     """The largest power of two that leaves STEPS_AN_EPOCH steps, or else 8, or what there is."""
-    wanted = max(samples // STEPS_AN_EPOCH, min(samples, 8), 1)
-    return 1 << (wanted.bit_length() - 1)
+    return power_of_two(max(samples // STEPS_AN_EPOCH, min(samples, 8), 1))
+
+
+def power_of_two(number: int) -> int:
+    """The largest power of two up to `number`."""
+    return 1 << (number.bit_length() - 1)
 
 
 def side_for(shorter: int, on_cpu: bool) -> tuple[int, str]:

@@ -15,12 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssl_core.device import pick_precision
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
 from ssl_train.machine import free_memory
 
-ADAM = 16
-"""Bytes of a trained weight in fp32: itself, its gradient, and the optimiser's two averages."""
+ADAM = 12
+"""Bytes beside a trained fp32 weight: its gradient, and the optimiser's two averages."""
+ALWAYS = 130_000_000
+"""Bytes that any run takes beside: the loader's pictures, the allocator's and the libraries' own."""
+BESIDE_SAVED, BESIDE_SAVED_BY_CONVOLUTION = 1.3, 1.75
+"""Memory of a step over what its forward pass saves: gradients under way, and the copies in an order
+of their own that convolutions on a CPU make. Measured by tools/memory.py (docs/benchmarks.md)."""
+SAVED_IN_HALF = 0.6
+"""Share of the fp32 activations that bf16 and fp16 save: norms and softmax stay in fp32."""
 
 
 class NotEnoughMemory(InputError):
@@ -33,13 +41,13 @@ class Cost:
 
     multiply_adds: float
     """of a sample's forward pass; training takes three times as many"""
-    activations: int
-    """bytes that a sample leaves for the backward pass"""
+    activations: float
+    """bytes that a sample takes while it is between forward and backward pass"""
     fixed: int
-    """bytes of weights, buffers, gradients and the optimiser's state"""
+    """bytes that a run takes whatever its batch: weights, buffers, gradients, optimiser, libraries"""
 
-    def bytes(self, samples: int) -> int:
-        """Peak of a step of `samples` at once, by the sum of its parts."""
+    def bytes(self, samples: int) -> float:
+        """Peak of a step of `samples` at once."""
         return self.fixed + samples * self.activations
 
     def fitting(self, free: int) -> int:
@@ -49,12 +57,16 @@ class Cost:
         return 1 << (samples.bit_length() - 1) if samples > 0 else 0
 
 
-def cost_of(recipe: Recipe, method: Any) -> Cost:
-    """What a step of `method` costs. The method stays as it is."""
-    multiply_adds, activations = step_cost(on_meta(method).eval(), sample(recipe, method.config))
+def cost_of(recipe: Recipe, method: Any, device: torch.device) -> Cost:
+    """What a step of `method` costs on `device`. The method stays as it is."""
+    # in eval mode, since batch norm does not train on one sample
+    multiply_adds, saved, convolved = step_cost(on_meta(method).eval(), sample(recipe, method.config))
+    on_cpu = device.type == "cpu"
+    beside = BESIDE_SAVED + (BESIDE_SAVED_BY_CONVOLUTION - BESIDE_SAVED) * convolved * on_cpu
+    share = 1.0 if pick_precision(method.config.precision, device) == "fp32" else SAVED_IN_HALF
     held = {id(t.untyped_storage()): t.untyped_storage().nbytes() for t in (*method.parameters(), *method.buffers())}
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    return Cost(multiply_adds, activations, sum(held.values()) + (ADAM - 4) * trained)
+    return Cost(multiply_adds, saved * beside * share, ALWAYS + sum(held.values()) + ADAM * trained)
 
 
 def check_memory(recipe: Recipe, method: Any, device: torch.device, *, parts: int) -> None:
@@ -63,7 +75,7 @@ def check_memory(recipe: Recipe, method: Any, device: torch.device, *, parts: in
 
     The method is still on the CPU, where its weights are in memory already.
     """
-    free, cost, batch = free_memory(device), cost_of(recipe, method), method.config.batch_size
+    free, cost, batch = free_memory(device), cost_of(recipe, method, device), method.config.batch_size
     needed = cost.bytes(-(-batch // parts))
     if free is None or needed <= free:
         return
@@ -99,9 +111,9 @@ def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
     return {key: [x[None] for x in value] if isinstance(value, list) else value[None] for key, value in made.items()}
 
 
-def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:
-    """(multiply-adds of the forward pass, bytes kept for the backward pass) of one sample, for a
-    method on meta."""
+def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int, float]:
+    """(multiply-adds of the forward pass, bytes kept for the backward pass, share of convolutions
+    in the multiply-adds) of one sample, for a method on meta."""
     kept: dict[int, int] = {}
     weights = {id(p.untyped_storage()) for p in method.parameters()}  # a product keeps views of these
 
@@ -114,4 +126,6 @@ def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:
     given = {k: [v.to("meta") for v in x] if isinstance(x, list) else x.to("meta") for k, x in batch.items()}
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         method(given, 0.0)
-    return counter.get_total_flops() / 2, sum(kept.values())
+    flops = counter.get_total_flops()
+    convolved = counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0) / max(1, flops)
+    return flops / 2, sum(kept.values()), convolved

@@ -28,7 +28,7 @@ def describe(recipe: Recipe, method: nn.Module, device: torch.device, samples: i
     precision = pick_precision(config.precision, device)
     parameters = sum(p.numel() for p in method.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    cost = cost_of(recipe, method)
+    cost = cost_of(recipe, method, device)
     flops = cost.multiply_adds
     rate = matmul_rate(device, precision)
     seconds = 3 * flops * config.batch_size / (SHARE_OF_PEAK * rate)
@@ -36,8 +36,8 @@ def describe(recipe: Recipe, method: nn.Module, device: torch.device, samples: i
         f"{recipe.name}: {parameters:,} parameters, {trained:,} trained",
         f"{2 * flops / 1e9:.2f} GFLOPs forward per sample ({flops / 1e9:.2f} G multiply-adds), "
         "three times that in training",
-        f"memory: {gigabytes(cost.fixed)} for weights, gradients and the optimiser, "
-        f"{gigabytes(cost.activations * config.batch_size)} for the activations of a batch of {config.batch_size}",
+        f"memory: {gigabytes(cost.fixed)}, and {gigabytes(cost.activations * config.batch_size)} for a batch of "
+        f"{config.batch_size}",
         f"on this {device.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
     ]
     if samples is not None:
