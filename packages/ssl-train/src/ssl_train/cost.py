@@ -23,10 +23,10 @@ from ssl_train.machine import free_memory
 ADAM = 12
 """Bytes beside a trained fp32 weight: its gradient, and the optimiser's two averages."""
 ALWAYS = 130_000_000
-"""Bytes that any run takes beside: the loader's pictures, the allocator's and the libraries' own."""
+"""Bytes that any run takes beside: pictures in the loader, what the libraries keep."""
 BESIDE_SAVED, BESIDE_SAVED_BY_CONVOLUTION = 1.3, 1.75
-"""Memory of a step over what its forward pass saves: gradients under way, and the copies in an order
-of their own that convolutions on a CPU make. Measured by tools/memory.py (docs/benchmarks.md)."""
+"""Memory of a step over what its forward pass saves: gradients under way, and the reordered copies
+that convolutions on a CPU make. Measured by tools/memory.py (docs/benchmarks.md)."""
 SAVED_IN_HALF = 0.6
 """Share of the fp32 activations that bf16 and fp16 save: norms and softmax stay in fp32."""
 
@@ -44,7 +44,7 @@ class Cost:
     activations: float
     """bytes that a sample takes while it is between forward and backward pass"""
     fixed: int
-    """bytes that a run takes whatever its batch: weights, buffers, gradients, optimiser, libraries"""
+    """bytes whatever the batch: weights, buffers, gradients, optimiser, libraries"""
 
     def bytes(self, samples: int) -> float:
         """Peak of a step of `samples` at once."""
