@@ -182,8 +182,8 @@ def chosen(
     network, why = network_for(look.samples, on_cpu)
     base = load(recipe.fitted)(network, _side(side), look.samples)
     values = {**vars(base), **({"image_size": side} if side else {}), **typed}
-    if not {"dim", "depth", "backbone"} & typed.keys():
-        choices.append(Choice("network", network_name(values), why))
+    if not {"dim", "depth", "backbone"} & typed.keys() and (name := network_name(values)):
+        choices.append(Choice("network", name, why))
 
     # Small matrices are as fast in fp32 on a CPU.
     if on_cpu:
@@ -249,11 +249,11 @@ def network_for(samples: int, on_cpu: bool) -> tuple[Network, str]:
 
 
 def network_name(values: dict[str, Any]) -> str:
-    """The network of a config in a few words."""
+    """The network of a config in a few words, empty for one with sizes of its own."""
     kind = values.get("backbone", values.get("tower"))
     if kind and kind.startswith("resnet"):
         return f"{kind}, width {values.get('width', values.get('dim'))}"
-    return f"{values['depth']} blocks of width {values['dim']}"
+    return f"{values['depth']} blocks of width {values['dim']}" if "depth" in values else ""
 
 
 def pace(recipe: Recipe, config: Any, source: Source, device: torch.device) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,20 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
         raise InputError(f"{recipe.name} is an encoder that is used as it is: it cannot be trained here")
     out = Path(args.out or f"runs/{recipe.name}")
     main = os.environ.get("RANK", "0") == "0"
+    program = recipe.package.replace("_", "-")
     with process_group():
         # opened and built once: for the estimate, the run and its figures
         asked = resumed(recipe, asked, out)
         opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device)
         if main:
             if opened.choices:
-                print(f"chosen for these data and this machine:\n{table(opened.choices)}\n")
+                print(f"chosen for these data and this machine:\n{table(opened.choices)}")
+                print(f"the same again: {program} train{_flag('--data', args.data)} --config {out} --out ANOTHER\n")
             print(describe(recipe, opened.method, opened.device, len(opened.raw("train"))), flush=True)
         method = run(opened, out, options)
     if not main:
         return
 
-    program = recipe.package.replace("_", "-")
     try:
         figures(opened, out / "figures")
     except Exception as error:  # whatever drawing raises, the run is done and its weights are there
@@ -67,6 +69,11 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
     print(f"         {program} embed {out} --data your/folder --out features.npz")
     _, inputs, *_ = inspect.signature(type(method).encode).parameters
     print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
+
+
+def _flag(flag: str, value: str | None) -> str:
+    """`flag` with its value, quoted for a shell; empty without a value."""
+    return "" if value is None else f" {flag} {shlex.quote(value)}"
 
 
 def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
