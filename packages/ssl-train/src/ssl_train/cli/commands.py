@@ -205,6 +205,13 @@ def export(recipe: Recipe, args: verbs.Export) -> None:
     print(f"{sum(t.numel() for t in state.values()):,} parameters in {out}, {args.to}'s layout")
 
 
+def compare(recipe: Recipe, args: verbs.Compare) -> None:
+    from ssl_train.report.compare import compare as beside
+
+    print(beside(args.runs, args.out))
+    print(f"\nlook at  {args.out}")
+
+
 def figures(opened: Opened, folder: Path) -> list[Path]:
     """Draw the package's figures and write their captions into `folder`, of test data if there are
     any."""

@@ -136,6 +136,17 @@ class Export:
     """whose layout: transformers, or another that the package writes"""
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Put several runs beside each other: a table, and a page with their curves."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """run folders, of this package or of others"""
+    out: str = "compare.html"
+    """the page to write"""
+
+
 VERBS: dict[str, type] = {
     "train": Train, "evaluate": Evaluate, "embed": Embed, "show": Show, "push": Push, "info": Info, "export": Export,
+    "compare": Compare,
 }  # fmt: skip
