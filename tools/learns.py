@@ -39,10 +39,11 @@ from projects import methods
 from ssl_core.config import from_dict, to_dict
 from ssl_core.device import pick_device, seed_step
 from ssl_core.method import Recipe, load
+from ssl_train.data.sources import attach
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.evaluate import evaluate
 from ssl_train.evaluate.features import extract, histogram, pixels
-from ssl_train.opened import Opened, attach
+from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.run import train
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ssl_mae.config import PRESETS, MAEConfig
 from ssl_mae.mae import MAE
-from ssl_train.cli.estimate import step_cost
+from ssl_train.cost import step_cost
 from ssl_train.optim import decay_groups
 
 BATCH = {"fp32": 8, "bf16": 16}

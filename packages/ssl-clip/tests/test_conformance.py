@@ -51,6 +51,11 @@ class TestCLIP(Conformance):
     config = TINY
     source = f"{__name__}:open_words"
 
+    def write_strangers(self, folder: Path, kind) -> None:
+        super().write_strangers(folder, kind)
+        for number, file in enumerate(sorted(folder.rglob("*.png"))):
+            file.with_suffix(".txt").write_text(f"picture {number} of a stranger\n")
+
     def write_data(self, folder: Path) -> Path:
         write_pictures(folder, self.config)
         for file in list(folder.rglob("*.png")):

@@ -16,23 +16,27 @@ VIT = RESNET | {"backbone": "vit", "patch_size": 4, "dim": 16, "depth": 1, "head
 
 
 class TestSimCLR(Conformance):
+    folders = ("a dozen tiny grey ones",)
     recipe = RECIPES["simclr"]
     config = SimCLRConfig(**RESNET, small_stem=True, projection=8, optimizer="adamw")
     exports = ()
 
 
 class TestMoCo(Conformance):
+    folders = ("a hundred of one class",)
     recipe = RECIPES["moco"]
     config = MoCoConfig(**RESNET, small_stem=True, projection=8, queue=21, ema=0.9, bn_splits=2)
     exports = ()
 
 
 class TestBYOL(Conformance):
+    folders = ("all kinds in many classes",)
     recipe = RECIPES["byol"]
     config = BYOLConfig(**VIT, hidden=16, projection=8, ema=0.9)
 
 
 class TestSimSiam(Conformance):
+    folders = ("480 and a huge one",)
     recipe = RECIPES["simsiam"]
     config = SimSiamConfig(**RESNET, small_stem=True, projection=8, predictor_hidden=4)
     exports = ()

@@ -138,12 +138,13 @@ def test_a_run_that_starts_from_an_encoder_keeps_the_preset(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     line = ["--preset", "demo", "--init", str(tmp_path / "resnet18.pth"), "--data", "photos/"]
-    settings = defaults(RECIPES["moco"], line)
+    settings = defaults(RECIPES["moco"], line).config
     demo = RECIPES["moco"].preset("demo")
     assert settings == replace(demo, width=64, small_stem=False)
 
     network = stirred(MoCo, queue=12, temperature=0.5)
-    settings = defaults(RECIPES["moco"], ["--preset", "demo", "--init", str(network.save_pretrained(tmp_path / "run"))])
+    line = ["--preset", "demo", "--init", str(network.save_pretrained(tmp_path / "run"))]
+    settings = defaults(RECIPES["moco"], line).config
     assert (settings.queue, settings.width, settings.temperature) == (12, network.config.width, demo.temperature)
 
 

@@ -400,7 +400,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
 def test_a_preset_of_a_resnet_becomes_a_vit_when_it_starts_from_one(tmp_path):
     torch.save(built(replace(TINY, dim=64, heads=1)).teacher.backbone.state_dict(), tmp_path / "backbone.pth")
     with pytest.warns(UserWarning, match="these are initialised anew"):
-        config = defaults(RECIPES["dino"], ["--preset", "demo", "--init", str(tmp_path / "backbone.pth")])
+        config = defaults(RECIPES["dino"], ["--preset", "demo", "--init", str(tmp_path / "backbone.pth")]).config
         assert DINO.from_pretrained(tmp_path / "backbone.pth", config=config).new_heads
     assert (config.backbone, config.dim, config.image_size) == ("vit", 64, 8)
     assert (config.prototypes, config.base_lr, config.crop_pct) == (64, 4e-3, 1.0)

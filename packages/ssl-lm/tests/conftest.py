@@ -147,6 +147,7 @@ class TextConformance(Conformance):
 
     source = "tiny_text:open_windows"
     noiseless = {"dropout": 0.0}
+    folders = ()
 
     def write_data(self, folder):
         return write_prepared(folder, self.config.window, self.config.stride)

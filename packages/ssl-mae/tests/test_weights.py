@@ -208,7 +208,8 @@ def test_a_run_starts_from_an_encoder_alone_and_keeps_the_presets_decoder(tmp_pa
     encoder = {wrap + name: t for name, t in authors().items() if not name.startswith(("decoder", "mask"))}
     torch.save({"state_dict": encoder}, tmp_path / "encoder.pth")
     recipe = RECIPES["mae"]
-    settings = defaults(recipe, ["--preset", "demo", "--data", "photos/", "--init", str(tmp_path / "encoder.pth")])
+    line = ["--preset", "demo", "--data", "photos/", "--init", str(tmp_path / "encoder.pth")]
+    settings = defaults(recipe, line).config
     demo = recipe.preset("demo")
     assert (settings.dim, settings.depth, settings.image_size) == (64, 2, 16)
     assert (settings.decoder_dim, settings.decoder_depth) == (demo.decoder_dim, demo.decoder_depth)
@@ -535,7 +536,7 @@ def test_a_run_that_starts_from_weights_takes_their_sizes_and_the_presets_recipe
     )
     folder = MAE(stored).save_pretrained(tmp_path)
     settings, demo = (
-        defaults(RECIPES["mae"], ["--preset", "demo", "--init", str(folder)]),
+        defaults(RECIPES["mae"], ["--preset", "demo", "--init", str(folder)]).config,
         RECIPES["mae"].preset("demo"),
     )
     for name in ("image_size", "patch_size", "dim", "depth", "heads", "decoder_dim", "decoder_depth", "decoder_heads"):

@@ -18,6 +18,7 @@ class TestDenoising(Conformance):
     recipe = RECIPES["denoising"]
     config = DenoisingConfig(image_size=8, width=8)
     noiseless = {"noise": 0.0}
+    folders = ()
 """
 
 

@@ -20,6 +20,7 @@ from ssl_core.method import Verb
 from ssl_testing import children, faults
 from ssl_testing.state import newest
 from ssl_testing.tiny import RECIPES, Tiny, TinyConfig
+from ssl_train.asked import Asked
 from ssl_train.cli import commands
 from ssl_train.cli import main as cli
 from ssl_train.cli.verbs import VERBS
@@ -34,8 +35,8 @@ BOTH = RECIPES | {"other": OTHER}
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """Parse a train command as `main` would and return (recipe, run, config, options) instead of
-    training."""
+    """Parse a train command as `main` would and return (recipe, run, what is asked, options)
+    instead of training."""
     seen = []
     monkeypatch.setattr(commands, "train", lambda *arguments: seen.append(arguments))
 
@@ -84,7 +85,7 @@ def test_a_package_adds_commands_of_its_own(capsys):
     assert cli.main(RECIPES, [], verbs=verbs) == 0
     assert re.search(r"^  count +Count upwards", capsys.readouterr().out, re.M)
     assert cli.main(RECIPES, ["tarin"], verbs=verbs) == 2
-    assert "export, count" in capsys.readouterr().err
+    assert "compare, count" in capsys.readouterr().err
 
 
 def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
@@ -130,12 +131,13 @@ def weigh(recipe, flags):
 
 
 def test_flags_set_the_run_the_config_and_the_options(parsed):
-    recipe, run, config, options = parsed(
-        "--data", "pictures", "--out", "here", "--epochs", "3", "--betas", "0.8", "0.9", "--clip-grad", "1.5",
+    recipe, run, asked, options = parsed(
+        "--preset", "demo", "--data", "pictures", "--out", "here", "--epochs", "3", "--betas", "0.8", "0.9", "--clip-grad", "1.5",
         "--image-size", "16", "--workers", "3", "--compile", "--accumulate", "2",
     )  # fmt: skip
     assert recipe is TINY and (run.data, run.out) == ("pictures", "here")
-    assert config == TinyConfig(epochs=3.0, betas=(0.8, 0.9), clip_grad=1.5, image_size=16)
+    assert asked.config == TinyConfig(epochs=3.0, betas=(0.8, 0.9), clip_grad=1.5, image_size=16)
+    assert asked.typed.keys() == {"epochs", "betas", "clip_grad", "image_size"}
     assert options == RunOptions(workers=3, compile=True, accumulate=2)
 
 
@@ -155,21 +157,25 @@ def test_a_file_wins_over_the_preset_and_a_flag_over_the_file(parsed, tmp_path):
     (tmp_path / "a.json").write_text('{"dim": 32, "epochs": 7}')
     for name in ("a.toml", "a.json"):
         file = ("--config", str(tmp_path / name))
-        assert parsed(*file)[2] == TinyConfig(dim=32, epochs=7.0)
-        assert parsed(*file, "--epochs", "9")[2] == TinyConfig(dim=32, epochs=9.0)
-        assert parsed("--preset", "large", *file, recipes={"other": OTHER})[2] == TinyConfig(dim=32, epochs=7.0)
-    assert parsed("--preset", "large", recipes={"other": OTHER})[2].dim == 64
+        assert parsed(*file)[2].config == TinyConfig(dim=32, epochs=7.0)
+        assert parsed(*file, "--epochs", "9")[2].config == TinyConfig(dim=32, epochs=9.0)
+        assert parsed("--preset", "large", *file, recipes={"other": OTHER})[2].config == TinyConfig(dim=32, epochs=7.0)
+    assert parsed("--preset", "large", recipes={"other": OTHER})[2].config.dim == 64
 
 
-def test_the_demo_is_the_default_for_the_built_in_data_alone(parsed):
-    assert parsed(recipes={"other": OTHER})[2] == TinyConfig(dim=8)
-    assert parsed("--data", "pictures", recipes={"other": OTHER})[2] == TinyConfig()
+def test_the_demo_is_the_default_for_the_built_in_data_and_a_choice_for_others(parsed):
+    assert parsed(recipes={"other": OTHER})[2].config == TinyConfig(dim=8)
+    for data in (("--data", "pictures"), ("--data", "pictures", "--preset", "auto")):
+        asked = parsed(*data, "--epochs=3", "--minutes", "5", recipes={"other": OTHER})[2]
+        assert asked == Asked(None, {"epochs": 3.0}, minutes=5.0)
+    named = parsed("--data", "pictures", "--preset", "large", "--max-steps", "7", recipes={"other": OTHER})[2]
+    assert named == Asked(TinyConfig(dim=64), {}, max_steps=7)
 
 
 def test_the_architecture_of_init_is_taken_and_its_recipe_is_not(parsed, tmp_path):
     Tiny(TinyConfig(dim=8, epochs=77)).save_pretrained(tmp_path)
-    _, run, config, _ = parsed("--init", str(tmp_path))
-    assert run.init == str(tmp_path) and (config.dim, config.epochs) == (8, TinyConfig().epochs)
+    _, run, asked, _ = parsed("--init", str(tmp_path))
+    assert run.init == str(tmp_path) and (asked.config.dim, asked.config.epochs) == (8, TinyConfig().epochs)
 
 
 def test_a_method_is_chosen_by_name_the_first_by_default(parsed, capsys):

@@ -14,8 +14,9 @@ from torch import nn
 from ssl_core.config import ImageConfig, TrainConfig
 from ssl_core.method import Recipe
 from ssl_train.cli import commands
-from ssl_train.cli.estimate import _duration, describe, matmul_rate, on_meta, sample, step_cost
+from ssl_train.cli.estimate import _duration, describe, matmul_rate
 from ssl_train.cli.verbs import Info
+from ssl_train.cost import on_meta, sample, step_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def test_sample_is_a_batch_of_one_as_the_views_make_it(recipe):
 def test_multiply_adds_and_kept_bytes_are_counted_exactly(recipe):
     with torch.device("meta"):
         method = Toy(ToyConfig())
-    flops, activations = step_cost(method, sample(recipe, ToyConfig()))
+    flops, activations, _ = step_cost(method, sample(recipe, ToyConfig()))
     assert flops == 192 * 10 + 10
     assert activations == 4 * (192 + 10), "the inputs of both products, in fp32; weights are not counted again"
 
@@ -91,7 +92,7 @@ def test_an_input_that_two_layers_keep_is_counted_once():
             x = batch["views"][0].float()
             return {"loss": (self.a(x) + self.b(x)).sum()}
 
-    flops, activations = step_cost(Twice(), {"views": [torch.zeros(1, 6)]})
+    flops, activations, _ = step_cost(Twice(), {"views": [torch.zeros(1, 6)]})
     assert (flops, activations) == (24, 24)
 
 

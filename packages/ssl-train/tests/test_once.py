@@ -47,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(owner, name, wrapper)
 
-    counting(sources, "scan", lambda root: "listed")
+    counting(sources, "walk", lambda *_: "listed")
     counting(sources, "open_source", lambda data: "opened")
     counting(Tiny, "__init__", lambda self, config: "sketched" if self.centre.is_meta else "built")
     return counted
@@ -62,7 +62,8 @@ def test_train_and_evaluate_list_and_open_and_build_once(recipe, data, calls, tm
     assert main({"tiny": recipe}, ["train", "--data", str(data), "--out", "run", *SHORT]) == 0
     # without parts no test split is opened: that there is none is known without a listing
     assert (calls["listed"], calls["opened"]) == (parts, 1)
-    assert (calls["built"], calls["sketched"]) == (1, 0)
+    # a sketch, which holds no weights, says which batch fits into memory
+    assert (calls["built"], calls["sketched"]) == (1, 1)
 
     calls.clear()
     evaluate = ["evaluate", "run", "--data", str(data), "--protocols", "knn", "--device", "cpu"]

@@ -168,6 +168,19 @@ class BackboneConfig(ViTConfig):
         return self.patch_size if self.is_vit else 1
 
 
+VIT_SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"dim": 192, "depth": 6, "heads": 3},
+    "small": {"dim": 384, "depth": 12, "heads": 6},
+    "base": {"dim": 768, "depth": 12, "heads": 12},
+}
+"""Networks for data of three sizes: half of a ViT-Ti, ViT-S, ViT-B."""
+
+
+def patch_for(side: int) -> int:
+    """Patch size for images of `side` pixels: the papers' 16, and 8 below 64 pixels."""
+    return 16 if side >= 64 else 8
+
+
 def encoder_fields(config: BackboneConfig) -> tuple[str, ...]:
     """Names of the fields that an encoder's weights fix; a ViT's positions fix its image size."""
     pixels = ("in_channels", "mean", "std", "backbone")

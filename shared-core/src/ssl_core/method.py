@@ -77,6 +77,10 @@ class Recipe:
     """`blank(config)` makes a sample without content, for estimates"""
     raw: tuple[str, str] = ("raw pixels", "ssl_train.evaluate.features:pixels")
     """name of the baseline without a network, and the baseline: a function of `encode`'s input"""
+    fitted: str | None = None
+    """`fitted(network, side, samples) -> config`: the method for so many samples, by a `tiny`,
+    `small` or `base` network, for images of `side` pixels (0 for text). Its batch is the largest
+    that suits, its rate that of a batch of 256"""
     settle: str | None = None
     """`settle(config, data) -> config` fills in the fields that data decides (a vocabulary)"""
     prepare: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, MultipleOf
 
 from ssl_core.bounds import Count, NonNegative, Positive, Rate, Scale, Share, Width
-from ssl_core.config import ImageConfig, PosInterp, TrainConfig, ViTConfig, check
+from ssl_core.config import VIT_SIZES, ImageConfig, PosInterp, TrainConfig, ViTConfig, check, patch_for
 from ssl_core.method import Recipe
 
 RECIPES = {
@@ -20,6 +21,7 @@ RECIPES = {
         method="ssl_beit.beit:BEiT",
         views="ssl_beit.views:build_beit",
         show="ssl_beit.show:show_beit",
+        fitted="ssl_beit.config:fitted",
         prepare="ssl_beit.prepare:prepare",
         measure="ssl_beit.measure:measure_beit",
     ),
@@ -30,6 +32,7 @@ RECIPES = {
         method="ssl_beit.dvae:DVAE",
         views="ssl_beit.views:build_dvae",
         show="ssl_beit.show:show_dvae",
+        fitted="ssl_beit.config:dvae_fitted",
         measure="ssl_beit.measure:measure_dvae",
     ),
 }
@@ -238,6 +241,38 @@ def demo() -> BEiTConfig:
     tokenizer: Any = {"tokenizer": "demo", "tokenizer_hidden": 16, "tokenizer_blocks": 1, "tokenizer_init": 64}
     run: Any = {"epochs": 30, "batch_size": 64, "base_lr": 8e-3, "warmup_epochs": 2, "precision": "fp32"}
     return BEiTConfig(**images, **encoder, **masks, **tokenizer, **run)
+
+
+def dvae_fitted(network: str, side: int, samples: int) -> DVAEConfig:
+    """A tokenizer for `samples` images of `side` pixels: the demo's, the small one or DALL-E's."""
+    preset = {"tiny": demo_dvae, "small": small, "base": dalle}[network]()
+    base_lr = {"tiny": 4e-3, "small": 5e-4, "base": 1e-4}[network]
+    run: Any = {"crop_scale": (0.2, 1.0), "epochs": 400, "batch_size": 512, "precision": "auto"}
+    return dataclasses.replace(preset, image_size=side, base_lr=base_lr, **run)
+
+
+def fitted(network: str, side: int, samples: int) -> BEiTConfig:
+    """A recipe for `samples` images of `side` pixels, by a ViT that is tiny, small or base.
+
+    A tokenizer of its own is trained first. As in the paper, four patches in ten are hidden.
+    """
+    patch = patch_for(side)
+    patches = (side // patch) ** 2
+    masks: Any = {"mask_patches": max(2, round(0.4 * patches)), "mask_block": max(1, round(0.08 * patches))}
+    tokenizer: Any = {
+        "tiny": {
+            "vocab": 256,
+            "tokenizer": "demo",
+            "tokenizer_hidden": 16,
+            "tokenizer_blocks": 1,
+            "tokenizer_init": 64,
+        },
+        "small": {"vocab": 512, "tokenizer": "small", "tokenizer_hidden": 64},
+        "base": {"vocab": 8192, "tokenizer": "dalle"},
+    }[network]
+    base_lr = {"tiny": 2e-3, "small": 1e-3, "base": 6e-4}[network]
+    run: Any = {"base_lr": base_lr, "crop_scale": (0.2, 1.0), "drop_path": 0.0 if network == "tiny" else 0.1}
+    return BEiTConfig(image_size=side, patch_size=patch, **VIT_SIZES[network], **masks, **tokenizer, **run)
 
 
 PRESETS: dict[str, dict[str, Callable[[], Any]]] = {

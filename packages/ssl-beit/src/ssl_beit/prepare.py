@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ssl_beit.beit import BEiT
 from ssl_beit.config import RECIPES, BEiTConfig, DVAEConfig
@@ -46,6 +47,9 @@ def fitted(preset: DVAEConfig, config: BEiTConfig) -> DVAEConfig:
     channels = config.in_channels
     pixels = {"in_channels": channels, "mean": (0.0,) * channels, "std": (1.0,) * channels}
     tokens = {"image_size": config.tokenizer_size, "vocab": config.vocab}
-    run = {"seed": config.seed, "precision": config.precision}
-    batch_size = min(preset.batch_size, config.batch_size)
-    return dataclasses.replace(preset, **pixels, **tokens, **run, batch_size=batch_size)
+    run: dict[str, Any] = {"seed": config.seed, "precision": config.precision}
+    # No batch that the data could not fill, and no longer run than the one that it is for.
+    batch_size, epochs = min(preset.batch_size, config.batch_size), min(preset.epochs, config.epochs)
+    warmup_epochs = min(preset.warmup_epochs, config.warmup_epochs)
+    run |= {"batch_size": batch_size, "epochs": epochs, "warmup_epochs": warmup_epochs}
+    return dataclasses.replace(preset, **pixels, **tokens, **run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ RECIPES = {
         built_in="captioned scenes",
         blank="ssl_clip.views:blank",
         settle="ssl_clip.lit:settle",
+        fitted="ssl_clip.config:fitted",
         measure="ssl_clip.measure:measure",
     )
 }
@@ -161,6 +163,23 @@ def demo() -> CLIPConfig:
     tokens: Any = {"vocab_size": 640, "eos_token_id": 639, "context_length": 16}
     run: Any = {"epochs": 6, "batch_size": 64, "base_lr": 6e-3, "warmup_epochs": 1, "weight_decay": 0.05, "eps": 1e-8}
     return CLIPConfig(**image, **text, **tokens, embed_dim=128, activation="gelu", **run, precision="fp32")
+
+
+def fitted(network: str, side: int, samples: int) -> CLIPConfig:
+    """A recipe for `samples` pairs of captions and images of `side` pixels.
+
+    The tiny network is a ResNet; small and base are the presets `small` and `vit_b32`. The
+    vocabulary is trained on the captions, and long captions are cut.
+    """
+    if network != "tiny":
+        preset = small() if network == "small" else vit_b32()
+        base_lr = 4e-4 if network == "small" else preset.base_lr
+        return dataclasses.replace(preset, image_size=side, base_lr=base_lr, truncate=True)
+    image: Any = {"image_size": side, "tower": "resnet", "dim": 16, "heads": 8, "stages": (1, 1, 1, 1)}
+    text: Any = {"text_dim": 128, "text_depth": 3, "text_heads": 4}
+    tokens: Any = {"vocab_size": 2048, "eos_token_id": 2047, "context_length": 32, "truncate": True}
+    run: Any = {"epochs": 100, "batch_size": 512, "base_lr": 3e-3, "warmup_epochs": 5, "weight_decay": 0.1}
+    return CLIPConfig(**image, **text, **tokens, embed_dim=128, activation="gelu", **run)
 
 
 PRESETS: dict[str, dict[str, Callable[[], CLIPConfig]]] = {

@@ -282,6 +282,43 @@ def simsiam_demo() -> SimSiamConfig:
     return SimSiamConfig(**SCENES, **SCENES_ADAMW, epochs=14, head_layers=2, projection=512, predictor_hidden=128)
 
 
+def _network(network: str, side: int) -> dict[str, Any]:
+    """A ResNet for images of `side` pixels, with the small stem up to 64."""
+    small = side <= 64
+    sizes: Any = {"tiny": {"backbone": "resnet18", "width": 32}, "small": {"backbone": "resnet18"}, "base": {}}[network]
+    return {"image_size": side, "small_stem": small, **({"blur_p": (0.0, 0.0)} if small else {}), **sizes}
+
+
+FITTED: Any = {"optimizer": "adamw", "base_lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 10.0, "batch_size": 512}
+"""The optimiser of recipes that are fitted to data, as in the demos."""
+
+
+def simclr_fitted(network: str, side: int, samples: int) -> SimCLRConfig:
+    """A recipe for `samples` images of `side` pixels, by a network that is tiny, small or base."""
+    return SimCLRConfig(**_network(network, side), **FITTED, epochs=1000, temperature=0.2)
+
+
+def moco_fitted(network: str, side: int, samples: int) -> MoCoConfig:
+    """As `simclr_fitted`. The queue holds half of the data at most, so that few of its keys are of
+    the query's own image."""
+    queue = min(65536, max(64, 1 << (max(1, samples // 2).bit_length() - 1)))
+    return MoCoConfig(**_network(network, side), **FITTED, epochs=800, queue=queue, ema=0.99, bn_splits=2)
+
+
+def byol_fitted(network: str, side: int, samples: int) -> BYOLConfig:
+    """As `simclr_fitted`, by the demo's SGD."""
+    heads: Any = {} if network == "base" else {"hidden": 1024, "projection": 256}
+    views: Any = {"solarize_p": (0.0, 0.0)} if side <= 64 else {}
+    run: Any = {"optimizer": "sgd", "base_lr": 0.2, "weight_decay": 1e-3, "ema": 0.99, "batch_size": 512}
+    return BYOLConfig(**_network(network, side), **heads, **views, **run)
+
+
+def simsiam_fitted(network: str, side: int, samples: int) -> SimSiamConfig:
+    """As `simclr_fitted`."""
+    heads: Any = {} if network == "base" else {"head_layers": 2, "projection": 512, "predictor_hidden": 128}
+    return SimSiamConfig(**_network(network, side), **FITTED, **heads, epochs=800)
+
+
 PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
     "simclr": {
         "demo": simclr_demo,
@@ -320,6 +357,7 @@ def _recipe(name: str, method: str) -> Recipe:
         method=f"ssl_contrastive.{name}:{method}",
         views="ssl_contrastive.views:build",
         show="ssl_contrastive.show:show",
+        fitted=f"ssl_contrastive.config:{name}_fitted",
     )
 
 

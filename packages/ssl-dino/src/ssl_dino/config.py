@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from ssl_core.bounds import Jitter, Positive, Scale, Share, Whole, Width
-from ssl_core.config import BackboneConfig, PosInterp, TrainConfig, ViTConfig, check
+from ssl_core.config import VIT_SIZES, BackboneConfig, PosInterp, TrainConfig, ViTConfig, check, patch_for
 from ssl_core.method import Recipe
 
 RECIPES = {
@@ -20,6 +20,7 @@ RECIPES = {
         method="ssl_dino.dino:DINO",
         views="ssl_dino.views:build",
         show="ssl_dino.show:show",
+        fitted="ssl_dino.config:fitted",
     ),
     "dinov2": Recipe(
         name="dinov2",
@@ -193,6 +194,21 @@ def demo() -> DINOConfig:
     optimizer: Any = {"base_lr": 4e-3, "min_lr": 0.0, "weight_decay": 0.05, "weight_decay_end": None, "clip_each": None}
     run: Any = {"epochs": 20, "warmup_epochs": 1, "batch_size": 128, "precision": "fp32"}
     return DINOConfig(**network, **head, **teacher, **crops, **colours, **optimizer, **run)
+
+
+def fitted(network: str, side: int, samples: int) -> DINOConfig:
+    """A recipe for `samples` images of `side` pixels, by a ViT that is tiny, small or base.
+
+    There is about a prototype to eight images, as far as the paper's 65,536.
+    """
+    patch = patch_for(side)
+    prototypes = min(65536, max(64, 1 << (max(1, samples // 8).bit_length() - 1)))
+    local: Any = {"local_crops": 8 if network == "base" else 4, "local_size": side // 2 // patch * patch}
+    head: Any = {} if network == "base" else {"head_hidden": 512, "bottleneck": 128}
+    optimizer: Any = {"base_lr": 1e-3, "clip_each": 3.0, "drop_path": 0.0 if network == "tiny" else 0.1}
+    images: Any = {"image_size": side, "patch_size": patch, "prototypes": prototypes}
+    teacher: Any = {"teacher_momentum": 0.996, "norm_last_layer": True}
+    return DINOConfig(**images, **VIT_SIZES[network], **local, **head, **teacher, **optimizer, epochs=800)
 
 
 def vits14() -> DINOv2Config:

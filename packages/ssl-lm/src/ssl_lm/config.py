@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -365,6 +366,33 @@ def t5_demo() -> T5Config:
 
 # ---------------------------------------------------------------- what the command line lists
 
+
+def gpt_fitted(network: str, side: int, samples: int) -> GPTConfig:
+    """The demo's network and its tokens, `small`, or GPT-2 small, with the data's tokenizer."""
+    if network == "base":
+        return dataclasses.replace(gpt2(), vocab_size=None, eos_token_id=None, base_lr=4e-4)
+    if network == "small":
+        return dataclasses.replace(gpt_small(), base_lr=2e-3, batch_size=256)
+    return dataclasses.replace(gpt_demo(), epochs=10, base_lr=0.012, min_lr=1e-4, precision="auto")
+
+
+def bert_fitted(network: str, side: int, samples: int) -> BERTConfig:
+    """As `gpt_fitted`: the demo's network, `small`, or BERT-base."""
+    if network == "base":
+        return dataclasses.replace(bert_base(), **_TOKENIZERS, vocab_size=None, base_lr=1e-4)
+    if network == "small":
+        return dataclasses.replace(bert_small(), base_lr=1e-3, batch_size=256)
+    return dataclasses.replace(bert_demo(), epochs=40, base_lr=4e-3, precision="auto")
+
+
+def t5_fitted(network: str, side: int, samples: int) -> T5Config:
+    """As `gpt_fitted`: the demo's network, T5-small's, or T5-base's."""
+    tokens: Any = dict.fromkeys(("vocab_size", "pad_token_id", "eos_token_id", "first_sentinel"))
+    if network == "tiny":
+        return dataclasses.replace(t5_demo(), epochs=10, base_lr=0.12, precision="auto")
+    return dataclasses.replace(t5_small() if network == "small" else t5_base(), **tokens, epochs=10, dropout=0.0)
+
+
 GPT2 = {"gpt2": gpt2, "gpt2_medium": gpt2_medium, "gpt2_large": gpt2_large, "gpt2_xl": gpt2_xl}
 T5_V1_1 = {"v1_1_small": t5_v1_1_small, "v1_1_base": t5_v1_1_base}
 PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
@@ -389,6 +417,7 @@ def _recipe(name: str, method: str, views: str, measure: str, eval_view: str = "
         blank="ssl_lm.views:blank",
         raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
         settle="ssl_lm.corpus:settle",
+        fitted=f"ssl_lm.config:{name}_fitted",
         measure=f"ssl_lm.measure:{measure}",
     )
 

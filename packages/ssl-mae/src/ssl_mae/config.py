@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from ssl_core.bounds import Depth, Scale, Width
-from ssl_core.config import TrainConfig, ViTConfig, check
+from ssl_core.config import VIT_SIZES, TrainConfig, ViTConfig, check, patch_for
 from ssl_core.method import Recipe
 
 RECIPES = {
@@ -20,6 +20,7 @@ RECIPES = {
         method="ssl_mae.mae:MAE",
         views="ssl_mae.views:build",
         show="ssl_mae.show:show",
+        fitted="ssl_mae.config:fitted",
     )
 }
 
@@ -116,6 +117,22 @@ def demo() -> MAEConfig:
     decoder: dict[str, Any] = {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4}
     run: Any = {"epochs": 36, "batch_size": 64, "base_lr": 0.012, "warmup_epochs": 2, "precision": "fp32"}
     return MAEConfig(**images, **encoder, **decoder, **run, mask_ratio=0.6)
+
+
+def fitted(network: str, side: int, samples: int) -> MAEConfig:
+    """A recipe for `samples` images of `side` pixels, by a network that is tiny, small or base.
+
+    Small grids leave a few patches more to see, as the demo does.
+    """
+    decoder: dict[str, Any] = {
+        "tiny": {"decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3},
+        "small": {"decoder_dim": 256, "decoder_depth": 4, "decoder_heads": 8},
+        "base": {},
+    }[network]
+    base_lr = {"tiny": 2e-3, "small": 1e-3, "base": 6e-4}[network]
+    images: Any = {"image_size": side, "patch_size": patch_for(side), "mask_ratio": 0.75 if side >= 96 else 0.6}
+    run: Any = {"epochs": 800, "batch_size": 4096, "base_lr": base_lr, "pool": "mean"}
+    return MAEConfig(**images, **VIT_SIZES[network], **decoder, **run)
 
 
 PRESETS: dict[str, dict[str, Callable[[], MAEConfig]]] = {

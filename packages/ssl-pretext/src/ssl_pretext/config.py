@@ -252,6 +252,39 @@ def colorization_vit_small() -> ColorizationConfig:
     return ColorizationConfig(**VIT, crop_scale=(0.2, 1.0))
 
 
+def _network(network: str, side: int) -> dict[str, Any]:
+    """A ResNet for images of `side` pixels, with the small stem up to 64, and its SGD."""
+    sizes: Any = {"tiny": {"backbone": "resnet18", "width": 32}, "small": {"backbone": "resnet18"}, "base": {}}[network]
+    return {"image_size": side, "small_stem": side <= 64, "crop_scale": (0.2, 1.0), "epochs": 400, **sizes}
+
+
+def _tiles(network: str, side: int) -> dict[str, Any]:
+    """The same for tiles of three quarters of a cell, with the demo's classifier for small data."""
+    cell = side // 3
+    heads: Any = {} if network == "base" else {"embedding": 256, "hidden": 1024}
+    return {**_network(network, side), "puzzle_size": 3 * cell, "tile_size": 3 * cell // 4, "feature_stage": 3, **heads}
+
+
+def rotation_fitted(network: str, side: int, samples: int) -> RotationConfig:
+    """A recipe for `samples` images of `side` pixels, by a network that is tiny, small or base."""
+    return RotationConfig(**_network(network, side))
+
+
+def jigsaw_fitted(network: str, side: int, samples: int) -> JigsawConfig:
+    """As `rotation_fitted`, with eight orders of an image from one pass of the encoder."""
+    return JigsawConfig(**_tiles(network, side), orders_per_image=8, dropout=0.0)
+
+
+def colorization_fitted(network: str, side: int, samples: int) -> ColorizationConfig:
+    """As `rotation_fitted`."""
+    return ColorizationConfig(**_network(network, side))
+
+
+def relative_patch_fitted(network: str, side: int, samples: int) -> RelativePatchConfig:
+    """As `rotation_fitted`, of any two tiles that touch."""
+    return RelativePatchConfig(**_tiles(network, side), pairs="all")
+
+
 PRESETS: dict[str, dict[str, Callable[[], Any]]] = {
     "rotation": {
         "demo": demo_rotation,
@@ -284,6 +317,7 @@ def _recipe(name: str, method: str, view: str, source: str = "ssl_train.data.sou
         views=f"ssl_pretext.views:{view}",
         show=f"ssl_pretext.show:show_{module}",
         source=source,
+        fitted=f"ssl_pretext.config:{module}_fitted",
     )
 
 

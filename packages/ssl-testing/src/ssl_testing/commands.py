@@ -17,6 +17,7 @@ from ssl_core.hub.layout import layout_of
 from ssl_core.method import load
 from ssl_testing import children
 from ssl_testing.children import Ended
+from ssl_testing.strangers import STRANGERS
 from ssl_testing.suite import Suite
 from ssl_train.cli.main import main
 from ssl_train.cli.verbs import VERBS
@@ -64,6 +65,18 @@ class Commands(Suite):
             assert np.isfinite(features["features"]).all()
         for name in exports:
             assert (tmp_path / f"to-{name}" / "model.safetensors").is_file(), f"export --to {name} wrote no weights"
+
+    def test_any_folder_trains_with_nothing_but_its_name(self, tmp_path):
+        short = ("--max-steps", "3", "--workers", "0", "--device", "cpu")
+        for name in self.folders:
+            self.write_strangers(tmp_path / name / "data", STRANGERS[name])
+            ended = self.command("train", "--data", "data", "--out", "run", *short, folder=tmp_path / name)
+            assert ended.code == 0, f"{name}: {ended}"
+            run = tmp_path / name / "run"
+            made = ("model.safetensors", "report.html", "README.md", "figures/captions.json")
+            assert [file for file in made if not (run / file).is_file()] == [], name
+            last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+            assert last["step"] == 3 and np.isfinite(last["loss"]), name
 
     @pytest.mark.parametrize(
         "line",

@@ -112,6 +112,11 @@ class TinyConfig(ImageConfig, TrainConfig):
     base_lr: float = 0.032
 
 
+def fitted(network: str, side: int, samples: int) -> TinyConfig:
+    """The same network for images of `side` pixels, whatever the network's size."""
+    return TinyConfig(image_size=side, epochs=100, batch_size=64)
+
+
 class Tiny(nn.Module, Pretrained):
     """A student predicts its averaged teacher's features of another view; a queue has negatives."""
 
@@ -214,5 +219,6 @@ RECIPES = {
         views=f"{__name__}:TwoCrops",
         show=f"{__name__}:show",
         source=f"{__name__}:open_pictures",
+        fitted=f"{__name__}:fitted",
     )
 }

@@ -14,14 +14,11 @@ from ssl_core.config import TrainConfig
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import DataError, NoTestSplit
 from ssl_core.method import Recipe, load
-from ssl_train.data.sources import Source
+from ssl_train.asked import Asked
+from ssl_train.auto import Choice, settled, starting_point
+from ssl_train.data.sources import Source, attach
 from ssl_train.data.split import Subset, held_out
-
-
-def attach(method: Any, source: Source) -> Source:
-    """`source` as `method` reads it: its own `attach(source)`, if it has one."""
-    hook = getattr(method, "attach", None)
-    return source if hook is None else hook(source)
+from ssl_train.processes import broadcast_object
 
 
 class Opened:
@@ -37,26 +34,38 @@ class Opened:
         self.method: Any = None
         self.device = torch.device("cpu")
         self.init: str | Path | None = None
+        self.choices: list[Choice] = []
         self._raw: dict[str, Source] = {}
 
     @classmethod
     def to_train(
         cls,
         recipe: Recipe,
-        config: TrainConfig,
+        config: TrainConfig | Asked,
         *,
         data: str | Path | None,
         init: str | Path | None = None,
         device: str | None = None,
     ) -> Opened:
         """The training data, and the method as a run of this seed begins with it, on the CPU.
-        Nothing is written."""
-        opened = cls(recipe, recipe.settled(config, data), data)
+        Nothing is written.
+
+        What was asked becomes a config once the data are open; `choices` says how.
+        """
+        target = pick_device(device)
+        if isinstance(config, Asked):
+            opened = cls(recipe, starting_point(recipe, config, data), data)
+            made = settled(recipe, config, opened.raw("train"), data, target)  # all ranks run the timed steps
+            opened.config, opened.choices = broadcast_object(made)
+            if recipe.settle is not None:  # samples of text are as long as the chosen context
+                opened._raw.clear()
+        else:
+            opened = cls(recipe, recipe.settled(config, data), data)
         opened.raw("train")
-        opened.device, opened.init = pick_device(device), init
-        precision: Any = pick_precision(config.precision, opened.device)
+        opened.device, opened.init = target, init
+        precision: Any = pick_precision(opened.config.precision, target)
         opened.config = dataclasses.replace(opened.config, precision=precision)
-        seed_step(config.seed)
+        seed_step(opened.config.seed)
         build = load(recipe.method)
         opened.method = build.from_pretrained(init, config=opened.config) if init else build(opened.config)
         return opened

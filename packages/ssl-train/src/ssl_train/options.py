@@ -18,6 +18,8 @@ class RunOptions(Checked):
     """loader processes; half the cores, at most 8, by default"""
     accumulate: Count = 1
     """micro-batches per optimiser step, for batches that do not fit in memory"""
+    force: bool = False
+    """start although the estimate says that the memory is not enough"""
     compile: bool = False
     """torch.compile the step"""
     log_every: Count = 10

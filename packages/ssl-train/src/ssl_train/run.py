@@ -20,11 +20,13 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ssl_core import distributed
-from ssl_core.config import TrainConfig, differences, to_dict
+from ssl_core.config import ConfigError, TrainConfig, differences, from_dict, to_dict
 from ssl_core.errors import DataError, InputError
 from ssl_core.hub.weights_file import write_whole
 from ssl_core.method import Recipe, load
+from ssl_train.asked import Asked
 from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
+from ssl_train.cost import check_memory
 from ssl_train.data_files import RECORD, check_files, files_of
 from ssl_train.fit import fit
 from ssl_train.opened import Opened
@@ -42,7 +44,7 @@ class RunError(InputError):
 
 def train(
     recipe: Recipe,
-    config: TrainConfig,
+    config: TrainConfig | Asked,
     *,
     data: str | Path | None,
     out: str | Path,
@@ -57,7 +59,28 @@ def train(
     SIGTERM, saved.
     """
     with process_group():
+        if isinstance(config, Asked):
+            config = resumed(recipe, config, Path(out))
         return run(Opened.to_train(recipe, config, data=data, init=init, device=options.device), Path(out), options)
+
+
+def resumed(recipe: Recipe, asked: Asked, out: Path) -> Asked:
+    """What was asked, on the settings that the run in `out` was begun with if it chose any: a
+    choice is made once. The main process looks."""
+
+    def begun() -> Any:
+        """The config of the run in `out`; None where there is none of this method to be read, of
+        which `open_run` will tell."""
+        try:
+            stored = json.loads((out / "run.json").read_text())
+            return from_dict(load(recipe.config), stored["config"]) if stored["method"] == recipe.method else None
+        except (OSError, ValueError, KeyError, TypeError, ConfigError):
+            return None
+
+    if asked.preset is not None and asked.minutes is None and asked.max_steps is None:
+        return asked
+    config = by_main(begun)
+    return asked if config is None else Asked(config, asked.typed)
 
 
 def run(opened: Opened, out: Path, options: RunOptions) -> Any:
@@ -67,6 +90,8 @@ def run(opened: Opened, out: Path, options: RunOptions) -> Any:
     transform, source = load(recipe.views)(config), opened.train
     if (check := getattr(transform, "check", None)) is not None:
         check(source)
+    if not options.force:
+        check_memory(recipe, method, device, parts=options.accumulate * distributed.world_size())
     identity = identity_of(opened)
     check_ranks(identity)
     with _locked(out):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,29 +17,35 @@ from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError
 from ssl_core.hub.layout import layout_of
 from ssl_core.method import Recipe, load
+from ssl_train.asked import Asked
+from ssl_train.auto import table
 from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
-from ssl_train.run import run
+from ssl_train.run import resumed, run
 
 
-def train(recipe: Recipe, args: verbs.Train, config: Any, options: RunOptions) -> None:
+def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) -> None:
     if not recipe.views:
         raise InputError(f"{recipe.name} is an encoder that is used as it is: it cannot be trained here")
     out = Path(args.out or f"runs/{recipe.name}")
     main = os.environ.get("RANK", "0") == "0"
+    program = recipe.package.replace("_", "-")
     with process_group():
         # opened and built once: for the estimate, the run and its figures
-        opened = Opened.to_train(recipe, config, data=args.data, init=args.init, device=options.device)
+        asked = resumed(recipe, asked, out)
+        opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device)
         if main:
+            if opened.choices:
+                print(f"chosen for these data and this machine:\n{table(opened.choices)}")
+                print(f"the same again: {program} train{_flag('--data', args.data)} --config {out} --out ANOTHER\n")
             print(describe(recipe, opened.method, opened.device, len(opened.raw("train"))), flush=True)
         method = run(opened, out, options)
     if not main:
         return
 
-    program = recipe.package.replace("_", "-")
     try:
         figures(opened, out / "figures")
     except Exception as error:  # whatever drawing raises, the run is done and its weights are there
@@ -62,6 +69,11 @@ def train(recipe: Recipe, args: verbs.Train, config: Any, options: RunOptions) -
     print(f"         {program} embed {out} --data your/folder --out features.npz")
     _, inputs, *_ = inspect.signature(type(method).encode).parameters
     print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
+
+
+def _flag(flag: str, value: str | None) -> str:
+    """`flag` with its value, quoted for a shell; empty without a value."""
+    return "" if value is None else f" {flag} {shlex.quote(value)}"
 
 
 def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
@@ -191,6 +203,13 @@ def export(recipe: Recipe, args: verbs.Export) -> None:
     write_json(out, named[0] if named else "config.json", config)
     method.save_preprocessor(out)
     print(f"{sum(t.numel() for t in state.values()):,} parameters in {out}, {args.to}'s layout")
+
+
+def compare(recipe: Recipe, args: verbs.Compare) -> None:
+    from ssl_train.report.compare import compare as beside
+
+    print(beside(args.runs, args.out))
+    print(f"\nlook at  {args.out}")
 
 
 def figures(opened: Opened, folder: Path) -> list[Path]:

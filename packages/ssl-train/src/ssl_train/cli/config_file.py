@@ -11,12 +11,14 @@ from ssl_core.config import ConfigError
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The values of a .toml or .json configuration file.
+    """The values of a .toml or .json configuration file, or the settings of a run folder.
 
     Raises ConfigError when it is missing, is neither, does not parse, or holds something else than
     fields.
     """
     path = Path(path)
+    if path.is_dir():
+        return read_file(path / "run.json").get("config", {})
     parse = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)
     if parse is None:
         raise ConfigError(f"{path}: a configuration file ends in .toml or .json")

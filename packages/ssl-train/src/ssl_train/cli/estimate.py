@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_core.device import pick_precision
-from ssl_core.method import Recipe, load
+from ssl_core.method import Recipe
+from ssl_train.cost import cost_of, gigabytes, on_meta
 from ssl_train.data.loader import Plan
 
 SHARE_OF_PEAK = 0.6
@@ -29,16 +28,16 @@ def describe(recipe: Recipe, method: nn.Module, device: torch.device, samples: i
     precision = pick_precision(config.precision, device)
     parameters = sum(p.numel() for p in method.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    # in eval mode, since batch norm does not train on one sample
-    flops, activations = step_cost(on_meta(method).eval(), sample(recipe, config))
+    cost = cost_of(recipe, method, device)
+    flops = cost.multiply_adds
     rate = matmul_rate(device, precision)
     seconds = 3 * flops * config.batch_size / (SHARE_OF_PEAK * rate)
     lines = [
         f"{recipe.name}: {parameters:,} parameters, {trained:,} trained",
         f"{2 * flops / 1e9:.2f} GFLOPs forward per sample ({flops / 1e9:.2f} G multiply-adds), "
         "three times that in training",
-        f"memory: {trained * 16 / 1e9:.2f} GB for weights, gradient and AdamW, "
-        f"{activations * config.batch_size / 1e9:.2f} GB for the activations of a batch of {config.batch_size}",
+        f"memory: {gigabytes(cost.fixed)}, and {gigabytes(cost.activations * config.batch_size)} for a batch of "
+        f"{config.batch_size}",
         f"on this {device.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
     ]
     if samples is not None:
@@ -55,39 +54,6 @@ def describe_encoder(recipe: Recipe, method: Any) -> str:
         on_meta(method).eval().encode(torch.empty(1, method.config.in_channels, h, w))
     parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
     return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
-
-
-def on_meta(method: Any) -> Any:
-    """A copy of `method` whose weights and buffers have shapes and no values: no constructor runs,
-    no memory is taken."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in method.buffers()}
-    return copy.deepcopy(method, memo)
-
-
-def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
-    """A batch of one, as the method's views make it, of a sample without content."""
-    blank = load(recipe.blank)(config)
-    made = load(recipe.views)(config)(blank, np.random.default_rng(0))
-    return {key: [x[None] for x in value] if isinstance(value, list) else value[None] for key, value in made.items()}
-
-
-def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int]:
-    """(multiply-adds of the forward pass, bytes kept for the backward pass) of one sample, for a
-    method on meta."""
-    kept: dict[int, int] = {}
-    weights = {id(p.untyped_storage()) for p in method.parameters()}  # a product keeps views of these
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in weights:
-            kept[id(storage)] = storage.nbytes()
-        return tensor
-
-    given = {k: [v.to("meta") for v in x] if isinstance(x, list) else x.to("meta") for k, x in batch.items()}
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        method(given, 0.0)
-    return counter.get_total_flops() / 2, sum(kept.values())
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:

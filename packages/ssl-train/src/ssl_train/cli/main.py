@@ -24,6 +24,7 @@ from ssl_core.bounds import bounds_of, field_hints
 from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.errors import InputError, TrainingError
 from ssl_core.method import Recipe, Verb, load
+from ssl_train.asked import AUTO, CHOSEN, Asked
 from ssl_train.cli.config_file import read_file
 from ssl_train.cli.verbs import VERBS, Train
 from ssl_train.options import RunOptions
@@ -125,18 +126,33 @@ def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tup
     """What the verb's command is called with."""
     if verb != "train":
         return (tyro.cli(VERBS[verb], args=arguments, prog=program),)
-    config = defaults(recipe, arguments)
-    shown = with_bounds(type(config))
+    known, _ = _peek(arguments, "--preset", "--data")
+    automatic = known["data"] is not None and known["preset"] in (None, AUTO)
+    asked = defaults(recipe, arguments)
+    base, typed = asked.preset, dict(asked.typed)
+    shown = with_bounds(type(base), hidden=CHOSEN if automatic else ())
     options = with_bounds(RunOptions)
-    fields = [("run", Train, Train()), ("config", shown, shown(**vars(config))), ("options", options, options())]
+    # rules between fields are left to the config that is made of the data and of what was typed
+    start = shown.__new__(shown)
+    vars(start).update(vars(base) | typed)
+    fields = [("run", Train, Train()), ("config", shown, start), ("options", options, options())]
     Arguments = make_dataclass("Arguments", fields, frozen=True)
     flat = (tyro.conf.OmitArgPrefixes,)
     parsed = tyro.cli(Arguments, args=arguments, prog=program, description=Train.__doc__, config=flat)
-    return parsed.run, type(config)(**vars(parsed.config)), RunOptions(**vars(parsed.options))
+    typed |= {name: value for name, value in vars(parsed.config).items() if _is_typed(name, arguments)}
+    asked = Asked(None if automatic else base, typed, parsed.run.minutes, parsed.run.max_steps)
+    return parsed.run, asked, RunOptions(**vars(parsed.options))
 
 
-def with_bounds(cls: type[Any]) -> type[Any]:
-    """A subclass of the dataclass `cls` whose `--help` shows bounds: "(above 0, default: 100)".
+def _is_typed(field: str, arguments: Sequence[str]) -> bool:
+    """Whether the flag of a config's field is among the arguments."""
+    flags = {f"--{word}{name}" for word in ("", "no-") for name in (field, field.replace("_", "-"))}
+    return any(argument.partition("=")[0] in flags for argument in arguments)
+
+
+def with_bounds(cls: type[Any], hidden: Sequence[str] = ()) -> type[Any]:
+    """A subclass of the dataclass `cls` whose `--help` shows bounds: "(above 0, default: 100)", and
+    "chosen from the data" as the default of the `hidden` fields.
 
     tyro takes a field's help from its docstring and adds `help_behavior_hint`, by default the
     default value. The subclass differs in its annotations alone, so its instances have the same
@@ -144,9 +160,10 @@ def with_bounds(cls: type[Any]) -> type[Any]:
     """
     annotations = {}
     for name, hints in field_hints(cls).items():
-        if stated := bounds_in_words(*hints):
-            shown = tyro.conf.arg(help_behavior_hint=f"({stated}, default: {{}})".format)
-            annotations[name] = Annotated[hints[0], shown]
+        stated, default = bounds_in_words(*hints), "chosen from the data" if name in hidden else "{}"
+        if stated or name in hidden:
+            hint = ", ".join(filter(None, [stated, f"default: {default}"]))
+            annotations[name] = Annotated[hints[0], tyro.conf.arg(help_behavior_hint=f"({hint})".format)]
     same = {"__doc__": cls.__doc__, "__module__": cls.__module__}
     return type(cls.__name__, (cls,), {**same, "__annotations__": annotations})
 
@@ -162,19 +179,22 @@ def bounds_in_words(*hints: Any) -> str:
     return ", ".join(dict.fromkeys(filter(None, found)))
 
 
-def defaults(recipe: Recipe, arguments: list[str]) -> Any:
-    """The config that flags start from: the preset, then the architecture of --init, then the
-    --config file."""
+def defaults(recipe: Recipe, arguments: list[str]) -> Asked:
+    """What flags start from: the preset, then the architecture of --init, then the --config file.
+    Without a name the preset is `demo` for the built-in data, else the paper's."""
     known, _ = _peek(arguments, "--preset", "--config", "--init", "--data")
-    config = recipe.preset(known["preset"], built_in=known["data"] is None)
-    values = to_dict(config)
+    named = None if known["preset"] == AUTO else known["preset"]
+    base = recipe.preset(named, built_in=known["data"] is None)
+    typed: dict[str, Any] = {}
     if known["init"] is not None:
         method = load(recipe.method).sketched(known["init"])
         stored = to_dict(method.config)
-        values |= {name: stored[name] for name in method.architecture()}
+        typed |= {name: stored[name] for name in method.architecture()}
     if known["config"] is not None:
-        values |= read_file(known["config"])
-    return from_dict(type(config), values)
+        typed |= read_file(known["config"])
+    # without the preset's warm-up, which is fitted to the length of the run
+    read = from_dict(type(base), {**to_dict(base), "warmup_epochs": 0.0, **typed})
+    return Asked(base, {name: getattr(read, name) for name in typed})
 
 
 def _overview(program: str, recipes: Mapping[str, Recipe], verbs: Mapping[str, Verb]) -> str:

@@ -20,9 +20,14 @@ class Train:
     out: str | None = None
     """run folder; runs/<method> by default"""
     preset: str | None = None
-    """a named recipe; `demo` without --data, else the paper's"""
+    """a named recipe, fitted to the data where it could not run on them; `auto` chooses from the
+    data and the machine, the default with --data; `demo` without"""
+    minutes: float | None = None
+    """cut the run to this time, by an estimate; an hour on a CPU where the preset is `auto`"""
+    max_steps: int | None = None
+    """cut the run to this number of optimiser steps"""
     config: str | None = None
-    """TOML or JSON file of settings; flags win over it"""
+    """TOML or JSON file of settings, or a run folder with its settings; flags win over it"""
     init: str | None = None
     """start from these weights: a run folder, a Hub id, an author's .pth; their architecture is
     taken"""
@@ -131,6 +136,17 @@ class Export:
     """whose layout: transformers, or another that the package writes"""
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Put several runs beside each other: a table, and a page with their curves."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """run folders, of this package or of others"""
+    out: str = "compare.html"
+    """the page to write"""
+
+
 VERBS: dict[str, type] = {
     "train": Train, "evaluate": Evaluate, "embed": Embed, "show": Show, "push": Push, "info": Info, "export": Export,
+    "compare": Compare,
 }  # fmt: skip

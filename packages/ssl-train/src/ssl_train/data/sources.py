@@ -51,6 +51,12 @@ class Source(Protocol):
         ...
 
 
+def attach(method: Any, source: Source) -> Source:
+    """`source` as `method` reads it: its own `attach(source)`, if it has one."""
+    hook = getattr(method, "attach", None)
+    return source if hook is None else hook(source)
+
+
 def open_source(
     data: str | os.PathLike[str] | None = None, *, channels: int = 3, split: str = "train", size: int | None = None
 ) -> Source:

@@ -55,17 +55,22 @@ def span(steps: list[Point]) -> tuple[float, float]:
     return first, max(last, first + 1.0)
 
 
-def draw(curve: Curve, series: Mapping[str, list[Point]]) -> Chart | None:
-    """`curve` over the steps of the whole run; None where there is nothing to draw."""
+def draw(curve: Curve, series: Mapping[str, list[Point]], beside: Sequence[Point] = ()) -> Chart | None:
+    """`curve` over the steps of the whole run; None where there is nothing to draw.
+
+    The value axis also holds the points `beside`.
+    """
     points = series[curve.key]
     if not points or (curve.varying and len({value for _, value in points}) < 2):
         return None
     unit = " %" if curve.percent else ""
-    points = [(step, 100 * value if curve.percent else value) for step, value in points]
+    scale = 100 if curve.percent else 1
+    points = [(step, scale * value) for step, value in points]
     known, (first, last) = finite(points), span(series["step"])
     if not known:
         return Chart(curve.title, curve.size)
-    low, high = min(value for _, value in known), max(value for _, value in known)
+    heights = [value for _, value in known] + [scale * value for _, value in finite(list(beside))]
+    low, high = min(heights), max(heights)
     log = curve.log and 0 < 100 * low < high
     height = math.log10 if log else float
     if log:  # whole decades; each label has a unit of its own, or they would read 0.001k, 0.01k, …

@@ -62,6 +62,34 @@ def write_report(run: str | Path) -> Path:
 
 def render(run: Run) -> str:
     """The whole page. Characters that XML cannot hold become U+FFFD."""
+    method = str(run.started.get("method", "run"))
+    page = (
+        templates()
+        .get_template("page.html.jinja")
+        .render(
+            run=run,
+            title=run.folder.resolve().name,
+            finished=(run.folder / "model.safetensors").is_file(),
+            started=run.started,
+            method=method.rpartition(":")[2],
+            names=re.fullmatch(r"(\w+)[\w.]*:(\w+)", method),  # package and class: nothing else reaches a command
+            gaps={
+                key: at for key, points in run.series.items() if (at := [s for s, value in points if math.isnan(value)])
+            },
+            tiles=list(tiles(run)),
+            training=charts(run, *TRAINING),
+            verdict=verdict(run.evaluation.columns),
+            protocol=dict(leaves(run.evaluation.protocol)),
+            health=charts(run, *HEALTH),
+            alarm=alarm(run.series[STD], run.series[RANKME], watched=run.started.get("can_collapse", True)),
+            more=more(run),
+        )
+    )
+    return NOT_XML.sub("\ufffd", page)
+
+
+def templates() -> Any:
+    """The environment of jinja2 in which every page is rendered."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     room = PackageLoader("ssl_train.report")
@@ -69,24 +97,7 @@ def render(run: Run) -> str:
     environment.filters |= {"number": number, "labels": labels, "duration": duration, "plural": plural}
     environment.filters |= {"quote": shlex.quote, "json": partial(json.dumps, ensure_ascii=False)}
     environment.filters["share"] = "{:.2%}".format
-    method = str(run.started.get("method", "run"))
-    page = environment.get_template("page.html.jinja").render(
-        run=run,
-        title=run.folder.resolve().name,
-        finished=(run.folder / "model.safetensors").is_file(),
-        started=run.started,
-        method=method.rpartition(":")[2],
-        names=re.fullmatch(r"(\w+)[\w.]*:(\w+)", method),  # package and class: nothing else reaches a command
-        gaps={key: at for key, points in run.series.items() if (at := [s for s, value in points if math.isnan(value)])},
-        tiles=list(tiles(run)),
-        training=charts(run, *TRAINING),
-        verdict=verdict(run.evaluation.columns),
-        protocol=dict(leaves(run.evaluation.protocol)),
-        health=charts(run, *HEALTH),
-        alarm=alarm(run.series[STD], run.series[RANKME], watched=run.started.get("can_collapse", True)),
-        more=more(run),
-    )
-    return NOT_XML.sub("\ufffd", page)
+    return environment
 
 
 def tiles(run: Run) -> Iterator[tuple[str, str, str]]:

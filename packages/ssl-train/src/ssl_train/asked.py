@@ -1,0 +1,34 @@
+"""What a training was asked for, before anyone has looked at the data. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+AUTO = "auto"
+"""The name of the preset that is chosen from the data."""
+CHOSEN = (
+    "image_size", "patch_size", "backbone", "dim", "depth", "heads", "width", "precision", "batch_size", "base_lr",
+    "epochs", "warmup_epochs",
+)  # fmt: skip
+"""The fields for which `--help` says so."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A preset and what the user set beside it. `ssl_train.auto.settled` makes a config of it."""
+
+    preset: Any = None
+    """a config, fitted to data on which it could not run; None: all is chosen from the data"""
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    """fields that the user set: they are never altered"""
+    minutes: float | None = None
+    """the longest that the run may take, by an estimate"""
+    max_steps: int | None = None
+    """the most optimiser steps of the run"""
+
+    @property
+    def config(self) -> Any:
+        """The preset with what was typed, as it is before it is fitted to data."""
+        return replace(self.preset, **self.typed)

@@ -1,0 +1,290 @@
+"""Settings by a look at the data and at the machine: what `--preset auto` chooses, and how a named
+preset is fitted to data on which it could not run.
+
+The rules, and the runs by which they were chosen, stand in docs/presets.md. A choice is made once:
+the run folder keeps it, and a resumed run takes it from there.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from ssl_core.config import ConfigError
+from ssl_core.device import autocast, pick_precision, seed_step
+from ssl_core.errors import BadSample
+from ssl_core.method import Recipe, load
+from ssl_train.asked import Asked
+from ssl_train.cost import cost_of
+from ssl_train.data.loader import Batches, Plan, default_workers
+from ssl_train.data.sources import Source, attach
+from ssl_train.fit import to_device
+from ssl_train.machine import free_memory
+
+Network = Literal["tiny", "small", "base"]
+
+SIDES = (32, 64, 96, 128, 160, 224)
+"""Image sizes that are chosen from."""
+MOST_SIDE_ON_CPU = 96
+TINY_BELOW, SMALL_BELOW = 50_000, 1_000_000
+"""Samples below which the network is tiny, and small."""
+STEPS_AN_EPOCH = 8
+"""Batches into which an epoch is cut at least."""
+MOST_BATCH, MOST_BATCH_ON_CPU = 65536, 128
+EPOCHS, FEWEST_STEPS, MOST_STEPS = 100, 2_000, 100_000
+"""A run is this many passes over the data, if these are not too few or too many steps."""
+MINUTES_ON_CPU = 60.0
+"""A run on a CPU is cut to this time, by the estimate."""
+ENOUGH_STEPS, SMALLEST_BATCH = 1_000, 32
+"""Where the time is short, the batch shrinks until so many steps fit, or to the smallest."""
+WARMUP = 0.1
+"""Share of a run in which the learning rate rises, at most."""
+MEMORY = 0.8
+"""Share of the free memory that a chosen batch may take, by the estimate."""
+
+
+class Choice(NamedTuple):
+    """One row of the table that a run begins with."""
+
+    name: str
+    value: Any
+    why: str
+
+    @property
+    def flag(self) -> str:
+        """The flag that changes it."""
+        if self.name == "network":
+            return "--backbone, --width" if "resnet" in str(self.value) else "--dim, --depth, --heads"
+        return "--" + self.name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a quick look at the data found."""
+
+    samples: int
+    side: int | None
+    """median of the pictures' shorter sides in pixels; None for text"""
+
+
+def look_at(source: Source, most: int = 24) -> Look:
+    """The number of samples, and the size of a few of them, evenly spread."""
+    sides = []
+    for index in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int):
+        try:
+            image = source.load(int(index)).get("image")
+        except BadSample:  # the run will name it, and count
+            continue
+        if image is None:
+            break
+        sides.append(min(image.shape[-2:]))
+    return Look(len(source), int(statistics.median(sides)) if sides else None)
+
+
+def starting_point(recipe: Recipe, asked: Asked, data: Any) -> Any:
+    """A config with which the data can be opened, before it is known what suits them."""
+    base = asked.preset
+    if base is None:
+        if recipe.fitted is None:
+            raise ConfigError(f"{recipe.name} chooses no settings by itself: name one of its presets, --preset NAME")
+        base = load(recipe.fitted)("tiny", _side(asked.typed.get("image_size", SIDES[0])), STEPS_AN_EPOCH)
+    return recipe.settled(type(base)(**{**vars(base), "warmup_epochs": 0.0, **asked.typed}), data)
+
+
+def _side(size: int | tuple[int, int]) -> int:
+    """Pixels of an image's longer side."""
+    return max(size) if isinstance(size, tuple) else size
+
+
+def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: torch.device) -> tuple[Any, list[Choice]]:
+    """(config, the choices that made it) for training on `source`, which was opened from `data`.
+
+    What was typed stays. Raises ConfigError where a typed value cannot be used on these data; the
+    message has the nearest value that can.
+    """
+    samples = len(source)
+    look = look_at(source) if asked.preset is None else Look(samples, None)
+    if asked.preset is None:
+        values, choices = chosen(recipe, asked, look, data, device)
+        make = load(recipe.config)
+    else:
+        values, choices = fitted(asked, samples)
+        make = type(asked.preset)
+
+    # A run is cut to the steps and the time that it was given. Only the time needs a real step.
+    minutes = asked.minutes
+    if minutes is None and asked.preset is None and "epochs" not in asked.typed and device.type == "cpu":
+        minutes = MINUTES_ON_CPU
+    limits = [] if asked.max_steps is None else [(asked.max_steps, "--max-steps")]
+    if minutes is not None:
+        config = recipe.settled(make(**values | {"warmup_epochs": 0.0}), data)
+        seconds = pace(recipe, config, source, device)
+        if asked.preset is None and 60 * minutes / seconds < ENOUGH_STEPS:
+            # In a short time many small steps teach more than a few large ones.
+            most = max(SMALLEST_BATCH, int(config.batch_size * 60 * minutes / (seconds * ENOUGH_STEPS)))
+            why = f"the largest for {ENOUGH_STEPS:,} steps in {minutes:g} minutes"
+            values, choices = chosen(recipe, asked, look, data, device, most=(most, why))
+            seconds *= values["batch_size"] / config.batch_size
+        limits.append((max(1, int(60 * minutes / seconds)), f"{minutes:g} minutes at {seconds:.2g} s a step"))
+    steps_per_epoch = Plan(samples, values["batch_size"], values["epochs"], 0).steps_per_epoch
+    for steps, why in limits:
+        if values["epochs"] * steps_per_epoch > steps:
+            values["epochs"] = steps / steps_per_epoch
+            choices = [row for row in choices if row.name != "epochs"]
+            choices.append(Choice("epochs", f"{values['epochs']:.4g}", why))
+
+    # Warm-up is part of the run. One that was typed stays, and is refused if it is longer.
+    most = WARMUP * values["epochs"]
+    too_long = values["warmup_epochs"] > (most if asked.preset is None else values["epochs"])
+    if too_long and "warmup_epochs" not in asked.typed:
+        choices.append(Choice("warmup_epochs", f"{most:.4g}", f"a tenth of the run of {values['epochs']:.4g} epochs"))
+        values["warmup_epochs"] = most
+    return recipe.settled(make(**values), data), choices
+
+
+def fitted(asked: Asked, samples: int) -> tuple[dict[str, Any], list[Choice]]:
+    """(values, choices) of a named preset, with a batch that the data can fill."""
+    values = {**vars(asked.preset), **asked.typed}
+    choices = []
+    if values["batch_size"] > samples and "batch_size" not in asked.typed:
+        batch = batch_for(samples)
+        choices.append(Choice("batch_size", f"{values['batch_size']} → {batch}", f"the data has {samples:,} samples"))
+        values["batch_size"] = batch
+    return values, choices
+
+
+def chosen(
+    recipe: Recipe, asked: Asked, look: Look, data: Any, device: torch.device, most: tuple[int, str] = (MOST_BATCH, "")
+) -> tuple[dict[str, Any], list[Choice]]:
+    """(values, choices) of a config for these data on this device. `most` is the largest batch, and
+    why."""
+    on_cpu, typed = device.type == "cpu", asked.typed
+    choices: list[Choice] = []
+
+    def choose(name: str, value: Any, why: str) -> Any:
+        """What was typed, else `value` with the reason for it."""
+        if name in typed:
+            return typed[name]
+        choices.append(Choice(name, value, why))
+        return value
+
+    # What the pictures fill, and what the network can learn from that many of them.
+    side = 0
+    if look.side is not None:
+        side, why = side_for(look.side, on_cpu)
+        side = choose("image_size", side, why)
+    network, why = network_for(look.samples, on_cpu)
+    base = load(recipe.fitted)(network, _side(side), look.samples)
+    values = {**vars(base), **({"image_size": side} if side else {}), **typed}
+    if not {"dim", "depth", "backbone"} & typed.keys() and (name := network_name(values)):
+        choices.append(Choice("network", name, why))
+
+    # Small matrices are as fast in fp32 on a CPU.
+    if on_cpu:
+        values["precision"] = choose("precision", "fp32", "small matrices gain nothing from less on a CPU")
+
+    # A batch that leaves some steps to an epoch, and fits into memory.
+    reasons = [
+        (batch_for(look.samples), f"{STEPS_AN_EPOCH} steps or more an epoch of {look.samples:,}"),
+        (base.batch_size, "the largest that suits the method"),
+        (MOST_BATCH_ON_CPU if on_cpu else MOST_BATCH, "a CPU takes more steps, and smaller ones"),
+        (power_of_two(most[0]), most[1]),
+    ]
+    batch, why = min(reasons, key=lambda reason: reason[0])
+    if "batch_size" not in typed and (free := free_memory(device)) is not None:
+        trial = recipe.settled(type(base)(**values | {"batch_size": batch, "warmup_epochs": 0.0}), data)
+        with torch.device("meta"):
+            method = load(recipe.method)(trial)
+        fits = cost_of(recipe, method, device).fitting(int(MEMORY * free))
+        if fits < batch:
+            batch, why = max(fits, 1), f"what {free / 1e9:.1f} GB of free memory hold"
+    values["batch_size"] = batch = choose("batch_size", batch, why)
+
+    # The papers scale the rate with the batch; below 256 the square root of it learns better.
+    if batch < 256:
+        rate = base.base_lr * math.sqrt(256 / batch)
+        values["base_lr"] = choose(
+            "base_lr", float(f"{rate:.2g}"), f"the rate falls by the square root of {batch} / 256"
+        )
+    steps_per_epoch = max(1, look.samples // batch)
+    steps = min(max(EPOCHS * steps_per_epoch, FEWEST_STEPS), MOST_STEPS)
+    epochs = min(steps / steps_per_epoch, base.epochs)
+    why = f"{epochs * steps_per_epoch:,.0f} steps of {batch}"
+    values["epochs"] = choose("epochs", float(f"{epochs:.3g}"), why)
+    return values, choices
+
+
+def batch_for(samples: int) -> int:
+    """The largest power of two that leaves STEPS_AN_EPOCH steps, or else 8, or what there is."""
+    return power_of_two(max(samples // STEPS_AN_EPOCH, min(samples, 8), 1))
+
+
+def power_of_two(number: int) -> int:
+    """The largest power of two up to `number`."""
+    return 1 << (number.bit_length() - 1)
+
+
+def side_for(shorter: int, on_cpu: bool) -> tuple[int, str]:
+    """(pixels of an image's side, why) for pictures whose shorter side has that median."""
+    allowed = [side for side in SIDES if not on_cpu or side <= MOST_SIDE_ON_CPU]
+    side = max((side for side in allowed if side <= shorter), default=allowed[0])
+    if side == allowed[-1] < shorter:
+        return side, "a CPU takes no larger ones in an hour" if on_cpu else "the size of the papers"
+    return side, f"the shorter sides are {shorter} pixels in the median"
+
+
+def network_for(samples: int, on_cpu: bool) -> tuple[Network, str]:
+    """(size of the network, why)."""
+    if on_cpu:
+        return "tiny", "a CPU trains no larger one in an hour"
+    if samples < TINY_BELOW:
+        return "tiny", f"{samples:,} samples are fewer than {TINY_BELOW:,}"
+    return ("small" if samples < SMALL_BELOW else "base"), f"{samples:,} samples"
+
+
+def network_name(values: dict[str, Any]) -> str:
+    """The network of a config in a few words, empty for one with sizes of its own."""
+    kind = values.get("backbone", values.get("tower"))
+    if kind and kind.startswith("resnet"):
+        return f"{kind}, width {values.get('width', values.get('dim'))}"
+    return f"{values['depth']} blocks of width {values['dim']}" if "depth" in values else ""
+
+
+def pace(recipe: Recipe, config: Any, source: Source, device: torch.device) -> float:
+    """Seconds of a step of `config` on this machine: a network is built, and run on real samples
+    for two steps. The second one counts."""
+    seed_step(config.seed)
+    method = load(recipe.method)(config)
+    source = attach(method, source)
+    method = method.to(device).train()
+    plan = Plan(len(source), config.batch_size, config.epochs, config.seed)
+    loader = Batches(source, load(recipe.views)(config), plan)
+    precision: Any = pick_precision(config.precision, device)
+
+    start = time.perf_counter()
+    (batch,) = next(iter(loader))
+    loading = time.perf_counter() - start
+    for _ in range(2):
+        start = time.perf_counter()
+        with autocast(precision, device):
+            loss = method(to_device(batch, device), 0.0)["loss"]
+        loss.backward()
+        loss.item()  # a GPU has finished when its result is here
+        computing = time.perf_counter() - start
+    # Loader processes take the cores of a CPU from the step, and work beside a GPU.
+    return loading + computing if device.type == "cpu" else max(loading / default_workers(), computing)
+
+
+def table(choices: list[Choice]) -> str:
+    """The choices as lines: field, value, why, the flag that changes it."""
+    rows = [(row.name, str(row.value), row.why, row.flag) for row in choices]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    )
