@@ -54,7 +54,13 @@ def after(step: int, act: Callable[[nn.Module, Any], Any], *, rank: int | None =
 
 
 def _is(module: nn.Module, args: tuple[Any, ...], method: type, total: int, step: int, rank: int | None) -> bool:
-    return type(module) is method and round(args[1] * total) == step and rank in (None, distributed.rank())
+    return _steps(module, method) and round(args[1] * total) == step and rank in (None, distributed.rank())
+
+
+def _steps(module: nn.Module, method: type) -> bool:
+    """Whether this is a pass of the run, and not of the sketch without values that says what a step
+    costs."""
+    return type(module) is method and not any(parameter.is_meta for parameter in module.parameters())
 
 
 def kill(step: int, number: int = signal.SIGKILL, *, part: int = 0, rank: int | None = None) -> Fault:
@@ -96,7 +102,7 @@ def limit_files(sizes: Mapping[int, int], *, fatal: bool) -> Fault:
 
     def fault(method: type, total: int) -> RemovableHandle:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if type(module) is method:
+            if _steps(module, method):
                 limit_file_size(sizes.get(round(args[1] * total)), fatal=fatal)
 
         return register_module_forward_pre_hook(hook)
