@@ -1,8 +1,9 @@
 """Checkpoints that survive whatever happens while they are written.
 
 A checkpoint is a folder `step-000123/` of `model.safetensors` (the method's whole state_dict),
-`optim.safetensors` and `state.json` (run id, step, sizes and sha256 of the files and of itself). It
-is written under a temporary name, flushed to disk and renamed, so a folder with the final name is
+`optim.safetensors`, what reads the inputs (a tokenizer), and `state.json` (run id, step, method,
+config, sizes and sha256 of the files and of itself). `from_pretrained` reads its weights. It is
+written under a temporary name, flushed to disk and renamed, so a folder with the final name is
 always whole. The sums are checked on reading; a damaged checkpoint is skipped and the one before it
 is used. Random numbers need no state: they are functions of (seed, step).
 """
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssl_core import distributed
+from ssl_core.config import to_dict
 from ssl_core.errors import TrainingError
 from ssl_core.hub.weights_file import fsync, save_weights
 from ssl_train.processes import broadcast_object, by_main
@@ -36,13 +38,14 @@ class CheckpointError(TrainingError):
 
 
 class Checkpoints:
-    """The checkpoints of one run (`run_id`) below `folder`; the last two are kept.
+    """The checkpoints of one run (`run_id`) below `folder`; the last two are kept, and those of
+    every `keep_every` steps.
 
     Only the main process reads and writes them.
     """
 
-    def __init__(self, folder: Path, run_id: str, *, keep: int = 2) -> None:
-        self.folder, self.run_id, self.keep = folder, run_id, keep
+    def __init__(self, folder: Path, run_id: str, *, keep: int = 2, keep_every: int | None = None) -> None:
+        self.folder, self.run_id, self.keep, self.keep_every = folder, run_id, keep, keep_every
         self.failures = 0
         """saves in a row that failed"""
         if distributed.is_main():
@@ -105,8 +108,12 @@ class Checkpoints:
             temporary.mkdir()
             for name, state in tensors.items():
                 save_weights(temporary / name, _unshared(state))
+            if (preprocessor := getattr(method, "save_preprocessor", None)) is not None:
+                preprocessor(temporary)
             state = {
                 "schema": SCHEMA,
+                "method": f"{type(method).__module__}:{type(method).__qualname__}",
+                "config": to_dict(config) if (config := getattr(method, "config", None)) is not None else None,
                 "run_id": self.run_id,
                 "step": step,
                 "torch": torch.__version__,
@@ -199,7 +206,8 @@ class Checkpoints:
                 continue
         # A checkpoint of a later step than this one was skipped as damaged when the run resumed.
         later = [f for f in mine if int(f.name[5:]) > newest]
-        earlier = [f for f in mine if int(f.name[5:]) < newest]
+        kept = self.keep_every or newest + 1
+        earlier = [f for f in mine if int(f.name[5:]) < newest and int(f.name[5:]) % kept]
         for old in (*later, *earlier[self.keep - 1 :]):
             self._remove(old)
 

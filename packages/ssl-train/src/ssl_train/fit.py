@@ -63,7 +63,7 @@ def fit(
         raise ConfigError(f"{type(method).__name__}'s loss spans the batch: micro-batches do not add up to it")
     optimizer = build_optimizer(method, config)
     scaler = LossScaler(device.type, enabled=config.precision == "fp16")
-    checkpoints = Checkpoints(folder / "checkpoints", run_id)
+    checkpoints = Checkpoints(folder / "checkpoints", run_id, keep_every=options.keep_every)
     start = checkpoints.restore(method, optimizer, scaler)
     model = wrap(method.train(), device, compiled=options.compile)
     workers = default_workers() if options.workers is None else options.workers
@@ -99,6 +99,7 @@ def fit(
 
             # All processes agree to stop or to save. A loss that is not finite steps nothing.
             due = time.monotonic() - saved_at > 60 * max(options.checkpoint_minutes, checkpoints.pause)
+            due |= options.keep_every is not None and (step + 1) % options.keep_every == 0
             wanted = stop.requested or batches.spoilt is not None
             loss, stopping, saving = _agree(outputs["loss"], wanted, due)
             if not math.isfinite(loss):

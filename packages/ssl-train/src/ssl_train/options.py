@@ -28,6 +28,8 @@ class RunOptions(Checked):
     """time between two checkpoints; one is always written at the end and after a stop signal"""
     verify: bool = False
     """compare the content of every data file with that at the start of the run; reads all files"""
+    keep_every: Count | None = None
+    """keep a checkpoint of every so many steps; commands read that of step 1,000 as RUN@1000"""
     stop_on_collapse: bool = False
     """end the run when the features have collapsed, instead of warning"""
     tensorboard: bool = False

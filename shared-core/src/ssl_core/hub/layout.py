@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ssl_core.config import ConfigError, differences, from_dict, to_dict
 from ssl_core.errors import InputError
+from ssl_core.hub.checkpoint import MANIFEST, read_manifest
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.weights_file import WeightsError, load_pickle, load_shapes, load_weights, read_sums, verify_sums
 from ssl_core.method import load
@@ -107,6 +108,8 @@ def read_weights(
 
     `given` is the config of a file that holds none and whose shapes do not say it.
     """
+    if (path / MANIFEST).is_file():  # a checkpoint: the names are ours
+        return load_weights(path / WEIGHTS), [], _own_config(read_manifest(path), config_class)
     if (found := layout.foreign(path)) is not None:
         raw, config = found
         state, unused = layout.keymap.to_ours(raw)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssl_core.config import BackboneConfig, TrainConfig, encoder_fields, to_dict
 from ssl_core.hub.card import write_card
+from ssl_core.hub.checkpoint import checkpoint_of
 from ssl_core.hub.layout import (
     CONFIG,
     INDEX,
@@ -115,7 +116,8 @@ class Pretrained:
     ) -> Self:
         """Weights from a local folder, a Hub id or an author's checkpoint file, in eval mode.
 
-        Reads our own folders, transformers' in every spelling, timm's and the authors' `.pth`.
+        Reads our own folders, transformers' in every spelling, timm's and the authors' `.pth`. Of a
+        run that is not finished it reads the newest checkpoint, and of `run@1000` that of a step.
         `config` replaces the checkpoint's; `in_channels` and `image_size` adapt the stem and the
         positions. Raises FileNotFoundError, HubError, WeightsError (a damaged file), ConfigError,
         and WeightsMismatch when a tensor is missing, unused or of another shape. With
@@ -130,7 +132,8 @@ class Pretrained:
         state, unused, stored = read_weights(path, cls.config_class, layout, config)
         own = sketch(cls, stored)
         check_fit(state, unused, _shapes(own), source=f"{name}: the weights contradict their config")
-        if (path / PREPROCESSOR).is_file() and "ssl" in read_json(path / CONFIG):
+        published = (path / CONFIG).is_file() and (path / PREPROCESSOR).is_file()
+        if published and "ssl" in read_json(path / CONFIG):
             # transformers names another of its processors when it saves the folder again.
             free, by = ("image_processor_type", "do_convert_rgb"), "mean, std, image_size and crop_pct under 'ssl' in"
             check_agrees(path / PREPROCESSOR, own.preprocessor(), *free, by=f"{by} {CONFIG}")
@@ -181,7 +184,10 @@ class Pretrained:
 
 
 def _located(name: str | Path, **hub: Any) -> Path:
-    """The folder or the checkpoint file of this name, from the Hub if need be."""
+    """The folder or the checkpoint file of this name, from the Hub if need be; of a run that has no
+    weights yet, its newest checkpoint."""
+    if (checkpoint := checkpoint_of(name)) is not None:
+        return checkpoint
     path = resolve(str(name), **hub)
     return path.parent if path.name in (WEIGHTS, INDEX) else path  # its config.json lies beside it
 

@@ -7,7 +7,10 @@ import inspect
 import json
 import os
 import shlex
+import sys
+import tempfile
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 
 from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError
+from ssl_core.hub.checkpoint import checkpoint_of, number
 from ssl_core.hub.layout import layout_of
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
@@ -69,6 +73,13 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
     print(f"         {program} embed {out} --data your/folder --out features.npz")
     _, inputs, *_ = inspect.signature(type(method).encode).parameters
     print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
+
+
+def tell_step(args: Any) -> None:
+    """Say at which step the weights stand that a command is given, if they are a checkpoint's."""
+    name = getattr(args, "weights", None) or getattr(args, "folder", None) or getattr(args, "init", None)
+    if name is not None and (checkpoint := checkpoint_of(name)) is not None:
+        print(f"{name}: weights of step {number(checkpoint):,}, from a checkpoint", file=sys.stderr)
 
 
 def _flag(flag: str, value: str | None) -> str:
@@ -157,12 +168,21 @@ def show(recipe: Recipe, args: verbs.Show) -> None:
 
 
 def push(recipe: Recipe, args: verbs.Push) -> None:
+    from ssl_core.hub.card import write_card
     from ssl_core.hub.remote import push as upload
     from ssl_train.card import write_run_card
 
-    write_run_card(args.folder, name=args.repo_id, layout=layout_of(load(recipe.method)), license=args.license)
-    options = {"revision": args.revision, "create_pr": args.create_pr, "dry_run": args.dry_run}
-    print(upload(args.folder, args.repo_id, private=args.private or None, **options))
+    layout = layout_of(load(recipe.method))
+    with ExitStack() as stack:
+        folder = args.folder
+        if checkpoint_of(folder) is not None:  # the weights of a step, in the form in which they are published
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            load(recipe.method).from_pretrained(args.folder).save_pretrained(folder)
+            write_card(folder, name=args.repo_id, layout=layout, license=args.license)
+        else:
+            write_run_card(folder, name=args.repo_id, layout=layout, license=args.license)
+        options = {"revision": args.revision, "create_pr": args.create_pr, "dry_run": args.dry_run}
+        print(upload(folder, args.repo_id, private=args.private or None, **options))
 
 
 def info(recipe: Recipe, args: verbs.Info) -> None:

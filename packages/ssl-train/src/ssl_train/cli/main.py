@@ -64,6 +64,7 @@ def main(
         parsed = _parse(f"{program} {verb}", verb, recipe, rest)
         from ssl_train.cli import commands
 
+        commands.tell_step(parsed[0])
         return getattr(commands, verb)(recipe, *parsed) or 0
     except (InputError, FileNotFoundError) as error:
         print(f"{program}: {error}", file=sys.stderr)
