@@ -271,10 +271,10 @@ def test_a_kill_at_any_byte_of_a_save_leaves_what_was_there(size, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 64 KiB, where this user may mount one."""
+    """A disk of 100 KiB, where this user may mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0:
         pytest.skip("a disk can be mounted by root alone")
     yield disk
@@ -383,7 +383,8 @@ def test_files_are_readable_as_the_umask_says(tmp_path):
     finally:
         os.umask(old)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "step-000001").iterdir()}
-    assert modes == dict.fromkeys(("model.safetensors", "optim.safetensors", "state.json"), 0o640)
+    files = ("model.safetensors", "optim.safetensors", "preprocessor_config.json", "state.json")
+    assert modes == dict.fromkeys(files, 0o640)
 
 
 def test_the_bytes_it_needs_are_known_before(tmp_path):

@@ -134,7 +134,7 @@ def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tup
     shown = with_bounds(type(base), hidden=CHOSEN if automatic else ())
     options = with_bounds(RunOptions)
     # rules between fields are left to the config that is made of the data and of what was typed
-    start = shown.__new__(shown)
+    start: Any = object.__new__(shown)
     vars(start).update(vars(base) | typed)
     fields = [("run", Train, Train()), ("config", shown, start), ("options", options, options())]
     Arguments = make_dataclass("Arguments", fields, frozen=True)
