@@ -15,7 +15,7 @@ from ssl_train.evaluate.accuracy import mean_per_class, top1
 from ssl_train.evaluate.features import Encode, Features, extract_each
 from ssl_train.evaluate.fewshot import HEADS, C, draw, fewshot
 from ssl_train.evaluate.knn import HEADLINE, TEMPERATURE, knn
-from ssl_train.evaluate.linear import GRID, HELD_OUT, linear_probe
+from ssl_train.evaluate.linear import FOLDS, GRID, linear_probe
 
 Pair = tuple[Features, Features]  # of the training data, of the test data
 Data = tuple[Tensor, Tensor, Tensor, Tensor]  # training features, labels, test features, labels
@@ -25,7 +25,7 @@ LINEAR_SEED = 0
 COLUMNS = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tune"}  # few-shot has one for each n
 
 
-LINEAR_HEAD = "logistic regression on standardised features, C by held-out training data"
+LINEAR_HEAD = "logistic regression on standardised features, C by the loss of held-out training data"
 FEWSHOT_HEAD = "logistic regression on L2-normalised features"
 
 
@@ -158,7 +158,7 @@ def _settings(protocols: Sequence[str], labels: Tensor, shots: Sequence[int], se
     """How each protocol was run, the same for every encoder; for few-shot the rows drawn."""
     settings = {
         "knn": {"head": "votes exp(cosine / T) of the k nearest", "k": min(HEADLINE, len(labels)), "T": TEMPERATURE},
-        "linear": {"head": LINEAR_HEAD, "grid": list(GRID), "held_out": HELD_OUT, "seed": LINEAR_SEED},
+        "linear": {"head": LINEAR_HEAD, "grid": list(GRID), "folds": FOLDS, "seed": LINEAR_SEED},
         "fewshot": {"head": FEWSHOT_HEAD, "C": C, "shots": list(shots), "seeds": list(range(seeds))},
     }
     settings["fewshot"]["interval"] = "half width, 95 %, Student's t"
