@@ -70,7 +70,7 @@ def linear_probe(
     losses, hits, held_out = _held_out(train.float(), targets, len(classes), grid, seed)
     best = int(hits.where(losses <= losses.min() + EQUAL, -1.0).argmax())  # the first of equals
     at_edge = len(grid) > 1 and best in (0, len(grid) - 1)
-    if at_edge:
+    if at_edge and (best == 0 or hits[best] < 1):  # what is always right has nothing to gain
         what = f"the held-out loss is lowest at C = {grid[best]:.3g}, at the edge of the grid:"
         low = "the features hardly predict these labels, or the labels are too few to tell"
         warnings.warn(f"{what} {low if best == 0 else 'a larger C may do better'}", stacklevel=2)
@@ -111,9 +111,7 @@ def folds(targets: Tensor, *, seed: int) -> Tensor:
     return fold.to(targets.device)
 
 
-def _held_out(
-    x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], seed: int
-) -> tuple[Tensor, Tensor, int]:
+def _held_out(x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], seed: int) -> tuple[Tensor, Tensor, int]:
     """Loss and top-1 of each C of `grid` (g,) on samples that were not fitted, and how many these
     were."""
     fold = folds(targets, seed=seed)
