@@ -4,7 +4,7 @@ Logistic regression on standardised features. Its strength C is chosen on held-o
 then it is fitted on all of them: the protocol of CLIP (Radford et al., arXiv 2103.00020, appendix
 A.3) and DINOv2 (Oquab et al., arXiv 2304.07193), with two differences. They hold out one part and
 compare accuracies. We compare losses, since the accuracy of a few held-out samples stays the same
-over many C. And we hold out several tenths in turn where one tenth is too few samples to tell.
+over many C, and scale the logits first (see `_held_out`). And we hold out several tenths in turn where one tenth is too few samples to tell.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ssl_train.evaluate.logistic import logistic_path
 GRID = tuple(10 ** (-6 + i / 2) for i in range(23))
 FOLDS = 10
 ENOUGH = 1000  # held-out samples, at which no further fold is looked at
+SCALES = tuple(10 ** (-2 + i / 4) for i in range(17))  # of logits whose deviation is 1
 EQUAL = 1e-4  # nats: separable data gain less and less up to any C
 
 
@@ -38,7 +39,7 @@ class LinearProbe:
     C: float
     at_grid_edge: bool
     held_out_top1: float  # of the chosen C, before the fit on everything
-    held_out_loss: float  # the same, mean cross-entropy in nats
+    held_out_loss: float  # the same, mean cross-entropy in nats at the best scale of the logits
     held_out: int  # samples that were held out, in all folds together
 
 
@@ -113,9 +114,13 @@ def folds(targets: Tensor, *, seed: int) -> Tensor:
 
 def _held_out(x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], seed: int) -> tuple[Tensor, Tensor, int]:
     """Loss and top-1 of each C of `grid` (g,) on samples that were not fitted, and how many these
-    were."""
+    were.
+
+    The loss is that of the best scale of the logits: with few labels they are too sure of
+    themselves, and would seem worse than saying nothing where they still rank the classes well.
+    """
     fold = folds(targets, seed=seed)
-    losses, hits, count = torch.zeros(len(grid)).double(), torch.zeros(len(grid)).double(), 0
+    losses, hits, count = torch.zeros(len(grid), len(SCALES)).double(), torch.zeros(len(grid)).double(), 0
     for i in range(FOLDS):
         held = fold == i
         if count >= ENOUGH or not held.any():
@@ -123,7 +128,10 @@ def _held_out(x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], s
         path = logistic_path(x[~held], targets[~held], classes, grid)
         for j, (weight, bias) in enumerate(path):
             logits = x[held] @ weight + bias
-            losses[j] += F.cross_entropy(logits, targets[held], reduction="sum").item()
+            logits -= logits.mean(dim=1, keepdim=True)
+            logits /= logits.std(correction=0).clamp(min=1e-30)
+            for k, scale in enumerate(SCALES):
+                losses[j, k] += F.cross_entropy(scale * logits, targets[held], reduction="sum").item()
             hits[j] += (logits.argmax(dim=1) == targets[held]).sum().item()
         count += int(held.sum())
-    return losses / count, hits / count, count
+    return losses.amin(dim=1) / count, hits / count, count
