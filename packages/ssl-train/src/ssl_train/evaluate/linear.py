@@ -4,7 +4,8 @@ Logistic regression on standardised features. Its strength C is chosen on held-o
 then it is fitted on all of them: the protocol of CLIP (Radford et al., arXiv 2103.00020, appendix
 A.3) and DINOv2 (Oquab et al., arXiv 2304.07193), with two differences. They hold out one part and
 compare accuracies. We compare losses, since the accuracy of a few held-out samples stays the same
-over many C, and scale the logits first (see `_held_out`). And we hold out several tenths in turn where one tenth is too few samples to tell.
+over many C, after scaling the logits (see `_held_out`).
+And we hold out several tenths in turn where one tenth is too few samples to tell.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def linear_probe(
 
     C is the point of the rising `grid` with the smallest held-out loss; every point is tried. Of
     losses that differ by less than 1e-4 nats the one of the best held-out accuracy wins, then the
-    smallest C. Deterministic. Warns if the chosen C is at an edge of the
-    grid. Raises ValueError for bad shapes, and its subclass EvaluationError for fewer than two
+    smallest C. Deterministic. Warns if the chosen C is the largest of the
+    grid and a larger one may do better. Raises ValueError for bad shapes, and its subclass EvaluationError for fewer than two
     classes or no class with two samples.
     """
     check_labelled(train, train_labels, "train")
@@ -70,11 +71,11 @@ def linear_probe(
     train, test = standardise(train.double(), test.double())
     losses, hits, held_out = _held_out(train.float(), targets, len(classes), grid, seed)
     best = int(hits.where(losses <= losses.min() + EQUAL, -1.0).argmax())  # the first of equals
-    at_edge = len(grid) > 1 and best in (0, len(grid) - 1)
-    if at_edge and (best == 0 or hits[best] < 1):  # what is always right has nothing to gain
-        what = f"the held-out loss is lowest at C = {grid[best]:.3g}, at the edge of the grid:"
-        low = "the features hardly predict these labels, or the labels are too few to tell"
-        warnings.warn(f"{what} {low if best == 0 else 'a larger C may do better'}", stacklevel=2)
+    # The lower edge is none: below it, the direction of the weights no longer changes.
+    at_edge = len(grid) > 1 and best == len(grid) - 1 and hits[best].item() < 1
+    if at_edge:
+        what = f"the held-out loss is lowest at C = {grid[best]:.3g}, the end of the grid"
+        warnings.warn(f"{what}: a larger C may do better", stacklevel=2)
     [(weight, bias)] = logistic_path(train, targets, len(classes), [grid[best]])
     predicted = classes[(test @ weight + bias).argmax(dim=1)]
     accuracies = top1(predicted, test_labels), mean_per_class(predicted, test_labels)
