@@ -57,8 +57,8 @@ def linear_probe(
 
     C is the point of the rising `grid` with the smallest held-out loss; every point is tried. Of
     losses that differ by less than 1e-4 nats the one of the best held-out accuracy wins, then the
-    smallest C. Deterministic. Warns if the chosen C is the largest of the
-    grid and a larger one may do better. Raises ValueError for bad shapes, and its subclass EvaluationError for fewer than two
+    smallest C. Deterministic. Warns if the chosen C is the largest of the grid and a larger one may
+    do better. Raises ValueError for bad shapes, and its subclass EvaluationError for fewer than two
     classes or no class with two samples.
     """
     check_labelled(train, train_labels, "train")
