@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def test_classify_prints_a_table_and_measures_a_folder(run, capsys):
     assert "top1" in shown and "mean per class" in shown and "2 templates" in shown
     with Image.open("confusion.png") as picture:
         assert picture.width > 100
+
+
+def test_classify_measures_the_test_split_and_says_so(run, capsys):
+    for split, number in (("train", 1), ("test", 2)):
+        for colour in ("red", "blue"):
+            folder = Path("parted") / split / colour
+            folder.mkdir(parents=True)
+            for i in range(number):
+                shutil.copy(f"colours/{colour}/{i}.png", folder)
+    assert typed("classify", "--data", "parted", "--device", "cpu") == 0
+    shown = capsys.readouterr().out
+    assert "measured on the data's own test split; " in shown and "4 images" in shown
+    assert typed("classify", "--data", "colours", "--device", "cpu") == 0
+    assert "measured on all data, for there is no test split; " in capsys.readouterr().out
 
 
 def test_index_and_search_find_and_write_a_page(run, capsys):

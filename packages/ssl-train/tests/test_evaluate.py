@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_core.errors import BadSample
+from ssl_train.evaluate.accuracy import wilson
 from ssl_train.evaluate.evaluate import evaluate, table
 from ssl_train.evaluate.features import Features, extract, histogram, pixels
 from ssl_train.evaluate.fewshot import fewshot
@@ -198,7 +199,7 @@ def test_the_table_is_aligned_text(result):
     assert lines[2].startswith("pretrained ")
     assert f"{100 * first['knn']:.1f}" in lines[2] and f"{100 * first['linear']:.1f}" in lines[2]
     assert f"{100 * first['fewshot']['mean']:.1f} ± " in lines[2]
-    assert lines[5] == ("top-1 in % on stripes: 120 train, 60 test, k = 20, ± 95 % interval over 4 draws")
+    assert lines[5] == ("top-1 in % on stripes: 120 train, 60 test, k = 20, 95 % intervals, ± over 4 draws")
     assert len(lines) == 6
 
 
@@ -206,8 +207,72 @@ def test_the_table_has_room_for_fine_tuning_and_for_gaps(result):
     rows = [dict(result["rows"][0], finetune=0.875), {"features": "random init", "finetune": 0.5}]
     lines = table({**result, "rows": rows}).splitlines()
     assert lines[0].split() == ["features", "k-NN", "linear", "fine-tune", "5-shot", "2-shot"]
-    assert "87.5" in lines[2].split() and lines[3].split()[2:] == ["-", "-", "50.0", "-", "-"]
+    assert "87.5" in lines[2].split() and lines[3].split()[2:] == ["-", "-", "50.0", "(37.7–62.3)", "-", "-"]
     alone = table({"data": "d", "protocol": {"finetune": {}}, "rows": rows[1:]})
     assert [line.split() for line in alone.splitlines()] == [
         ["features", "fine-tune"], ["-" * 22], ["random", "init", "50.0"], "top-1 in % on d".split(),
     ]  # fmt: skip
+
+
+def write_pictures(folder, names, colour):
+    from PIL import Image
+
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), colour).save(folder / name)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """An `Opened` of the given data, of a run on the folder `parted` (train and test split)."""
+    from ssl_core.config import ImageConfig
+    from ssl_core.method import Recipe
+    from ssl_train.opened import Opened
+
+    recipe = Recipe("tiny", "a", config="a:B", method="a:B", views="a:b", show="a:c")
+    for part, number in (("parted/train", 4), ("parted/test", 2), ("whole", 6)):
+        write_pictures(tmp_path / part, [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(number)], "red")
+    config = ImageConfig(image_size=8, patch_size=4)
+
+    def open_(data, *, run=None, test=None):
+        it = Opened(recipe, config, tmp_path / data, None if test is None else tmp_path / test)
+        if run is not None:
+            it.trained_on = Opened(recipe, config, tmp_path / run).raw("train").fingerprint()
+        return it
+
+    return open_
+
+
+UNKNOWN = "unknown whether seen in training"
+
+
+@pytest.mark.parametrize(
+    ("data", "test", "run", "said"),
+    [
+        ("whole", None, "whole", "SEEN IN TRAINING"),
+        ("parted", None, "parted", "not seen in training"),
+        ("parted", "whole", "parted", "not seen in training"),
+        ("parted", "whole", "whole", "SEEN IN TRAINING"),
+        ("whole", None, "parted", f"{UNKNOWN}: other data than the run was trained on"),
+        ("parted", None, "whole", f"{UNKNOWN}: other data than the run was trained on"),
+        ("whole", None, None, f"{UNKNOWN}: the weights do not say what they were trained on"),
+    ],
+)
+def test_figures_say_whether_their_samples_were_seen_in_training(opened, data, test, run, said):
+    it = opened(data, test=test, run=run)
+    assert it.labelled()[2].endswith(f"; {said}")
+    assert it.shown()[1].endswith(f"; {said}")
+
+
+def test_weights_that_a_run_started_from_may_have_seen_its_test_data(opened):
+    it = opened("parted", run="parted")
+    it.init = "someone/weights"
+    assert it.shown()[1].endswith("not seen in training, unless by the weights that it started from")
+
+
+def test_the_terminal_has_the_intervals_of_the_card(result):
+    row = result["rows"][0]
+    low, high = wilson(row["linear"], result["protocol"]["test"]["n"])
+    assert f"{100 * row['linear']:.1f} ({100 * low:.1f}–{100 * high:.1f})" in table(result)
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson 1927
+    assert wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)

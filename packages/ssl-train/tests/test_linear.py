@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ssl_train.evaluate import logistic
-from ssl_train.evaluate.linear import GRID, hold_out, linear_probe, standardise
+from ssl_train.evaluate.linear import ENOUGH, GRID, folds, linear_probe, standardise
 from ssl_train.evaluate.logistic import logistic_path
 
 
@@ -192,10 +192,32 @@ def test_separable_data_do_not_run_to_the_edge_of_the_grid():
     assert got.top1 == 1.0 and not got.at_grid_edge
 
 
-def test_the_edge_of_the_grid_is_told():
+def test_the_upper_end_of_the_grid_is_told():
     x, y = blobs(400, 8, 4, spread=2.0)
-    with pytest.warns(UserWarning, match="edge of the grid"):
-        assert linear_probe(x, y, x, y, grid=(1e-7, 1e-6)).at_grid_edge
+    with pytest.warns(UserWarning, match="the end of the grid: a larger C may do better"):
+        assert linear_probe(x, y, x, y, grid=(1e-7, 1e-2)).at_grid_edge
+
+
+def problem(n: int, d: int, classes: int, signal: float, silent: float, seed: int = 0):
+    """Training and test features and labels: class centres under noise and strong directions that
+    say nothing."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n + 1000) % classes
+    big = torch.randn(len(y), 8, generator=g) @ torch.randn(8, d, generator=g) * silent
+    x = big + 0.3 * torch.randn(len(y), d, generator=g) + signal * torch.randn(classes, d, generator=g)[y]
+    return x[:n], y[:n], x[n:], y[n:]
+
+
+@pytest.mark.parametrize("labels", [60, 120, 256])
+def test_a_weak_direction_is_found_below_strong_ones(labels):
+    x, y, test, truth = problem(labels, 256, 2, signal=0.15, silent=3.0)
+    assert linear_probe(x, y, test, truth).top1 > 0.95  # at 51.6 while C stopped on the plateau
+
+
+def test_every_point_of_the_grid_is_tried():
+    x, y, test, truth = problem(200, 64, 2, signal=0.1, silent=3.0)
+    plateau = [1e-9, 1e-8, 3e-8, 1e-7, 3e-7, 1e-6]  # all predict alike
+    assert linear_probe(x, y, test, truth, grid=[*plateau, 1.0, 1e2, 1e3]).C >= 1.0
 
 
 def test_collapsed_features_give_the_commonest_class():
@@ -206,12 +228,26 @@ def test_collapsed_features_give_the_commonest_class():
     assert got.top1 == 0.5 and got.mean_per_class == pytest.approx(1 / 3)
 
 
-def test_a_tenth_of_every_class_is_held_out():
+def test_every_fold_holds_out_a_tenth_of_every_class():
     y = torch.tensor([0] * 100 + [1] * 20 + [2] * 2 + [3])
-    held = hold_out(y, seed=0)
-    assert [int(held[y == label].sum()) for label in range(4)] == [10, 2, 1, 0]
-    assert torch.equal(held, hold_out(y, seed=0))
-    assert not torch.equal(held, hold_out(y, seed=1))
+    fold = folds(y, seed=0)
+    counts = [[int((fold[y == label] == i).sum()) for i in range(10)] for label in range(4)]
+    assert counts[:2] == [[10] * 10, [2] * 10]
+    assert sorted(counts[2]) == [0] * 8 + [1] * 2  # never both at once
+    assert counts[3] == [0] * 10 and fold[-1] == -1  # the only one of its class
+    assert torch.equal(fold, folds(y, seed=0)) and not torch.equal(fold, folds(y, seed=1))
+
+
+def test_small_classes_are_spread_over_the_folds():
+    fold = folds(torch.arange(100).repeat_interleave(2), seed=0)
+    assert fold.bincount(minlength=10).tolist() == [20] * 10
+
+
+@pytest.mark.parametrize(("n", "held_out"), [(40, 40), (900, 900), (3000, 1200), (12_000, 1200)])
+def test_folds_are_looked_at_until_they_hold_enough(n, held_out):
+    x, y = blobs(n, 4, 4, spread=2.0)
+    assert linear_probe(x, y, x, y, grid=(1.0,)).held_out == held_out
+    assert held_out >= min(n, ENOUGH)
 
 
 def test_bad_input_is_refused():

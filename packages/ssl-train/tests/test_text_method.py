@@ -226,8 +226,8 @@ def test_data_settles_fields_and_figures_without_labels_end_a_run(tmp_path, monk
     assert json.loads(Path("run/evaluation.json").read_text()) == {
         "data": "counts", "protocol": {}, "rows": [],
         "measured": {
-            "tokens": 64, "of": "the data's own test split",
-            "summary": ["measured on the data's own test split", "20 tokens are known"],
+            "tokens": 64, "of": "the data's own test split; SEEN IN TRAINING",  # this source has one stream
+            "summary": ["measured on the data's own test split; SEEN IN TRAINING", "20 tokens are known"],
         },
     }  # fmt: skip
     assert main({"bigram": recipe}, ["evaluate", "run", "--device", "cpu"]) == 0, (
@@ -252,7 +252,7 @@ def report_source(method, source):
     ("data", "test", "expected"),
     [
         ("parted", None, ("parted", "test", "the data's own test split")),
-        ("whole", None, ("whole", "train", "TRAINING data, for there is no other")),
+        ("whole", None, ("whole", "train", "all data, for there is no test split")),
         ("whole", "held", ("held", "train", "test data: held")),
         ("parted", "held", ("held", "train", "test data: held")),
     ],
@@ -260,7 +260,8 @@ def report_source(method, source):
 def test_figures_say_which_data_they_are_of(data, test, expected):
     recipe = dataclasses.replace(RECIPE, source=f"{__name__}:open_named", measure=f"{__name__}:report_source")
     figures = commands.measured(Opened(recipe, None, data, test))["measured"]
-    assert (figures["data"], figures["split"], figures["of"]) == expected
+    unknown = "unknown whether seen in training: the weights do not say what they were trained on"
+    assert (figures["data"], figures["split"], figures["of"]) == (*expected[:2], f"{expected[2]}; {unknown}")
     assert figures["summary"] == [f"measured on {figures['of']}"]
 
 

@@ -10,12 +10,13 @@ from ssl_clip.clip import CLIP
 from ssl_clip.figures import confusion_figure, need_viz, save_figure
 from ssl_clip.zero_shot import ZeroShotClassifier, top_accuracies
 from ssl_core.device import pick_device
-from ssl_core.errors import DataError, InputError
+from ssl_core.errors import DataError, InputError, NoTestSplit
 from ssl_train.data.files import printable
 from ssl_train.data.images import read_image
 from ssl_train.data.sources import open_source
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.features import extract
+from ssl_train.opened import Opened
 
 if TYPE_CHECKING:
     from ssl_clip.verbs import Classify
@@ -25,8 +26,11 @@ def run(recipe: Any, arguments: Classify) -> None:
     """The command `classify`."""
     if bool(arguments.images) == (arguments.data is not None):
         raise InputError("give images to classify, or --data with a folder of classes")
-    clip = CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device))
-    (_classify_images if arguments.data is None else _classify_folder)(clip, arguments)
+    if arguments.data is None:
+        _classify_images(CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device)), arguments)
+    else:
+        weights, data, device = arguments.weights, arguments.data, arguments.device
+        _classify_folder(Opened.from_weights(recipe, weights, data=data, device=device), arguments)
 
 
 def read_templates(given: Sequence[str]) -> tuple[str, ...] | None:
@@ -51,11 +55,17 @@ def _classify_images(clip: CLIP, arguments: Classify) -> None:
         print(" ".join([printable(path).ljust(width), *(f"{100 * p:11.1f}%" for p in row)]))
 
 
-def _classify_folder(clip: CLIP, arguments: Classify) -> None:
-    """Accuracies on labelled images, and the confusion matrix as a picture."""
+def _classify_folder(opened: Opened, arguments: Classify) -> None:
+    """Accuracies on labelled images, of the test split if there is one, and the confusion matrix as
+    a picture."""
     need_viz("matplotlib")
-    config, data = clip.config, arguments.data
-    source = open_source(data, channels=config.in_channels, split="train", size=max(config.size))
+    clip, config, data = opened.method, opened.config, arguments.data
+    # As images alone: a folder of classes may have captions too.
+    as_images = {"channels": config.in_channels, "size": max(config.size)}
+    try:
+        source, which = open_source(data, split="test", **as_images), f"the data's own test split; {opened.seen(True)}"
+    except NoTestSplit:
+        source, which = open_source(data, **as_images), f"all data, for there is no test split; {opened.seen(False)}"
     if source.labels is None or not source.classes:
         raise DataError(f"{data} has no classes: one sub-folder for each, or a CSV with a column 'label'")
     # The sub-folders name the classes, unless the labels are given, in their order.
@@ -69,4 +79,5 @@ def _classify_folder(clip: CLIP, arguments: Classify) -> None:
     for name, value in top_accuracies(scores, truth).items():
         print(f"{name.replace('_', ' '):15} {100 * value:6.2f} %")
     save_figure(confusion_figure(scores.argmax(1), truth, labels), arguments.out)
+    print(f"measured on {which}")
     print(f"{len(truth)} images, {len(classifier.templates)} templates; confusion matrix in {Path(arguments.out)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ssl_core.hub.card import OURS, write_card
 from ssl_core.hub.layout import Layout, read_json
+from ssl_train.evaluate.accuracy import wilson
 
 
 def write_run_card(folder: str | Path, *, name: str, layout: Layout, **options: Any) -> Path:
@@ -57,6 +58,8 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
     counts = [f"{part} n = {n:,}" for part in ("train", "test") if (n := _count(evaluation, part))]
     data = _public(evaluation.get("data", "unnamed data"))
     note = f"Top-1 in %, 95 % intervals, on {data}: {', '.join(counts) or 'n was not recorded'}."
+    if isinstance(split := evaluation.get("protocol", {}).get("split"), str):
+        note += f" The test data are {_public(split)}."
     return "\n".join(["## Evaluation", "", *lines, "", note])
 
 
@@ -68,7 +71,7 @@ def _figures(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tupl
     figures = []
     for key, title in (("knn", f"k-NN{k}"), ("linear", "linear probe")):
         if isinstance(row.get(key), int | float):
-            figures.append((title, float(row[key]), _wilson(row[key], tested) if tested else ""))
+            figures.append((title, float(row[key]), _interval(row[key], tested) if tested else ""))
     few = row.get("fewshot")
     if isinstance(few, dict) and "mean" in few:
         spread = f"± {100 * few['interval']:.1f}" if few.get("interval") is not None else ""
@@ -76,11 +79,8 @@ def _figures(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tupl
     return figures
 
 
-def _wilson(share: float, n: int, z: float = 1.96) -> str:
-    """95 % interval of a share of n samples, in percent (Wilson 1927)."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return f"({100 * max(0.0, centre - half):.1f}–{100 * min(1.0, centre + half):.1f})"
+def _interval(share: float, n: int) -> str:
+    return "({:.1f}–{:.1f})".format(*(100 * end for end in wilson(share, n)))
 
 
 def _count(evaluation: Mapping[str, Any], part: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Opened:
         self.device = torch.device("cpu")
         self.init: str | Path | None = None
         self.choices: list[Choice] = []
+        self.trained_on: str | None = None  # fingerprint of the run's training data, where it is known
         self._raw: dict[str, Source] = {}
 
     @classmethod
@@ -61,7 +63,7 @@ class Opened:
                 opened._raw.clear()
         else:
             opened = cls(recipe, recipe.settled(config, data), data)
-        opened.raw("train")
+        opened.trained_on = opened.raw("train").fingerprint()
         opened.device, opened.init = target, init
         precision: Any = pick_precision(opened.config.precision, target)
         opened.config = dataclasses.replace(opened.config, precision=precision)
@@ -85,6 +87,7 @@ class Opened:
         method = load(recipe.method).from_pretrained(weights, device=target)
         opened = cls(recipe, method.config, data, test)
         opened.method, opened.device = method, target
+        opened.trained_on, opened.init = _of_run(Path(weights))
         return opened
 
     def raw(self, split: str) -> Source:
@@ -109,15 +112,41 @@ class Opened:
         except NoTestSplit:
             return None
 
+    def seen(self, test: bool) -> str:
+        """Whether the run was trained on these data, in words, by the fingerprints of both.
+
+        "These" are the test data if `test`, else the data without a test split. Data with another
+        fingerprint may still share pictures with the run's data, so they count as unknown.
+        """
+        if self.trained_on is None:
+            return "unknown whether seen in training: the weights do not say what they were trained on"
+        if test and self.test is not None and self._fingerprint_of_test() == self.trained_on:
+            return "SEEN IN TRAINING"
+        if self.raw("train").fingerprint() != self.trained_on:
+            return "unknown whether seen in training: other data than the run was trained on"
+        if not test or self.test is None:
+            return "SEEN IN TRAINING"
+        return "not seen in training" + (", unless by the weights that it started from" if self.init else "")
+
     def shown(self) -> tuple[Source, str]:
-        """(test data, or the training data if there are no other; which of them these are)."""
+        """(test data, or the training data if there are no other; which of them these are, and
+        whether they were seen in training)."""
         if self.test is None:
-            return self.train, "TRAINING data, for there is no other"
-        own = "the data's own test split"
-        return self.test, own if self.named_test is None else f"test data: {self.named_test}"
+            return self.train, f"all data, for there is no test split; {self.seen(False)}"
+        return self.test, f"{self._own_split()}; {self.seen(True)}"
+
+    def _own_split(self) -> str:
+        return "the data's own test split" if self.named_test is None else f"test data: {self.named_test}"
+
+    def _fingerprint_of_test(self) -> str:
+        """As runs note it: before the method attaches to the data."""
+        if self.named_test is None:
+            return self.raw("test").fingerprint()
+        return load(self.recipe.source)(self.named_test, config=self.config, split="train").fingerprint()
 
     def labelled(self, seed: int = 0) -> tuple[Source, Source, str]:
-        """(training data, test data, how they were split).
+        """(training data, test data, how they were split and whether the test data were seen in
+        training).
 
         Without test data a fifth of every class is held out, the same for every method. Raises
         DataError if the data have no labels.
@@ -126,8 +155,18 @@ class Opened:
             what = f"{self.data} has no labels, and an evaluation needs them: one sub-folder per class,"
             raise DataError(f"{what} or a CSV with a column 'label'")
         if self.test is not None:
-            own = "the data's own split"
-            return self.train, self.test, own if self.named_test is None else f"test data: {self.named_test}"
+            return self.train, self.test, f"{self._own_split()}; {self.seen(True)}"
         held = held_out(self.train.labels, 0.2, seed)
         kept = np.setdiff1d(np.arange(len(self.train)), held)
-        return Subset(self.train, kept), Subset(self.train, held), "a fifth of every class held out"
+        how = f"a fifth of every class, the probes not fitted on it; {self.seen(False)}"
+        return Subset(self.train, kept), Subset(self.train, held), how
+
+
+def _of_run(folder: Path) -> tuple[str | None, str | None]:
+    """(fingerprint of the training data, weights it started from) of a run folder; None for what
+    run.json does not say."""
+    try:
+        run = json.loads((folder / "run.json").read_text())
+        return run.get("data_fingerprint"), run.get("init")
+    except (OSError, ValueError, AttributeError):  # a Hub id, a file, a damaged record: not known
+        return None, None

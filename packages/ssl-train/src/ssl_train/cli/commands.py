@@ -91,6 +91,7 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     from ssl_train.evaluate.evaluate import PROTOCOLS, table
     from ssl_train.evaluate.evaluate import evaluate as compare_features
     from ssl_train.finetune import check_encoder, compare
+    from ssl_train.report.page import advice
 
     opened = Opened.from_weights(recipe, args.weights, data=args.data, test=args.test, device=args.device)
     method, device = opened.method, opened.device
@@ -124,8 +125,8 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     result["protocol"]["split"] = how
     _write_evaluation(recipe, args, out, result)
     print(table(result))
-    print(f"split: {how}")
-    print(*lines, sep="\n")
+    print(f"test data: {how}")
+    print(*filter(None, [advice(result)]), *lines, sep="\n")
 
 
 def measured(opened: Opened) -> dict[str, Any]:
@@ -258,10 +259,11 @@ def summary(folder: Path) -> str:
     """The last line of metrics.jsonl as a small table."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     first, last = json.loads(lines[0]), json.loads(lines[-1])
+    names = {"health/knn": "k-NN, leave one out, in training"}  # other than `evaluate`'s
     rows = [
         ("steps", f"{last['step']:,} ({last['epoch']:g} epochs)"),
         ("loss", f"{first['loss']:.4f} → {last['loss']:.4f}"),
-        *((key.removeprefix("health/"), f"{value:.3f}") for key, value in last.items() if key.startswith("health/")),
+        *((names.get(key, key[7:]), f"{value:.3f}") for key, value in last.items() if key.startswith("health/")),
         ("waiting for data", f"{last['data_wait']:.1%}"),
         ("seconds", f"{last['seconds']:.0f}"),
     ]

@@ -19,6 +19,13 @@ def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
     return (hits / count).mean().item()
 
 
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share of n > 0 samples (Wilson 1927)."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def _correct(predicted: Tensor, labels: Tensor) -> Tensor:
     if predicted.shape != labels.shape or labels.ndim != 1 or len(labels) == 0:
         what = "predictions and labels must be two (n,) tensors with n > 0, got"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ssl_core.errors import EvaluationError
-from ssl_train.evaluate.accuracy import mean_per_class, top1
+from ssl_train.evaluate.accuracy import mean_per_class, top1, wilson
 from ssl_train.evaluate.features import Encode, Features, extract_each
 from ssl_train.evaluate.fewshot import HEADS, C, draw, fewshot
 from ssl_train.evaluate.knn import HEADLINE, TEMPERATURE, knn
-from ssl_train.evaluate.linear import GRID, HELD_OUT, linear_probe
+from ssl_train.evaluate.linear import FOLDS, GRID, linear_probe
 
 Pair = tuple[Features, Features]  # of the training data, of the test data
 Data = tuple[Tensor, Tensor, Tensor, Tensor]  # training features, labels, test features, labels
@@ -25,7 +25,7 @@ LINEAR_SEED = 0
 COLUMNS = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tune"}  # few-shot has one for each n
 
 
-LINEAR_HEAD = "logistic regression on standardised features, C by held-out training data"
+LINEAR_HEAD = "logistic regression on standardised features, C by the loss of held-out training data"
 FEWSHOT_HEAD = "logistic regression on L2-normalised features"
 
 
@@ -88,13 +88,15 @@ def table(result: Mapping[str, Any]) -> str:
     protocol, rows = result["protocol"], result["rows"]
     head = ["features"] + [title for key, title in COLUMNS.items() if any(key in row for row in rows)]
     shots = protocol.get("fewshot", {}).get("shots", [])
-    lines = [head + [f"{n}-shot" for n in shots], *(_cells(row, head, len(shots)) for row in rows)]
+    tested = protocol.get("test", {}).get("n", 0)
+    lines = [head + [f"{n}-shot" for n in shots], *(_cells(row, head, len(shots), tested) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     text.insert(1, "-" * len(text[0]))
     notes = [f"{protocol[part]['n']} {part}" for part in ("train", "test") if part in protocol]
     notes += [f"k = {protocol['knn']['k']}"] if "knn" in protocol else []
-    notes += [f"± 95 % interval over {len(protocol['fewshot']['seeds'])} draws"] if shots else []
+    notes += ["95 % intervals"] if tested else []
+    notes += [f"± over {len(protocol['fewshot']['seeds'])} draws"] if shots else []
     text.append(f"top-1 in % on {result['data']}" + (f": {', '.join(notes)}" if notes else ""))
     for part in ("train", "test"):
         left_out = {key: protocol.get(part, {}).get(key, 0) for key in ("skipped", "unlabelled")}
@@ -104,10 +106,13 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(text)
 
 
-def _cells(row: Mapping[str, Any], head: Sequence[str], shots: int) -> list[str]:
+def _cells(row: Mapping[str, Any], head: Sequence[str], shots: int, tested: int) -> list[str]:
     cells = [row["features"]]
     for key in (key for key, title in COLUMNS.items() if title in head):
-        cells.append(f"{100 * row[key]:.1f}" if key in row else "-")
+        cell = f"{100 * row[key]:.1f}" if key in row else "-"
+        if key in row and tested:
+            cell += " ({:.1f}–{:.1f})".format(*(100 * end for end in wilson(row[key], tested)))
+        cells.append(cell)
     if "fewshot" not in row:
         return cells + ["-"] * shots
     runs = row["details"]["fewshot"]["logistic"]
@@ -158,7 +163,7 @@ def _settings(protocols: Sequence[str], labels: Tensor, shots: Sequence[int], se
     """How each protocol was run, the same for every encoder; for few-shot the rows drawn."""
     settings = {
         "knn": {"head": "votes exp(cosine / T) of the k nearest", "k": min(HEADLINE, len(labels)), "T": TEMPERATURE},
-        "linear": {"head": LINEAR_HEAD, "grid": list(GRID), "held_out": HELD_OUT, "seed": LINEAR_SEED},
+        "linear": {"head": LINEAR_HEAD, "grid": list(GRID), "folds": FOLDS, "seed": LINEAR_SEED},
         "fewshot": {"head": FEWSHOT_HEAD, "C": C, "shots": list(shots), "seeds": list(range(seeds))},
     }
     settings["fewshot"]["interval"] = "half width, 95 %, Student's t"

@@ -1,9 +1,11 @@
 """The linear probe: how much of a label a linear map finds in frozen features.
 
-Logistic regression on standardised features, its strength C chosen on a held-out part of the
-training data, then fitted on all of it: the protocol of DINOv2 (Oquab et al., arXiv 2304.07193) and
-CLIP (Radford et al., arXiv 2103.00020, appendix A.3). We hold out a tenth of every class, where
-DINOv2 draws a tenth of all.
+Logistic regression on standardised features. Its strength C is chosen on held-out training data,
+then it is fitted on all of them: the protocol of CLIP (Radford et al., arXiv 2103.00020, appendix
+A.3) and DINOv2 (Oquab et al., arXiv 2304.07193), with two differences. They hold out one part and
+compare accuracies. We compare losses, since the accuracy of a few held-out samples stays the same
+over many C, after scaling the logits (see `_held_out`).
+And we hold out several tenths in turn where one tenth is too few samples to tell.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from ssl_train.evaluate.logistic import logistic_path
 
 # DINOv2's range, two points a decade. C multiplies the sum of the losses, as in scikit-learn.
 GRID = tuple(10 ** (-6 + i / 2) for i in range(23))
-HELD_OUT = 0.1
-PATIENCE = 4  # grid points, two decades
+FOLDS = 10
+ENOUGH = 1000  # held-out samples, at which no further fold is looked at
+SCALES = tuple(10 ** (-2 + i / 4) for i in range(17))  # of logits whose deviation is 1
+EQUAL = 1e-4  # nats: separable data gain less and less up to any C
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class LinearProbe:
     C: float
     at_grid_edge: bool
     held_out_top1: float  # of the chosen C, before the fit on everything
+    held_out_loss: float  # the same, mean cross-entropy in nats at the best scale of the logits
+    held_out: int  # samples that were held out, in all folds together
 
 
 def linear_probe(
@@ -49,29 +55,31 @@ def linear_probe(
 ) -> LinearProbe:
     """Fit on train (n, d), labels (n,), and score on test (m, d). The test data decide nothing.
 
-    The search goes up the rising `grid` and ends two decades after the best held-out accuracy;
-    equal accuracies are told apart by the held-out loss. Deterministic. Warns when the chosen C is
-    at the edge of the grid. ValueError on bad shapes; EvaluationError, which is one, on fewer than
-    two classes, or no class with two samples.
+    C is the point of the rising `grid` with the smallest held-out loss; every point is tried. Of
+    losses that differ by less than 1e-4 nats the one of the best held-out accuracy wins, then the
+    smallest C. Deterministic. Warns if the chosen C is the largest of the grid and a larger one may
+    do better. Raises ValueError for bad shapes, and its subclass EvaluationError for fewer than two
+    classes or no class with two samples.
     """
     check_labelled(train, train_labels, "train")
     check_labelled(test, test_labels, "test")
     classes, targets = torch.unique(train_labels, return_inverse=True)
     if len(classes) < 2:
         raise EvaluationError("a linear probe needs two classes or more in the training data")
+    if not grid:
+        raise ValueError("the grid of C is empty")
     train, test = standardise(train.double(), test.double())
-    held = hold_out(targets, seed=seed)
-    strength, accuracy, start = _choose(train.float(), targets, held, len(classes), grid)
-    at_edge = len(grid) > 1 and strength in (grid[0], grid[-1])
+    losses, hits, held_out = _held_out(train.float(), targets, len(classes), grid, seed)
+    best = int(hits.where(losses <= losses.min() + EQUAL, -1.0).argmax())  # the first of equals
+    # The lower edge is none: below it, the direction of the weights no longer changes.
+    at_edge = len(grid) > 1 and best == len(grid) - 1 and hits[best].item() < 1
     if at_edge:
-        warnings.warn(
-            f"the best C = {strength:.3g} is at the edge of the grid: a wider one may do better", stacklevel=2
-        )
-    [(weight, bias)] = logistic_path(train, targets, len(classes), [strength], start=start)
+        what = f"the held-out loss is lowest at C = {grid[best]:.3g}, the end of the grid"
+        warnings.warn(f"{what}: a larger C may do better", stacklevel=2)
+    [(weight, bias)] = logistic_path(train, targets, len(classes), [grid[best]])
     predicted = classes[(test @ weight + bias).argmax(dim=1)]
-    return LinearProbe(
-        top1(predicted, test_labels), mean_per_class(predicted, test_labels), strength, at_edge, accuracy
-    )
+    accuracies = top1(predicted, test_labels), mean_per_class(predicted, test_labels)
+    return LinearProbe(*accuracies, grid[best], at_edge, hits[best].item(), losses[best].item(), held_out)
 
 
 def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,35 +92,47 @@ def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return (train - mean) / std, (test - mean) / std
 
 
-def hold_out(targets: Tensor, *, seed: int) -> Tensor:
-    """(n,) bool: a tenth of each class, at least one of two. ValueError when that is none."""
-    held = torch.zeros(len(targets), dtype=torch.bool)
+def folds(targets: Tensor, *, seed: int) -> Tensor:
+    """(n,) int64: the fold, 0 to 9, in which each sample is held out, or -1 for never.
+
+    Each fold holds about a tenth of every class. A class of two or more samples is never held out
+    as a whole; the only sample of a class is always fitted. Raises EvaluationError if no class has
+    two samples.
+    """
+    fold, place = torch.full((len(targets),), -1), 0
     for label in torch.unique(targets).tolist():
         members = (targets == label).nonzero().squeeze(1).cpu().numpy()
         if len(members) > 1:
             order = np.random.default_rng((seed, label)).permutation(members)
-            held[order[: max(1, round(HELD_OUT * len(members)))]] = True
-    if not held.any():
+            # Each class goes on where the one before it stopped, so that small classes do not all
+            # fall into the first folds.
+            fold[order] = (torch.arange(len(order)) + place) % FOLDS
+            place += len(order)
+    if (fold < 0).all():
         raise EvaluationError("no class has two training samples: C cannot be chosen on held-out ones")
-    return held.to(targets.device)
+    return fold.to(targets.device)
 
 
-def _choose(
-    x: Tensor, targets: Tensor, held: Tensor, classes: int, grid: Sequence[float]
-) -> tuple[float, float, tuple[Tensor, Tensor]]:
-    """C of the best held-out accuracy, that accuracy, and the weights that had it."""
-    best, since = (-1.0, 0.0), 0
-    chosen: tuple[float, float, tuple[Tensor, Tensor]] | None = None
-    path = logistic_path(x[~held], targets[~held], classes, grid)
-    for strength, (weight, bias) in zip(grid, path, strict=True):
-        logits = x[held] @ weight + bias
-        accuracy = top1(logits.argmax(dim=1), targets[held])
-        score = (accuracy, -F.cross_entropy(logits, targets[held]).item())
-        since = 0 if accuracy > best[0] else since + 1
-        if score > best:
-            best, chosen = score, (strength, accuracy, (weight, bias))
-        if since == PATIENCE:
-            break
-    if chosen is None:
-        raise ValueError("the grid of C is empty")
-    return chosen
+def _held_out(x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], seed: int) -> tuple[Tensor, Tensor, int]:
+    """Loss and top-1 of each C of `grid` (g,) on samples that were not fitted, and how many these
+    were.
+
+    The loss is that of the best scale of the logits: with few labels they are too sure of
+    themselves, and would seem worse than saying nothing where they still rank the classes well.
+    """
+    fold = folds(targets, seed=seed)
+    losses, hits, count = torch.zeros(len(grid), len(SCALES)).double(), torch.zeros(len(grid)).double(), 0
+    for i in range(FOLDS):
+        held = fold == i
+        if count >= ENOUGH or not held.any():
+            continue
+        path = logistic_path(x[~held], targets[~held], classes, grid)
+        for j, (weight, bias) in enumerate(path):
+            logits = x[held] @ weight + bias
+            logits -= logits.mean(dim=1, keepdim=True)
+            logits /= logits.std(correction=0).clamp(min=1e-30)
+            for k, scale in enumerate(SCALES):
+                losses[j, k] += F.cross_entropy(scale * logits, targets[held], reduction="sum").item()
+            hits[j] += (logits.argmax(dim=1) == targets[held]).sum().item()
+        count += int(held.sum())
+    return losses.amin(dim=1) / count, hits / count, count

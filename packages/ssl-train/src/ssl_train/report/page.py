@@ -22,7 +22,7 @@ from typing import Any
 
 from ssl_train.report.charts import Chart, Curve, draw
 from ssl_train.report.numbers import duration, labels, number, plural, with_unit
-from ssl_train.report.read import PROTOCOLS, Point, Run, Score, finite, read_run
+from ssl_train.report.read import PROTOCOLS, Point, Run, Score, finite, read_evaluation, read_run
 
 STD, RANKME, KNN = "health/feature_std", "health/rankme", "health/knn"
 TRAINING = (
@@ -36,7 +36,7 @@ TRAINING = (
 HEALTH = (
     Curve(STD, "Feature std", size="third", zero=True),
     Curve(RANKME, "RankMe", size="third", zero=True),
-    Curve(KNN, "k-NN accuracy", size="third", zero=True, percent=True),
+    Curve(KNN, "Leave-one-out k-NN in training", size="third", zero=True, percent=True),
 )
 PLACED = {curve.key for curve in TRAINING + HEALTH} | {"step", "epoch", "seconds"}
 NOT_XML = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -111,7 +111,7 @@ def tiles(run: Run) -> Iterator[tuple[str, str, str]]:
         yield title, first, " ".join(others[0]) if others else ours
     knn, std, rankme = run.series[KNN], run.series[STD], run.series[RANKME]
     if knn and not run.evaluation.columns:
-        yield "k-NN", with_unit(100 * knn[-1][1], " %"), f"at step {number(knn[-1][0])}"
+        yield "Leave-one-out k-NN", with_unit(100 * knn[-1][1], " %"), f"at step {number(knn[-1][0])}"
     if std and rankme:
         yield "RankMe", number(rankme[-1][1]), f"feature std {number(std[-1][1])}"
     speed, wait = finite(run.series["images_per_second"]), finite(run.series["data_wait"])
@@ -146,19 +146,35 @@ def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
             yield f"{above}{key}", ", ".join(number(v) if isinstance(v, float) else str(v) for v in values)
 
 
+def advice(evaluation: dict[str, Any]) -> str:
+    """The verdict on what evaluation.json holds, as the terminal prints it; "" without rows."""
+    return verdict(read_evaluation(evaluation).columns)[0]
+
+
 def verdict(columns: dict[str, dict[str, Score]]) -> tuple[str, bool]:
     """(what ours gains over each baseline, whether one is as good).
 
-    On the linear probe where there is one, else under the first protocol.
+    On the linear probe where there is one, else under the first protocol. Names the other protocols
+    under which a baseline is ahead.
     """
     if not columns:
         return "", False
     title = PROTOCOLS["linear"] if PROTOCOLS["linear"] in columns else next(iter(columns))
     (ours, best), *others = ((name, 100 * score.mean) for name, score in columns[title].items())
     parts = [f"{abs(best - x):.1f} points {'below' if best < x else 'above'} {name}" for name, x in others]
+    if not parts:
+        return "", False
     lost = any(best <= x for _, x in others)
-    advice = " A baseline does as well or better: train longer, or on more data." if lost else ""
-    return f"{title} on {ours} features: {', '.join(parts)}.{advice}" if parts else "", lost
+    text = f"{title} on {ours} features: {', '.join(parts)}."
+    if lost:
+        text += " A baseline does as well or better: train longer, or on more data."
+    for other, scores in columns.items():
+        ahead = [name for name, score in scores.items() if ours in scores and score.mean > scores[ours].mean]
+        if ahead and other != title:
+            text += f" In {other}, {' and '.join(ahead)} {'is' if len(ahead) == 1 else 'are'} ahead."
+            if other == PROTOCOLS["knn"]:
+                text += " k-NN compares features as they are, without learning which directions matter."
+    return text, lost
 
 
 def alarm(std: list[Point], rankme: list[Point], *, watched: bool) -> str:

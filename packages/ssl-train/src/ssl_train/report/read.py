@@ -98,7 +98,7 @@ def read_run(run: str | Path) -> Run:
         folder=folder,
         files={name: _json(folder / name, dict, {}, damaged) for name in ("config.json", "run.json")},
         **_metrics(folder / "metrics.jsonl"),
-        evaluation=_json(folder / "evaluation.json", _evaluation, {}, damaged),
+        evaluation=_json(folder / "evaluation.json", read_evaluation, {}, damaged),
         pictures=list(_pictures(folder / "figures", damaged)),
         bad_samples=_json(folder / "bad_samples.json", _bad_samples, [], damaged),
         damaged=damaged,
@@ -147,7 +147,8 @@ def _value(value: Any) -> float:
     return float(value) if abs(value) > 1e-300 else 0.0
 
 
-def _evaluation(content: dict[str, Any]) -> Evaluation:
+def read_evaluation(content: dict[str, Any]) -> Evaluation:
+    """What evaluation.json holds; {} gives one without figures."""
     columns: dict[str, dict[str, Score]] = defaultdict(dict)
     for key, title in PROTOCOLS.items():
         for row in content.get("rows", []):
