@@ -192,8 +192,8 @@ def described(cls: type[Any], about: str | None = None, hidden: Sequence[str] = 
 
     tyro takes a field's help from its docstring. The annotations of the subclass add the rest: the
     bounds, "(above 0, default: 100)", no default where it is None or empty, the name of a value
-    without a flag, and STR instead of {None}|STR. `about` replaces the docstring. The default of the
-    `hidden` fields is shown as "chosen from the data".
+    without a flag, and STR instead of {None}|STR. `about` replaces the docstring. The
+    default of the `hidden` fields is shown as "chosen from the data".
     """
     annotations = {}
     for name, hints in field_hints(cls).items():
