@@ -163,7 +163,8 @@ def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tup
     base, typed = asked.preset, dict(asked.typed)
     about = f"{(type(base).__doc__ or '').partition('. ')[0].rstrip('.')}. The defaults shown are those of "
     about += f"{_origin(arguments, built_in=training)}."
-    own, shown = described(cls, ""), described(type(base), about, hidden=CHOSEN if automatic else ())
+    own: Any = described(cls, "")
+    shown: Any = described(type(base), about, hidden=CHOSEN if automatic else ())
     # rules between fields are left to the config that is made of the data and of what was typed
     start: Any = object.__new__(shown)
     vars(start).update(vars(base) | typed)
