@@ -126,6 +126,19 @@ def test_push_makes_exactly_these_requests(hub: HubServer, folder: Path) -> None
     )
 
 
+@pytest.mark.parametrize("name", ["a/b/c", "me/ my", "", "me/a--b", "../x"])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_name_that_the_hub_refuses_is_refused_before_anything_is_sent(name, dry_run, hub, folder) -> None:
+    with pytest.raises(HubError, match="is no name on the Hub, like me/my-model"):
+        push(folder, name, dry_run=dry_run)
+
+
+def test_a_push_while_offline_says_so(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+        push(folder, ID)
+
+
 def test_a_dry_run_lists_the_files_and_asks_nobody(hub: HubServer, folder: Path) -> None:
     listing = push(folder, ID, dry_run=True)
     assert [line.split()[-1] for line in listing.splitlines()[1:]] == PUBLIC

@@ -77,6 +77,13 @@ def test_index_and_search_find_and_write_a_page(run, capsys):
     assert "green" in first and float(first.split()[0]) > 0.98
 
 
+def test_classify_prints_its_numbers_without_matplotlib(run, capsys, monkeypatch):
+    monkeypatch.setattr("ssl_clip.figures.find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match=r'no picture of the confusion matrix: .* pip install "ssl-clip\[viz\]"'):
+        assert typed("classify", "--data", "colours", "--device", "cpu") == 0
+    assert "top1" in capsys.readouterr().out and not Path("confusion.png").exists()
+
+
 def test_map_prints_the_gap(run, capsys):
     pytest.importorskip("matplotlib")
     command = "map --data colours --texts red blue --number 5 --method pca --device cpu --centre"

@@ -160,7 +160,7 @@ def test_fine_tuning_of_a_resnet_is_refused_before_any_evaluation(tmp_path, caps
 def test_an_rgb_encoder_loads_with_other_channels(channels, tmp_path):
     folder = BYOL(config(BYOL)).save_pretrained(tmp_path)
     network = BYOL.from_pretrained(folder, in_channels=channels)
-    assert network.encode(torch.rand(2, channels, 32, 32)).shape == (2, network.encoder.features)
+    assert network.encode(torch.randn(2, channels, 32, 32)).shape == (2, network.encoder.features)
 
 
 def test_solo_learns_encoder_loads(tmp_path):

@@ -241,9 +241,9 @@ def test_any_size_that_the_patch_divides_goes_in():
     ("images", "message"),
     [
         (pixels(c=4), r"images must be \(b, 3, h, w\) for 3 channel means, got \(2, 4, 8, 12\)"),
-        (pixels(c=4) / 255, r"images must be \(b, 3, h, w\), got \(2, 4, 8, 12\)"),
+        (pixels(c=4) / 255 - 0.5, r"images must be \(b, 3, h, w\), got \(2, 4, 8, 12\)"),
         (pixels(h=9, w=14), "image size 9x14 is not divisible by the patch size 4: resize to 8x16"),
-        (pixels(h=9, w=14) / 255, "image size 9x14 is not divisible by the patch size 4: resize to 8x16"),
+        (pixels(h=9, w=14) / 255 - 0.5, "image size 9x14 is not divisible by the patch size 4: resize to 8x16"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(call, images, message):

@@ -17,6 +17,7 @@ from ssl_pretext.config import RECIPES
 from ssl_pretext.relative_patch import neighbours
 from ssl_pretext.show import laid_out, show_colorization, show_jigsaw, show_relative_patch, show_rotation
 from ssl_train.data.images import ImageArray
+from ssl_train.data.pictures import rgb
 
 
 def method(recipe: Any, channels: int = 3) -> Any:
@@ -45,13 +46,26 @@ def test_every_task_writes_a_picture_and_its_caption(recipe, number, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rotation", "jigsaw", "relative-patch"])
-def test_grey_pictures_are_shown_too(name, tmp_path):
+def test_grey_pictures_are_shown_too(name, tmp_path, monkeypatch):
     recipe = RECIPES[name]
+    grids = []
+    monkeypatch.setattr("ssl_pretext.show.save_grid", lambda pictures, path, **_: grids.append(rgb(pictures)))
     with torch.inference_mode():
         load(recipe.show)(method(recipe, 1), source(channels=1), tmp_path)
-    with Image.open(next(tmp_path.glob("*.png"))) as picture:
-        pixels = np.asarray(picture)
-    assert (pixels[..., 0] == pixels[..., 1]).all()
+    assert torch.equal(grids[0][:, :, 0], grids[0][:, :, 1])
+
+
+@pytest.mark.parametrize("name", ["rotation", "jigsaw", "relative-patch"])
+def test_every_answer_is_marked_as_right_or_wrong(name, tmp_path, monkeypatch):
+    recipe, marks = RECIPES[name], {}
+    monkeypatch.setattr(
+        "ssl_pretext.show.save_grid", lambda pictures, path, **given: marks.update(given, n=len(pictures))
+    )
+    with torch.inference_mode():
+        load(recipe.show)(method(recipe), source(), tmp_path)
+    assert len(marks["right"]) == len(marks["labels"]) == marks["n"] == 16
+    assert [label.startswith("right") for label in marks["labels"]] == list(marks["right"])
+    assert not all(marks["right"]), "an untrained network"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ def test_help_shows_the_bounds_of_every_field_beside_its_default(capsys):
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--epochs FLOAT passes over the data (above 0, default: 2.5)" in shown
     assert "--betas FLOAT FLOAT AdamW's momenta (at least 0 and below 1, default: 0.9 0.999)" in shown
-    assert "--clip-grad {None}|FLOAT largest norm of the whole gradient (above 0, default: None)" in shown
+    assert "--clip-grad FLOAT largest norm of the whole gradient (above 0) --precision" in shown
     assert "(at least 1, default: 10)" in shown, "--log-every, an option of the run"
     assert "width of the features (default: 16)" in shown, "--dim, which states none"
 
@@ -222,6 +223,109 @@ def test_each_kind_of_error_has_its_exit_code_and_one_line(error, code, capsys, 
     monkeypatch.setattr(commands, "info", fail)
     assert cli.main(RECIPES, ["info"]) == code
     assert capsys.readouterr().err == "ssl-tiny: x\n"
+
+
+def test_a_file_that_fails_is_named_in_words(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for arguments in (["push", "nowhere", "me/model"], ["train", "--config", "nowhere.toml"],
+                      ["embed", "file", "--device", "cpu"], ["train", "--out", "file/run", "--device", "cpu"]):  # fmt: skip
+        assert cli.main(RECIPES, arguments) == 2
+        said = capsys.readouterr().err
+        assert "Errno" not in said and ("nowhere" in said or "file" in said), said
+    for error, words in ((FileNotFoundError(2, "No such file or directory", "x"), "x: no such file or directory"),
+                         (PermissionError(13, "Permission denied", "x"), "x: permission denied"),
+                         (OSError(30, "Read-only file system", "x"), "x: read-only file system")):  # fmt: skip
+        monkeypatch.setattr(commands, "export", lambda *_, error=error: (_ for _ in ()).throw(error))
+        assert cli.main(RECIPES, ["export", "a", "b"]) == 2
+        assert capsys.readouterr().err == f"ssl-tiny: {words}\n"
+
+
+def test_an_error_of_the_system_without_a_file_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(commands, "export", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        cli.main(RECIPES, ["export", "a", "b"])
+
+
+def test_a_warning_is_a_line_without_source_code():
+    def warn(*arguments):
+        warnings.warn("3 files are damaged", stacklevel=1)
+
+    def typed():
+        commands.export = warn
+        sys.exit(cli.main(RECIPES, ["export", "a", "b"]))
+
+    before = warnings.formatwarning
+    ended = children.run(typed, warns=True)
+    assert ended.code == 0 and "ssl-tiny: warning: 3 files are damaged" in ended.output.splitlines(), ended
+    assert warnings.formatwarning is before
+
+
+def test_help_names_what_is_typed(capsys):
+    for arguments, wanted in (
+        (["push"], ["FOLDER REPO-ID", "--revision STR"]),
+        (["export"], ["WEIGHTS OUT"]),
+        (["info"], ["[WEIGHTS]", "--epochs FLOAT", "the paper's recipe"]),
+        (["train"], ["run options", "--preset demo, as no --data is given"]),
+        (["train", "--data", "x"], ["are those of the paper's recipe"]),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(RECIPES, [*arguments, "--help"])
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert [words for words in wanted if words not in shown] == []
+        for noise in ("{None}", "STR STR", "options options", "default: None", "default: )"):
+            assert noise not in shown, f"{arguments[0]} --help says {noise}"
+
+
+def test_info_takes_the_settings_of_train(capsys, tmp_path):
+    Tiny(TinyConfig(dim=8)).save_pretrained(tmp_path / "weights")
+    (tmp_path / "a.toml").write_text("batch_size = 32\n")
+    for arguments, size in (((), 8), (("--batch-size", "64"), 64), (("--config", str(tmp_path / "a.toml")), 32)):
+        for weights in ((), (str(tmp_path / "weights"),)):
+            if weights and "--config" in arguments:
+                continue
+            assert cli.main(RECIPES, ["info", *weights, *arguments, "--device", "cpu"]) == 0
+            assert f"a batch of {size}" in capsys.readouterr().out
+    assert cli.main(RECIPES, ["info", str(tmp_path / "weights"), "--device", "cpu"]) == 0
+    small = capsys.readouterr().out.splitlines()[0]
+    assert cli.main(RECIPES, ["info", str(tmp_path / "weights"), "--dim", "64", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] != small, "another architecture has another size"
+
+
+@pytest.mark.parametrize(
+    "flag", [("--batch-size", "0"), ("--workers", "-1"), ("--max-pixels", "0"), ("--precision", "fp64")]
+)
+@pytest.mark.parametrize("verb", ["evaluate", "embed"])
+def test_a_flag_of_every_verb_has_bounds(verb, flag, capsys):
+    try:
+        code = cli.main(RECIPES, [verb, "weights", *flag])
+    except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr().err
+    assert code == 2 and (flag[0].strip("-").replace("-", "_") in said or flag[0] in said)
+
+
+def test_max_pixels_leaves_out_large_images_and_lets_larger_ones_in(tmp_path, capsys, monkeypatch):
+    from PIL import Image
+
+    Tiny(TinyConfig(max_pixels=100)).save_pretrained(tmp_path / "weights")
+    for name, side in (("small", 8), ("large", 20)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+    command = [
+        "embed",
+        str(tmp_path / "weights"),
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "f.npz"),
+        "--device",
+        "cpu",
+    ]
+    with pytest.warns(UserWarning, match="large.png: 20 x 20 pixels .* raise the limit with --max-pixels"):
+        assert cli.main(RECIPES, command) == 0
+    assert "1 features" in capsys.readouterr().out
+    assert cli.main(RECIPES, [*command, "--max-pixels", "400", "--batch-size", "1", "--precision", "bf16"]) == 0
+    assert "2 features" in capsys.readouterr().out
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

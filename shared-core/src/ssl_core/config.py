@@ -90,6 +90,8 @@ class ImageConfig(Checked):
     """pixel standard deviation per channel"""
     crop_pct: Portion = 0.875
     """share of the shorter side that an evaluation's centre crop keeps"""
+    max_pixels: Count = 89_478_485
+    """images of more pixels are left out: a small file can hold more than the memory does"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,23 +7,27 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssl_core.config import BackboneConfig
-from ssl_core.pixels import normalize
+from ssl_core.pixels import check_images, normalize
 from ssl_core.resnet import ResNet
 from ssl_core.vit import ViT, pooled
 
 
 class ImageEncoder:
-    """Mixin of an `nn.Module` with `self.config` (mean, std) and `self.encoder`: what its users
-    call.
+    """Mixin of an `nn.Module` that has `self.config` (mean, std) and `self.encoder`.
 
-    Images are uint8 or uint16 (b, c, h, w) as decoded, or floats that are normalised already.
+    It adds the functions that users call. Images are uint8 or uint16 (b, c, h, w) as decoded, or
+    floats that are normalised already.
     """
 
     config: Any
     encoder: Any
 
     def normalized(self, images: Tensor) -> Tensor:
-        """(b, c, h, w) as floats with the config's mean and standard deviation taken out."""
+        """(b, c, h, w) as floats, minus the config's mean, over its standard deviation.
+
+        Raises TypeError for anything but a tensor, and warns of floats that are not normalised.
+        """
+        check_images(images, self.config.mean, self.config.std)
         return normalize(images, self.config.mean, self.config.std)
 
     def encode(self, images: Tensor) -> Tensor:

@@ -3,7 +3,9 @@ starts with."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,32 @@ def top(image: Tensor) -> int:
 def as_float(images: Tensor) -> Tensor:
     """uint8 or uint16 pixels as float32 in [0, 1], float ones as they are."""
     return images if images.is_floating_point() else images.float().div_(top(images))
+
+
+def check_images(images: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raise TypeError unless `images` is a tensor, and warn if it holds floats that no
+    normalisation by `mean` and `std` gives: values of 0..255, or of 0..1.
+
+    Reading the extremes waits for a GPU. uint8 and uint16, what training feeds, skip it.
+    """
+    if not isinstance(images, Tensor):
+        what = f"images are a tensor (b, c, h, w), not {type(images).__name__}: to read a path, a folder, PIL images or"
+        raise TypeError(f"{what} arrays, call `embed(method, images)`, which every image package exports")
+    # nothing can be read of a tensor that is traced or on meta
+    unseen = torch.compiler.is_compiling() or torch.jit.is_tracing() or images.is_meta or not images.numel()
+    if unseen or not images.is_floating_point():
+        return
+    low, high = (extreme.item() for extreme in images.detach().aminmax())
+    # where normalisation puts black and white, in the channel where each lies furthest out
+    black, white = (
+        min(-m / s for m, s in zip(mean, std, strict=True)),
+        max((1 - m) / s for m, s in zip(mean, std, strict=True)),
+    )
+    unit, reach = black < 0 <= low < high <= 1 < white, 5 * (white - black)
+    if unit or low < black - reach or high > white + reach:
+        where = "in 0..1" if unit else f"far outside {black:.2g}..{white:.2g}"
+        what = f"float images are taken as normalised already, but these lie {where}: give uint8 pixels,"
+        warnings.warn(f"{what} or subtract the config's mean and divide by its std first", stacklevel=4)
 
 
 def moved(images: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:

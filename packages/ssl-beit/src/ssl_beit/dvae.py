@@ -39,7 +39,7 @@ from ssl_core.device import wide
 from ssl_core.ema import ema_update, frozen_copy
 from ssl_core.hub.pretrained import Pretrained
 from ssl_core.patches import grid_of
-from ssl_core.pixels import as_float
+from ssl_core.pixels import as_float, check_images
 from ssl_core.schedule import cosine
 
 SHRINK, SHIFT = 0.8, 0.1
@@ -278,11 +278,16 @@ class DVAE(nn.Module, Pretrained):
 
     def encode(self, images: Tensor) -> Tensor:
         """The mean over positions of what the logits are computed from, (b, 8 · hidden)."""
-        return self.average.encoder.features(self.average.mapped(images)).mean((2, 3))
+        return self._features(images).mean((2, 3))
 
     def patch_features(self, images: Tensor) -> Tensor:
         """What the logits are computed from, (b, h, w, 8 · hidden)."""
-        return rearrange(self.average.encoder.features(self.average.mapped(images)), "b d h w -> b h w d")
+        return rearrange(self._features(images), "b d h w -> b h w d")
+
+    def _features(self, images: Tensor) -> Tensor:
+        """What the logits are computed from, (b, 8 · hidden, h/8, w/8)."""
+        check_images(images, self.config.mean, self.config.std)
+        return self.average.encoder.features(self.average.mapped(images))
 
 
 def usage(ids: Tensor, vocab: int) -> tuple[Tensor, Tensor]:

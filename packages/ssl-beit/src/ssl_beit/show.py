@@ -23,7 +23,8 @@ def show_dvae(method: DVAE, source: Any, folder: Path) -> dict[str, str]:
     """Write reconstructions.png (original | tokens decoded) and return {file name: caption}."""
     images = sample_images(source, method.config, SHOWN).to(next(method.parameters()).device)
     ids = method.tokenize(images)
-    save_grid(torch.stack([as_float(images), method.decode(ids)], 1), folder / "reconstructions.png")
+    pairs = torch.stack([as_float(images), method.decode(ids)], 1)  # b 2 c h w
+    save_grid(pairs, folder / "reconstructions.png", titles=("original", "tokens decoded"))
     return {"reconstructions.png": f"original | its {ids[0].numel()} tokens decoded"}
 
 
@@ -39,9 +40,10 @@ def show_beit(method: BEiT, source: Any, folder: Path) -> dict[str, str]:
         return {"originals.png": "originals; the weights are an encoder alone, which predicts nothing"}
     mask = masks(method, len(images)).to(images.device)
     if method.tokenizer is None:
-        save_grid(hidden(method, images, mask), folder / "masked.png")
+        save_grid(hidden(method, images, mask), folder / "masked.png", titles=("original", "masked"))
         return {"masked.png": "original | masked; the weights hold no tokenizer that could decode a prediction"}
-    save_grid(predictions(method, images, mask), folder / "predictions.png")
+    titles = ("original", "masked", "tokens decoded")
+    save_grid(predictions(method, images, mask), folder / "predictions.png", titles=titles)
     return {"predictions.png": "original | masked | tokens decoded, those of hidden patches as predicted"}
 
 

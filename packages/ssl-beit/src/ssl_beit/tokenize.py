@@ -49,7 +49,7 @@ def run(recipe: Recipe, arguments: Tokenize) -> None:
     with out.open("wb") as stream:  # to a name, numpy would add .npz
         np.savez(stream, ids=ids, paths=np.array(paths))
     sheet = out.with_suffix(".png")
-    save_grid(picture(tokenizer, first.to(device)), sheet)
+    save_grid(picture(tokenizer, first.to(device)), sheet, titles=("original", "tokens as colours", "decoded"))
     count, h, w = ids.shape
     print(f"{count} grids of {h} x {w} tokens in {out}, a picture of some in {sheet}")
 

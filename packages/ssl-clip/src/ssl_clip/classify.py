@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,6 @@ def _classify_images(clip: CLIP, arguments: Classify) -> None:
 def _classify_folder(opened: Opened, arguments: Classify) -> None:
     """Accuracies on labelled images, of the test split if there is one, and the confusion matrix as
     a picture."""
-    need_viz("matplotlib")
     clip, config, data = opened.method, opened.config, arguments.data
     # As images alone: a folder of classes may have captions too.
     as_images = {"channels": config.in_channels, "size": max(config.size)}
@@ -78,6 +78,12 @@ def _classify_folder(opened: Opened, arguments: Classify) -> None:
     scores = image @ classifier.weights.cpu()  # n labels
     for name, value in top_accuracies(scores, truth).items():
         print(f"{name.replace('_', ' '):15} {100 * value:6.2f} %")
-    save_figure(confusion_figure(scores.argmax(1), truth, labels), arguments.out)
     print(f"measured on {which}")
-    print(f"{len(truth)} images, {len(classifier.templates)} templates; confusion matrix in {Path(arguments.out)}")
+    print(f"{len(truth)} images, {len(classifier.templates)} templates")
+    try:
+        need_viz("matplotlib")
+    except InputError as error:  # the numbers are printed, and only the picture is missing
+        warnings.warn(f"there is no picture of the confusion matrix: {error}", stacklevel=2)
+        return
+    save_figure(confusion_figure(scores.argmax(1), truth, labels), arguments.out)
+    print(f"confusion matrix in {Path(arguments.out)}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssl_core.errors import InputError
-from ssl_train.data.pictures import rgb
+from ssl_train.data.pictures import apart, rgb
 
 
 def need_viz(*modules: str) -> None:
@@ -52,20 +54,40 @@ def confusion_figure(predicted: Tensor, truth: Tensor, labels: Sequence[str]) ->
     return figure
 
 
+def grid_of(count: int) -> tuple[int, int]:
+    """(columns, rows) of a 4:3 grid with about twice as many cells as `count`, 12 x 9 or more."""
+    rows = max(9, math.ceil((1.5 * count) ** 0.5))
+    return round(rows * 4 / 3), rows
+
+
 def map_figure(images: Tensor, texts: Sequence[str], places: np.ndarray, title: str) -> Any:
-    """A matplotlib Figure with images (n, c, h, w), then texts (m), at `places` (n + m, 2)."""
+    """A matplotlib Figure with images (n, c, h, w), then texts (m), near `places` (n + m, 2).
+
+    Each stands in the nearest free cell of a grid, so that none hides another.
+    """
     from matplotlib.figure import Figure
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     figure = Figure(figsize=(12, 9), layout="constrained")
     axes = figure.subplots()
-    axes.scatter(*places.T, s=0)  # sets the limits of the axes
+    columns, rows = grid_of(len(places))
+    cells = apart(places, columns, rows)  # n + m 2: none hides another
+    axes.scatter(*cells.T, s=0)  # sets the limits of the axes
+    side = min(36.0, 500 / rows)  # points, of a figure that is 648 high
     # The first places are those of the images, the others those of the texts.
-    for picture, place in zip(rgb(images).permute(0, 2, 3, 1).numpy(), places, strict=False):
-        shown = OffsetImage(picture, zoom=36 / max(picture.shape[:2]))
+    for picture, place in zip(rgb(images).permute(0, 2, 3, 1).numpy(), cells.tolist(), strict=False):
+        shown = OffsetImage(picture, zoom=side / max(picture.shape[:2]))
         axes.add_artist(AnnotationBbox(shown, place, frameon=False))
-    for text, (x, y) in zip(texts, places[len(images) :], strict=True):
-        axes.text(x, y, text, fontsize=7, ha="center", bbox={"facecolor": "#ffe9a8", "edgecolor": "none", "pad": 1})
+    for text, (x, y) in zip(texts, cells[len(images) :].tolist(), strict=True):
+        axes.text(
+            x,
+            y,
+            fill(text, 14),
+            fontsize=6,
+            ha="center",
+            va="center",
+            bbox={"facecolor": "#ffe9a8", "edgecolor": "none", "pad": 1},
+        )
     axes.set_title(title)
     axes.set_axis_off()
     return figure

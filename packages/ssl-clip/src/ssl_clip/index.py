@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 EXACT = 200_000
 """Images up to which a query is compared with every one of them."""
-RECIPE_FIELDS = ("loss", "tokenizer", "truncate", "crop_scale", "init_image", "lock_image")
-"""Fields of a `CLIPConfig` that say how it is trained, beside those of `TrainConfig`."""
+RECIPE_FIELDS = ("loss", "tokenizer", "truncate", "crop_scale", "init_image", "lock_image", "max_pixels")
+"""Fields of a `CLIPConfig` that decide no embedding, beside those of `TrainConfig`."""
 
 
 @dataclass(frozen=True)

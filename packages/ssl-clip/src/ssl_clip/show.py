@@ -34,12 +34,15 @@ def show(method: CLIP, source: Any, folder: Path) -> dict[str, str]:
     if hasattr(source, "captions"):
         texts = list(dict.fromkeys(source.texts(i)[0] for i in kept))[:QUERIES]
         query = encode_texts(method, texts).cpu()
-        caption = "each row: " + "; ".join(texts)
+        caption = f"each row: the images that fit a text best, with their cosines; the texts: {'; '.join(texts)}"
     else:
-        query = image[:QUERIES]
-        caption = "each row: an image, and those most like it"
+        query, texts = image[:QUERIES], [f"like the first image, {name}" for name in features.names[:QUERIES]]
+        caption = "each row: an image, and those most like it, with their cosines"
     # Cosines of queries and images; a row of pictures for each query.
-    found = (query @ image.T).topk(min(ANSWERS, len(image)), 1).indices.tolist()
-    rows = [torch.stack([view(source.load(kept[i]))["views"][0] for i in row]) for row in found]
-    save_grid(as_float(torch.stack(rows)), folder / "search.png", columns=1)
+    scores, found = (query @ image.T).topk(min(ANSWERS, len(image)), 1)  # q k each
+    rows = [torch.stack([view(source.load(kept[i]))["views"][0] for i in row]) for row in found.tolist()]
+    said = [
+        f"{text}: {' '.join(f'{score:.2f}' for score in row)}" for text, row in zip(texts, scores.tolist(), strict=True)
+    ]
+    save_grid(as_float(torch.stack(rows)), folder / "search.png", columns=1, labels=said)
     return {"search.png": caption}

@@ -15,7 +15,7 @@ from ssl_contrastive.loss import unit
 from ssl_contrastive.views import build
 from ssl_core.errors import DataError
 from ssl_core.pixels import as_float
-from ssl_train.data.pictures import rgb, sample_images, save_grid
+from ssl_train.data.pictures import apart, rgb, sample_images, save_grid
 from ssl_train.data.readable import readable
 
 PAIRS, QUERIES, NEIGHBOURS = 16, 8, 6
@@ -25,7 +25,7 @@ MAPPED = 400
 
 def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
     """Write views.png, neighbours.png and map.png, and return {file name: caption}."""
-    save_grid(view_pairs(method, source), folder / "views.png", columns=4)
+    save_grid(view_pairs(method, source), folder / "views.png", columns=4, titles=("view 1", "view 2"))
 
     # The other two figures show the same images.
     images = sample_images(source, method.config, MAPPED)
@@ -36,14 +36,15 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
 
     # An image is not its own neighbour, so there is one neighbour less than images.
     near = neighbours(features, min(QUERIES, len(images) - 1), min(NEIGHBOURS, len(images) - 1))
-    save_grid(shown[near], folder / "neighbours.png", columns=1)
+    titles = ("query", *(f"nearest {i}" for i in range(1, near.shape[1])))
+    save_grid(shown[near], folder / "neighbours.png", columns=1, titles=titles)
 
     places, how = flat(features)
     draw_map(shown, places).save(folder / "map.png")
     return {
         "views.png": "two views of an image, as the network is trained on them",
         "neighbours.png": f"left: a query; then its nearest of {len(images)} images, by the cosine of their features",
-        "map.png": f"{len(images)} images where {how} of their features puts them",
+        "map.png": f"{len(images)} images where {how} of their features puts them, moved apart to the nearest free cell",
     }
 
 
@@ -99,10 +100,15 @@ def flat(features: Tensor) -> tuple[np.ndarray, str]:
 
 
 def draw_map(images: Tensor, places: np.ndarray, side: int = 1000, thumbnail: int = 36) -> Image.Image:
-    """Thumbnails of (b, c, h, w) in [0, 1] on white at `places` (b, 2)."""
+    """Thumbnails of (b, c, h, w) in [0, 1] on white near `places` (b, 2).
+
+    Each lies in a cell of a grid, so that none hides another. Raises ValueError for more images
+    than cells.
+    """
+    cells = apart(places, side // thumbnail, side // thumbnail)
     sheet = Image.new("RGB", (side, side), "white")
     pixels = rgb((images * 255).round().to(torch.uint8))
-    for picture, (x, y) in zip(pixels.permute(0, 2, 3, 1).contiguous().numpy(), places, strict=True):
+    for picture, (x, y) in zip(pixels.permute(0, 2, 3, 1).contiguous().numpy(), cells.tolist(), strict=True):
         small = Image.fromarray(picture).resize((thumbnail, thumbnail))
-        sheet.paste(small, (round(x * (side - thumbnail)), round(y * (side - thumbnail))))
+        sheet.paste(small, (x * thumbnail, y * thumbnail))
     return sheet

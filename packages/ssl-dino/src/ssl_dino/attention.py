@@ -44,6 +44,7 @@ def run(recipe: Recipe, arguments: Attention) -> None:
     if not -depth <= arguments.block < depth:
         raise InputError(f"block {arguments.block}: the network has {depth}, counted from 0")
     out.mkdir(parents=True, exist_ok=True)
+    block = arguments.block % depth
 
     first = None
     with torch.inference_mode():
@@ -52,7 +53,7 @@ def run(recipe: Recipe, arguments: Attention) -> None:
             first = first or (image, patches)
             for name, pictures in drawn(method, image, patches, arguments).items():
                 target = out / f"{Path(path).stem}-{name}.png"
-                save_grid(pictures[None], target, columns=1, gap=4)
+                save_grid(pictures[None], target, columns=1, gap=4, titles=titles_of(name, len(pictures), block))
                 print(target)
 
         # The first picture was read and run above, so only its partner is left to do.
@@ -109,6 +110,13 @@ def drawn(method: Any, image: Tensor, patches: Tensor, arguments: Attention) -> 
         "mask": torch.cat([picture, masked]),
         "pca": torch.cat([picture, F.interpolate(pca_colours(patches[None]).cpu(), size)]),
     }
+
+
+def titles_of(name: str, count: int, block: int) -> list[str]:
+    """What stands above the `count` pictures of one of `drawn`'s rows."""
+    if name == "pca":
+        return ["image", "patch features"]
+    return ["image", *(f"CLS, block {block}, head {head}" for head in range(count - 2)), f"CLS, block {block}, mean"]
 
 
 def draw_matches(first: Tensor, a: Tensor, second: Tensor, b: Tensor, most: int = 24) -> Image.Image:

@@ -24,13 +24,15 @@ def show(method: Any, source: Any, folder: Path) -> dict[str, str]:
 
     # A ResNet has no attention to show.
     if hasattr(method.encoder, "attention_maps"):
-        save_grid(attended(method, images), folder / "attention.png", columns=COLUMNS)
+        block, share = method.config.depth - 1, f"{MASS:.0%} of it"
+        titles = ("image", f"CLS, block {block}, mean of heads", f"patches with {share}")
+        save_grid(attended(method, images), folder / "attention.png", columns=COLUMNS, titles=titles)
         captions["attention.png"] = (
-            f"image | attention of the last block, mean of its heads | the patches with {MASS:.0%} of it"
+            f"image | attention of CLS in block {block}, the last, mean of its heads | the patches with {share}"
         )
     colours = pca_colours(method.patch_features(images))  # b 3 h' w'
     pictures = torch.stack([rgb(as_float(images)), F.interpolate(colours, images.shape[-2:])], 1)  # b 2 3 h w
-    save_grid(pictures, folder / "patches.png", columns=COLUMNS)
+    save_grid(pictures, folder / "patches.png", columns=COLUMNS, titles=("image", "patch features"))
     captions["patches.png"] = "image | first three principal components of the patch features of all images as colours"
     return captions
 

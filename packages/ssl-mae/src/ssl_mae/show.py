@@ -21,7 +21,8 @@ def show(method: MAE, source: Any, folder: Path) -> dict[str, str]:
     """Write reconstructions.png: original | masked | reconstruction. Returns {name: caption}."""
     images = sample_images(source, method.config, ROWS * COLUMNS)
     triples = reconstructions(method, images.to(next(method.parameters()).device))
-    save_grid(triples, folder / "reconstructions.png", columns=COLUMNS)
+    titles = ("original", "masked", "reconstruction")
+    save_grid(triples, folder / "reconstructions.png", columns=COLUMNS, titles=titles)
     share = f"{method.config.mask_ratio:.0%}"
     return {"reconstructions.png": f"original | masked | reconstruction, {share} of the patches removed"}
 

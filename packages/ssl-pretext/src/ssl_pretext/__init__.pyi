@@ -14,6 +14,7 @@ from .relative_patch import relative_patch_loss as relative_patch_loss
 from .rotation import Rotation as Rotation
 from .rotation import four_rotations as four_rotations
 from .rotation import rotation_loss as rotation_loss
+from .training import embed as embed
 from .training import train as train
 
 __version__: str

@@ -34,7 +34,7 @@ from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.device import wide
 from ssl_core.encoder import build_encoder
 from ssl_core.hub.pretrained import Pretrained
-from ssl_core.pixels import as_float
+from ssl_core.pixels import as_float, check_images
 from ssl_pretext.ab_bins import ab_bins, annealed_mean, rebalancing, smoothing, soft_encode
 from ssl_pretext.config import ColorizationConfig
 from ssl_pretext.lab import lab_to_rgb, rgb_to_lab
@@ -170,9 +170,12 @@ class Colorization(nn.Module, StageEncoder, Pretrained):
 
     def lightness(self, images: Tensor) -> Tensor:
         """L of Lab, (b, 1, h, w) in 0 … 100. Raises ValueError for images of another shape."""
+        single = isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 1
+        if not single:
+            check_images(images, self.config.mean, self.config.std)
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images must be (b, 1, h, w) or (b, 3, h, w), got {tuple(images.shape)}")
-        if images.shape[1] == 1 and images.is_floating_point():
+        if single and images.is_floating_point():
             return images
         return rgb_to_lab(self._rgb(images.expand(-1, 3, -1, -1)))[:, :1]
 

@@ -31,11 +31,14 @@ def show_rotation(method: Rotation, source: Any, folder: Path) -> dict[str, str]
     accuracy = (answers == turns_of(answers)).float().mean().item()
 
     # Picture i is shown in turn i mod 4. Answers are sorted by turn, then by picture.
-    rows = []
+    rows, labels, right = [], [], []
     for i, image in enumerate(images[:COUNT]):
         shown, answer = rotate(image, i % 4), int(answers[i % 4 * len(images) + i])
         rows.append(torch.stack([shown, rotate(shown, -answer), image]))
-    save_grid(as_float(torch.stack(rows)), folder / "rotation.png")
+        right.append(answer == i % 4)
+        labels.append(f"{'right' if right[-1] else 'wrong'}: turned by {90 * (i % 4)}°, answer {90 * answer}°")
+    titles = ("as shown", "turned back", "original")
+    save_grid(as_float(torch.stack(rows)), folder / "rotation.png", titles=titles, labels=labels, right=right)
     return {"rotation.png": f"as shown | turned back | original; {accuracy:.0%} of the turns recognised, chance 25 %"}
 
 
@@ -48,7 +51,13 @@ def show_jigsaw(method: Jigsaw, source: Any, folder: Path) -> dict[str, str]:
     answers = torch.cat([method.logits(part).argmax(1) for part in shown.split(256)])  # b
     solved = unshuffle(shown, method.permutations[answers])
     accuracy = (answers == asked).float().mean().item()
-    save_grid(torch.stack([laid_out(as_float(x[:COUNT])) for x in (shown, solved, tiles)], 1), folder / "jigsaw.png")
+    pictures = torch.stack([laid_out(as_float(x[:COUNT])) for x in (shown, solved, tiles)], 1)  # b 3 c h w
+    save_grid(
+        pictures,
+        folder / "jigsaw.png",
+        **marked((answers == asked)[:COUNT]),
+        titles=("as shown", "put back", "original"),
+    )
     return {"jigsaw.png": f"as shown | put back | original; {accuracy:.0%} of {orders} orders recognised"}
 
 
@@ -64,7 +73,8 @@ def show_colorization(method: Colorization, source: Any, folder: Path) -> dict[s
 
     lightness = method.lightness(images[:COUNT])
     grey = lab_to_rgb(torch.cat([lightness, torch.zeros_like(lightness), torch.zeros_like(lightness)], 1))
-    save_grid(torch.stack([grey, coloured[:COUNT], as_float(images[:COUNT])], 1), folder / "colorization.png")
+    pictures = torch.stack([grey, coloured[:COUNT], as_float(images[:COUNT])], 1)  # b 3 c h w
+    save_grid(pictures, folder / "colorization.png", titles=("grey", "predicted", "true colours"))
     caption = f"grey | predicted | true colours; {error:.1f} off in ab on average, the best single colour {one:.1f}"
     return {"colorization.png": caption}
 
@@ -86,8 +96,14 @@ def show_relative_patch(method: RelativePatch, source: Any, folder: Path) -> dic
     placed[:, :, 4] = shown[:, None, 4]
     placed[i, 0, guessed] = placed[i, 1, true] = shown[i, true]
     pictures = laid_out(placed.flatten(0, 1)).unflatten(0, placed.shape[:2])
-    save_grid(pictures, folder / "relative-patch.png", columns=4)
+    marks = marked(answers[i, direction] == pairs[direction, 2])
+    save_grid(pictures, folder / "relative-patch.png", columns=4, **marks, titles=("network's", "true place"))
     return {"relative-patch.png": f"placed by the network | true place; {accuracy:.0%} recognised, chance 12 %"}
+
+
+def marked(right: Tensor) -> dict[str, Any]:
+    """How `save_grid` marks answers (b,) that are right or wrong."""
+    return {"right": right.tolist(), "labels": ["right" if each else "wrong" for each in right.tolist()]}
 
 
 def pictures_of(method: nn.Module, source: Any) -> Tensor:

@@ -22,6 +22,14 @@ from ssl_train.data.split import Subset, held_out
 from ssl_train.processes import broadcast_object
 
 
+def limit_pixels(source: Source, config: Any) -> Source:
+    """`source`, which now leaves out images of more pixels than the config allows."""
+    for part in (source, getattr(source, "source", None)):  # captions may come with a source of their own
+        if hasattr(part, "max_pixels"):
+            part.max_pixels = config.max_pixels  # type: ignore[union-attr]
+    return source
+
+
 class Opened:
     """A method that is built once, and its data, each part of which is opened once, when it is
     first asked for.
@@ -81,11 +89,18 @@ class Opened:
         data: str | Path | None,
         test: str | Path | None = None,
         device: str | None = None,
+        max_pixels: int | None = None,
     ) -> Opened:
-        """A method from its weights, on `device`, and the data that the user named."""
+        """A method from its weights, on `device`, and the data that the user named.
+
+        `max_pixels` replaces the config's.
+        """
         target = pick_device(device)
         method = load(recipe.method).from_pretrained(weights, device=target)
-        opened = cls(recipe, method.config, data, test)
+        config = method.config
+        if max_pixels is not None and hasattr(config, "max_pixels"):
+            config = dataclasses.replace(config, max_pixels=max_pixels)
+        opened = cls(recipe, config, data, test)
         opened.method, opened.device = method, target
         opened.trained_on, opened.init = _of_run(Path(weights))
         return opened
@@ -96,6 +111,8 @@ class Opened:
         if split not in self._raw:
             source = load(self.recipe.source)(self.data, config=self.config, split=split)
             self._raw |= {**getattr(source, "parts", {}), split: source}
+            for part in self._raw.values():
+                limit_pixels(part, self.config)
         return self._raw[split]
 
     @cached_property
@@ -106,7 +123,8 @@ class Opened:
     def test(self) -> Source | None:
         """The test data that the user named, else the test split, else None."""
         if self.named_test is not None:
-            return attach(self.method, load(self.recipe.source)(self.named_test, config=self.config, split="train"))
+            source = load(self.recipe.source)(self.named_test, config=self.config, split="train")
+            return attach(self.method, limit_pixels(source, self.config))
         try:
             return attach(self.method, self.raw("test"))
         except NoTestSplit:

@@ -97,9 +97,16 @@ def push(
     Raises HubError for a folder without config.json or weights and when the Hub refuses or cannot
     be reached, and WeightsError when a file has changed since its SHA256SUMS were written.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     folder, at = Path(folder), Address(repo_id, revision, token)
     files = _published(folder)
     verify_sums(folder)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no name on the Hub, like me/my-model: {error}") from error
     if dry_run:
         sizes = [f"{(folder / file).stat().st_size:>15,}  {file}" for file in files]
         return "\n".join([f"to {repo_id}, {revision or 'main'}:", *sizes])

@@ -84,6 +84,8 @@ def explain(error: Exception, at: Address) -> HubError | None:
     reason = getattr(cause, "server_message", None) or str(cause).strip() or type(cause).__name__
     if re.search("xet-(read|write)-token", str(error)):
         return HubError(f"{repo_id}: no access to Xet storage, set HF_HUB_DISABLE_XET=1 ({error})")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return HubError(f"HF_HUB_OFFLINE is set, so the Hub is not asked for {repo_id}: unset it and try again")
     if isinstance(error, errors.HFValidationError):
         return HubError(f"{no_path(repo_id)}, and {repo_id!r} is no valid Hub id: {error}")
     if isinstance(cause, errors.GatedRepoError):

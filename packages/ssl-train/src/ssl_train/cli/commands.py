@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     from ssl_train.finetune import check_encoder, compare
     from ssl_train.report.page import advice
 
-    opened = Opened.from_weights(recipe, args.weights, data=args.data, test=args.test, device=args.device)
+    opened = Opened.from_weights(
+        recipe, args.weights, data=args.data, test=args.test, device=args.device, max_pixels=args.max_pixels
+    )
     method, device = opened.method, opened.device
     if "finetune" in args.protocols:
         check_encoder(method)
@@ -113,7 +116,8 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     if frozen:
         raw, baseline = recipe.raw
         encoders = {"pretrained": method.encode, "random init": fresh.encode, raw: load(baseline)}
-        view, options = load(recipe.eval_view)(method.config), {"device": device, "workers": args.workers}
+        view = load(recipe.eval_view)(method.config)
+        options = {"device": device, **extraction(args)}
         result |= compare_features(
             encoders, train_data, test_data, view, frozen, args.shots, data=result["data"], progress=True, **options
         )
@@ -150,16 +154,21 @@ def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: d
 def embed(recipe: Recipe, args: verbs.Embed) -> None:
     from ssl_train.evaluate.features import extract
 
-    opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device)
-    view, where = load(recipe.eval_view)(opened.config), {"device": opened.device, "workers": args.workers}
-    features = extract(opened.method.encode, opened.train, view, progress=True, **where)
+    opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device, max_pixels=args.max_pixels)
+    view, options = load(recipe.eval_view)(opened.config), {"device": opened.device, **extraction(args)}
+    features = extract(opened.method.encode, opened.train, view, progress=True, **options)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     features.save(args.out)
     print(f"{len(features)} features of width {features.features.shape[1]} in {args.out}")
 
 
+def extraction(args: verbs.Evaluate | verbs.Embed) -> dict[str, Any]:
+    """Options of `extract` that a user sets."""
+    return {"batch_size": args.batch_size, "precision": args.precision, "workers": args.workers}
+
+
 def show(recipe: Recipe, args: verbs.Show) -> None:
-    opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device)
+    opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device, max_pixels=args.max_pixels)
     weights = Path(args.weights)
     folder = Path(args.out) if args.out else (weights if weights.is_dir() else Path()) / "figures"
     for path in figures(opened, folder):
@@ -180,25 +189,24 @@ def push(recipe: Recipe, args: verbs.Push) -> None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             load(recipe.method).from_pretrained(args.folder).save_pretrained(folder)
             write_card(folder, name=args.repo_id, layout=layout, license=args.license)
+        elif not (Path(folder) / "config.json").is_file():
+            raise InputError(f"{folder} is no folder of a run or of weights: it has no config.json")
         else:
             write_run_card(folder, name=args.repo_id, layout=layout, license=args.license)
         options = {"revision": args.revision, "create_pr": args.create_pr, "dry_run": args.dry_run}
         print(upload(folder, args.repo_id, private=args.private or None, **options))
 
 
-def info(recipe: Recipe, args: verbs.Info) -> None:
-    if args.weights is not None:
-        method = load(recipe.method).from_pretrained(args.weights)
-        config = method.config
-    else:
-        method, config = None, recipe.preset(args.preset)
+def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> None:
+    method = None if args.weights is None else load(recipe.method).from_pretrained(args.weights)
+    config = asked.config if method is None else replace(method.config, **asked.typed)
 
     # the number of steps is known for given data, and for the demo, which has its own
     samples = None
     if recipe.views and (args.data is not None or config == recipe.preset("demo")):
         config = recipe.settled(config, args.data)
         samples = len(Opened(recipe, config, args.data).raw("train"))
-    if method is None:
+    if method is None or method.config != config:  # a flag changed it
         with torch.device("meta"):
             method = load(recipe.method)(config)
     if recipe.views:

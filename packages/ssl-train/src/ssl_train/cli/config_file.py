@@ -24,7 +24,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: a configuration file ends in .toml or .json")
     try:
         values = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, not fields and their values")

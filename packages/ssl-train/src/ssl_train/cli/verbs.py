@@ -8,11 +8,13 @@ from typing import Literal
 
 import tyro
 
+from ssl_core.bounds import Checked, Count, Positive, Whole
+
 
 @dataclass(frozen=True)
-class Train:
-    """Pretrain without labels. With no --data it runs on the built-in data; the same command again
-    goes on where it was stopped."""
+class Train(Checked):
+    """Pretrain without labels, on the built-in data if you give none. Rerun a stopped command to
+    resume."""
 
     data: str | None = None
     """images: a folder (recursive), CSV of paths and labels, .npz, torchvision:NAME, hf:NAME; text:
@@ -27,14 +29,14 @@ class Train:
     max_steps: int | None = None
     """cut the run to this number of optimiser steps"""
     config: str | None = None
-    """TOML or JSON file of settings, or a run folder with its settings; flags win over it"""
+    """TOML or JSON file of settings, or a run folder with its settings; flags override it"""
     init: str | None = None
     """start from these weights: a run folder, a Hub id, an author's .pth; their architecture is
     taken"""
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Checked):
     """Measure frozen features against the same network at random initialisation and against raw
     inputs."""
 
@@ -47,20 +49,26 @@ class Evaluate:
     protocols: tuple[Literal["knn", "linear", "fewshot", "finetune"], ...] = ("knn", "linear", "fewshot")
     """what to measure; finetune trains the whole network, and the same one from scratch beside
     it"""
-    shots: tuple[int, ...] = (5,)
+    shots: tuple[Count, ...] = (5,)
     """labels per class of the few-shot protocol"""
-    finetune_epochs: float = 100
+    finetune_epochs: Positive = 100
     """epochs of the finetune protocol"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
-    workers: int = 0
+    batch_size: Count = 256
+    """images encoded at once: fewer need less memory, and the features are the same"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of the network: bf16 is faster on a GPU, and features differ in the third digit"""
+    workers: Whole = 0
     """loader processes"""
+    max_pixels: Count | None = None
+    """leave out images of more pixels; by default as in training"""
     out: str | None = None
     """folder of evaluation.json; the run folder by default"""
 
 
 @dataclass(frozen=True)
-class Embed:
+class Embed(Checked):
     """Write features to an .npz: features (n, d) float32, paths, labels."""
 
     weights: tyro.conf.Positional[str]
@@ -71,12 +79,18 @@ class Embed:
     """the file to write"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
-    workers: int = 0
+    batch_size: Count = 256
+    """images encoded at once: fewer need less memory, and the features are the same"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of the network: bf16 is faster on a GPU, and features differ in the third digit"""
+    workers: Whole = 0
     """loader processes"""
+    max_pixels: Count | None = None
+    """leave out images of more pixels; by default as in training"""
 
 
 @dataclass(frozen=True)
-class Show:
+class Show(Checked):
     """Draw what the method has learned into figures/."""
 
     weights: tyro.conf.Positional[str]
@@ -85,12 +99,14 @@ class Show:
     """images, as for train"""
     out: str | None = None
     """folder of the pictures; the run folder's figures/ by default"""
+    max_pixels: Count | None = None
+    """leave out images of more pixels; by default as in training"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 
 
 @dataclass(frozen=True)
-class Push:
+class Push(Checked):
     """Publish a run folder to the Hugging Face Hub in one commit."""
 
     folder: tyro.conf.Positional[str]
@@ -111,13 +127,16 @@ class Push:
 
 
 @dataclass(frozen=True)
-class Info:
-    """Parameters, FLOPs, memory and a time estimate, before anything is started."""
+class Info(Checked):
+    """Parameters, FLOPs, memory and a time estimate, before anything is started. Every setting of
+    `train` can be changed by its flag."""
 
     weights: tyro.conf.Positional[str | None] = None
     """run folder, Hub id or checkpoint file; else the preset is described"""
     preset: str | None = None
-    """a named recipe"""
+    """a named recipe; by default the paper's"""
+    config: str | None = None
+    """TOML or JSON file of settings; flags override it"""
     data: str | None = None
     """images, to estimate the time of a run on them"""
     device: str | None = None
@@ -125,7 +144,7 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Checked):
     """Write the encoder in another project's layout."""
 
     weights: tyro.conf.Positional[str]

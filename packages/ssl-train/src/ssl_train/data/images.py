@@ -58,6 +58,9 @@ class ImageFiles:
     `parts` holds both splits of a folder that has two: who opens one has listed the other.
     """
 
+    max_pixels = MAX_PIXELS
+    """`open_images` and `Opened` set it from the config"""
+
     def __init__(
         self,
         root: Path,
@@ -78,7 +81,7 @@ class ImageFiles:
 
     def load(self, index: int) -> dict[str, Any]:
         """{"image": uint8 (c, h, w)}. Raises BadSample."""
-        return {"image": read_image(os.path.join(self.root, self.paths[index]), self.channels)}
+        return {"image": read_image(os.path.join(self.root, self.paths[index]), self.channels, self.max_pixels)}
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -128,14 +131,15 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_
     other number of channels must be the file's own.
 
     Raises BadSample, and nothing else, if the file is missing, damaged, no image of `FORMATS`, or
-    larger than `max_pixels` by its header. Pillow refuses images above twice
-    `PIL.Image.MAX_IMAGE_PIXELS`: raise that too for a larger limit.
+    larger than `max_pixels` by its header.
     """
+    if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):  # Pillow refuses images above twice its own limit
+        Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         with _muted_pillow(), _opened(file) as image:
             if image.width * image.height > max_pixels:
                 what = f"{image.width} x {image.height} pixels are more than the limit of"
-                raise BadSample(f"{what} {max_pixels:,}: make the image smaller or raise max_pixels")
+                raise BadSample(f"{what} {max_pixels:,}: make the image smaller, or raise the limit with --max-pixels")
             deep = _is_deep(image)  # loading the pixels forgets it
             tensor = _decoded_by_torchvision(image, channels)
             if tensor is not None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.files import SPLITS
-from ssl_train.data.images import pillow_to_tensor, read_image
+from ssl_train.data.images import MAX_PIXELS, pillow_to_tensor, read_image
 from ssl_train.data.names import digest, hf_options, near, number_labels
 
 
@@ -45,6 +45,8 @@ class TorchvisionImages:
 class HuggingFaceImages:
     """The image column of a `datasets.Dataset`, decoded here by the rules of `read_image`."""
 
+    max_pixels = MAX_PIXELS
+
     def __init__(self, dataset: Any, title: str, channels: int, options: Mapping[str, str]) -> None:
         """`options` are those of `hf_options`. Raises DataError if a column could be meant, but not
         surely."""
@@ -68,7 +70,7 @@ class HuggingFaceImages:
         if image is None:
             raise BadSample("this row has no image")
         file = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-        return {"image": read_image(file, self.channels)}
+        return {"image": read_image(file, self.channels, self.max_pixels)}
 
     def name(self, index: int) -> str:
         image = self.rows[index][self.column]

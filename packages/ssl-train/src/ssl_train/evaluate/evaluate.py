@@ -41,6 +41,7 @@ def evaluate(
     seeds: int = 10,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
+    precision: str = "fp32",
     workers: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def evaluate(
         what = f"evaluate needs encoders, shots and protocols out of {', '.join(PROTOCOLS)}, got"
         raise ValueError(f"{what} {list(encoders)}, {list(shots)} and {list(protocols)}")
     start = time.perf_counter()
-    options = dict(batch_size=batch_size, device=device, workers=workers, progress=progress)
+    options = dict(batch_size=batch_size, device=device, precision=precision, workers=workers, progress=progress)
     pairs = _extracted(encoders, train, test, transform, options)
     labels = _same_labels(pairs)
     seconds = round(time.perf_counter() - start, 3)
@@ -68,6 +69,7 @@ def evaluate(
         "train": _facts(first, train),
         "test": _facts(second, test),
         "classes": len(torch.unique(labels)),
+        "precision": precision,  # of the network that gave the features
         "seconds": seconds,  # reading the data and encoding it, all encoders together
         **_settings(protocols, labels, shots, seeds),
     }

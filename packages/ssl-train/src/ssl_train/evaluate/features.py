@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ssl_core.device import autocast, no_autocast
 from ssl_core.errors import BadSample, EvaluationError
 from ssl_core.pixels import as_float, top
 from ssl_train.data.files import printable
@@ -100,16 +101,17 @@ def extract_each(
     *,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
+    precision: str = "fp32",
     workers: int = 0,
     progress: bool = False,
 ) -> dict[str, Features]:
     """Features of several encoders, float32 on the CPU, from one pass over the data.
 
-    An encoder gets uint8 (b, c, h, w) batches on `device` in inference mode without autocast. If it
-    is a module, or a method of one, the module is put in eval mode and back. `transform` gets no
-    random stream, since an evaluation draws nothing. Samples that raise BadSample are left out,
-    listed in `skipped` and named in a warning. Raises ValueError if no sample can be read or if a
-    feature is not finite.
+    An encoder gets uint8 (b, c, h, w) batches on `device` in inference mode, under the autocast of
+    `precision` (fp32 or bf16) and no other. If it is a module, or a method of one, the module is
+    put in eval mode and back. `transform` gets no random stream, since an evaluation draws nothing.
+    Samples that raise BadSample are left out, listed in `skipped` and named in a warning. Raises
+    ValueError if no sample can be read or if a feature is not finite.
     """
     device = torch.device(device)
     batching = {"batch_size": batch_size, "collate_fn": _stack, "pin_memory": device.type == "cuda"}
@@ -132,7 +134,7 @@ def extract_each(
             if images is not None:
                 images = images.to(device)
                 for name, encode in encoders.items():
-                    rows[name].append(_encode(name, encode, images))
+                    rows[name].append(_encode(name, encode, images, precision))
     skipped = [(source.name(i), reason) for i, reason in bad]
     _report(skipped, len(source))
     labels = None
@@ -212,8 +214,8 @@ def _eval_mode(encode: Encode) -> Iterator[None]:
             part.training = training
 
 
-def _encode(name: str, encode: Encode, images: Tensor) -> Tensor:
-    with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
+def _encode(name: str, encode: Encode, images: Tensor, precision: str) -> Tensor:
+    with torch.inference_mode(), no_autocast(images.device), autocast(precision, images.device):
         x = encode(images).float()
     if x.ndim != 2 or len(x) != len(images):
         raise ValueError(f"{name} must return (b, d) features, got {tuple(x.shape)} for {len(images)} images")
