@@ -10,9 +10,10 @@ from lines import Count, count, files, total
 from projects import methods, paper_modules, projects
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST = {"ssl-core": 2000, "ssl-train": 4400, "ssl-testing": 1350}
-"""Lines of code of the shared distributions."""
-MOST_OF_ALL = 16_200
+MOST = {"ssl-core": 2250, "ssl-train": 5600, "ssl-testing": 1400}
+"""Lines of code of the shared distributions; docs/decisions.md#size-limits names the features that
+raised them."""
+MOST_OF_ALL = 18_200
 METHODS = methods(ROOT)
 
 EXAMPLE = '''"""Module docstring,

@@ -7,6 +7,7 @@ the queue. Both sides take two steps in float64.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_contrastive import BYOL, BYOLConfig, MoCo, MoCoConfig, SimCLR, SimCLRConfig, SimSiam, SimSiamConfig
+from ssl_contrastive.config import RECIPES
 from ssl_core.encoder import build_encoder
 from ssl_testing.faults import KeepDouble
+from ssl_testing.trial import Trial
 from ssl_train.optim import build_optimizer, schedule
 
 ENCODER: dict[str, Any] = {"backbone": "resnet18", "width": 2, "small_stem": True, "image_size": 8}
@@ -231,3 +234,14 @@ def test_simsiam(layers):
         plain.step(loss, plain.sgd(LR * (1 - step / TOTAL), 0.01, constant=("predictor.", LR)))
     assert "predictor.3.bias" in plain.state and f"projector.{3 * layers - 2}.weight" not in plain.state
     plain.compare(ours(method))
+
+
+def test_simclr_at_the_papers_temperature_finds_its_loss_scale_in_fp16_and_keeps_it(tmp_path):
+    encoder = {"backbone": "resnet18", "width": 8, "small_stem": True, "image_size": 16, "crop_pct": 1.0}
+    run = {"batch_size": 16, "epochs": 0.02, "warmup_epochs": 0.005, "precision": "fp16"}
+    config = SimCLRConfig(**encoder, **run, crop_scale=(0.4, 1.0), temperature=0.1)
+    Trial(RECIPES["simclr"], config).here(tmp_path / "run", checkpoint_minutes=60.0)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    skipped = [not math.isfinite(line["grad_norm"]) for line in lines]
+    assert sum(skipped) >= 3, "the first scale would do: the test shows nothing"
+    assert skipped == sorted(skipped, reverse=True) and not skipped[-1]

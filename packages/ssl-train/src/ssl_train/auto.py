@@ -98,8 +98,9 @@ def starting_point(recipe: Recipe, asked: Asked, data: Any) -> Any:
 
 
 def _side(size: int | tuple[int, int]) -> int:
-    """Pixels of an image's longer side."""
-    return max(size) if isinstance(size, tuple) else size
+    """Pixels of an image's longer side, for which a network is fitted; 0 for text."""
+    side = max(size) if isinstance(size, tuple) else size
+    return max(side, SIDES[0]) if side else 0
 
 
 def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: torch.device) -> tuple[Any, list[Choice]]:
