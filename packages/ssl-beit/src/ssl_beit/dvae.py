@@ -195,7 +195,7 @@ class Tokenizer(nn.Module):
 
     def tokenize(self, pixels: Tensor) -> Tensor:
         """Token ids (b, h, w) of pixels (b, c, 8h, 8w), uint8 or in [0, 1]."""
-        return self.encoder(self.mapped(pixels)).argmax(1)
+        return self.encoder(self.mapped(pixels)).argmax(1)  # b k h w -> b h w
 
     def decode(self, ids: Tensor) -> Tensor:
         """Pixels (b, c, 8h, 8w) in [0, 1] of token ids (b, h, w).

@@ -147,7 +147,8 @@ class Survival(Suite):
         for _ in range(MUTATIONS):
             shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
             shutil.copytree(reference / "checkpoints", tmp_path / "checkpoints")
-            victim = sorted((tmp_path / "checkpoints" / names[1]).iterdir())[int(rng.integers(3))]
+            files = sorted((tmp_path / "checkpoints" / names[1]).iterdir())
+            victim = files[int(rng.integers(len(files)))]
             how = faults.mutate(victim, rng)
             with warnings.catch_warnings(record=True) as shown:
                 warnings.simplefilter("always")

@@ -118,7 +118,7 @@ class Checkpoints:
                 "step": step,
                 "torch": torch.__version__,
                 "scaler": scaler.state_dict() if scaler is not None else {},
-                "files": {name: _fingerprint(temporary / name) for name in tensors},
+                "files": {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())},
             }
             (temporary / "state.json").write_text(json.dumps({**state, "sha256": _sum(state)}, indent=1))
             for path in (temporary / "state.json", temporary):
@@ -275,7 +275,7 @@ def _read_tensors(folder: Path, state: dict[str, Any]) -> dict[str, dict[str, Te
     for name, expected in state["files"].items():
         if _fingerprint(folder / name) != expected:
             raise ValueError(f"{name} differs from what was written")
-    return {name: load_file(folder / name) for name in state["files"]}
+    return {name: load_file(folder / name) for name in state["files"] if name.endswith(".safetensors")}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

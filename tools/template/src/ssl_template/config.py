@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ssl_core.config import BackboneConfig, TrainConfig, check
+from ssl_core.config import VIT_SIZES, BackboneConfig, TrainConfig, check, patch_for
 from ssl_core.method import Recipe
 
 RECIPES = {
@@ -16,6 +16,7 @@ RECIPES = {
         method="ssl_template.rotation:RotNet",
         views="ssl_template.views:build",
         show="ssl_template.show:show",
+        fitted="ssl_template.config:fitted",
     )
 }
 
@@ -37,6 +38,12 @@ def demo() -> RotNetConfig:
     network = {"image_size": 32, "patch_size": 8, "dim": 64, "depth": 2, "heads": 2, "crop_pct": 1.0}
     run = {"epochs": 10, "batch_size": 64, "base_lr": 4e-3, "warmup_epochs": 1, "precision": "fp32"}
     return RotNetConfig(**network, **run)
+
+
+def fitted(network: str, side: int, samples: int) -> RotNetConfig:
+    """A recipe for `samples` images of `side` pixels, by a ViT that is tiny, small or base."""
+    images = {"image_size": side, "patch_size": patch_for(side)}
+    return RotNetConfig(**images, **VIT_SIZES[network], epochs=300, batch_size=512, warmup_epochs=10)
 
 
 PRESETS = {"rotation": {"demo": demo}}

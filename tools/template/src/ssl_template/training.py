@@ -1,8 +1,9 @@
-"""Pretraining from a notebook, the same as the command."""
+"""The commands `train` and `embed` as functions, for notebooks."""
 
 from __future__ import annotations
 
 from ssl_template.config import RECIPES
+from ssl_train.embed import embedder
 from ssl_train.training import trainer
 
-train = trainer(RECIPES)
+train, embed = trainer(RECIPES), embedder(RECIPES)

@@ -158,7 +158,9 @@ def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tup
         return (tyro.cli(described(cls), args=arguments, prog=program),)
     training = verb == "train"
     known, _ = _peek(arguments, "--preset", "--data")
-    automatic = training and known["data"] is not None and known["preset"] in (None, AUTO)
+    # A method that states no rule of its own starts from its paper's preset.
+    chooses = known["preset"] == AUTO or (known["preset"] is None and recipe.fitted is not None)
+    automatic = training and known["data"] is not None and chooses
     asked = defaults(recipe, arguments, built_in=training)
     base, typed = asked.preset, dict(asked.typed)
     about = f"{(type(base).__doc__ or '').partition('. ')[0].rstrip('.')}. The defaults shown are those of "
