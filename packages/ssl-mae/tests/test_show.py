@@ -62,20 +62,24 @@ def test_the_masks_of_a_figure_are_fixed_by_its_seed():
     assert not torch.equal(reconstructions(network, images(), seed=1)[:, 1], reconstructions(network, images())[:, 1])
 
 
+TITLES = 15
+"""Pixels of the line above a grid that names its columns."""
+
+
 def test_show_writes_a_picture_and_its_caption(tmp_path):
     with torch.inference_mode():
         captions = show(method(), Pictures(20), tmp_path)
     assert captions == {"reconstructions.png": "original | masked | reconstruction, 60% of the patches removed"}
     with Image.open(tmp_path / "reconstructions.png") as picture:
-        assert picture.size == (2 * (3 * (96 + 6) + 18), 8 * (96 + 6))
+        assert picture.size == (2 * (3 * (96 + 6) + 18), TITLES + 8 * (96 + 6))
         assert np.asarray(picture).std() > 10
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_few_pictures_are_shown_too(tmp_path, count):
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 2)])
+def test_few_pictures_are_shown_too(tmp_path, count, rows):
     show(method(), Pictures(count), tmp_path)
     with Image.open(tmp_path / "reconstructions.png") as picture:
-        assert picture.size[1] == 96 + 6
+        assert picture.size[1] == TITLES + rows * (96 + 6)
 
 
 def test_unreadable_pictures_are_passed_over(tmp_path):

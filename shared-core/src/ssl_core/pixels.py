@@ -36,7 +36,8 @@ def check_images(images: Any, mean: tuple[float, ...], std: tuple[float, ...]) -
         raise TypeError(f"{what} arrays, call `embed(method, images)`, which every image package exports")
     # nothing can be read of a tensor that is traced or on meta
     unseen = torch.compiler.is_compiling() or torch.jit.is_tracing() or images.is_meta or not images.numel()
-    if unseen or not images.is_floating_point():
+    # of another shape, they are refused by what reads them
+    if unseen or not images.is_floating_point() or images.ndim != 4 or images.shape[1] != len(mean):
         return
     low, high = (extreme.item() for extreme in images.detach().aminmax())
     # where normalisation puts black and white, in the channel where each lies furthest out

@@ -24,8 +24,6 @@ def prepare(
     says so. Raises ConfigError if there is no tokenizer, or one of another vocabulary.
     """
     config = method.config
-    if not config.vocab:
-        raise ConfigError("vocab = 0: an encoder alone cannot be pretrained")
     if config.tokenizer is None:
         if init is None or method.tokenizer is None:
             raise ConfigError("tokenizer = None: nothing brings a tokenizer; give --tokenizer FOLDER or a preset")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ssl_beit.config import BEiTConfig, DVAEConfig
 from ssl_beit.masking import block_mask
+from ssl_core.config import ConfigError
 from ssl_train.data.views import color_jitter, crop_box, random_flip, random_resized_crop, resize
 
 Sample = dict[str, Any]
@@ -28,7 +29,10 @@ def build_dvae(config: DVAEConfig) -> View:
 
 
 def build_beit(config: BEiTConfig) -> View:
-    """The view of BEiT's training samples."""
+    """The view of BEiT's training samples. Raises ConfigError for an encoder alone, which has no
+    tokens to predict."""
+    if not config.vocab:
+        raise ConfigError("vocab = 0: an encoder alone cannot be pretrained")
     return partial(beit_view, config)
 
 
