@@ -140,6 +140,12 @@ def test_a_typed_warm_up_that_is_longer_than_the_run_is_refused(pace):
         choose(Asked(TinyConfig(), {"epochs": 1.0, "warmup_epochs": 40.0}))
 
 
+@pytest.mark.parametrize("limit", [{"minutes": 0}, {"minutes": -1.0}, {"max_steps": 0}])
+def test_no_time_and_no_steps_are_refused(limit):
+    with pytest.raises(ConfigError, match=f"{next(iter(limit))} = "):
+        Asked(**limit)
+
+
 def test_a_method_without_a_rule_asks_for_a_preset():
     recipe = dataclasses.replace(RECIPE, fitted=None)
     with pytest.raises(ConfigError, match="name one of its presets"):

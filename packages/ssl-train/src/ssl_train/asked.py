@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ssl_core.config import check
+
 AUTO = "auto"
 """The name of the preset that is chosen from the data."""
 CHOSEN = (
@@ -27,6 +29,10 @@ class Asked:
     """the longest that the run may take, by an estimate"""
     max_steps: int | None = None
     """the most optimiser steps of the run"""
+
+    def __post_init__(self) -> None:
+        check(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "must be above 0")
+        check(self.max_steps is None or self.max_steps > 0, "max_steps", self.max_steps, "must be at least 1")
 
     @property
     def config(self) -> Any:

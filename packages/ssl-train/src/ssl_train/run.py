@@ -25,6 +25,7 @@ from ssl_core.errors import DataError, InputError
 from ssl_core.hub.weights_file import write_whole
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
+from ssl_train.auto import table
 from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
 from ssl_train.cost import check_memory
 from ssl_train.data_files import RECORD, check_files, files_of
@@ -61,7 +62,10 @@ def train(
     with process_group():
         if isinstance(config, Asked):
             config = resumed(recipe, config, Path(out))
-        return run(Opened.to_train(recipe, config, data=data, init=init, device=options.device), Path(out), options)
+        opened = Opened.to_train(recipe, config, data=data, init=init, device=options.device)
+        if opened.choices and distributed.is_main():
+            print(f"chosen for these data and this machine:\n{table(opened.choices)}", flush=True)
+        return run(opened, Path(out), options)
 
 
 def resumed(recipe: Recipe, asked: Asked, out: Path) -> Asked:
