@@ -212,7 +212,7 @@ def test_a_few_files_that_are_no_text_are_left_out_and_named_and_many_are_refuse
     assert sorted(name for name, _ in meta["left_out"]) == ["bad0.txt", "bad1.txt", "bad2.txt"]
     for i in range(11):
         (folder / f"bad{i}.txt").write_bytes(b"abc\0")
-    with pytest.raises(InputError, match="11 files of .* are no text, the first"):
+    with pytest.raises(InputError, match="11 lines or files of .* are no text: "):
         prepare_text(folder, tmp_path / "more", tokenizer="train:500", workers=0)
 
 
@@ -226,7 +226,7 @@ def test_a_few_files_that_are_no_text_are_left_out_and_named_and_many_are_refuse
         ("t.txt", {"tokenizer": "./nowhere"}, "nowhere"),
         ("t.txt", {"tokenizer": "t.txt"}, "is no tokenizer"),
         ("t.txt", {"held_out": 1.0}, "held_out"),
-        ("bad.jsonl", {}, "line 1 of a piece is no object with a `text`"),
+        ("bad.jsonl", {}, "line 1: it is no object with a `text`"),
     ],
     ids=str,
 )
@@ -260,7 +260,7 @@ def test_a_data_set_is_opened_once_and_a_row_counts_as_so_many_bytes(tmp_path, m
     monkeypatch.setattr(prepare_module, "SMALLEST", 8 * ROW)
     monkeypatch.setattr(prepare_module, "TRAINED_ON", 20 * ROW)
     seen = []
-    monkeypatch.setattr(prepare_module, "read_piece", lambda piece: seen.append(piece.start) or read_piece(piece))
+    monkeypatch.setattr(prepare_module, "read_piece", lambda piece, bad: seen.append(piece.start) or read_piece(piece, bad))
     meta = prepare_text(f"hf:{tmp_path / 'rows'}", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
     assert len(opened) == 1
     assert [record["documents"] for record in meta["splits"]["train"]] == [8] * 5
@@ -388,8 +388,8 @@ def test_pieces_of_a_file_cover_it_and_end_with_lines(tmp_path):
     assert [p.start for p in pieces[1:]] == [p.end for p in pieces[:-1]] and pieces[0].start == 0
     data = file.read_bytes()
     assert all(data[p.end - 1 : p.end] == b"\n" for p in pieces)
-    assert "".join(text for p in pieces for text, _ in read_piece(p)) == file.read_text()
-    assert [ends for p in pieces for _, ends in read_piece(p)] == [False] * (len(pieces) - 1) + [True]
+    assert "".join(text for p in pieces for text, _ in read_piece(p, [])) == file.read_text()
+    assert [ends for p in pieces for _, ends in read_piece(p, [])] == [False] * (len(pieces) - 1) + [True]
 
 
 @pytest.mark.parametrize("gap", ["", "\n", "\r\n \n"])
@@ -401,7 +401,7 @@ def test_no_cut_takes_the_end_of_a_document_away(gap, tmp_path):
     for size in range(20, 160):
         found = [""]
         pieces = cut(file, size)
-        for text, ended in (pair for piece in pieces for pair in read_piece(piece)):
+        for text, ended in (pair for piece in pieces for pair in read_piece(piece, [])):
             found[-1] += text
             found += [""] if ended else []
         assert [document.rstrip() for document in found] == [*documents, ""]
