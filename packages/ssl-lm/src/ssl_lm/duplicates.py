@@ -24,7 +24,7 @@ _FACTORS, _SHIFTS = _random.integers(0, 2**63, (2, BANDS * ROWS, 1), dtype=np.ui
 
 def near_duplicates(files: Sequence[Path]) -> list[list[Path]]:
     """The files in groups, each in the order of `files`; most groups have one file."""
-    # every band that was seen leads to its group; a file that has bands of several groups joins them
+    # every band leads to its group; a file with bands of several groups joins them
     groups: dict[bytes, list[Path]] = {}
     for file in files:
         bands = _bands(file)

@@ -42,6 +42,7 @@ ROWS = 1000
 """Rows of a `datasets` split in a piece."""
 TRAINED_ON = 2**27
 """Bytes of text that a tokenizer is trained on at most."""
+NO_TEST = "give folders train/ and test/, a larger --held-out, or --held-out 0 for none"
 
 
 def run(recipe: Recipe, arguments: Prepare) -> None:
@@ -68,7 +69,8 @@ def prepare_text(data: str | Path, out: str | Path, *, held_out: float = 0.05, *
     """
     if not 0 <= held_out < 1:
         raise InputError(f"held_out = {held_out}: it must lie in [0, 1)")
-    return prepare_splits(find_splits(data, held_out), Path(out), source=str(data), **options)
+    splits = find_splits(data, held_out)
+    return prepare_splits(splits, Path(out), source=str(data), tested=held_out > 0, **options)
 
 
 def prepare_splits(
@@ -76,6 +78,7 @@ def prepare_splits(
     out: Path,
     *,
     source: str,
+    tested: bool = True,
     tokenizer: str = "train:8000",
     algorithm: str = "bpe",
     workers: int | None = None,
@@ -83,19 +86,22 @@ def prepare_splits(
 ) -> dict[str, Any]:
     """The same for pieces that are found already; `source` names the data.
 
+    Raises InputError for a test part without text if it is to be `tested`.
+
     `workers` is the number of processes, by default one for each core; 0 uses this process alone.
     Shards that an earlier call has written are kept if their sums agree. Raises ShardError if
     another process is writing to `out`.
     """
     plan = {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": _digest(splits)}
     with _claimed(out, plan):
-        return _prepare(splits, out, source, tokenizer, algorithm, workers, progress)
+        return _prepare(splits, out, source, tested, tokenizer, algorithm, workers, progress)
 
 
 def _prepare(
     splits: dict[str, list[Piece]],
     out: Path,
     source: str,
+    tested: bool,
     tokenizer: str,
     algorithm: str,
     workers: int | None,
@@ -135,7 +141,7 @@ def _prepare(
     # meta.json, the last file, says that all is there
     records = {split: [done[name] for name in names if name.startswith(f"{split}-")] for split in splits}
     facts = {"vocab_size": vocabulary, "eos_token_id": eos, "dtype": dtype, "tokenizer": digest}
-    left_out = _left_out(source, records)
+    left_out = _left_out(source, records, tested)
     meta = {"format": VERSION, **facts, "source": Path(source).name, "left_out": left_out, "splits": records}
     _write(out / META, meta)
     return meta
@@ -145,8 +151,8 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
     """Pieces of the training and of the test text.
 
     A folder with train/ and test/ (or val/) has these splits, and so has a data set of the Hub. Of
-    other folders every file is a document; files that have a share of the bytes are held out, by the
-    hash of their names, and near-duplicates stay together. Of a single file, the end is held out.
+    other folders every file is a document. Files that have a share of the bytes are held out, by
+    the hash of their names, and near-duplicates stay together. Of one file, its end is held out.
     """
     text = str(data)
     if text.startswith("hf:"):
@@ -156,9 +162,7 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
         size = path.stat().st_size
         if size == 0:
             raise InputError(f"{path} is empty")
-        # the end of one file is held out, from the end of a line on
-        with open_file(path) as stream:
-            border = line_end(stream, int((1 - held_out) * size)) if held_out else size
+        border = _border(path, int((1 - held_out) * size)) if held_out else size
         length = min(LARGEST, max(SMALLEST, size // PARTS))
         return {"train": cut(path, length, 0, border), "test": cut(path, length, border)}
     if not path.is_dir():
@@ -177,6 +181,17 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
     return {"train": _whole(list_files(split_folder(path, "train"))), "test": _whole(list_files(test))}
 
 
+def _border(path: Path, offset: int) -> int:
+    """Where the held-out end of a file begins: at a line, or at a space of the last line of all."""
+    with open_file(path) as stream:
+        border = line_end(stream, offset)
+        if stream.read(1) or path.suffix == ".jsonl":  # half a line of JSON is nothing
+            return border
+        stream.seek(offset)
+        space = stream.read().rstrip().find(b" ")
+    return border if space < 0 else offset + space
+
+
 def _held_out(folder: Path, files: list[Path], share: float) -> set[Path]:
     """Files that have about `share` of the bytes, near-duplicates together.
 
@@ -188,16 +203,16 @@ def _held_out(folder: Path, files: list[Path], share: float) -> set[Path]:
         what = f"the files of {folder} are nearly the same text, so that none can be held out for testing"
         raise InputError(f"{what}: take the copies out, or give --held-out 0")
     sizes = [sum(file.stat().st_size for file in group) for group in groups]
-    wanted, most = share * sum(sizes), max(share, 0.5) * sum(sizes)
-    chosen: set[Path] = set()
-    taken = 0
+    wanted, taken = share * sum(sizes), 0
+    chosen, rest = [], []
     for group, size in zip(groups, sizes, strict=True):
-        # one that is far too large is taken only if there is next to nothing yet
-        nearer = taken < wanted / 2 or taken + size / 2 <= wanted
-        if nearer and taken + size <= most:
-            chosen.update(group)
-            taken += size
-    return chosen
+        fits = taken + size / 2 <= wanted
+        (chosen if fits else rest).append((size, group))
+        taken += size if fits else 0
+    # with few files all may be too large: then the smallest, but never all of the text
+    if taken < wanted / 2 and len(rest) > 1:
+        chosen.append(min(rest))
+    return {file for _, group in chosen for file in group}
 
 
 def _name_hash(file: Path, folder: Path) -> bytes:
@@ -428,20 +443,24 @@ def _stretches(text: str, length: int) -> Iterator[str]:
     yield text[start:]
 
 
-def _left_out(source: str, splits: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
+def _left_out(source: str, splits: dict[str, list[dict[str, Any]]], tested: bool) -> list[tuple[str, str]]:
     """Take what could not be read out of the records: (file, number of lines and first reason).
 
-    Raises InputError if a split that has shards has no text, or if too much could not be read.
+    Raises InputError if there is no text to train on, none to test on although it is to be
+    `tested`, or if too much could not be read.
     """
     records = [record for parts in splits.values() for record in parts]
     lines = sum(record.pop("lines") for record in records)
     # the pieces of a file together, with the first line of all
     files: dict[tuple[str, str | None, bool], tuple[int, int, str]] = {}
     for path, split, count, at, reason in (entry for record in records for entry in record.pop("left_out")):
-        before, *first = files.get((path, split, count > 0), (0, at, reason))
-        files[path, split, count > 0] = (before + count, *first)
+        before, at, reason = files.get((path, split, count > 0), (0, at, reason))
+        files[path, split, count > 0] = (before + count, at, reason)
     found = [
-        (Path(path).name, f"{count:,} {'line' if count == 1 else 'lines'}, the first {_place(path, split, at)}: {reason}")
+        (
+            Path(path).name,
+            f"{count:,} {'line' if count == 1 else 'lines'}, the first {_place(path, split, at)}: {reason}",
+        )
         if count
         else (Path(path).name, reason)
         for (path, split, _), (count, at, reason) in files.items()
@@ -449,9 +468,8 @@ def _left_out(source: str, splits: dict[str, list[dict[str, Any]]]) -> list[tupl
     first = f": {found[0][0]}: {found[0][1]}" if found else ""
     if not sum(record["tokens"] for record in splits["train"]):
         raise InputError(f"{source} holds no text{first}")
-    if splits["test"] and not sum(record["tokens"] for record in splits["test"]):
-        what = f"the test part of {source} holds no text{first}"
-        raise InputError(f"{what}. Name the test text with folders train/ and test/, or give another --held-out")
+    if tested and not sum(record["tokens"] for record in splits["test"]):
+        raise InputError(f"the test part of {source} holds no text{first}: {NO_TEST}")
     total = sum(count or 1 for count, _, _ in files.values())
     if total > max(10, lines // 100):
         raise InputError(f"{total:,} lines or files of {source} are no text{first}. Mend them or take them out")

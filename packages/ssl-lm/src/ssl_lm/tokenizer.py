@@ -38,8 +38,11 @@ ROWS_TO_SPARE = 128
 """Rows that an embedding may have beyond the tokens: T5's has 32,128 for 32,100."""
 
 LONGEST_WORD = 1000
-"""Characters of a word, or of white space, that a tokenizer is trained on. The time for a word grows
-with the square of its length; text has longer ones by accident, such as data or a line of dashes."""
+"""Characters of a word, or of white space, that a tokenizer is trained on.
+
+The time for a word grows with the square of its length. Text has longer ones by accident, such as
+data or a line of dashes.
+"""
 LONG = re.compile(rf"(?<!\S)\S{{{LONGEST_WORD + 1},}}|(?<!\s)\s{{{LONGEST_WORD + 1},}}")
 
 Algorithm = Literal["bpe", "wordpiece", "unigram"]
@@ -122,9 +125,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int | None = 
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def train_tokenizer(
-    texts: Iterable[str], size: int, algorithm: Algorithm = "bpe", progress: bool = False
-) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe", progress: bool = False) -> Tokenizer:
     """A tokenizer of `size` tokens, SPECIALS and the sentinels among them, trained on `texts`.
 
     "bpe" is GPT-2's byte-level BPE, which gives back every text exactly; "wordpiece" is BERT's, in
