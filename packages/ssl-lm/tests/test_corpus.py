@@ -131,6 +131,7 @@ class TestRawText:
             ("x.csv", b"text\n", "has no row"),
             ("x.jsonl", b"[1]\n", "is no object"),
             ("x.jsonl", b'{"text": "a"}\n{"label": "b"}\n', "line 2 has no `text`"),
+            ("x.jsonl", b'{"text": "a"}\n{"text": null}\n', "line 2 has no `text`"),
         ],
         ids=str,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from tiny_text import tiny_tokenizer, write_prepared, write_text
 
 from ssl_core.config import ConfigError
@@ -17,9 +19,10 @@ from ssl_lm import GPTConfig, load_tokenizer, prepare_text, train_tokenizer
 from ssl_lm import prepare as prepare_module
 from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.corpus import open_text, settle
+from ssl_lm.duplicates import near_duplicates
 from ssl_lm.shards import META, ShardError, Shards
 from ssl_lm.texts import ROW, SEPARATOR, cut, list_files, read_piece
-from ssl_lm.tokenizer import special_ids
+from ssl_lm.tokenizer import LONGEST_WORD, _short_words, special_ids
 from ssl_testing import children
 
 SMALL = GPTConfig(vocab_size=400, context=8, dim=8, depth=1, heads=1, eos_token_id=3)
@@ -212,8 +215,172 @@ def test_a_few_files_that_are_no_text_are_left_out_and_named_and_many_are_refuse
     assert sorted(name for name, _ in meta["left_out"]) == ["bad0.txt", "bad1.txt", "bad2.txt"]
     for i in range(11):
         (folder / f"bad{i}.txt").write_bytes(b"abc\0")
-    with pytest.raises(InputError, match="11 files of .* are no text, the first"):
+    with pytest.raises(InputError, match="11 lines or files of .* are no text: "):
         prepare_text(folder, tmp_path / "more", tokenizer="train:500", workers=0)
+
+
+ROWS_AMONG = [
+    ({"text": None}, "NoneType"),
+    ({"text": 7}, "int"),
+    ({"words": "x"}, "no object with a `text`"),
+    (["x"], "no object with a `text`"),
+    ({"text": "\ud800"}, "surrogates"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), ROWS_AMONG, ids=lambda value: repr(value)[:20])
+def test_a_row_without_a_text_is_left_out_alone_and_named(row, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
+    rows = [{"text": write_text(2, seed=i)} for i in range(200)]
+    lines = [json.dumps(line) for line in [*rows[:150], row, *rows[150:]]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    meta = prepare_text(tmp_path / "rows.jsonl", tmp_path / "out", tokenizer="train:500", workers=0)
+    assert texts(tmp_path / "out", "train") + texts(tmp_path / "out", "test") == [row["text"] for row in rows]
+    [(name, why)] = meta["left_out"]
+    assert name == "rows.jsonl" and why.startswith("1 line, the first line 151: ") and reason in why
+
+
+@pytest.mark.parametrize("bad", [b"x\xff", b"caf\xe9 au lait", b"a\0b", b"{not json"], ids=repr)
+def test_one_bad_line_of_many_does_not_lose_its_file(bad, tmp_path):
+    lines = [json.dumps({"text": f"line {i}"}).encode() for i in range(100)]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*lines[:40], bad, *lines[40:]]))
+    (tmp_path / "a.txt").write_bytes(b"\n".join([*lines[:40], bad, *lines[40:]]))
+    prepare_text(tmp_path / "rows.jsonl", tmp_path / "json", tokenizer="train:500", held_out=0, workers=0)
+    assert texts(tmp_path / "json", "train") == [f"line {i}" for i in range(100)]
+    meta = prepare_text(tmp_path / "a.txt", tmp_path / "text", tokenizer="train:500", held_out=0, workers=0)
+    if bad != b"{not json":
+        assert texts(tmp_path / "text", "train") == [b"\n".join(lines).decode()]
+        assert [why.split(":")[0] for _, why in meta["left_out"]] == ["1 line, the first line 41"]
+
+
+def test_the_end_of_a_document_in_a_bad_line_still_ends_it(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one two three\n\xff" + SEPARATOR.encode() + b"\nfour five six\n")
+    prepare_text(tmp_path / "a.txt", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    assert texts(tmp_path / "out", "train") == ["one two three", "four five six\n"]
+
+
+def test_a_null_row_of_a_data_set_is_left_out_alone(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [write_text(5, seed=i) for i in range(40)]
+    (tmp_path / "rows").mkdir()
+    table = datasets.Dataset.from_dict({"text": [*rows[:10], None, *rows[10:]]})
+    table.to_parquet(str(tmp_path / "rows" / "train.parquet"))
+    meta = prepare_text(f"hf:{tmp_path / 'rows'}", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    assert texts(tmp_path / "out", "train") == rows
+    assert [why for _, why in meta["left_out"]] == ["1 line, the first row 11 of train: its text is NoneType"]
+
+
+def test_many_bad_lines_are_refused(tmp_path):
+    lines = ["{}"] * 11 + [json.dumps({"text": "a"})] * 200
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="11 lines or files of .* rows.jsonl: 11 lines, the first line 1: it is no"):
+        prepare_text(tmp_path / "rows.jsonl", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+
+
+def _folder(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("odd", ["", "\n"], ids=["empty", "blank"])
+def test_the_test_part_is_a_share_of_the_bytes_whatever_files_are_empty(odd, tmp_path):
+    for salt in range(8):
+        files = {f"{salt}-{i:02d}.txt": odd if i < 10 else write_text(10 + 5 * (i % 7), seed=i) for i in range(46)}
+        splits = prepare_module.find_splits(_folder(tmp_path / str(salt), files), 0.1)
+        sizes = {split: sum(piece.size for piece in pieces) for split, pieces in splits.items()}
+        assert sum(sizes.values()) == sum(map(len, files.values()))
+        assert 0.05 < sizes["test"] / sum(sizes.values()) < 0.15
+
+
+def test_of_a_few_files_the_smallest_is_held_out_and_of_one_file_the_end(tmp_path):
+    two = _folder(tmp_path / "two", {"a.txt": write_text(300), "b.txt": write_text(100, seed=1), "c.txt": ""})
+    splits = prepare_module.find_splits(two, 0.05)
+    assert [[Path(piece.path).name for piece in pieces] for pieces in splits.values()] == [["a.txt"], ["b.txt"]]
+    one = _folder(tmp_path / "one", {"a.txt": write_text(300), "b.txt": ""})
+    prepare_text(one, tmp_path / "out", tokenizer="train:500", workers=0)
+    assert texts(tmp_path / "out", "train")[0] + texts(tmp_path / "out", "test")[0] == write_text(300)
+
+
+def test_a_test_part_without_text_is_an_error(tmp_path):
+    (tmp_path / "one.txt").write_text("asingleword")
+    for name, text in (("train", write_text()), ("test", " \n")):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        (tmp_path / "d" / name / "x.txt").write_text(text)
+    for data in ("one.txt", "d"):
+        with pytest.raises(InputError, match="the test part of .* holds no text.*--held-out"):
+            prepare_text(tmp_path / data, tmp_path / f"{data}-out", tokenizer="train:500", workers=0)
+    prepare_text(tmp_path / "one.txt", tmp_path / "all", tokenizer="train:500", held_out=0, workers=0)
+
+
+def test_the_end_of_a_text_that_is_one_line_begins_with_a_word(tmp_path):
+    text = write_text(200).replace("\n", " ").strip()
+    (tmp_path / "one.txt").write_text(text)
+    prepare_text(tmp_path / "one.txt", tmp_path / "out", tokenizer="train:500", held_out=0.1, workers=0)
+    [train], [test] = texts(tmp_path / "out", "train"), texts(tmp_path / "out", "test")
+    assert train + test == text and test[0] == " " and 0.08 < len(test) / len(text) < 0.11
+
+
+def prose(seed: int, words: int = 400) -> list[str]:
+    """Words drawn from many, so that two texts share no run of words."""
+    return [f"w{number}" for number in np.random.default_rng(seed).integers(5000, size=words)]
+
+
+def test_near_duplicates_are_one_group_and_other_files_are_not(tmp_path):
+    changed = prose(0)
+    changed[100] = changed[300] = "other"
+    header = prose(99, 60)
+    files = {
+        "a.txt": " ".join(prose(0)),
+        "b.txt": " ".join(prose(1)),
+        "copy.txt": " ".join(prose(0)),
+        "changed.txt": "\n".join(changed).upper(),
+        "h1.txt": " ".join(header + prose(2)),
+        "h2.txt": " ".join(header + prose(3)),
+        "short.txt": "w1",
+    }
+    folder = _folder(tmp_path / "d", files)
+    groups = [[file.name for file in group] for group in near_duplicates([folder / name for name in files])]
+    assert groups == [["a.txt", "copy.txt", "changed.txt"], ["b.txt"], ["h1.txt"], ["h2.txt"], ["short.txt"]]
+
+
+def test_near_duplicates_are_on_one_side(tmp_path):
+    files = {f"{i}-{copy}.txt": " ".join([*prose(i), f"copy {copy}"]) for i in range(12) for copy in range(3)}
+    splits = prepare_module.find_splits(_folder(tmp_path / "d", files), 0.25)
+    train, test = ({Path(piece.path).name.split("-")[0] for piece in pieces} for pieces in splits.values())
+    assert not train & test and len(test) == 3 and len(train) == 9
+    copies = _folder(tmp_path / "copies", {f"{i}.txt": write_text(30) for i in range(4)})
+    with pytest.raises(InputError, match="nearly the same text.*--held-out 0"):
+        prepare_module.find_splits(copies, 0.25)
+    assert not prepare_module.find_splits(copies, 0)["test"]
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 10**6, " " * 10**6, "-" * 10**6, "語" * 5000, "ab " * 5000], ids=lambda t: t[:2]
+)
+def test_no_word_that_a_tokenizer_is_trained_on_is_long_and_none_is_lost(text):
+    text = f"some words {text} and more"
+    parts = list(_short_words(text))
+    assert "".join(parts) == text
+    assert max(len(run) for part in parts for run in re.findall(r"\S+|\s+", part)) <= LONGEST_WORD
+
+
+def test_a_second_process_is_refused_while_one_prepares_and_the_folder_of_another_is_left_alone(folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(ShardError, match="by another process: wait for it"):
+        prepare_text(folder, out, tokenizer="train:500", workers=0)
+    assert prepare_text(folder, out, tokenizer="train:500", workers=0)["splits"]["train"]
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(ShardError, match="holds no prepared data"):
+        prepare_text(folder, folder, tokenizer="train:500", workers=0)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_command_that_trains_a_tokenizer_says_so(folder, tmp_path, capsys):
+    prepare_text(folder, tmp_path / "out", tokenizer="train:500", workers=0, progress=True)
+    assert "training a tokenizer of 500 tokens on " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -226,7 +393,7 @@ def test_a_few_files_that_are_no_text_are_left_out_and_named_and_many_are_refuse
         ("t.txt", {"tokenizer": "./nowhere"}, "nowhere"),
         ("t.txt", {"tokenizer": "t.txt"}, "is no tokenizer"),
         ("t.txt", {"held_out": 1.0}, "held_out"),
-        ("bad.jsonl", {}, "line 1 of a piece is no object with a `text`"),
+        ("bad.jsonl", {}, "line 1: it is no object with a `text`"),
     ],
     ids=str,
 )
@@ -260,7 +427,9 @@ def test_a_data_set_is_opened_once_and_a_row_counts_as_so_many_bytes(tmp_path, m
     monkeypatch.setattr(prepare_module, "SMALLEST", 8 * ROW)
     monkeypatch.setattr(prepare_module, "TRAINED_ON", 20 * ROW)
     seen = []
-    monkeypatch.setattr(prepare_module, "read_piece", lambda piece: seen.append(piece.start) or read_piece(piece))
+    monkeypatch.setattr(
+        prepare_module, "read_piece", lambda piece, bad: seen.append(piece.start) or read_piece(piece, bad)
+    )
     meta = prepare_text(f"hf:{tmp_path / 'rows'}", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
     assert len(opened) == 1
     assert [record["documents"] for record in meta["splits"]["train"]] == [8] * 5
@@ -388,8 +557,8 @@ def test_pieces_of_a_file_cover_it_and_end_with_lines(tmp_path):
     assert [p.start for p in pieces[1:]] == [p.end for p in pieces[:-1]] and pieces[0].start == 0
     data = file.read_bytes()
     assert all(data[p.end - 1 : p.end] == b"\n" for p in pieces)
-    assert "".join(text for p in pieces for text, _ in read_piece(p)) == file.read_text()
-    assert [ends for p in pieces for _, ends in read_piece(p)] == [False] * (len(pieces) - 1) + [True]
+    assert "".join(text for p in pieces for text, _ in read_piece(p, [])) == file.read_text()
+    assert [ends for p in pieces for _, ends in read_piece(p, [])] == [False] * (len(pieces) - 1) + [True]
 
 
 @pytest.mark.parametrize("gap", ["", "\n", "\r\n \n"])
@@ -401,7 +570,7 @@ def test_no_cut_takes_the_end_of_a_document_away(gap, tmp_path):
     for size in range(20, 160):
         found = [""]
         pieces = cut(file, size)
-        for text, ended in (pair for piece in pieces for pair in read_piece(piece)):
+        for text, ended in (pair for piece in pieces for pair in read_piece(piece, [])):
             found[-1] += text
             found += [""] if ended else []
         assert [document.rstrip() for document in found] == [*documents, ""]

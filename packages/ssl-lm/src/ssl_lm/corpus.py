@@ -187,7 +187,7 @@ def _table(file: Path) -> Texts:
         raise DataError(f"{file} has no rows with a column `text`: it has {', '.join(columns)}")
     texts, words = [], []
     for place, row in rows:
-        if "text" not in row:  # a line of JSON may lack it
+        if row.get("text") is None:  # a line of JSON may lack it, or have null
             raise DataError(f"{place} has no `text`")
         texts.append(str(row["text"]))
         words.append(str(row.get("label", "") or "").strip())

@@ -10,16 +10,19 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ssl_core.errors import InputError, NoTestSplit
 from ssl_lm.bytebpe import WordTable, applies
+from ssl_lm.duplicates import near_duplicates
 from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
 from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
 from ssl_train.data.files import SPLITS, open_file, printable, split_folder
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from ssl_core.method import Recipe
     from ssl_lm.verbs import Prepare
 
-PLAN, DONE = "plan.json", "done.jsonl"
+PLAN, DONE, LOCK = "plan.json", "done.jsonl", ".lock"
 SMALLEST, LARGEST, PARTS = 2**16, 2**26, 64
 """A shard is a 64th of the text, but between 64 kB and 64 MB of it."""
 STRETCH, SHORT_STRETCH = 2**20, 2**14
@@ -39,6 +42,7 @@ ROWS = 1000
 """Rows of a `datasets` split in a piece."""
 TRAINED_ON = 2**27
 """Bytes of text that a tokenizer is trained on at most."""
+NO_TEST = "give folders train/ and test/, a larger --held-out, or --held-out 0 for none"
 
 
 def run(recipe: Recipe, arguments: Prepare) -> None:
@@ -65,7 +69,8 @@ def prepare_text(data: str | Path, out: str | Path, *, held_out: float = 0.05, *
     """
     if not 0 <= held_out < 1:
         raise InputError(f"held_out = {held_out}: it must lie in [0, 1)")
-    return prepare_splits(find_splits(data, held_out), Path(out), source=str(data), **options)
+    splits = find_splits(data, held_out)
+    return prepare_splits(splits, Path(out), source=str(data), tested=held_out > 0, **options)
 
 
 def prepare_splits(
@@ -73,6 +78,7 @@ def prepare_splits(
     out: Path,
     *,
     source: str,
+    tested: bool = True,
     tokenizer: str = "train:8000",
     algorithm: str = "bpe",
     workers: int | None = None,
@@ -80,13 +86,30 @@ def prepare_splits(
 ) -> dict[str, Any]:
     """The same for pieces that are found already; `source` names the data.
 
+    Raises InputError for a test part without text if it is to be `tested`.
+
     `workers` is the number of processes, by default one for each core; 0 uses this process alone.
-    Shards that an earlier call has written are kept if their sums agree.
+    Shards that an earlier call has written are kept if their sums agree. Raises ShardError if
+    another process is writing to `out`.
     """
+    plan = {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": _digest(splits)}
+    with _claimed(out, plan):
+        return _prepare(splits, out, source, tested, tokenizer, algorithm, workers, progress)
+
+
+def _prepare(
+    splits: dict[str, list[Piece]],
+    out: Path,
+    source: str,
+    tested: bool,
+    tokenizer: str,
+    algorithm: str,
+    workers: int | None,
+    progress: bool,
+) -> dict[str, Any]:
+    """Write what is missing in the folder, which is this process's own by now."""
     from ssl_lm.tokenizer import fingerprint, special_ids  # here: it loads the hub's client, which the processes lack
 
-    plan = {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": _digest(splits)}
-    _claim(out, plan)
     if (out / META).exists():
         meta = read_meta(out)
         if all(is_whole(out, record) for records in meta["splits"].values() for record in records):
@@ -94,7 +117,7 @@ def prepare_splits(
         (out / META).unlink()
 
     # what every shard needs to know of the tokenizer
-    words = _tokenizer(out, tokenizer, algorithm, splits["train"])
+    words = _tokenizer(out, tokenizer, algorithm, splits["train"], progress)
     eos, vocabulary = special_ids(words)["eos_token_id"], words.get_vocab_size()
     if eos is None:
         raise InputError(f"the tokenizer {tokenizer} has no token that ends a text, such as <|endoftext|> or [SEP]")
@@ -118,7 +141,7 @@ def prepare_splits(
     # meta.json, the last file, says that all is there
     records = {split: [done[name] for name in names if name.startswith(f"{split}-")] for split in splits}
     facts = {"vocab_size": vocabulary, "eos_token_id": eos, "dtype": dtype, "tokenizer": digest}
-    left_out = _left_out(source, records)
+    left_out = _left_out(source, records, tested)
     meta = {"format": VERSION, **facts, "source": Path(source).name, "left_out": left_out, "splits": records}
     _write(out / META, meta)
     return meta
@@ -128,8 +151,8 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
     """Pieces of the training and of the test text.
 
     A folder with train/ and test/ (or val/) has these splits, and so has a data set of the Hub. Of
-    other folders every file is a document, and a share of the files, by the hash of their names, is
-    held out; of a single file, its end.
+    other folders every file is a document. Files that have a share of the bytes are held out, by
+    the hash of their names, and near-duplicates stay together. Of one file, its end is held out.
     """
     text = str(data)
     if text.startswith("hf:"):
@@ -139,9 +162,7 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
         size = path.stat().st_size
         if size == 0:
             raise InputError(f"{path} is empty")
-        # the end of one file is held out, from the end of a line on
-        with open_file(path) as stream:
-            border = line_end(stream, int((1 - held_out) * size)) if held_out else size
+        border = _border(path, int((1 - held_out) * size)) if held_out else size
         length = min(LARGEST, max(SMALLEST, size // PARTS))
         return {"train": cut(path, length, 0, border), "test": cut(path, length, border)}
     if not path.is_dir():
@@ -149,11 +170,53 @@ def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
     try:
         test = split_folder(path, "test")
     except NoTestSplit:
-        # which files are held out depends on their names alone, not on their order
-        files = sorted(list_files(path), key=lambda file: hashlib.sha256(os.fsencode(file.relative_to(path))).digest())
-        count = min(len(files) - 1, max(1, round(held_out * len(files)))) if held_out else 0
-        return {"train": _whole(sorted(files[count:])), "test": _whole(sorted(files[:count]))}
+        files = [file for file in list_files(path) if file.stat().st_size]
+        if len(files) == 1:
+            return find_splits(files[0], held_out)
+        test_files = _held_out(path, files, held_out) if held_out else set()
+        return {
+            "train": _whole(file for file in files if file not in test_files),
+            "test": _whole(file for file in files if file in test_files),
+        }
     return {"train": _whole(list_files(split_folder(path, "train"))), "test": _whole(list_files(test))}
+
+
+def _border(path: Path, offset: int) -> int:
+    """Where the held-out end of a file begins: at a line, or at a space of the last line of all."""
+    with open_file(path) as stream:
+        border = line_end(stream, offset)
+        if stream.read(1) or path.suffix == ".jsonl":  # half a line of JSON is nothing
+            return border
+        stream.seek(offset)
+        space = stream.read().rstrip().find(b" ")
+    return border if space < 0 else offset + space
+
+
+def _held_out(folder: Path, files: list[Path], share: float) -> set[Path]:
+    """Files that have about `share` of the bytes, near-duplicates together.
+
+    Raises InputError if all files are near-duplicates.
+    """
+    # by the hash of the names, so that the order of the files does not count
+    groups = sorted(near_duplicates(files), key=lambda group: _name_hash(group[0], folder))
+    if len(groups) == 1:
+        what = f"the files of {folder} are nearly the same text, so that none can be held out for testing"
+        raise InputError(f"{what}: take the copies out, or give --held-out 0")
+    sizes = [sum(file.stat().st_size for file in group) for group in groups]
+    wanted, taken = share * sum(sizes), 0
+    chosen, rest = [], []
+    for group, size in zip(groups, sizes, strict=True):
+        fits = taken + size / 2 <= wanted
+        (chosen if fits else rest).append((size, group))
+        taken += size if fits else 0
+    # with few files all may be too large: then the smallest, but never all of the text
+    if taken < wanted / 2 and len(rest) > 1:
+        chosen.append(min(rest))
+    return {file for _, group in chosen for file in group}
+
+
+def _name_hash(file: Path, folder: Path) -> bytes:
+    return hashlib.sha256(os.fsencode(file.relative_to(folder))).digest()
 
 
 def _whole(files: Iterable[Path]) -> list[Piece]:
@@ -203,24 +266,41 @@ def _digest(splits: dict[str, list[Piece]]) -> str:
     return total.hexdigest()[:16]
 
 
-def _claim(out: Path, plan: dict[str, Any]) -> None:
-    """Note in a new folder what it is for. Raises ShardError if it holds something else."""
-    file = out / PLAN
-    if file.exists():
-        try:
-            stored = json.loads(file.read_text())
-        except ValueError as error:
-            raise ShardError(f"{file} is damaged ({error}): delete the folder, or give another --out") from error
-        if stored != plan:
-            raise ShardError(f"{out} was prepared from other text or for another tokenizer: give another --out")
-        return
+@contextmanager
+def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """The folder for this process alone, with a note of what it is for.
+
+    Raises ShardError if it holds something else or another process has it.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
+    file = out / PLAN
+    # before the lock, which leaves a file: these two a process that begins, or was killed, has
+    if not file.exists() and any(entry.name not in (LOCK, f"{PLAN}.tmp") for entry in out.iterdir()):
         raise ShardError(f"{out} is not empty and holds no prepared data: give another --out")
-    _write(file, plan)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        what = f"{out} is being prepared by another process"
+        raise ShardError(f"{what}: wait for it, or give another --out") from error
+    try:
+        if not file.exists():
+            _write(file, plan)
+        elif _read_plan(file) != plan:
+            raise ShardError(f"{out} was prepared from other text or for another tokenizer: give another --out")
+        yield
+    finally:
+        lock.release()
 
 
-def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece]) -> Tokenizer:
+def _read_plan(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ShardError(f"{file} is damaged ({error}): delete the folder, or give another --out") from error
+
+
+def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece], progress: bool) -> Tokenizer:
     """The folder's tokenizer: trained or fetched the first time, read later."""
     from ssl_lm.tokenizer import FILE, load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -229,24 +309,30 @@ def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece]) -> Tok
     if name.startswith("train:"):
         if not name[6:].isdigit():
             raise InputError(f"--tokenizer {name}: write train: and a number, as in train:8000")
-        tokenizer = train_tokenizer(_sample(pieces), int(name[6:]), algorithm)  # type: ignore[arg-type]
+        if progress:  # in a log, where the library's bars are hidden, too
+            size = sum(piece.size for piece in _sample(pieces))
+            print(f"training a tokenizer of {int(name[6:]):,} tokens on {size:,} bytes of text", flush=True)
+        texts = (text for piece in _sample(pieces) for text in _readable(piece))
+        tokenizer = train_tokenizer(texts, int(name[6:]), algorithm, progress)  # type: ignore[arg-type]
     else:
         tokenizer = load_tokenizer(name)
     save_tokenizer(tokenizer, out)
     return tokenizer
 
 
-def _sample(pieces: list[Piece]) -> Iterator[str]:
-    """Texts of evenly spread pieces, TRAINED_ON bytes at most."""
+def _sample(pieces: list[Piece]) -> list[Piece]:
+    """Evenly spread pieces, TRAINED_ON bytes at most."""
     # every n-th piece, so that the sample has some of everything
     total = sum(piece.size for piece in pieces)
-    every = max(1, -(-total // TRAINED_ON))
-    for piece in pieces[::every]:
-        try:
-            for text, _ in read_piece(piece):
-                yield text
-        except BadText:  # reported when it is tokenised
-            continue
+    return pieces[:: max(1, -(-total // TRAINED_ON))]
+
+
+def _readable(piece: Piece) -> Iterator[str]:
+    """The texts of a piece. What cannot be read is reported when it is tokenised."""
+    try:
+        yield from (text for text, _ in read_piece(piece, []))
+    except BadText:
+        return
 
 
 def _done(out: Path) -> dict[str, dict[str, Any]]:
@@ -292,15 +378,23 @@ def _begin(folder: str) -> None:
 
 
 def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
-    """Tokenise and write one shard; return its record, with the files that could not be read."""
+    """Tokenise and write one shard; return its record.
+
+    The record also has the number of `lines` and, in `left_out`, (path, split, lines, place of the
+    first, reason) for what could not be read; no lines mean the whole file.
+    """
     name, pieces, folder, eos, dtype, fingerprint = job
-    arrays, ends, left_out, count, size = [], [], [], 0, 0
+    arrays, ends, left_out, lines, count, size = [], [], [], 0, 0, 0
     for piece in pieces:
         try:
-            texts = list(read_piece(piece))
+            bad: list[tuple[int, str]] = []
+            texts = list(read_piece(piece, bad))
         except BadText as error:
-            left_out.append((Path(piece.path).name, str(error)))
+            left_out.append((piece.path, piece.split, 0, 0, str(error)))
             continue
+        if bad:
+            left_out.append((piece.path, piece.split, len(bad), *bad[0]))
+        lines += len(bad) + sum(text.count("\n") + 1 for text, _ in texts)
         for (text, ended), tokens in zip(texts, tokenise(_words, [text for text, _ in texts], _table), strict=True):
             # `ends` has the tokens and bytes up to the end of each document
             size += len(text.encode())
@@ -312,7 +406,7 @@ def _shard(job: tuple[str, list[Piece], str, int, str, str]) -> dict[str, Any]:
     # a shard whose texts are all unreadable is written too: its record says why it is empty
     tokens = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
     record = write_shard(Path(folder, name), tokens, np.array(ends, np.int64).reshape(-1, 2), size, eos, fingerprint)
-    return {**record, "left_out": left_out}
+    return {**record, "left_out": left_out, "lines": lines}
 
 
 def tokenise(tokenizer: Any, texts: list[str], table: WordTable | None = None) -> list[np.ndarray]:
@@ -349,18 +443,48 @@ def _stretches(text: str, length: int) -> Iterator[str]:
     yield text[start:]
 
 
-def _left_out(source: str, splits: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
-    """Take (file, reason) of unreadable files out of the records.
+def _left_out(source: str, splits: dict[str, list[dict[str, Any]]], tested: bool) -> list[tuple[str, str]]:
+    """Take what could not be read out of the records: (file, number of lines and first reason).
 
-    Raises InputError if there is no text, or if too many files are unreadable.
+    Raises InputError if there is no text to train on, none to test on although it is to be
+    `tested`, or if too much could not be read.
     """
     records = [record for parts in splits.values() for record in parts]
-    left_out = [(name, reason) for record in records for name, reason in record.pop("left_out", [])]
+    lines = sum(record.pop("lines") for record in records)
+    # the pieces of a file together, with the first line of all
+    files: dict[tuple[str, str | None, bool], tuple[int, int, str]] = {}
+    for path, split, count, at, reason in (entry for record in records for entry in record.pop("left_out")):
+        before, at, reason = files.get((path, split, count > 0), (0, at, reason))
+        files[path, split, count > 0] = (before + count, at, reason)
+    found = [
+        (
+            Path(path).name,
+            f"{count:,} {'line' if count == 1 else 'lines'}, the first {_place(path, split, at)}: {reason}",
+        )
+        if count
+        else (Path(path).name, reason)
+        for (path, split, _), (count, at, reason) in files.items()
+    ]
+    first = f": {found[0][0]}: {found[0][1]}" if found else ""
     if not sum(record["tokens"] for record in splits["train"]):
-        raise InputError(f"{source} holds no text" + (f": {left_out[0][1]}" if left_out else ""))
-    if len(left_out) > max(10, sum(record["documents"] for record in records) // 100):
-        raise InputError(f"{len(left_out)} files of {source} are no text, the first: {left_out[0][1]}")
-    return left_out
+        raise InputError(f"{source} holds no text{first}")
+    if tested and not sum(record["tokens"] for record in splits["test"]):
+        raise InputError(f"the test part of {source} holds no text{first}: {NO_TEST}")
+    total = sum(count or 1 for count, _, _ in files.values())
+    if total > max(10, lines // 100):
+        raise InputError(f"{total:,} lines or files of {source} are no text{first}. Mend them or take them out")
+    return found
+
+
+def _place(path: str, split: str | None, at: int) -> str:
+    """Row or line, counted from 1, where something begins: `at` is a row or a byte of the file."""
+    if split is not None:
+        return f"row {at + 1:,} of {split}"
+    with open_file(path) as stream:
+        number, left = 1, at
+        while left and (block := stream.read(min(left, LARGEST))):
+            number, left = number + block.count(b"\n"), left - len(block)
+    return f"line {number:,}"
 
 
 def _write(file: Path, value: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ssl_core.errors import DataError, InputError
 from ssl_train.data.files import open_file, walk
@@ -80,52 +81,99 @@ def _past_separator(stream: BinaryIO, start: int) -> int:
     return stream.tell() if line.startswith(SEPARATOR.encode()) else start
 
 
-def decode(data: bytes, path: str) -> str:
-    """UTF-8 bytes as text. Raises BadText for binary data and for other encodings."""
+def decode(data: bytes, path: str, start: int = 0) -> str:
+    """UTF-8 bytes as text; they begin at byte `start` of the file.
+
+    Raises BadText for binary data and for other encodings.
+    """
     if (zero := data.find(0)) >= 0:
-        raise BadText(f"{path} is binary: byte {zero} is zero")
+        raise BadText(f"{path} is binary: byte {start + zero} is zero")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         wrong = data[error.start]
         raise BadText(
-            f"{path} is not UTF-8: byte {error.start} is {wrong:#04x}. Convert it, with `iconv -f latin1 -t utf8` say"
+            f"{path} is not UTF-8: byte {start + error.start} is {wrong:#04x}. "
+            f"Convert it, with `iconv -f latin1 -t utf8` say"
         ) from error
 
 
-def read_piece(piece: Piece) -> Iterator[tuple[str, bool]]:
-    """Yield (text, whether a document ends with it). Raises BadText."""
+def read_piece(piece: Piece, bad: list[tuple[int, str]]) -> Iterator[tuple[str, bool]]:
+    """Yield (text, whether a document ends with it).
+
+    A line or row that cannot be read is left out; `bad` gets the byte of the file where the line
+    begins, or the number of the row, and the reason. Raises BadText for a binary file.
+    """
     if piece.split is not None:
-        yield from ((text, True) for text in _rows(piece))
+        for number, row in enumerate(_rows(piece), piece.start):
+            if isinstance(row, str):
+                yield row, True
+            else:
+                bad.append((number, f"its text is {type(row).__name__}"))
         return
     with open_file(piece.path) as stream:
         stream.seek(piece.start)
-        text = decode(stream.read(piece.size), piece.path)
+        data = stream.read(piece.size)
     if piece.path.endswith(".jsonl"):
-        yield from ((document, True) for document in _lines(text, piece.path))
+        yield from ((document, True) for document in _documents(data, piece, bad))
         return
     # all but the last part end with a separator; the last ends with the piece
-    *whole, rest = text.split(SEPARATOR)
+    *whole, rest = _text(data, piece, bad).split(SEPARATOR)
     yield from ((part.strip("\n"), True) for part in whole if part.strip())
     # blank lines count between two pieces of a document
     if rest.strip() or (rest and not whole and piece.start):
         yield rest if not whole else rest.lstrip("\n"), piece.ends
 
 
-def _lines(text: str, path: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+def _text(data: bytes, piece: Piece, bad: list[tuple[int, str]]) -> str:
+    """The text of a piece without the lines that cannot be read."""
+    try:
+        return decode(data, piece.path, piece.start)
+    except BadText as error:
+        failure = error
+    kept, lost, size = [], [], 0
+    for at, line in _lines(data, piece.start):
         try:
-            document = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadText(f"{path}: line {number} of a piece is no object with a `text` ({error})") from error
-        if not isinstance(document, str):
-            raise BadText(f"{path}: line {number} of a piece has a `text` that is {type(document).__name__}")
-        yield document
+            kept.append(decode(line, piece.path, at))
+        except BadText as error:
+            lost.append((at, str(error)))
+            size += len(line)
+            # the document ends here all the same
+            kept += [SEPARATOR] if SEPARATOR.encode() in line else []
+    # a picture has a few lines that could be text
+    if b"\0" in data and size > len(data) / 2:
+        raise failure
+    bad += lost
+    return "".join(kept)
 
 
-def _rows(piece: Piece) -> list[str]:
+def _documents(data: bytes, piece: Piece, bad: list[tuple[int, str]]) -> Iterator[str]:
+    """The `text` of every line of JSON that has one."""
+    for at, line in _lines(data, piece.start):
+        try:
+            text = decode(line, piece.path, at)
+            if not text.strip():
+                continue
+            document = json.loads(text)["text"]
+            if not isinstance(document, str):
+                raise BadText(f"its `text` is {type(document).__name__}, not a string")
+            document.encode()  # JSON may hold half of a surrogate pair, which is no character
+        except BadText as error:
+            bad.append((at, str(error)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            bad.append((at, f"it is no object with a `text` ({error})"))
+        else:
+            yield document
+
+
+def _lines(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """Lines with their line feeds, and the byte of the file where each begins."""
+    for line in BytesIO(data):
+        yield start, line
+        start += len(line)
+
+
+def _rows(piece: Piece) -> list[Any]:
     return open_hf(piece.path)[piece.split][piece.start : piece.end]["text"]  # type: ignore[no-any-return]
 
 

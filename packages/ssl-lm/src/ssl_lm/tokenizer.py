@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +36,14 @@ SENTINELS = 100
 """T5's sentinels <extra_id_99> … <extra_id_0>, the last ids of the tokenizers trained here."""
 ROWS_TO_SPARE = 128
 """Rows that an embedding may have beyond the tokens: T5's has 32,128 for 32,100."""
+
+LONGEST_WORD = 1000
+"""Characters of a word, or of white space, that a tokenizer is trained on.
+
+The time for a word grows with the square of its length. Text has longer ones by accident, such as
+data or a line of dashes.
+"""
+LONG = re.compile(rf"(?<!\S)\S{{{LONGEST_WORD + 1},}}|(?<!\s)\s{{{LONGEST_WORD + 1},}}")
 
 Algorithm = Literal["bpe", "wordpiece", "unigram"]
 
@@ -116,19 +125,19 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int | None = 
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe") -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe", progress: bool = False) -> Tokenizer:
     """A tokenizer of `size` tokens, SPECIALS and the sentinels among them, trained on `texts`.
 
     "bpe" is GPT-2's byte-level BPE, which gives back every text exactly; "wordpiece" is BERT's, in
-    lower case; "unigram" is T5's. Little text may give fewer tokens. Raises ConfigError for a size
-    that leaves no room.
+    lower case; "unigram" is T5's. Little text may give fewer tokens. A word of more than
+    LONGEST_WORD characters counts as several. Raises ConfigError for a size that leaves no room.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     room = size - SENTINELS
     if room < len(SPECIALS) + 256:
         raise ConfigError(f"a tokenizer of {size} tokens: give {len(SPECIALS) + 256 + SENTINELS} or more")
-    options: dict[str, Any] = {"vocab_size": room, "special_tokens": list(SPECIALS), "show_progress": False}
+    options: dict[str, Any] = {"vocab_size": room, "special_tokens": list(SPECIALS), "show_progress": progress}
     if algorithm == "bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
@@ -146,8 +155,18 @@ def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)  # type: ignore[assignment,arg-type]
         tokenizer.decoder = decoders.Metaspace()  # type: ignore[assignment]
         trainer = trainers.UnigramTrainer(unk_token="[UNK]", **options)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((part for text in texts for part in _short_words(text)), trainer)
     # added after training, so that they are the last ids, <extra_id_0> the very last
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in sentinels])
     return tokenizer
+
+
+def _short_words(text: str) -> Iterator[str]:
+    """Parts that make up the text; no word in them is longer than LONGEST_WORD."""
+    start = 0
+    for match in LONG.finditer(text):
+        for end in range(match.start() + LONGEST_WORD, match.end(), LONGEST_WORD):
+            yield text[start:end]
+            start = end
+    yield text[start:]
