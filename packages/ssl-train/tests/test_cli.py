@@ -20,7 +20,7 @@ from ssl_core.errors import InputError, TrainingError
 from ssl_core.method import Verb
 from ssl_testing import children, faults
 from ssl_testing.state import newest
-from ssl_testing.tiny import RECIPES, Tiny, TinyConfig
+from ssl_testing.tiny import RECIPES, Tiny, TinyConfig, write_pictures
 from ssl_train.asked import Asked
 from ssl_train.cli import commands
 from ssl_train.cli import main as cli
@@ -423,3 +423,13 @@ def test_help_of_every_verb_names_its_flags(capsys):
             if "Positional" in field.type:  # tyro shows those by their type
                 continue
             assert field.name.replace("_", "-").upper() in shown.upper(), f"{verb} --help says nothing of {field.name}"
+
+
+def test_few_shot_takes_what_the_smallest_class_has(tmp_path, capsys):
+    Tiny(TinyConfig()).save_pretrained(tmp_path / "weights")
+    data = write_pictures(tmp_path / "data", TinyConfig(), 17)  # 4 or 5 of a class, of which one is held out
+    line = ["evaluate", str(tmp_path / "weights"), "--data", str(data), "--protocols", "fewshot", "--device", "cpu"]
+    assert cli.main(RECIPES, line) == 0
+    assert "3-shot" in capsys.readouterr().out
+    assert cli.main(RECIPES, [*line, "--shots", "5"]) == 2
+    assert "5 shots cannot be drawn" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from typing import Annotated, Any, get_args, get_origin
 import tyro
 
 from ssl_core.bounds import bounds_of, field_hints
-from ssl_core.config import ConfigError, from_dict, to_dict
+from ssl_core.config import ConfigError, TrainConfig, from_dict, to_dict
 from ssl_core.errors import InputError, TrainingError
 from ssl_core.method import Recipe, Verb, load
 from ssl_train.asked import AUTO, CHOSEN, Asked
@@ -262,7 +262,8 @@ def defaults(recipe: Recipe, arguments: list[str], *, built_in: bool = True) -> 
     if known["config"] is not None:
         typed |= read_file(known["config"])
     # without the preset's warm-up, which is fitted to the length of the run
-    read = from_dict(type(base), {**to_dict(base), "warmup_epochs": 0.0, **typed})
+    preset = {**to_dict(base), "warmup_epochs": 0.0} if isinstance(base, TrainConfig) else to_dict(base)
+    read = from_dict(type(base), {**preset, **typed})
     return Asked(base, {name: getattr(read, name) for name in typed})
 
 

@@ -49,8 +49,8 @@ class Evaluate(Checked):
     protocols: tuple[Literal["knn", "linear", "fewshot", "finetune"], ...] = ("knn", "linear", "fewshot")
     """what to measure; finetune trains the whole network, and the same one from scratch beside
     it"""
-    shots: tuple[Count, ...] = (5,)
-    """labels per class of the few-shot protocol"""
+    shots: tuple[Count, ...] | None = None
+    """labels per class of the few-shot protocol; 5 by default, or what the smallest class has"""
     finetune_epochs: Positive = 100
     """epochs of the finetune protocol"""
     device: str | None = None
