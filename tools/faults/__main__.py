@@ -4,6 +4,7 @@
     python -m tools.faults kills --count 100 --method mae
     python -m tools.faults ranks --ranks 4
     python -m tools.faults mutations --count 2000
+    python -m tools.faults index --count 1000
 
 Run it from the root of the repository, and copy the printed table to docs/benchmarks.md. The exit
 code is 1 if a promise was not kept.
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tools.faults.index import index
 from tools.faults.kills import kills, signals
 from tools.faults.memory import memory
 from tools.faults.methods import METHODS
@@ -29,7 +31,7 @@ PER_METHOD = {"kills": (kills, 100), "signals": (signals, 20), "mutations": (mut
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = [*PER_METHOD, "ranks", "memory"]
+    kinds = [*PER_METHOD, "index", "ranks", "memory"]
     wanted = f"{', '.join(kinds)}; all by default"
     parser.add_argument("what", nargs="*", choices=[*kinds, []], metavar="what", help=wanted)
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS))
@@ -39,13 +41,15 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for what in args.what or [*PER_METHOD, "ranks", "memory"]:
+        for what in args.what or kinds:
             for name in args.method if what in PER_METHOD else [""]:
                 place, start = Path(folder, f"{what}-{name}"), time.perf_counter()
                 place.mkdir()
                 if what in PER_METHOD:
                     run, promised = PER_METHOD[what]
                     new = run(METHODS[name], place, args.count or promised, args.seed)
+                elif what == "index":
+                    new = index(place, args.count or 1000, args.seed)
                 elif what == "ranks":
                     new = ranks(METHODS["mae"], place, args.count or 10, args.seed, args.ranks)
                 else:

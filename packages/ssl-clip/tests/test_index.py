@@ -130,7 +130,8 @@ def test_an_index_of_another_model_another_folder_or_none_is_refused(tmp_path, m
         ImageIndex.build(clip, folder, tmp_path / "others")
     with pytest.raises(DataError, match="is no folder"):
         ImageIndex.build(clip, tmp_path / "nowhere", tmp_path / "new.index")
-    (tmp_path / "my.index" / "files-1.jsonl").write_text("nonsense\n")
+    with (tmp_path / "my.index" / "files-1.jsonl").open("r+") as lines:
+        lines.write("nonsense")
     with pytest.raises(IndexMismatch, match="line 1 is damaged"):
         ImageIndex.open(clip, tmp_path / "my.index")
 
@@ -222,12 +223,31 @@ def test_a_flipped_bit_is_an_error_and_never_another_result(tmp_path, model, pho
                 assert str(damaged) in str(error) and "again" in str(error)
                 noticed += 1
             shutil.rmtree(damaged)
-    assert noticed > 100, "the rest are blanks of index.json and the last line break, which change nothing"
+    assert noticed > 100, "the rest are blanks of index.json, which change nothing"
+
+
+@pytest.mark.parametrize("size", [0, 10, -1, "line"])
+def test_a_finished_index_that_is_cut_off_is_an_error_and_never_fewer_images(size, tmp_path, model, photos):
+    clip, out = model(), tmp_path / "my.index"
+    index = ImageIndex.build(clip, photos(tmp_path / "photos"), out)
+    content = index.files.lines.read_bytes()
+    index.files.lines.write_bytes(content[: content.rstrip().rindex(b"\n") + 1 if size == "line" else size])
+    with pytest.raises(IndexMismatch, match=r"files-1.jsonl is missing or cut off: delete .* and index again"):
+        ImageIndex.open(clip, out)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("dim", "8"), ("dim", None), ("number", "1"), ("root", 3), ("weights", 1), ("lists", 0), ("format", 1)],
+    [
+        ("dim", "8"),
+        ("dim", None),
+        ("number", "1"),
+        ("root", 3),
+        ("weights", 1),
+        ("lists", 0),
+        ("bytes", None),
+        ("format", 1),
+    ],
 )
 def test_an_index_with_a_wrong_value_is_refused(name, value, tmp_path, model, photos):
     clip, out = model(), tmp_path / "my.index"
@@ -240,7 +260,7 @@ def test_an_index_with_a_wrong_value_is_refused(name, value, tmp_path, model, ph
         ImageIndex.open(clip, out)
 
 
-def test_damaged_lists_are_passed_over_for_exact_search(tmp_path, monkeypatch, model, photos):
+def test_damaged_lists_are_passed_over_for_exact_search_and_made_again(tmp_path, monkeypatch, model, photos):
     pytest.importorskip("faiss")
     monkeypatch.setattr(index_module, "EXACT", 3)
     clip, out = model(), tmp_path / "my.index"
@@ -252,3 +272,6 @@ def test_damaged_lists_are_passed_over_for_exact_search(tmp_path, monkeypatch, m
     with pytest.warns(UserWarning, match="search is exact"):
         found = ImageIndex.open(clip, out).search("red", 5)
     assert found == index.search("red", 5, exact=True)
+    with pytest.warns(UserWarning, match="search is exact"):
+        ImageIndex.build(clip, tmp_path / "photos", out)
+    assert ImageIndex.open(clip, out).files.lists_are_whole()

@@ -86,7 +86,7 @@ class ImageIndex:
                     raise IndexMismatch(f"{out} indexes {indexed}, not {root}: give another --out")
             else:
                 meta = {"format": FORMAT, "model": fingerprint(clip), "dim": clip.config.embed_dim}
-                meta |= {"root": str(root.resolve()), "weights": weights, "number": 1, "lists": None}
+                meta |= {"root": str(root.resolve()), "weights": weights, "number": 1, "bytes": 0, "lists": None}
                 write_meta(out, meta)
                 index = cls(clip, out, meta)
             index.last_update = index._update(**options)
@@ -130,7 +130,7 @@ class ImageIndex:
         gone = [path for path in known if path not in now]
         # Lists are read before their file goes; they are brought up to date below.
         lists, before = self._lists(), files.rows
-        if todo or gone:
+        if todo or gone or not files.lists_are_whole():
             files.lists.unlink(missing_ok=True)  # if this is killed before it is written again, search is exact
         encoded = self._encoded(todo, batch_size, workers, progress)
         files.append(gone, ([(path, now[path], *made) for path, *made in batch] for batch in encoded))
@@ -205,7 +205,7 @@ class ImageIndex:
             _, rows = self.files.searchable()
             lists = updated_lists(lists, self.files.matrix(), rows, added, dead)
             write_whole(self.files.lists, lambda path: faiss.write_index(lists, str(path)))
-        self.files.note_lists()
+        self.files.note_finished()
 
     def _lists(self) -> Any:
         """faiss's lists, where they were written and faiss is installed; they are read once.

@@ -6,13 +6,14 @@
     my.index/lists-3.faiss     faiss's inverted lists, where there are many images
     my.index/.lock             held while the index is updated
 
-Each line ends with a checksum of itself and of its row, index.json holds one of itself and of the
-lists. So a damaged file is an error, and never a wrong result.
+Each line ends with a checksum of itself and of its row. index.json holds one of itself and of the
+lists, and the size of the finished list of files. So a damaged file is an error, and never a wrong
+result.
 
 Vectors are written before the lines that name them. A killed update leaves at most a torn last
-line, and rows without a line; the next update cuts both off. Rows of files that changed or are gone
-stay until they are a quarter of all. Then both files are written anew under the next number, and
-index.json is replaced.
+line behind that size, and rows without a line; the next update cuts both off. Rows of files that
+changed or are gone stay until they are a quarter of all. Then both files are written anew under the
+next number, and index.json is replaced.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from ssl_core.hub.weights_file import sha256, write_whole
 
 FORMAT = 2
 FIELDS: dict[str, Any] = {
-    "format": int, "model": str, "dim": int, "root": str, "weights": str | None, "number": int, "lists": str | None,
+    "format": int, "model": str, "dim": int, "root": str, "weights": str | None, "number": int, "bytes": int,
+    "lists": str | None,
 }  # fmt: skip
-"""What index.json holds; `lists` is the sha256 of faiss's file."""
+"""What index.json holds; `bytes` is the size of the list of files after the last finished update,
+`lists` the sha256 of faiss's file."""
 LINE = re.compile(r"(\{.*\}) ([0-9a-f]{8})")
 STALE = 0.25
 """Share of rows without a file at which the files are written anew."""
@@ -139,10 +142,10 @@ class IndexFiles:
         self.entries: dict[str, dict[str, Any]] = {}
         self.rows = 0
         self._searchable: tuple[dict[int, str], np.ndarray] | None = None
-        *lines, rest = self.lines.read_bytes().split(b"\n") if self.lines.is_file() else [b""]
-        # The last piece was torn by a kill. One that is whole but for its line break is a line.
-        if rest and _read(rest[:-1]) is not None:
-            lines.append(rest[:-1])
+        content, finished = self.lines.read_bytes() if self.lines.is_file() else b"", self.meta["bytes"]
+        if len(content) < finished or content[:finished][-1:] not in (b"", b"\n"):
+            raise IndexMismatch(f"{self.lines} is missing or cut off: delete {self.folder} and index again")
+        *lines, _ = content.split(b"\n")  # the last piece is empty, or torn by a kill
         width = 2 * self.meta["dim"]
         vectors = np.memmap(self.vectors, dtype=np.uint8, mode="r") if self._stored else np.empty(0, np.uint8)
         for number, line in enumerate(lines, 1):
@@ -227,9 +230,10 @@ class IndexFiles:
         """Whether faiss's lists are there as they were written."""
         return self.lists.is_file() and self.meta["lists"] == sha256(self.lists)
 
-    def note_lists(self) -> None:
-        """Note the sum of faiss's lists, which were written, or that there are none."""
-        self.meta = {**self.meta, "lists": sha256(self.lists) if self.lists.is_file() else None}
+    def note_finished(self) -> None:
+        """Note that the list of files is whole, and the sum of faiss's lists if there are any."""
+        size = self.lines.stat().st_size if self.lines.is_file() else 0
+        self.meta = {**self.meta, "bytes": size, "lists": sha256(self.lists) if self.lists.is_file() else None}
         write_meta(self.folder, self.meta)
 
     def is_stale(self) -> bool:
@@ -244,7 +248,7 @@ class IndexFiles:
         # Row -> its place among those that are kept.
         position = {row: i for i, row in enumerate(kept.tolist())}
         copied = matrix[kept]
-        self.meta = {**self.meta, "number": self.meta["number"] + 1, "lists": None}
+        self.meta = {**self.meta, "number": self.meta["number"] + 1, "bytes": 0, "lists": None}
         self._name()
         copied.tofile(self.vectors)
         with self.lines.open("w", encoding="utf-8") as lines:
