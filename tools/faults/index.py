@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +19,12 @@ from ssl_clip import index as index_module
 from ssl_core.errors import InputError
 from ssl_testing.faults import mutate
 
-IMAGE = {"image_size": 16, "patch_size": 8, "dim": 16, "depth": 1, "heads": 2}
-TEXT = {"text_dim": 16, "text_depth": 1, "text_heads": 2, "vocab_size": 600, "eos_token_id": 599}
+IMAGE: dict[str, Any] = {"image_size": 16, "patch_size": 8, "dim": 16, "depth": 1, "heads": 2}
+TEXT: dict[str, Any] = {"text_dim": 16, "text_depth": 1, "text_heads": 2, "vocab_size": 600, "eos_token_id": 599}
 QUERIES = ("red", "a green picture", "small")
 
 Found = list[list[tuple[str, float]]]
+Damage = Callable[[Path, np.random.Generator], object]
 
 
 def index(place: Path, count: int, seed: int) -> list[Row]:
@@ -39,11 +42,13 @@ def index(place: Path, count: int, seed: int) -> list[Row]:
     index_module.EXACT = 3
     made = ImageIndex.build(clip, photos, place / "my.index")
     right = [_found(made, exact=exact) for exact in (False, True)]
-    damages = {"a flipped bit": _flip, "any damage": mutate}
+    damages: dict[str, Damage] = {"a flipped bit": _flip, "any damage": mutate}
     return [_row(name, damage, clip, place, count, rng, right) for name, damage in damages.items()]
 
 
-def _row(name: str, damage, clip: CLIP, place: Path, count: int, rng: np.random.Generator, right: list[Found]) -> Row:
+def _row(
+    name: str, damage: Damage, clip: CLIP, place: Path, count: int, rng: np.random.Generator, right: list[Found]
+) -> Row:
     outcomes = Counter[str]()
     for _ in range(count):
         copy = place / "damaged"
