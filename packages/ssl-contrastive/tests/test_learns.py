@@ -43,18 +43,18 @@ def scenes(seed: int, number: int) -> ImageArray:
 
 
 def accuracy(method: SimCLR, train_set: ImageArray, test_set: ImageArray) -> float:
-    """Of a linear probe on shape and texture, 16 classes."""
+    """Of a linear probe on the shape of the main object, 4 classes of 4 textures each."""
     view, features = eval_view(method.config), []
     for source in (train_set, test_set):
         images = torch.stack([view(source.load(i))["views"][0] for i in range(len(source))])
         with torch.inference_mode():
             features.append(method.eval().encode(images))
-    labels = [torch.from_numpy(source.labels) for source in (train_set, test_set)]
+    labels = [torch.from_numpy(source.labels) // 4 for source in (train_set, test_set)]
     return linear_probe(features[0], labels[0], features[1], labels[1]).top1
 
 
 def test_a_short_run_beats_random_initialisation_on_the_linear_probe(tmp_path):
-    """Measured .076 → .127; chance is .0625. The bound is lower because other machines differ."""
+    """Measured .342 → .407; chance is .25. The bound is lower because other machines differ."""
     seed_step(0)
     method, device = SimCLR(CONFIG), torch.device("cpu")
     train_set, test_set = scenes(0, 2048), scenes(1, 1000)

@@ -29,6 +29,7 @@ FOLDS = 10
 ENOUGH = 1000  # held-out samples, at which no further fold is looked at
 SCALES = tuple(10 ** (-2 + i / 4) for i in range(17))  # of logits whose deviation is 1
 EQUAL = 1e-4  # nats: separable data gain less and less up to any C
+CHOOSING = 1e-5  # share of the objective that a fit may leave to gain, while C is chosen
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,15 @@ def _held_out(x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], s
     themselves, and would seem worse than saying nothing where they still rank the classes well.
     """
     fold = folds(targets, seed=seed)
+    if x.shape[1] > len(x):
+        # Every fold's weights lie in the span of all samples: n coordinates say as much as d.
+        x = x @ torch.linalg.qr(x.T).Q  # n d -> n n
     losses, hits, count = torch.zeros(len(grid), len(SCALES)).double(), torch.zeros(len(grid)).double(), 0
     for i in range(FOLDS):
         held = fold == i
         if count >= ENOUGH or not held.any():
             continue
-        path = logistic_path(x[~held], targets[~held], classes, grid)
+        path = logistic_path(x[~held], targets[~held], classes, grid, tolerance=CHOOSING)
         for j, (weight, bias) in enumerate(path):
             logits = x[held] @ weight + bias
             logits -= logits.mean(dim=1, keepdim=True)
