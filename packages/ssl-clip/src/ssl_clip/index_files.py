@@ -111,12 +111,16 @@ def _line(entry: dict[str, Any], vector: np.ndarray | None) -> str:
 def _read(line: bytes) -> tuple[dict[str, Any], bytes, int] | None:
     """(entry, its JSON, its checksum) of a line; None if it is no whole line."""
     match = LINE.fullmatch(line.decode("utf-8", errors="replace"))
+    if match is None:
+        return None
     try:
-        entry = json.loads(match[1]) if match else None
+        entry = json.loads(match[1])
     except ValueError:
         return None
-    whole = isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("row", 0), int)
-    return (entry, match[1].encode(), int(match[2], 16)) if match and whole and entry.get("row", 0) >= 0 else None
+    row = entry.get("row", 0)
+    if not isinstance(entry.get("path"), str) or not isinstance(row, int) or row < 0:
+        return None
+    return entry, match[1].encode(), int(match[2], 16)
 
 
 class IndexFiles:

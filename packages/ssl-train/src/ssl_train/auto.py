@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -91,10 +92,15 @@ def starting_point(recipe: Recipe, asked: Asked, data: Any) -> Any:
     """A config with which the data can be opened, before it is known what suits them."""
     base = asked.preset
     if base is None:
-        if recipe.fitted is None:
-            raise ConfigError(f"{recipe.name} chooses no settings by itself: name one of its presets, --preset NAME")
-        base = load(recipe.fitted)("tiny", _side(asked.typed.get("image_size", SIDES[0])), STEPS_AN_EPOCH)
+        base = _fit(recipe)("tiny", _side(asked.typed.get("image_size", SIDES[0])), STEPS_AN_EPOCH)
     return recipe.settled(type(base)(**{**vars(base), "warmup_epochs": 0.0, **asked.typed}), data)
+
+
+def _fit(recipe: Recipe) -> Callable[[Network, int, int], Any]:
+    """The method's own function of network, side and samples. Raises ConfigError if it has none."""
+    if recipe.fitted is None:
+        raise ConfigError(f"{recipe.name} chooses no settings by itself: name one of its presets, --preset NAME")
+    return load(recipe.fitted)
 
 
 def _side(size: int | tuple[int, int]) -> int:
@@ -181,7 +187,7 @@ def chosen(
         side, why = side_for(look.side, on_cpu)
         side = choose("image_size", side, why)
     network, why = network_for(look.samples, on_cpu)
-    base = load(recipe.fitted)(network, _side(side), look.samples)
+    base = _fit(recipe)(network, _side(side), look.samples)
     values = {**vars(base), **({"image_size": side} if side else {}), **typed}
     if not {"dim", "depth", "backbone"} & typed.keys() and (name := network_name(values)):
         choices.append(Choice("network", name, why))

@@ -35,11 +35,13 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., Any]:
         from ssl_train.run import train  # here, so that importing a package stays cheap
 
         recipe = _recipe_of(recipes, config)
-        asked = config
+        asked: TrainConfig | Asked
         if config is None or isinstance(config, str):
             demo = recipe.preset(None, built_in=True) if data is None else None
             asked = Asked(demo, minutes=minutes, max_steps=max_steps)
-        elif minutes is not None or max_steps is not None:
+        elif minutes is None and max_steps is None:
+            asked = config
+        else:
             raise ConfigError("a config has its epochs: minutes and max_steps are for a run without one")
         return train(recipe, asked, data=data, out=out or f"runs/{recipe.name}", init=init, options=options)
 
