@@ -13,6 +13,7 @@ from torch import nn
 
 from ssl_core.config import ImageConfig, TrainConfig
 from ssl_core.method import Recipe
+from ssl_train.asked import Asked
 from ssl_train.cli import commands
 from ssl_train.cli.estimate import _duration, describe, matmul_rate
 from ssl_train.cli.verbs import Info
@@ -119,7 +120,7 @@ def test_description_names_parameters_work_memory_and_time(recipe, monkeypatch):
 def test_without_data_only_the_demo_knows_its_steps(recipe, monkeypatch, capsys):
     monkeypatch.setattr("ssl_train.cli.estimate.matmul_rate", lambda device, precision: 1e6)
     for preset, data, steps in (("demo", None, 12), ("long", None, None), ("long", "folder", 18)):
-        commands.info(recipe, Info(preset=preset, data=data, device="cpu"))
+        commands.info(recipe, Info(preset=preset, data=data, device="cpu"), Asked(recipe.preset(preset)))
         said = capsys.readouterr().out
         assert ("samples" not in said) if steps is None else (f"100 samples, {steps} steps" in said)
 

@@ -120,7 +120,7 @@ def test_the_few_shot_headline_is_the_logistic_head_at_the_first_shots(result):
 def test_only_what_is_asked_for_is_run():
     got = evaluate({"a": rows_of_pixels}, Stripes(30, 0), Stripes(9, 1), view, ["knn"], data="s")
     assert set(got["rows"][0]) == {"features", "knn", "details", "seconds"}
-    assert set(got["protocol"]) == {"train", "test", "classes", "seconds", "knn"}
+    assert set(got["protocol"]) == {"train", "test", "classes", "seconds", "precision", "knn"}
 
 
 @pytest.mark.parametrize("n", range(1, 18))

@@ -435,13 +435,14 @@ def test_a_second_signal_ends_at_once():
     assert children.run(loop).code == -signal.SIGTERM
 
 
-def test_a_signal_that_was_ignored_stays_ignored_as_under_nohup():
+def test_a_hangup_that_was_ignored_stays_ignored_as_under_nohup():
     def loop():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for name in (signal.SIGHUP, signal.SIGINT):  # as nohup, and a shell that starts a command with &
+            signal.signal(name, signal.SIG_IGN)
         with StopSignal() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             ignored = not stop.requested
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
             return ignored, stop.requested
 
     assert children.run(loop).value == (True, True)

@@ -26,9 +26,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 class StopSignal:
     """Notes SIGNALS while it is entered; a second signal ends the process at once.
 
-    The loop reads `requested` once a step. A signal that was ignored before stays ignored, as
-    SIGHUP is under `nohup`. Outside the main thread, Python cannot catch signals and nothing
-    changes.
+    The loop reads `requested` once a step. A SIGHUP that was ignored before stays ignored, as
+    `nohup` wants it. A shell has the commands that it starts with `&` ignore SIGINT; that one is
+    heeded all the same. Outside the main thread, Python cannot catch signals and nothing changes.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
-                if signal.getsignal(name) is not signal.SIG_IGN:
+                if name.name != "SIGHUP" or signal.getsignal(name) is not signal.SIG_IGN:
                     self._previous[name] = signal.signal(name, self._note)
         return self
 
