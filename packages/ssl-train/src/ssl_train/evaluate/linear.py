@@ -58,9 +58,9 @@ def linear_probe(
 
     C is the point of the rising `grid` with the smallest held-out loss; every point is tried. Of
     losses that differ by less than 1e-4 nats the one of the best held-out accuracy wins, then the
-    smallest C. Deterministic. Warns if the chosen C is the largest of the grid and a larger one may
-    do better. Raises ValueError for bad shapes, and its subclass EvaluationError for fewer than two
-    classes or no class with two samples.
+    smallest C. Deterministic. Warns if the chosen C is the largest of the grid and the loss still
+    falls there. Raises ValueError for bad shapes, and its subclass EvaluationError for fewer than
+    two classes or no class with two samples.
     """
     check_labelled(train, train_labels, "train")
     check_labelled(test, test_labels, "test")
@@ -72,8 +72,10 @@ def linear_probe(
     train, test = standardise(train.double(), test.double())
     losses, hits, held_out = _held_out(train.float(), targets, len(classes), grid, seed)
     best = int(hits.where(losses <= losses.min() + EQUAL, -1.0).argmax())  # the first of equals
-    # The lower edge is none: below it, the direction of the weights no longer changes.
-    at_edge = len(grid) > 1 and best == len(grid) - 1 and hits[best].item() < 1
+    # The lower edge is none: below it, the direction of the weights no longer changes. The upper
+    # edge is one while the loss still falls.
+    falling = len(grid) > 1 and bool(losses[-2] > losses[-1] + EQUAL)
+    at_edge = falling and best == len(grid) - 1 and hits[best].item() < 1
     if at_edge:
         what = f"the held-out loss is lowest at C = {grid[best]:.3g}, the end of the grid"
         warnings.warn(f"{what}: a larger C may do better", stacklevel=2)
