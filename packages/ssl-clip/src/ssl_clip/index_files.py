@@ -29,8 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
-
 from ssl_core.errors import InputError
 from ssl_core.hub.weights_file import sha256, write_whole
 
@@ -89,6 +87,8 @@ def _sum(meta: dict[str, Any]) -> str:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The index in `folder` for this process alone. Raises IndexMismatch if another updates it."""
+    from filelock import FileLock, Timeout  # brings asyncio
+
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
