@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_core.device import pick_precision
 from ssl_core.errors import InputError
@@ -114,6 +113,8 @@ def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
 def step_cost(method: nn.Module, batch: dict[str, Any]) -> tuple[float, int, float]:
     """(multiply-adds of the forward pass, bytes kept for the backward pass, share of convolutions
     in the multiply-adds) of one sample, for a method on meta."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton
+
     kept: dict[int, int] = {}
     weights = {id(p.untyped_storage()) for p in method.parameters()}  # a product keeps views of these
 
