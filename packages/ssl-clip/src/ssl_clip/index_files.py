@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from ssl_core.errors import InputError
 from ssl_core.hub.weights_file import sha256, write_whole
 
