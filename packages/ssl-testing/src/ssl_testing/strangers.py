@@ -30,9 +30,9 @@ def write_strangers(
     turns, into as many sub-folders as there are classes; one is `huge`."""
     rng = np.random.default_rng(0)
     for index in range(number):
-        size = tuple(int(side) for side in rng.integers(*sides, size=2, endpoint=True))
+        width, height = rng.integers(*sides, size=2, endpoint=True).tolist()
         noise = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-        size = huge if huge is not None and index == number // 2 else size
+        size = huge if huge is not None and index == number // 2 else (width, height)
         picture = noise.resize(size, Image.Resampling.BICUBIC).convert(modes[index % len(modes)])
         place = folder / f"class {index % classes}" if classes else folder
         place.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ssl_core.config import VIT_SIZES, BackboneConfig, TrainConfig, check, patch_for
 from ssl_core.method import Recipe
@@ -42,8 +42,9 @@ def demo() -> RotNetConfig:
 
 def fitted(network: str, side: int, samples: int) -> RotNetConfig:
     """A recipe for `samples` images of `side` pixels, by a ViT that is tiny, small or base."""
-    images = {"image_size": side, "patch_size": patch_for(side)}
-    return RotNetConfig(**images, **VIT_SIZES[network], epochs=300, batch_size=512, warmup_epochs=10)
+    images: Any = {"image_size": side, "patch_size": patch_for(side)}
+    vit: Any = VIT_SIZES[network]
+    return RotNetConfig(**images, **vit, epochs=300, batch_size=512, warmup_epochs=10)
 
 
 PRESETS = {"rotation": {"demo": demo}}
