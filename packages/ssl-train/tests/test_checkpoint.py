@@ -222,13 +222,13 @@ def save_in_a_child(folder, *, size, fatal):
         if isinstance(size, int):
             faults.limit_file_size(size, fatal=fatal)
         else:  # the other files are written by now
-            write = checkpoint._sum
+            write = checkpoint.sum_of
 
             def limited(state):
                 faults.limit_file_size(100, fatal=fatal)
                 return write(state)
 
-            checkpoint._sum = limited
+            checkpoint.sum_of = limited
         try:
             Checkpoints(folder, "a").save(2, method, optimizer)
         except CheckpointError as error:

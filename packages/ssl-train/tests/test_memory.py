@@ -84,11 +84,11 @@ def test_a_run_that_does_not_fit_is_refused_with_what_does(monkeypatch, tmp_path
     cost = cost_of(RECIPE, method, CPU)
     monkeypatch.setattr(costs, "free_memory", lambda device: int(cost.bytes(20)))
     with pytest.raises(NotEnoughMemory, match="--batch-size 16, or --accumulate 4 .* --force"):
-        check_memory(RECIPE, method, CPU, parts=1)
-    check_memory(RECIPE, method, CPU, parts=4)
+        check_memory(cost, method, CPU, parts=1)
+    check_memory(cost, method, CPU, parts=4)
     monkeypatch.setattr(costs, "free_memory", lambda device: cost.fixed)
     with pytest.raises(NotEnoughMemory, match="a smaller network or smaller images, or --force"):
-        check_memory(RECIPE, method, CPU, parts=1)
+        check_memory(cost, method, CPU, parts=1)
 
     # Nothing is left behind, and --force goes on.
     config = TinyConfig(epochs=0.2, warmup_epochs=0.0)

@@ -18,20 +18,20 @@ next number, and index.json is replaced.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssl_core.errors import InputError
-from ssl_core.hub.weights_file import sha256, write_whole
+from ssl_core.hub.weights_file import sha256, sum_of, write_whole
+from ssl_train import lock
 
 FORMAT = 2
 FIELDS: dict[str, Any] = {
@@ -65,7 +65,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads(text)
         written = meta.pop("sha256")
-        if written != _sum(meta) or not all(isinstance(meta[name], kind) for name, kind in FIELDS.items()):
+        if written != sum_of(meta) or not all(isinstance(meta[name], kind) for name, kind in FIELDS.items()):
             raise ValueError("it differs from what was written")
         if meta["format"] != FORMAT:
             raise ValueError(f"it is of format {meta['format']}, this version reads {FORMAT}")
@@ -76,30 +76,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     """Replace index.json whole."""
-    text = json.dumps({**meta, "sha256": _sum(meta)}, indent=1)
+    text = json.dumps({**meta, "sha256": sum_of(meta)}, indent=1)
     write_whole(folder / "index.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _sum(meta: dict[str, Any]) -> str:
-    """sha256 of what index.json says, however it is laid out."""
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> AbstractContextManager[None]:
     """The index in `folder` for this process alone. Raises IndexMismatch if another updates it."""
-    from filelock import FileLock, Timeout  # brings asyncio
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        what = f"{folder} is being updated by another process: wait for it, or give another --out"
-        raise IndexMismatch(what) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    what = f"{folder} is being updated by another process: wait for it, or give another --out"
+    return lock.locked(folder, IndexMismatch(what))
 
 
 def _line(entry: dict[str, Any], vector: np.ndarray | None) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ssl_core.errors import InputError, NoTestSplit
@@ -26,6 +25,7 @@ from ssl_lm.duplicates import near_duplicates
 from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
 from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
 from ssl_train.data.files import SPLITS, open_file, printable, split_folder
+from ssl_train.lock import LOCK, locked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ssl_core.method import Recipe
     from ssl_lm.verbs import Prepare
 
-PLAN, DONE, LOCK = "plan.json", "done.jsonl", ".lock"
+PLAN, DONE = "plan.json", "done.jsonl"
 SMALLEST, LARGEST, PARTS = 2**16, 2**26, 64
 """A shard is a 64th of the text, but between 64 kB and 64 MB of it."""
 STRETCH, SHORT_STRETCH = 2**20, 2**14
@@ -277,20 +277,13 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     # before the lock, which leaves a file: these two a process that begins, or was killed, has
     if not file.exists() and any(entry.name not in (LOCK, f"{PLAN}.tmp") for entry in out.iterdir()):
         raise ShardError(f"{out} is not empty and holds no prepared data: give another --out")
-    lock = FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        what = f"{out} is being prepared by another process"
-        raise ShardError(f"{what}: wait for it, or give another --out") from error
-    try:
+    busy = f"{out} is being prepared by another process: wait for it, or give another --out"
+    with locked(out, ShardError(busy)):
         if not file.exists():
             _write(file, plan)
         elif _read_plan(file) != plan:
             raise ShardError(f"{out} was prepared from other text or for another tokenizer: give another --out")
         yield
-    finally:
-        lock.release()
 
 
 def _read_plan(file: Path) -> Any:

@@ -1,8 +1,8 @@
 """Settings by a look at the data and at the machine: what `--preset auto` chooses, and how a named
 preset is fitted to data on which it could not run.
 
-The rules, and the runs by which they were chosen, stand in docs/presets.md. A choice is made once:
-the run folder keeps it, and a resumed run takes it from there.
+The rules stand in docs/presets.md. A choice is made once: the run folder keeps it, and a resumed
+run takes it from there.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: tor
         config = recipe.settled(make(**values | {"warmup_epochs": 0.0}), data)
         seconds = pace(recipe, config, source, device)
         if asked.preset is None and 60 * minutes / seconds < ENOUGH_STEPS:
-            # In a short time many small steps teach more than a few large ones.
+            # Rather many small steps than a few large ones.
             most = max(SMALLEST_BATCH, int(config.batch_size * 60 * minutes / (seconds * ENOUGH_STEPS)))
             why = f"the largest for {ENOUGH_STEPS:,} steps in {minutes:g} minutes"
             values, choices = chosen(recipe, asked, look, data, device, most=(most, why))
@@ -213,7 +213,7 @@ def chosen(
             batch, why = max(fits, 1), f"what {free / 1e9:.1f} GB of free memory hold"
     values["batch_size"] = batch = choose("batch_size", batch, why)
 
-    # The papers scale the rate with the batch; below 256 the square root of it learns better.
+    # The papers scale the rate with the batch, for large ones; below 256 it falls by the root.
     if batch < 256:
         rate = base.base_lr * math.sqrt(256 / batch)
         values["base_lr"] = choose(
@@ -289,9 +289,9 @@ def pace(recipe: Recipe, config: Any, source: Source, device: torch.device) -> f
 
 
 def table(choices: list[Choice]) -> str:
-    """The choices as lines: field, value, why, the flag that changes it."""
-    rows = [(row.name, str(row.value), row.why, row.flag) for row in choices]
+    """The choices below a heading, a line each: field, value, why, the flag that changes it."""
+    shown = [f"{row.value:g}" if isinstance(row.value, float) else str(row.value) for row in choices]
+    rows = [(row.name, value, row.why, row.flag) for row, value in zip(choices, shown, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
-    )
+    lines = ("  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in rows)
+    return "\n".join(["chosen for these data and this machine:", *lines])

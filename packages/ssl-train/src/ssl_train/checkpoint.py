@@ -10,7 +10,6 @@ is used. Random numbers need no state: they are functions of (seed, step).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from ssl_core import distributed
 from ssl_core.config import to_dict
 from ssl_core.errors import TrainingError
-from ssl_core.hub.weights_file import fsync, save_weights
+from ssl_core.hub.weights_file import fsync, save_weights, sha256, sum_of
 from ssl_train.processes import broadcast_object, by_main
 
 SCHEMA = 1
@@ -120,7 +119,7 @@ class Checkpoints:
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "files": {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())},
             }
-            (temporary / "state.json").write_text(json.dumps({**state, "sha256": _sum(state)}, indent=1))
+            (temporary / "state.json").write_text(json.dumps({**state, "sha256": sum_of(state)}, indent=1))
             for path in (temporary / "state.json", temporary):
                 fsync(path)
             if final.exists():
@@ -263,7 +262,7 @@ def _from_main(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _read_state(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint. Raises ValueError if it is damaged or of another format."""
     state = json.loads((folder / "state.json").read_text())
-    if not isinstance(state, dict) or state.pop("sha256", None) != _sum(state):
+    if not isinstance(state, dict) or state.pop("sha256", None) != sum_of(state):
         raise ValueError("state.json differs from what was written")
     if state["schema"] != SCHEMA:
         raise ValueError(f"written in format {state['schema']}, this version reads {SCHEMA}")
@@ -325,10 +324,4 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
-
-
-def _sum(state: dict[str, Any]) -> str:
-    """sha256 of what state.json says, however it is laid out."""
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return {"sha256": sha256(path), "size": path.stat().st_size}

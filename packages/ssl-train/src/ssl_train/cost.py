@@ -68,13 +68,13 @@ def cost_of(recipe: Recipe, method: Any, device: torch.device) -> Cost:
     return Cost(multiply_adds, saved * beside * share, ALWAYS + sum(held.values()) + ADAM * trained)
 
 
-def check_memory(recipe: Recipe, method: Any, device: torch.device, *, parts: int) -> None:
-    """NotEnoughMemory if a step of the config's batch in `parts` micro-batches does not fit into
-    what `device` has free.
+def check_memory(cost: Cost, method: Any, device: torch.device, *, parts: int) -> None:
+    """NotEnoughMemory if a step of the config's batch in `parts` micro-batches, at this cost, does
+    not fit into what `device` has free.
 
     The method is still on the CPU, where its weights are in memory already.
     """
-    free, cost, batch = free_memory(device), cost_of(recipe, method, device), method.config.batch_size
+    free, batch = free_memory(device), method.config.batch_size
     needed = cost.bytes(-(-batch // parts))
     if free is None or needed <= free:
         return

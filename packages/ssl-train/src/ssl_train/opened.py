@@ -17,6 +17,7 @@ from ssl_core.errors import DataError, NoTestSplit
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
 from ssl_train.auto import Choice, settled, starting_point
+from ssl_train.cost import Cost, cost_of
 from ssl_train.data.sources import Source, attach
 from ssl_train.data.split import Subset, held_out
 from ssl_train.processes import broadcast_object
@@ -114,6 +115,11 @@ class Opened:
             for part in self._raw.values():
                 limit_pixels(part, self.config)
         return self._raw[split]
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What a training step costs here."""
+        return cost_of(self.recipe, self.method, self.device)
 
     @cached_property
     def train(self) -> Source:

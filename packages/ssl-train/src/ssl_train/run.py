@@ -64,7 +64,7 @@ def train(
             config = resumed(recipe, config, Path(out))
         opened = Opened.to_train(recipe, config, data=data, init=init, device=options.device)
         if opened.choices and distributed.is_main():
-            print(f"chosen for these data and this machine:\n{table(opened.choices)}", flush=True)
+            print(table(opened.choices), flush=True)
         return run(opened, Path(out), options)
 
 
@@ -95,7 +95,7 @@ def run(opened: Opened, out: Path, options: RunOptions) -> Any:
     if (check := getattr(transform, "check", None)) is not None:
         check(source)
     if not options.force:
-        check_memory(recipe, method, device, parts=options.accumulate * distributed.world_size())
+        check_memory(opened.cost, method, device, parts=options.accumulate * distributed.world_size())
     identity = identity_of(opened)
     check_ranks(identity)
     with _locked(out):

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssl_core.hub.weights_file import WeightsError, sha256
+from ssl_core.hub.weights_file import WeightsError, sha256, sum_of
 
 CHECKPOINTS, MANIFEST = "checkpoints", "state.json"
 
@@ -29,18 +29,18 @@ def checkpoint_of(name: str | Path) -> Path | None:
         if not found.is_dir():
             steps = ", ".join(str(number(path)) for path in newest_first(Path(folder))) or "none"
             raise FileNotFoundError(f"{folder} has no checkpoint of step {step}; it has {steps}")
-        read_manifest(found)
+        verify(found)
         return found
     run = Path(name)
     if (run / MANIFEST).is_file() and not (run / "config.json").is_file():
-        read_manifest(run)
+        verify(run)
         return run
     if (run / "config.json").is_file() or not (run / CHECKPOINTS).is_dir():
         return None
     damaged = []
     for path in newest_first(run):
         try:
-            read_manifest(path)
+            verify(path)
             return path
         except WeightsError as error:
             damaged.append(str(error))
@@ -60,19 +60,23 @@ def number(checkpoint: Path) -> int:
     return int(checkpoint.name[5:])
 
 
+def verify(checkpoint: Path) -> None:
+    """Raises WeightsError when a file of a checkpoint that is read here is damaged."""
+    files = read_manifest(checkpoint)["files"]
+    for name in {"model.safetensors", *files} - {"optim.safetensors"}:  # that one is large, and not read here
+        file = checkpoint / name
+        if name not in files or not file.is_file() or sha256(file) != files[name]["sha256"]:
+            raise WeightsError(f"{file} differs from what was written")
+
+
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a checkpoint. Raises WeightsError when it or the weights are damaged."""
+    """state.json of a checkpoint. Raises WeightsError when it is damaged."""
     file = checkpoint / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        known = {name: manifest[name] for name in ("step", "method", "config", "files")}
-        # the optimiser's state is large, and not read here
-        sums = {file: entry["sha256"] for file, entry in known["files"].items() if file != "optim.safetensors"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"{file} is damaged, or an older version wrote it ({type(error).__name__}: {error})"
-        ) from error
-    for name, expected in {"model.safetensors": "", **sums}.items():
-        if not (checkpoint / name).is_file() or sha256(checkpoint / name) != expected:
-            raise WeightsError(f"{checkpoint / name} differs from what was written")
-    return known
+        if manifest.pop("sha256") != sum_of(manifest):
+            raise ValueError("it differs from what was written")
+        return {name: manifest[name] for name in ("step", "method", "config", "files")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{file} is damaged, or an older version wrote it ({type(error).__name__}: {error})"
+        raise WeightsError(what) from error

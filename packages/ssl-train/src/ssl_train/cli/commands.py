@@ -27,6 +27,7 @@ from ssl_train.asked import Asked
 from ssl_train.auto import table
 from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
+from ssl_train.cost import cost_of
 from ssl_train.data.sources import Source
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
@@ -46,9 +47,9 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
         opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device)
         if main:
             if opened.choices:
-                print(f"chosen for these data and this machine:\n{table(opened.choices)}")
+                print(table(opened.choices))
                 print(f"the same again: {program} train{_flag('--data', args.data)} --config {out} --out ANOTHER\n")
-            print(describe(recipe, opened.method, opened.device, len(opened.raw("train"))), flush=True)
+            print(describe(recipe, opened.method, opened.cost, opened.device, len(opened.raw("train"))), flush=True)
         method = run(opened, out, options)
     if not main:
         return
@@ -220,7 +221,8 @@ def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> None:
         with torch.device("meta"):
             method = load(recipe.method)(config)
     if recipe.views:
-        print(describe(recipe, method, pick_device(args.device), samples))
+        device = pick_device(args.device)
+        print(describe(recipe, method, cost_of(recipe, method, device), device, samples))
     else:
         print(describe_encoder(recipe, method))
 

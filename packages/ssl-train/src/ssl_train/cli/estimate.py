@@ -11,24 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_core.device import pick_precision
 from ssl_core.method import Recipe
-from ssl_train.cost import cost_of, gigabytes, on_meta
+from ssl_train.cost import Cost, gigabytes, on_meta
 from ssl_train.data.loader import Plan
 
 SHARE_OF_PEAK = 0.6
 """Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
 
 
-def describe(recipe: Recipe, method: nn.Module, device: torch.device, samples: int | None) -> str:
+def describe(recipe: Recipe, method: nn.Module, cost: Cost, device: torch.device, samples: int | None) -> str:
     """A few lines on the cost of pretraining `method` on this machine, and on the whole run if
-    `samples` are known.
-
-    The method stays as it is: one sample without content passes a copy of it that holds no memory.
-    """
+    `samples` are known."""
     config: Any = method.config
     precision = pick_precision(config.precision, device)
     parameters = sum(p.numel() for p in method.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    cost = cost_of(recipe, method, device)
     flops = cost.multiply_adds
     rate = matmul_rate(device, precision)
     seconds = 3 * flops * config.batch_size / (SHARE_OF_PEAK * rate)
