@@ -91,3 +91,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_is_an_error(tmp_path):
     os.truncate(older / "state.json", 9)
     with pytest.raises(WeightsError, match="no checkpoint of .* can be read"):
         Tiny.from_pretrained(tmp_path / "run")
+
+
+def test_a_changed_word_of_the_manifest_is_damage(stopped):
+    manifest = newest_first(stopped)[0] / "state.json"
+    manifest.write_text(manifest.read_text().replace('"dim": 16', '"dim": 61'))
+    with pytest.raises(WeightsError, match="differs from what was written"):
+        Tiny.from_pretrained(stopped)
