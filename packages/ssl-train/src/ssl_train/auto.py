@@ -116,23 +116,19 @@ def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: tor
     message has the nearest value that can.
     """
     samples = len(source)
-    look = look_at(source) if asked.preset is None else Look(samples, None)
-    if asked.preset is None:
-        values, choices = chosen(recipe, asked, look, data, device)
-        make = load(recipe.config)
-    else:
-        values, choices = fitted(asked, samples)
-        make = type(asked.preset)
+    look = look_at(source) if asked.preset is None else None  # a named preset needs none
+    values, choices = fitted(asked, samples) if look is None else chosen(recipe, asked, look, data, device)
+    make = load(recipe.config)
 
     # A run is cut to the steps and the time that it was given. Only the time needs a real step.
     minutes = asked.minutes
-    if minutes is None and asked.preset is None and "epochs" not in asked.typed and device.type == "cpu":
+    if minutes is None and look is not None and "epochs" not in asked.typed and device.type == "cpu":
         minutes = MINUTES_ON_CPU
     limits = [] if asked.max_steps is None else [(asked.max_steps, "--max-steps")]
     if minutes is not None:
         config = recipe.settled(make(**values | {"warmup_epochs": 0.0}), data)
         seconds = pace(recipe, config, source, device)
-        if asked.preset is None and 60 * minutes / seconds < ENOUGH_STEPS:
+        if look is not None and 60 * minutes / seconds < ENOUGH_STEPS:
             # Rather many small steps than a few large ones.
             most = max(SMALLEST_BATCH, int(config.batch_size * 60 * minutes / (seconds * ENOUGH_STEPS)))
             why = f"the largest for {ENOUGH_STEPS:,} steps in {minutes:g} minutes"
@@ -148,7 +144,7 @@ def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: tor
 
     # Warm-up is part of the run. One that was typed stays, and is refused if it is longer.
     most = WARMUP * values["epochs"]
-    too_long = values["warmup_epochs"] > (most if asked.preset is None else values["epochs"])
+    too_long = values["warmup_epochs"] > (values["epochs"] if look is None else most)
     if too_long and "warmup_epochs" not in asked.typed:
         choices.append(Choice("warmup_epochs", f"{most:.4g}", f"a tenth of the run of {values['epochs']:.4g} epochs"))
         values["warmup_epochs"] = most

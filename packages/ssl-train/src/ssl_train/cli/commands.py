@@ -73,7 +73,7 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
     finish(recipe, out)
     print(summary(out), *lines, sep="\n")
     print(f"\nlook at  {out / 'report.html'}")
-    print(f"next     {program} evaluate {out}" + (f" --data {args.data}" if args.data else ""))
+    print(f"next     {program} evaluate {out}{_flag('--data', args.data)}")
     print(f"         {program} embed {out} --data your/folder --out features.npz")
     _, inputs, *_ = inspect.signature(type(method).encode).parameters
     print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
