@@ -31,7 +31,13 @@ def module_files(sources: Iterable[Path]) -> dict[str, Path]:
 
 def import_graph(sources: Iterable[Path] | None = None) -> dict[str, set[str]]:
     """The imports among the modules below `sources`; of every distribution by default."""
-    files = module_files([project.folder / "src" for project in projects().values()] if sources is None else sources)
+    return graph_of(
+        module_files([project.folder / "src" for project in projects().values()] if sources is None else sources)
+    )
+
+
+def graph_of(files: Mapping[str, Path]) -> dict[str, set[str]]:
+    """The imports among the modules in `files`: dotted name -> file."""
     return {module: set(_imported(module, files)) & files.keys() - {module} for module in files}
 
 
