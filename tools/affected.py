@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from import_graph import graph_of, module_files
@@ -63,6 +64,13 @@ def reach(project: Project, graph: dict[str, set[str]]) -> set[str]:
     return {name for name, other in projects().items() if other.module.name in modules}
 
 
+@cache
+def reaches() -> dict[str, set[str]]:
+    """Suite -> names of the distributions whose change can break it."""
+    graph = _with_tests()
+    return {project.word: reach(project, graph) for project in projects().values()}
+
+
 def _with_tests() -> dict[str, set[str]]:
     """The imports of every distribution, and of its tests as modules `tests.<word>.<file>`."""
     files = module_files(project.folder / "src" for project in projects().values())
@@ -77,13 +85,12 @@ def affected(paths: Iterable[str]) -> list[str]:
 
     `paths` are relative to the root, with slashes.
     """
-    graph, known = _with_tests(), every_environment()
-    reached = {project.word: reach(project, graph) for project in projects().values()}
+    known = every_environment()
     wanted: set[str] = set()
     for path in paths:
         changed = _distribution(path)
         if changed:
-            wanted |= {*CODE, *(word for word, names in reached.items() if changed in names)}
+            wanted |= {*CODE, *(word for word, names in reaches().items() if changed in names)}
         elif rules := [start for start in RULES if path == start or (start[-1] == "/" and path.startswith(start))]:
             wanted |= set(RULES[max(rules, key=len)])
         else:
@@ -100,7 +107,12 @@ def _distribution(path: str) -> str | None:
 
 
 def changed_since(base: str) -> list[str]:
-    """Paths that differ between the commit where we left `base` and now, deleted ones included."""
+    """Paths that differ between the commit where we left `base` and now, deleted ones included.
+
+    A new branch has no base, which GitHub writes as zeros: then the whole tree is new.
+    """
+    if not base.strip("0"):
+        return [""]
     command = ("git", "diff", "--name-only", "--no-renames", f"{base}...HEAD")
     return subprocess.run(command, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE).stdout.splitlines()
 

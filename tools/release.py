@@ -3,7 +3,9 @@
     tox -e release -- ssl-mae 1.2.0 --dry-run      check, and show what would be written
     tox -e release -- ssl-mae 1.2.0                bump, changelog, tox, commit, tag ssl-mae-v1.2.0
 
-A package can only be released after its core and engine, or users could not install it.
+A package can only be released after its core and engine, or users could not install it. What it
+imports from them has to be there in the oldest releases that it admits (tools/floors.py). Its first
+release also writes where its sources are, from the remote `origin`.
 """
 
 from __future__ import annotations
@@ -12,38 +14,17 @@ import argparse
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
+import floors
 from packaging.requirements import Requirement
 from packaging.version import Version
-from projects import projects
+from projects import ROOT, Project, projects
+from tags import ReleaseError, folder_of, git, tagged
 
-ROOT = Path(__file__).resolve().parents[1]
 VERSION_LINE = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
-
-
-class ReleaseError(RuntimeError):
-    """The release is refused; the message says why."""
-
-
-def git(*arguments: str) -> str:
-    """Output of a git command in this repository. Raises CalledProcessError when it fails."""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE)
-    return done.stdout
-
-
-def folder_of(name: str) -> Path:
-    """The folder of a distribution; ReleaseError when there is none."""
-    known = projects(ROOT)
-    if name not in known:
-        raise ReleaseError(f"there is no distribution {name}, only {', '.join(known)}")
-    return known[name].folder
-
-
-def tagged(name: str) -> set[str]:
-    """Versions of a distribution that have a tag."""
-    return {tag.removeprefix(f"{name}-v") for tag in git("tag", "--list", f"{name}-v*").split()}
 
 
 def check(name: str, version: str) -> None:
@@ -63,6 +44,8 @@ def check(name: str, version: str) -> None:
     for requirement in map(Requirement, projects(ROOT)[name].ours):
         if not any(requirement.specifier.contains(v) for v in tagged(requirement.name)):
             raise ReleaseError(f"no released version satisfies {requirement}: release {requirement.name} first")
+    with tempfile.TemporaryDirectory(prefix="floors-") as temporary:
+        floors.read(Project(folder), Path(temporary))
 
 
 def write_version(folder: Path, version: str) -> None:
@@ -72,6 +55,28 @@ def write_version(folder: Path, version: str) -> None:
     if count != 1:
         raise ReleaseError(f"{path} has {count} lines `version = …`, expected one")
     path.write_text(text)
+
+
+def write_urls(folder: Path) -> None:
+    """Give a project that has no `[project.urls]` those of the remote `origin`.
+
+    Raises ReleaseError if the remote has no web page.
+    """
+    path = folder / "pyproject.toml"
+    if "[project.urls]" in (text := path.read_text()):
+        return
+    found = re.fullmatch(r"(?:git@|https://)([\w.-]+)[:/](.+?)(?:\.git)?/?", git("remote", "get-url", "origin").strip())
+    if not found:
+        raise ReleaseError("the remote `origin` is no https:// or git@ address: its web page goes into [project.urls]")
+    web = f"https://{found[1]}/{found[2]}"
+    place = folder.relative_to(ROOT).as_posix()
+    table = {
+        "Source": f"{web}/tree/main/{place}",
+        "Changelog": f"{web}/blob/main/{place}/CHANGELOG.md",
+        "Issues": f"{web}/issues",
+    }
+    lines = "".join(f'{name} = "{url}"\n' for name, url in table.items())
+    path.write_text(text.replace("\n[tool.", f"\n[project.urls]\n{lines}\n[tool.", 1))
 
 
 def towncrier(name: str, version: str, *flags: str) -> None:
@@ -84,6 +89,7 @@ def towncrier(name: str, version: str, *flags: str) -> None:
 def release(name: str, version: str) -> None:
     """Bump, write the changelog, run all tests in new environments, commit and tag."""
     write_version(folder_of(name), version)
+    write_urls(folder_of(name))
     towncrier(name, version, "--yes")
     print("testing; if this fails, `git reset --hard` undoes the release", flush=True)
     subprocess.run(["tox", "-r"], cwd=ROOT, check=True)
