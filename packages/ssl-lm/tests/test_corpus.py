@@ -127,7 +127,7 @@ class TestRawText:
             ("x.txt", b"", "is empty"),
             ("x.txt", b"a\0", "is binary"),
             ("x.txt", b"\xff\xfe", "is not UTF-8"),
-            ("x.csv", b"words\na\n", "no rows with a column `text`"),
+            ("x.csv", b"id,words\n1,a\n", "no column `text`; it has id, words: name the one .*csv.text=COLUMN"),
             ("x.csv", b"text\n", "has no row"),
             ("x.jsonl", b"[1]\n", "is no object"),
             ("x.jsonl", b'{"text": "a"}\n{"label": "b"}\n', "line 2 has no `text`"),

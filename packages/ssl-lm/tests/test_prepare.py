@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ from ssl_core.config import ConfigError
 from ssl_core.errors import DataError, InputError
 from ssl_lm import GPTConfig, load_tokenizer, prepare_text, train_tokenizer
 from ssl_lm import prepare as prepare_module
+from ssl_lm import splits as splits_module
 from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.corpus import open_text, settle
 from ssl_lm.duplicates import near_duplicates
 from ssl_lm.shards import META, ShardError, Shards
+from ssl_lm.splits import find_splits
 from ssl_lm.texts import ROW, SEPARATOR, cut, list_files, read_piece
 from ssl_lm.tokenizer import LONGEST_WORD, _short_words, special_ids
 from ssl_testing import children
@@ -57,7 +61,7 @@ def test_every_document_comes_back_in_one_of_the_splits_with_an_eos_behind_it(fo
 
 
 def test_two_processes_write_what_one_writes(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
+    monkeypatch.setattr(splits_module, "SMALLEST", 1000)
     a = prepare_text(folder, tmp_path / "a", tokenizer="train:500", workers=0)
     b = prepare_text(folder, tmp_path / "b", tokenizer="train:500", workers=2)
     assert a == b and len(a["splits"]["train"]) > 5
@@ -78,7 +82,7 @@ def test_a_second_call_writes_only_a_damaged_shard(folder, tmp_path, monkeypatch
 
 
 def test_a_killed_preparation_resumes(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
+    monkeypatch.setattr(splits_module, "SMALLEST", 1000)
     whole = prepare_text(folder, tmp_path / "whole", tokenizer="train:500", workers=0)
     write, written = prepare_module.write_shard, []
 
@@ -115,7 +119,7 @@ def test_other_text_or_another_tokenizer_needs_another_folder(folder, tmp_path):
 
 
 def test_one_large_text_is_cut_into_shards_and_comes_back_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "SMALLEST", 500)
+    monkeypatch.setattr(splits_module, "SMALLEST", 500)
     monkeypatch.setattr(prepare_module, "SHORT_STRETCH", 300)
     text = "é — 雪\n\n\n    " + write_text(600).replace("value", "värde\n\n") + "end"
     (tmp_path / "one.txt").write_text(text)
@@ -230,7 +234,7 @@ ROWS_AMONG = [
 
 @pytest.mark.parametrize(("row", "reason"), ROWS_AMONG, ids=lambda value: repr(value)[:20])
 def test_a_row_without_a_text_is_left_out_alone_and_named(row, reason, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "SMALLEST", 1000)
+    monkeypatch.setattr(splits_module, "SMALLEST", 1000)
     rows = [{"text": write_text(2, seed=i)} for i in range(200)]
     lines = [json.dumps(line) for line in [*rows[:150], row, *rows[150:]]]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
@@ -288,7 +292,7 @@ def _folder(folder: Path, files: dict[str, str]) -> Path:
 def test_the_test_part_is_a_share_of_the_bytes_whatever_files_are_empty(odd, tmp_path):
     for salt in range(8):
         files = {f"{salt}-{i:02d}.txt": odd if i < 10 else write_text(10 + 5 * (i % 7), seed=i) for i in range(46)}
-        splits = prepare_module.find_splits(_folder(tmp_path / str(salt), files), 0.1)
+        splits = find_splits(_folder(tmp_path / str(salt), files), 0.1)
         sizes = {split: sum(piece.size for piece in pieces) for split, pieces in splits.items()}
         assert sum(sizes.values()) == sum(map(len, files.values()))
         assert 0.05 < sizes["test"] / sum(sizes.values()) < 0.15
@@ -296,7 +300,7 @@ def test_the_test_part_is_a_share_of_the_bytes_whatever_files_are_empty(odd, tmp
 
 def test_of_a_few_files_the_smallest_is_held_out_and_of_one_file_the_end(tmp_path):
     two = _folder(tmp_path / "two", {"a.txt": write_text(300), "b.txt": write_text(100, seed=1), "c.txt": ""})
-    splits = prepare_module.find_splits(two, 0.05)
+    splits = find_splits(two, 0.05)
     assert [[Path(piece.path).name for piece in pieces] for pieces in splits.values()] == [["a.txt"], ["b.txt"]]
     one = _folder(tmp_path / "one", {"a.txt": write_text(300), "b.txt": ""})
     prepare_text(one, tmp_path / "out", tokenizer="train:500", workers=0)
@@ -347,13 +351,13 @@ def test_near_duplicates_are_one_group_and_other_files_are_not(tmp_path):
 
 def test_near_duplicates_are_on_one_side(tmp_path):
     files = {f"{i}-{copy}.txt": " ".join([*prose(i), f"copy {copy}"]) for i in range(12) for copy in range(3)}
-    splits = prepare_module.find_splits(_folder(tmp_path / "d", files), 0.25)
+    splits = find_splits(_folder(tmp_path / "d", files), 0.25)
     train, test = ({Path(piece.path).name.split("-")[0] for piece in pieces} for pieces in splits.values())
     assert not train & test and len(test) == 3 and len(train) == 9
     copies = _folder(tmp_path / "copies", {f"{i}.txt": write_text(30) for i in range(4)})
     with pytest.raises(InputError, match="nearly the same text.*--held-out 0"):
-        prepare_module.find_splits(copies, 0.25)
-    assert not prepare_module.find_splits(copies, 0)["test"]
+        find_splits(copies, 0.25)
+    assert not find_splits(copies, 0)["test"]
 
 
 @pytest.mark.parametrize(
@@ -393,7 +397,7 @@ def test_a_command_that_trains_a_tokenizer_says_so(folder, tmp_path, capsys):
         ("t.txt", {"tokenizer": "./nowhere"}, "nowhere"),
         ("t.txt", {"tokenizer": "t.txt"}, "is no tokenizer"),
         ("t.txt", {"held_out": 1.0}, "held_out"),
-        ("bad.jsonl", {}, "line 1: it is no object with a `text`"),
+        ("bad.jsonl", {}, "line 1: its `words` is int, not a string"),
     ],
     ids=str,
 )
@@ -423,9 +427,9 @@ def test_a_data_set_is_opened_once_and_a_row_counts_as_so_many_bytes(tmp_path, m
     (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     opened, load = [], datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda *name: opened.append(name) or load(*name))
-    monkeypatch.setattr(prepare_module, "ROWS", 4)
-    monkeypatch.setattr(prepare_module, "SMALLEST", 8 * ROW)
-    monkeypatch.setattr(prepare_module, "TRAINED_ON", 20 * ROW)
+    monkeypatch.setattr(splits_module, "ROWS", 4)
+    monkeypatch.setattr(splits_module, "SMALLEST", 8 * ROW)
+    monkeypatch.setattr(splits_module, "TRAINED_ON", 20 * ROW)
     seen = []
     monkeypatch.setattr(
         prepare_module, "read_piece", lambda piece, bad: seen.append(piece.start) or read_piece(piece, bad)
@@ -441,12 +445,108 @@ def test_the_text_column_of_a_data_set_can_be_named(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "rows").mkdir()
     rows = [write_text(5, seed=i) for i in range(40)]
-    (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps({"body": row}) + "\n" for row in rows))
+    (tmp_path / "rows" / "train.jsonl").write_text(
+        "".join(json.dumps({"title": "a", "body": row}) + "\n" for row in rows)
+    )
     data = f"hf:{tmp_path / 'rows'}"
-    with pytest.raises(InputError, match=r"none of them `text`: name the column of texts with hf:.*\?text="):
+    with pytest.raises(InputError, match=r"no column `text`; it has title, body: name .* hf:.*\?text="):
         prepare_text(data, tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
     prepare_text(f"{data}?text=body", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
     assert texts(tmp_path / "out", "train") == rows
+
+
+ROWS_OF_TEXT = ["a, b", 'said "no"\nand left', "", "\r\nthird\u2028line", "é"]
+
+
+@pytest.fixture(params=["x.csv", "x.TSV", "x.parquet", "x.jsonl"])
+def table(request, tmp_path):
+    """Writes rows of columns into a table of each kind."""
+
+    def write(rows):
+        file = tmp_path / request.param
+        if file.suffix == ".parquet":
+            datasets = pytest.importorskip("datasets")
+            datasets.Dataset.from_list(rows).to_parquet(str(file), batch_size=2)
+        elif file.suffix == ".jsonl":
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            with file.open("w", newline="", encoding="utf-8-sig") as stream:
+                writer = csv.writer(stream, delimiter="," if file.suffix == ".csv" else "\t")
+                writer.writerows([[name.upper() for name in rows[0]], *(row.values() for row in rows)])
+        return file
+
+    return write
+
+
+def test_a_row_of_a_table_is_a_document(table, tmp_path):
+    file = table([{"id": "1", "text": text} for text in ROWS_OF_TEXT])
+    prepare_text(file, tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    assert texts(tmp_path / "out", "train") == ROWS_OF_TEXT
+
+
+def test_the_end_of_a_table_is_held_out_between_two_rows(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(splits_module, "SMALLEST", 100)
+    rows = [f'{i} "quoted",\n' + write_text(2, seed=i) for i in range(60)]
+    prepare_text(table([{"text": row} for row in rows]), tmp_path / "out", tokenizer="train:500", workers=0)
+    train, test = (texts(tmp_path / "out", split) for split in ("train", "test"))
+    assert train + test == rows and 1 <= len(test) <= 6
+
+
+def test_the_column_of_a_table_is_text_or_the_only_one_or_the_one_that_is_named(table, tmp_path):
+    file = table([{"title": "t", "body": text} for text in ROWS_OF_TEXT])
+    with pytest.raises(InputError, match=r"has no column `text`; it has title, body: name .*\?text=COLUMN"):
+        find_splits(file, 0)
+    with pytest.raises(InputError, match=r"no column of texts 'boddy'; it has title, body. Did you mean body\?"):
+        find_splits(f"{file}?text=boddy", 0)
+    prepare_text(f"{file}?text=body", tmp_path / "a", tokenizer="train:500", held_out=0, workers=0)
+    (tmp_path / "folder").mkdir()
+    table([{"body": text} for text in ROWS_OF_TEXT]).rename(tmp_path / "folder" / file.name)
+    prepare_text(tmp_path / "folder", tmp_path / "b", tokenizer="train:500", held_out=0, workers=0)
+    assert texts(tmp_path / "a", "train") == texts(tmp_path / "b", "train") == ROWS_OF_TEXT
+
+
+def test_a_row_that_cannot_be_read_is_left_out_alone_and_named(tmp_path):
+    rows = [
+        b"id,text",
+        *(b"%d,some words" % i for i in range(30)),
+        b"7,caf\xe9",
+        b"8",
+        b"9,a,b",
+        b"",
+        b'1,"more\nwords"',
+    ]
+    (tmp_path / "x.csv").write_bytes(b"\n".join(rows))
+    meta = prepare_text(tmp_path / "x.csv", tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+    assert texts(tmp_path / "out", "train") == ["some words"] * 30 + ["more\nwords"]
+    assert meta["left_out"] == [["x.csv", "3 lines, the first line 32: it is not UTF-8"]] or meta["left_out"] == [
+        ("x.csv", "3 lines, the first line 32: it is not UTF-8")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b'text\n"open\nmore\n', "x.csv, row 3: .*Mend its quotes"),
+        ("x.csv", "text\nwörter\n".encode("utf-16"), "is binary|is not UTF-8"),
+        ("x.csv", b"text\n", "holds no text"),
+        ("x.parquet", b"PAR1 and no more", "x.parquet cannot be opened"),
+    ],
+    ids=str,
+)
+def test_a_table_that_cannot_be_read_is_named(name, content, message, tmp_path):
+    if name.endswith("parquet"):
+        pytest.importorskip("datasets")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        prepare_text(tmp_path / name, tmp_path / "out", tokenizer="train:500", held_out=0, workers=0)
+
+
+def test_parquet_without_its_library_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    message = r"x.parquet needs the datasets library: pip install ssl-lm\[datasets\]"
+    with pytest.raises(InputError, match=message):
+        prepare_text(tmp_path / "x.parquet", tmp_path / "out")
 
 
 def test_linked_folders_are_read_and_names_may_be_any_bytes(tmp_path):

@@ -20,7 +20,7 @@ from ssl_lm import tokenizer as tokens
 from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits
 from ssl_lm.shards import META, Shards
-from ssl_lm.texts import Piece, decode, list_files
+from ssl_lm.texts import CSV, LINES, Piece, decode, kind, list_files, named_column, text_column
 from ssl_train.data.files import class_names, open_file, split_folder
 from ssl_train.data.names import digest, number_labels, read_table
 
@@ -40,12 +40,14 @@ def open_text(data: str | Path | None, *, config: LMConfig, split: str = "train"
     - a folder that `ssl-lm prepare` made;
     - for evaluations, with a document as a sample: a text file; a folder of text files, labelled by
       the first sub-folder if there are two or more, with the splits of `ssl_train.data.files`; a
-      .csv, .tsv or .jsonl with a column `text` and perhaps `label`.
+      .csv, .tsv or .jsonl with a column `text`, or one that "file?text=COLUMN" names, and perhaps
+      `label`.
 
     Raises DataError, which says what to do.
     """
-    path = _path(data)
-    return Windows(path, split, config) if (path / META).is_file() else _raw(path, split)
+    name, column = named_column(str(data)) if data is not None else (None, None)
+    path = _path(name)
+    return Windows(path, split, config) if (path / META).is_file() else _raw(path, split, column)
 
 
 def settle(config: LMConfig, data: str | Path | None) -> Any:
@@ -167,32 +169,31 @@ class Texts:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _raw(path: Path, split: str) -> Texts:
+def _raw(path: Path, split: str, column: str | None) -> Texts:
     if path.is_dir():
         return _folder(split_folder(path, split))
     if split == "test":
         raise NoTestSplit(f"{path} has no test split: name the test data's own file")
-    if path.suffix in (".csv", ".tsv", ".jsonl"):
-        return _table(path)
+    if kind(path) in (*CSV, LINES):
+        return _table(path, column)
     text = _read(path)
     if not text.strip():
         raise DataError(f"{path} is empty")
     return Texts([text], [path.name], None, None)
 
 
-def _table(file: Path) -> Texts:
-    """A row is a sample: its `text`, and perhaps its `label`."""
+def _table(file: Path, given: str | None) -> Texts:
+    """A row is a sample: its text, and perhaps its `label`."""
     columns, rows = read_table(file)
-    if "text" not in columns:
-        raise DataError(f"{file} has no rows with a column `text`: it has {', '.join(columns)}")
+    column = text_column([name for name in columns if name != "label"], str(file), given)
     texts, words = [], []
     for place, row in rows:
-        if row.get("text") is None:  # a line of JSON may lack it, or have null
-            raise DataError(f"{place} has no `text`")
-        texts.append(str(row["text"]))
+        if row.get(column) is None:  # a line of JSON may lack it, or have null
+            raise DataError(f"{place} has no `{column}`")
+        texts.append(str(row[column]))
         words.append(str(row.get("label", "") or "").strip())
     if not texts:
-        raise DataError(f"{file} has no row with a `text`")
+        raise DataError(f"{file} has no row with a `{column}`")
     labels, classes = number_labels(words)
     return Texts(texts, [f"{file.name}[{i}]" for i in range(len(texts))], labels, classes)
 

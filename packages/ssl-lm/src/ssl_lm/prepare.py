@@ -5,13 +5,11 @@ It imports no torch itself, so that its processes start fast.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import astuple
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ssl_core.errors import InputError, NoTestSplit
+from ssl_core.errors import InputError
 from ssl_lm.bytebpe import WordTable, applies
-from ssl_lm.duplicates import near_duplicates
 from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
-from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
-from ssl_train.data.files import SPLITS, open_file, printable, split_folder
+from ssl_lm.splits import LARGEST, digest_of, find_splits, group, sample
+from ssl_lm.texts import BadText, Piece, read_piece
+from ssl_train.data.files import open_file, printable
 from ssl_train.lock import LOCK, locked
 
 if TYPE_CHECKING:
@@ -34,22 +32,14 @@ if TYPE_CHECKING:
     from ssl_lm.verbs import Prepare
 
 PLAN, DONE = "plan.json", "done.jsonl"
-SMALLEST, LARGEST, PARTS = 2**16, 2**26, 64
-"""A shard is a 64th of the text, but between 64 kB and 64 MB of it."""
 STRETCH, SHORT_STRETCH = 2**20, 2**14
 """Characters that are tokenised at once; the second with the table of words (byte-level BPE)."""
-ROWS = 1000
-"""Rows of a `datasets` split in a piece."""
-TRAINED_ON = 2**27
-"""Bytes of text that a tokenizer is trained on at most."""
 NO_TEST = "give folders train/ and test/, a larger --held-out, or --held-out 0 for none"
 
 
 def run(recipe: Recipe, arguments: Prepare) -> None:
     """The verb."""
-    name = arguments.data
-    if name.startswith("hf:"):  # without the columns that are named behind it
-        name = name[3:].partition("?")[0]
+    name = arguments.data.removeprefix("hf:").partition("?")[0]  # without the columns that are named behind it
     out = Path(arguments.out or f"{Path(name).stem}-tokens")
     meta = prepare_text(**{**vars(arguments), "out": out}, progress=True)
     for split, records in meta["splits"].items():
@@ -92,7 +82,7 @@ def prepare_splits(
     Shards that an earlier call has written are kept if their sums agree. Raises ShardError if
     another process is writing to `out`.
     """
-    plan = {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": _digest(splits)}
+    plan = {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": digest_of(splits)}
     with _claimed(out, plan):
         return _prepare(splits, out, source, tested, tokenizer, algorithm, workers, progress)
 
@@ -147,125 +137,6 @@ def _prepare(
     return meta
 
 
-def find_splits(data: str | Path, held_out: float) -> dict[str, list[Piece]]:
-    """Pieces of the training and of the test text.
-
-    A folder with train/ and test/ (or val/) has these splits, and so has a data set of the Hub. Of
-    other folders every file is a document. Files that have a share of the bytes are held out, by
-    the hash of their names, and near-duplicates stay together. Of one file, its end is held out.
-    """
-    text = str(data)
-    if text.startswith("hf:"):
-        return _hf_splits(text[3:], held_out)
-    path = Path(text).expanduser()
-    if path.is_file():
-        size = path.stat().st_size
-        if size == 0:
-            raise InputError(f"{path} is empty")
-        border = _border(path, int((1 - held_out) * size)) if held_out else size
-        length = min(LARGEST, max(SMALLEST, size // PARTS))
-        return {"train": cut(path, length, 0, border), "test": cut(path, length, border)}
-    if not path.is_dir():
-        raise InputError(f"there is no {text!r}: give a text file, a .jsonl file, a folder of them, or hf:NAME")
-    try:
-        test = split_folder(path, "test")
-    except NoTestSplit:
-        files = [file for file in list_files(path) if file.stat().st_size]
-        if len(files) == 1:
-            return find_splits(files[0], held_out)
-        test_files = _held_out(path, files, held_out) if held_out else set()
-        return {
-            "train": _whole(file for file in files if file not in test_files),
-            "test": _whole(file for file in files if file in test_files),
-        }
-    return {"train": _whole(list_files(split_folder(path, "train"))), "test": _whole(list_files(test))}
-
-
-def _border(path: Path, offset: int) -> int:
-    """Where the held-out end of a file begins: at a line, or at a space of the last line of all."""
-    with open_file(path) as stream:
-        border = line_end(stream, offset)
-        if stream.read(1) or path.suffix == ".jsonl":  # half a line of JSON is nothing
-            return border
-        stream.seek(offset)
-        space = stream.read().rstrip().find(b" ")
-    return border if space < 0 else offset + space
-
-
-def _held_out(folder: Path, files: list[Path], share: float) -> set[Path]:
-    """Files that have about `share` of the bytes, near-duplicates together.
-
-    Raises InputError if all files are near-duplicates.
-    """
-    # by the hash of the names, so that the order of the files does not count
-    groups = sorted(near_duplicates(files), key=lambda group: _name_hash(group[0], folder))
-    if len(groups) == 1:
-        what = f"the files of {folder} are nearly the same text, so that none can be held out for testing"
-        raise InputError(f"{what}: take the copies out, or give --held-out 0")
-    sizes = [sum(file.stat().st_size for file in group) for group in groups]
-    wanted, taken = share * sum(sizes), 0
-    chosen, rest = [], []
-    for group, size in zip(groups, sizes, strict=True):
-        fits = taken + size / 2 <= wanted
-        (chosen if fits else rest).append((size, group))
-        taken += size if fits else 0
-    # with few files all may be too large: then the smallest, but never all of the text
-    if taken < wanted / 2 and len(rest) > 1:
-        chosen.append(min(rest))
-    return {file for _, group in chosen for file in group}
-
-
-def _name_hash(file: Path, folder: Path) -> bytes:
-    return hashlib.sha256(os.fsencode(file.relative_to(folder))).digest()
-
-
-def _whole(files: Iterable[Path]) -> list[Piece]:
-    return [piece for file in files for piece in cut(file, LARGEST)]
-
-
-def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
-    splits = open_hf(name)
-    if "train" not in splits:
-        raise InputError(f"hf:{name} has the splits {', '.join(splits)}, none of them `train`")
-    # without a split for test, the last rows of `train` are held out
-    rows = len(splits["train"])
-    test = next((split for split in SPLITS["test"] if split in splits), None)
-    border = rows if test else round(rows * (1 - held_out))
-    parts = {
-        "train": ("train", 0, border),
-        "test": (test or "train", 0 if test else border, len(splits[test or "train"])),
-    }
-    return {
-        split: [Piece(name, i, min(i + ROWS, end), split=part) for i in range(start, end, ROWS)]
-        for split, (part, start, end) in parts.items()
-    }
-
-
-def group(pieces: list[Piece]) -> list[list[Piece]]:
-    """Pieces in order, grouped into shards."""
-    total = sum(piece.size for piece in pieces)
-    # an empty room opens a new group, which may grow beyond it by one piece
-    size, groups, room = min(LARGEST, max(SMALLEST, total // PARTS)), [], 0
-    for piece in pieces:
-        if room <= 0:
-            groups.append([])
-            room = size
-        groups[-1].append(piece)
-        room -= piece.size
-    return groups
-
-
-def _digest(splits: dict[str, list[Piece]]) -> str:
-    """Sixteen hex digits that change with the names, sizes and times of the files that are read."""
-    total = hashlib.sha256()
-    for split, pieces in splits.items():
-        for piece in pieces:
-            # the time of a file changes when its text does
-            stamp = 0 if piece.split else os.stat(piece.path).st_mtime_ns
-            total.update(repr((split, *astuple(piece), stamp)).encode())
-    return total.hexdigest()[:16]
-
-
 @contextmanager
 def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     """The folder for this process alone, with a note of what it is for.
@@ -303,21 +174,14 @@ def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece], progre
         if not name[6:].isdigit():
             raise InputError(f"--tokenizer {name}: write train: and a number, as in train:8000")
         if progress:  # in a log, where the library's bars are hidden, too
-            size = sum(piece.size for piece in _sample(pieces))
+            size = sum(piece.size for piece in sample(pieces))
             print(f"training a tokenizer of {int(name[6:]):,} tokens on {size:,} bytes of text", flush=True)
-        texts = (text for piece in _sample(pieces) for text in _readable(piece))
+        texts = (text for piece in sample(pieces) for text in _readable(piece))
         tokenizer = train_tokenizer(texts, int(name[6:]), algorithm, progress)  # type: ignore[arg-type]
     else:
         tokenizer = load_tokenizer(name)
     save_tokenizer(tokenizer, out)
     return tokenizer
-
-
-def _sample(pieces: list[Piece]) -> list[Piece]:
-    """Evenly spread pieces, TRAINED_ON bytes at most."""
-    # every n-th piece, so that the sample has some of everything
-    total = sum(piece.size for piece in pieces)
-    return pieces[:: max(1, -(-total // TRAINED_ON))]
 
 
 def _readable(piece: Piece) -> Iterator[str]:

@@ -46,7 +46,8 @@ def _csv_rows(file: Path, strict: bool) -> Iterator[tuple[int, list[str]]]:
     try:
         errors = "strict" if strict else "surrogateescape"
         with io.TextIOWrapper(open_file(file), newline="", encoding="utf-8-sig", errors=errors) as lines:
-            separator = max(",\t;", key=lines.readline().count)
+            choices = "\t,;" if file.suffix.lower() == ".tsv" else ",\t;"  # of equally many, the first
+            separator = max(choices, key=lines.readline().count)
             lines.seek(0)
             rows = csv.reader(lines, delimiter=separator, strict=strict)
             yield 1, next(rows, [])
