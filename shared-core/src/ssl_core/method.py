@@ -83,6 +83,9 @@ class Recipe:
     that suits, its rate that of a batch of 256"""
     settle: str | None = None
     """`settle(config, data) -> config` fills in the fields that data decides (a vocabulary)"""
+    ready: str | None = None
+    """`ready(data, folder, asked=None, init=None) -> (data, choices)` makes of raw data what
+    `source` opens, in the run's folder; without `asked` it only finds what is there"""
     prepare: str | None = None
     """`prepare(method, *, data, init, folder, options)` makes what else a run needs, at its
     start"""

@@ -417,6 +417,7 @@ def _recipe(name: str, method: str, views: str, measure: str, eval_view: str = "
         blank="ssl_lm.views:blank",
         raw=("bag of tokens", "ssl_lm.views:bag_of_tokens"),
         settle="ssl_lm.corpus:settle",
+        ready="ssl_lm.ready:ready",
         fitted=f"ssl_lm.config:{name}_fitted",
         measure=f"ssl_lm.measure:{measure}",
     )

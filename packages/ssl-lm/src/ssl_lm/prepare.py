@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -42,12 +43,17 @@ def run(recipe: Recipe, arguments: Prepare) -> None:
     name = arguments.data.removeprefix("hf:").partition("?")[0]  # without the columns that are named behind it
     out = Path(arguments.out or f"{Path(name).stem}-tokens")
     meta = prepare_text(**{**vars(arguments), "out": out}, progress=True)
+    print(*facts_of(meta), sep="\n")
+    print(f"next     ssl-lm train --data {shlex.quote(str(out))} --out runs/mine")
+
+
+def facts_of(meta: dict[str, Any]) -> list[str]:
+    """What a meta.json says, in lines for the terminal: tokens, and what was left out and why."""
+    lines = []
     for split, records in meta["splits"].items():
         count, size = (sum(record[key] for record in records) for key in ("tokens", "bytes"))
-        print(f"{split}: {count:,} tokens of {size:,} bytes, {size / max(1, count):.2f} bytes a token")
-    for name, reason in meta["left_out"]:
-        print(printable(f"left out: {name}: {reason}"))
-    print(f"next     ssl-lm train --data {out} --preset small --out runs/mine")
+        lines.append(f"{split}: {count:,} tokens of {size:,} bytes, {size / max(1, count):.2f} bytes a token")
+    return lines + [printable(f"left out: {name}: {reason}") for name, reason in meta["left_out"]]
 
 
 def prepare_text(data: str | Path, out: str | Path, *, held_out: float = 0.05, **options: Any) -> dict[str, Any]:
@@ -82,9 +88,14 @@ def prepare_splits(
     Shards that an earlier call has written are kept if their sums agree. Raises ShardError if
     another process is writing to `out`.
     """
-    plan = {"format": VERSION, "source": source, "tokenizer": f"{tokenizer} {algorithm}", "pieces": digest_of(splits)}
-    with _claimed(out, plan):
+    with _claimed(out, plan_of(splits, source, tokenizer, algorithm)):
         return _prepare(splits, out, source, tested, tokenizer, algorithm, workers, progress)
+
+
+def plan_of(splits: dict[str, list[Piece]], source: str, tokenizer: str, algorithm: str = "bpe") -> dict[str, Any]:
+    """What a prepared folder is for; if any of these values differs, it is for something else."""
+    named = f"{tokenizer} {algorithm}"
+    return {"format": VERSION, "source": source, "tokenizer": named, "pieces": digest_of(splits)}
 
 
 def _prepare(
@@ -152,12 +163,19 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     with locked(out, ShardError(busy)):
         if not file.exists():
             _write(file, plan)
-        elif _read_plan(file) != plan:
+        elif read_plan(file) != plan:
             raise ShardError(f"{out} was prepared from other text or for another tokenizer: give another --out")
-        yield
+        try:
+            yield
+        except InputError:  # nothing was prepared, and the next call may have other settings
+            for pattern in (PLAN, DONE, "tokenizer*.json", "*.bin", "*.idx"):
+                for left in out.glob(pattern):
+                    left.unlink()
+            raise
 
 
-def _read_plan(file: Path) -> Any:
+def read_plan(file: Path) -> Any:
+    """The plan in a prepared folder's file. Raises ShardError if it is damaged."""
     try:
         return json.loads(file.read_text())
     except ValueError as error:

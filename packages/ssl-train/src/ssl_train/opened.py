@@ -20,7 +20,7 @@ from ssl_train.auto import Choice, settled, starting_point
 from ssl_train.cost import Cost, cost_of
 from ssl_train.data.sources import Source, attach
 from ssl_train.data.split import Subset, held_out
-from ssl_train.processes import broadcast_object
+from ssl_train.processes import broadcast_object, by_main
 
 
 def limit_pixels(source: Source, config: Any) -> Source:
@@ -35,12 +35,14 @@ class Opened:
     """A method that is built once, and its data, each part of which is opened once, when it is
     first asked for.
 
-    `data` is what the user named, None the built-in data; `test` names test data that lie
-    elsewhere. `init` names the weights that a training starts from.
+    `data` is what the user named, None the built-in data, and `place` what is opened for it, which
+    a recipe may have made of it; `test` names test data that lie elsewhere. `init` names the
+    weights that a training starts from.
     """
 
     def __init__(self, recipe: Recipe, config: Any, data: str | Path | None, test: str | Path | None = None) -> None:
         self.recipe, self.config, self.data, self.named_test = recipe, config, data, test
+        self.place = data
         self.method: Any = None
         self.device = torch.device("cpu")
         self.init: str | Path | None = None
@@ -57,21 +59,27 @@ class Opened:
         data: str | Path | None,
         init: str | Path | None = None,
         device: str | None = None,
+        out: Path | None = None,
     ) -> Opened:
         """The training data, and the method as a run of this seed begins with it, on the CPU.
-        Nothing is written.
+        Nothing is written but what the recipe makes of raw data in the run's folder `out`.
 
         What was asked becomes a config once the data are open; `choices` says how.
         """
         target = pick_device(device)
+        place, rows = ready(recipe, data, out, config, init)
         if isinstance(config, Asked):
-            opened = cls(recipe, starting_point(recipe, config, data), data)
-            made = settled(recipe, config, opened.raw("train"), data, target)  # all ranks run the timed steps
-            opened.config, opened.choices = broadcast_object(made)
+            opened = cls(recipe, starting_point(recipe, config, place), data)
+            opened.place = place
+            made = settled(recipe, config, opened.raw("train"), place, target)  # all ranks run the timed steps
+            opened.config, choices = broadcast_object(made)
+            rows = [*rows, *choices]
             if recipe.settle is not None:  # samples of text are as long as the chosen context
                 opened._raw.clear()
         else:
-            opened = cls(recipe, recipe.settled(config, data), data)
+            opened = cls(recipe, recipe.settled(config, place), data)
+            opened.place = place
+        opened.choices = rows
         opened.trained_on = opened.raw("train").fingerprint()
         opened.device, opened.init = target, init
         precision: Any = pick_precision(opened.config.precision, target)
@@ -91,10 +99,12 @@ class Opened:
         test: str | Path | None = None,
         device: str | None = None,
         max_pixels: int | None = None,
+        as_trained: bool = False,
     ) -> Opened:
         """A method from its weights, on `device`, and the data that the user named.
 
-        `max_pixels` replaces the config's.
+        `max_pixels` replaces the config's. `as_trained` takes what the run made of the data, for no
+        data at all too.
         """
         target = pick_device(device)
         method = load(recipe.method).from_pretrained(weights, device=target)
@@ -102,6 +112,7 @@ class Opened:
         if max_pixels is not None and hasattr(config, "max_pixels"):
             config = dataclasses.replace(config, max_pixels=max_pixels)
         opened = cls(recipe, config, data, test)
+        opened.place = ready(recipe, data, Path(weights))[0] if as_trained else data
         opened.method, opened.device = method, target
         opened.trained_on, opened.init = _of_run(Path(weights))
         return opened
@@ -110,7 +121,7 @@ class Opened:
         """A split as the recipe opens it, before the method attaches to it. Raises NoTestSplit if
         there is none."""
         if split not in self._raw:
-            source = load(self.recipe.source)(self.data, config=self.config, split=split)
+            source = load(self.recipe.source)(self.place, config=self.config, split=split)
             self._raw |= {**getattr(source, "parts", {}), split: source}
             for part in self._raw.values():
                 limit_pixels(part, self.config)
@@ -184,6 +195,14 @@ class Opened:
         kept = np.setdiff1d(np.arange(len(self.train)), held)
         how = f"a fifth of every class, the probes not fitted on it; {self.seen(False)}"
         return Subset(self.train, kept), Subset(self.train, held), how
+
+
+def ready(recipe: Recipe, data: Any, folder: Path | None, *asked: Any) -> tuple[Any, list[Choice]]:
+    """What the recipe makes of raw `data` in a run's folder, by `Recipe.ready`; the main process
+    does it. Most recipes open data as they are."""
+    if recipe.ready is None or folder is None:
+        return data, []
+    return by_main(lambda: load(recipe.ready or "")(data, folder, *asked))
 
 
 def _of_run(folder: Path) -> tuple[str | None, str | None]:

@@ -37,6 +37,8 @@ from ssl_train.processes import by_main, gather_objects, process_group
 
 OWN = (".holder", ".run.json.tmp", "run.json", RECORD, "checkpoints", ".lock")
 """What a run folder holds before the first step."""
+PREPARED = ("data", ".data.part")
+"""Folders in it where a recipe makes raw data ready, whole and while it is at work."""
 
 
 class RunError(InputError):
@@ -62,7 +64,7 @@ def train(
     with process_group():
         if isinstance(config, Asked):
             config = resumed(recipe, config, Path(out))
-        opened = Opened.to_train(recipe, config, data=data, init=init, device=options.device)
+        opened = Opened.to_train(recipe, config, data=data, init=init, device=options.device, out=Path(out))
         if opened.choices and distributed.is_main():
             print(table(opened.choices), flush=True)
         return run(opened, Path(out), options)
@@ -119,7 +121,7 @@ def _opened_folder(opened: Opened, out: Path, identity: dict[str, Any], *, verif
     """The id of the run in `out`, which may be a new run, once its data files are known to be the
     same."""
     begun = has_begun(out)
-    files = files_of(opened.raw("train"), opened.data)
+    files = files_of(opened.raw("train"), opened.place)
     try:
         run_id = open_run(out, identity, facts_of(opened))
     except RunError as error:
@@ -209,7 +211,7 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
     """
     record = folder / "run.json"
     with _disk_errors(folder):
-        foreign = sorted(p.name for p in folder.iterdir() if p.name not in OWN)
+        foreign = sorted(p.name for p in folder.iterdir() if p.name not in (*OWN, *PREPARED))
     if not record.exists() or not (has_begun(folder) or foreign):
         if foreign:
             raise RunError(f"{folder} is not empty and holds no run ({foreign[:5]} …): give another --out")
@@ -321,7 +323,7 @@ def _lock(lock: FileLock, folder: Path) -> list[Path]:
 def _clear(folder: Path, made: list[Path]) -> None:
     """Remove what was made for a run that has not begun, and the folders in `made`."""
     with suppress(OSError):  # the error that ended the run matters more, and the disk may be gone
-        foreign = {path.name for path in folder.iterdir()} - {*OWN}
+        foreign = {path.name for path in folder.iterdir()} - {*OWN, *PREPARED}
         if has_begun(folder) or (foreign and (folder / "run.json").exists()):
             return
         for path in [folder / name for name in ((".holder", ".lock") if foreign else OWN)]:

@@ -44,7 +44,7 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
     with process_group():
         # opened and built once: for the estimate, the run and its figures
         asked = resumed(recipe, asked, out)
-        opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device)
+        opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device, out=out)
         if main:
             if opened.choices:
                 print(table(opened.choices))
@@ -98,7 +98,13 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     from ssl_train.report.page import advice
 
     opened = Opened.from_weights(
-        recipe, args.weights, data=args.data, test=args.test, device=args.device, max_pixels=args.max_pixels
+        recipe,
+        args.weights,
+        data=args.data,
+        test=args.test,
+        device=args.device,
+        max_pixels=args.max_pixels,
+        as_trained=True,
     )
     method, device = opened.method, opened.device
     if "finetune" in args.protocols:
@@ -145,7 +151,8 @@ def measured(opened: Opened) -> dict[str, Any]:
         source, which = opened.shown()
         found = load(opened.recipe.measure)(opened.method, source)
         own = {"measured": {**found, "of": which, "summary": [f"measured on {which}", *found["summary"]]}}
-    name = Path(opened.data).name if opened.data else opened.recipe.built_in
+    named = opened.data or opened.place
+    name = Path(named).name if named else opened.recipe.built_in
     return {"data": name, "protocol": {}, "rows": [], **own}
 
 
@@ -165,7 +172,8 @@ def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: d
 def embed(recipe: Recipe, args: verbs.Embed) -> None:
     from ssl_train.evaluate.features import extract
 
-    opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device, max_pixels=args.max_pixels)
+    where = {"data": args.data, "device": args.device, "max_pixels": args.max_pixels}
+    opened = Opened.from_weights(recipe, args.weights, **where, as_trained=args.data is None)
     view, options = load(recipe.eval_view)(opened.config), {"device": opened.device, **extraction(args)}
     features = extract(opened.method.encode, opened.train, view, progress=True, **options)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +187,8 @@ def extraction(args: verbs.Evaluate | verbs.Embed) -> dict[str, Any]:
 
 
 def show(recipe: Recipe, args: verbs.Show) -> None:
-    opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device, max_pixels=args.max_pixels)
+    where = {"data": args.data, "device": args.device, "max_pixels": args.max_pixels}
+    opened = Opened.from_weights(recipe, args.weights, **where, as_trained=True)
     weights = Path(args.weights)
     folder = Path(args.out) if args.out else (weights if weights.is_dir() else Path()) / "figures"
     for path in figures(opened, folder):
