@@ -83,13 +83,13 @@ def ready(
     if staged.exists():
         staged.rename(place)
     print(*facts_of(meta), sep="\n")
-    why = f"four times the root of {size:,} bytes of text" if init is None else f"the tokenizer of {init}"
+    why = f"twice the root of {size:,} bytes of text" if init is None else f"the tokenizer of {init}"
     return place, [] if tokens else [Choice("vocab_size", meta["vocab_size"], why)]
 
 
 def vocabulary(size: int) -> int:
-    """Tokens that suit `size` bytes of text: a power of two near four times their root."""
-    return min(max(2 ** round(math.log2(4 * size**0.5)), SMALLEST), LARGEST)
+    """Tokens that suit `size` bytes of text: a power of two near twice their root."""
+    return min(max(2 ** round(math.log2(2 * size**0.5)), SMALLEST), LARGEST)
 
 
 def _absolute(data: str | os.PathLike[str]) -> str:
