@@ -12,10 +12,12 @@ from ssl_core.method import Verb
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turn text into a folder of tokens for `train --data`. Rerun a stopped command to resume."""
+    """Turn text into a folder of tokens, which `train --data` takes too. Rerun a stopped command to
+    resume."""
 
     data: tyro.conf.Positional[str]
-    """a text file, a .jsonl file with a field `text`, a folder of such files, or hf:NAME"""
+    """a text file, a table (.csv, .tsv, .jsonl, .parquet), a folder of such files, or hf:NAME;
+    FILE?text=NAME names the column of texts if it is not `text`"""
     out: str | None = None
     """folder to write; the data's name and -tokens by default"""
     tokenizer: str = "train:8000"

@@ -18,7 +18,7 @@ class Train(Checked):
 
     data: str | None = None
     """images: a folder (recursive), CSV of paths and labels, .npz, torchvision:NAME, hf:NAME; text:
-    a folder that `prepare` made; the built-in data by default"""
+    files, tables, a folder of them, or one that `prepare` made; the built-in data by default"""
     out: str | None = None
     """run folder; runs/<method> by default"""
     preset: str | None = None
