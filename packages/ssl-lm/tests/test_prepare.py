@@ -492,6 +492,15 @@ def test_the_end_of_a_table_is_held_out_between_two_rows(table, tmp_path, monkey
     assert train + test == rows and 1 <= len(test) <= 6
 
 
+def test_of_a_few_rows_the_last_is_held_out(table, tmp_path):
+    rows = [write_text(20, seed=i) for i in range(3)]
+    prepare_text(table([{"text": row} for row in rows]), tmp_path / "out", tokenizer="train:500", workers=0)
+    assert [texts(tmp_path / "out", split) for split in ("train", "test")] == [rows[:2], rows[2:]]
+    one = table([{"text": rows[0]}])
+    with pytest.raises(InputError, match="the test part of .* holds no text"):
+        prepare_text(one, tmp_path / "one", tokenizer="train:500", workers=0)
+
+
 def test_the_column_of_a_table_is_text_or_the_only_one_or_the_one_that_is_named(table, tmp_path):
     file = table([{"title": "t", "body": text} for text in ROWS_OF_TEXT])
     with pytest.raises(InputError, match=r"has no column `text`; it has title, body: name .*\?text=COLUMN"):

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tiny_text import write_text
 
 from ssl_core.errors import InputError
@@ -18,6 +19,7 @@ from ssl_lm import prepare as prepare_module
 from ssl_lm.config import RECIPES, gpt2
 from ssl_lm.ready import LARGEST, SMALLEST, ready, vocabulary
 from ssl_lm.shards import META
+from ssl_lm.texts import list_files
 from ssl_lm.verbs import VERBS
 from ssl_testing import children
 from ssl_train.asked import Asked
@@ -117,14 +119,31 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_data_and_goes_on(
     monkeypatch.setattr(prepare_module, "write_shard", write_and_die)
     asked = Asked(typed={"vocab_size": 500})
     assert children.run(lambda: ready("texts", Path("run"), asked)).code == -signal.SIGKILL
-    assert [path.name for path in Path("run").iterdir()] == [".data.part"]
+    assert {path.name for path in Path("run").iterdir()} == {".data.part", ".lock"}
     again = []
     monkeypatch.setattr(
         prepare_module, "write_shard", lambda file, *rest: again.append(file.name) or write(file, *rest)
     )
     place, _ = ready("texts", Path("run"), asked)
-    assert again[0] == "train-00002" and [path.name for path in Path("run").iterdir()] == ["data"]
+    assert again[0] == "train-00002" and {path.name for path in Path("run").iterdir()} == {"data", ".lock"}
     assert json.loads((place / META).read_text())["splits"]["test"]
+
+
+def test_a_second_command_is_refused_while_one_prepares(folder):
+    Path("run").mkdir()
+    with FileLock("run/.lock"), pytest.raises(InputError, match="run is in use by another process: wait for it"):
+        ready("texts", Path("run"), Asked())
+    assert not Path("run/data").exists()
+
+
+def test_runs_and_tokens_among_the_texts_are_no_texts(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert trained(data=".", out="runs/gpt") == 0
+    prepare_text(".", "tokens", tokenizer="train:500", workers=0)
+    assert sorted(path.name for path in list_files(Path("."))) == sorted(
+        f"{i}.{'md' if i % 2 else 'txt'}" for i in range(8)
+    )
+    assert trained(data=".", out="runs/gpt") == 0, "and no warning"
 
 
 def test_texts_that_cannot_be_prepared_leave_nothing_behind(folder, capsys):

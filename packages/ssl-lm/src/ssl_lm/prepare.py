@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 PLAN, DONE = "plan.json", "done.jsonl"
 STRETCH, SHORT_STRETCH = 2**20, 2**14
 """Characters that are tokenised at once; the second with the table of words (byte-level BPE)."""
-NO_TEST = "give folders train/ and test/, a larger --held-out, or --held-out 0 for none"
+NO_TEST = "give folders train/ and test/, or `ssl-lm prepare` it with a larger --held-out, or with 0 for none"
 
 
 def run(recipe: Recipe, arguments: Prepare) -> None:
@@ -195,7 +196,8 @@ def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece], progre
             size = sum(piece.size for piece in sample(pieces))
             print(f"training a tokenizer of {int(name[6:]):,} tokens on {size:,} bytes of text", flush=True)
         texts = (text for piece in sample(pieces) for text in _readable(piece))
-        tokenizer = train_tokenizer(texts, int(name[6:]), algorithm, progress)  # type: ignore[arg-type]
+        bars = progress and sys.stderr.isatty()  # in a log they are blank lines
+        tokenizer = train_tokenizer(texts, int(name[6:]), algorithm, bars)  # type: ignore[arg-type]
     else:
         tokenizer = load_tokenizer(name)
     save_tokenizer(tokenizer, out)

@@ -11,13 +11,15 @@ from typing import Any
 
 from ssl_core.config import TrainConfig
 from ssl_core.errors import DataError, InputError
+from ssl_core.hub.checkpoint import checkpoint_of
 from ssl_lm.config import SPECIAL_IDS
 from ssl_lm.corpus import open_text
 from ssl_lm.prepare import PLAN, facts_of, plan_of, prepare_splits, read_plan
-from ssl_lm.shards import META
+from ssl_lm.shards import META, ShardError
 from ssl_lm.splits import digest_of, find_splits
 from ssl_train.asked import Asked
 from ssl_train.auto import Choice
+from ssl_train.lock import locked
 from ssl_train.run import PREPARED, has_begun
 
 HELD_OUT = 0.05
@@ -56,35 +58,50 @@ def ready(
     size = sum(piece.size for piece in splits["train"])
     if size < FEWEST:
         raise InputError(f"{data} holds {size:,} bytes of text to train on: give {FEWEST:,} or more")
-    values = vars(asked) if not isinstance(asked, Asked) else {**vars(asked.preset or asked), **asked.typed}
+    preset, typed = (asked.preset, asked.typed) if isinstance(asked, Asked) else (asked, {})
+    values = {**(vars(preset) if preset is not None else {}), **typed}
     tokens = values.get("vocab_size")
     ids = zip(SPECIAL_IDS, TRAINED_IDS, strict=True)
     if init is None and any(values.get(name) not in (None, trained) for name, trained in ids):
         what = f"this preset has the {tokens:,} tokens of a published tokenizer"
         raise InputError(f"{what}: run `ssl-lm prepare {data} --tokenizer NAME`, then train on the folder it makes")
-    tokenizer = f"train:{tokens or vocabulary(size)}" if init is None else str(init)
-    plan = plan_of(splits, source, tokenizer)
+    tokenizer = f"train:{tokens or vocabulary(size)}" if init is None else str(checkpoint_of(init) or init)
 
-    # what an earlier call made of other texts or for another vocabulary has trained nothing
-    for earlier in (place, staged):
-        if earlier.exists() and not (earlier / PLAN).exists():
-            raise InputError(f"{earlier} holds something else than prepared text: give another --out")
-        if earlier.exists() and read_plan(earlier / PLAN) != plan:
-            shutil.rmtree(earlier)
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        out = place if place.exists() else staged
-        meta = prepare_splits(splits, out, source=source, tokenizer=tokenizer, workers=0, progress=True)
+        with locked(folder, ShardError(f"{folder} is in use by another process: wait for it, or give another --out")):
+            meta = _prepared(splits, source, tokenizer, place, staged)
     except InputError:
-        shutil.rmtree(staged, ignore_errors=True)
-        for parent in made:
-            parent.rmdir()
+        if made:  # what was made for nothing goes again
+            shutil.rmtree(made[0])
+            for parent in made[1:]:
+                parent.rmdir()
         raise
-    if staged.exists():
-        staged.rename(place)
     print(*facts_of(meta), sep="\n")
     why = f"twice the root of {size:,} bytes of text" if init is None else f"the tokenizer of {init}"
     return place, [] if tokens else [Choice("vocab_size", meta["vocab_size"], why)]
+
+
+def _prepared(splits: Any, source: str, tokenizer: str, place: Path, staged: Path) -> dict[str, Any]:
+    """meta.json of the pieces in `place`, where they are prepared, by way of `staged`, if they are
+    not there."""
+    # what an earlier call made of other texts or for another vocabulary has trained nothing
+    plan = plan_of(splits, source, tokenizer)
+    if place.exists() and not (place / PLAN).exists():
+        raise InputError(f"{place} holds something else than prepared text: give another --out")
+    for earlier in (place, staged):
+        if earlier.exists() and not ((earlier / PLAN).exists() and read_plan(earlier / PLAN) == plan):
+            shutil.rmtree(earlier)
+    out = place if place.exists() else staged
+    try:
+        meta = prepare_splits(splits, out, source=source, tokenizer=tokenizer, workers=0, progress=True)
+    except InputError:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    if out == staged:
+        staged.rename(place)
+    return meta
 
 
 def vocabulary(size: int) -> int:

@@ -69,7 +69,7 @@ def _held_out(folder: Path, files: list[Path], share: float) -> set[Path]:
     groups = sorted(near_duplicates(files), key=lambda group: _name_hash(group[0], folder))
     if len(groups) == 1:
         what = f"the files of {folder} are nearly the same text, so that none can be held out for testing"
-        raise InputError(f"{what}: take the copies out, or give --held-out 0")
+        raise InputError(f"{what}: take the copies out, or `ssl-lm prepare` it with --held-out 0")
     sizes = [sum(file.stat().st_size for file in group) for group in groups]
     wanted, taken = share * sum(sizes), 0
     chosen, rest = [], []
@@ -104,10 +104,10 @@ def _hf_splits(name: str, held_out: float) -> dict[str, list[Piece]]:
     splits = open_hf(name)
     if "train" not in splits:
         raise InputError(f"hf:{name} has the splits {', '.join(splits)}, none of them `train`")
-    # without a split for test, the last rows of `train` are held out
+    # without a split for test, the last rows of `train` are held out, or at least one of several
     rows = len(splits["train"])
     test = next((split for split in SPLITS["test"] if split in splits), None)
-    first_held = rows if test else round(rows * (1 - held_out))
+    first_held = rows if test or not held_out else max(min(round(rows * (1 - held_out)), rows - 1), 1)
     parts = {
         "train": ("train", 0, first_held),
         "test": (test or "train", 0 if test else first_held, len(splits[test or "train"])),

@@ -23,6 +23,8 @@ SEPARATOR = "<|endoftext|>"
 """Separates documents inside one text file."""
 ROW = 1000
 """Bytes that a row of a `datasets` split counts as: only reading it tells its length."""
+MADE = (("run.json", "data_files.json"), ("plan.json", "done.jsonl"))
+"""Pairs of files that a folder has if `train` or `prepare` made it."""
 CSV, LINES, PARQUET = (".csv", ".tsv"), ".jsonl", ".parquet"
 STRINGS = ("string", "large_string", "string_view")
 """Types of a column of texts in a `datasets` split."""
@@ -54,8 +56,14 @@ class Piece:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Files below `folder`, sorted, as `walk` finds them. Raises InputError if there is none."""
-    found = [folder / name for name in walk(folder)]
+    """Files below `folder`, sorted, as `walk` finds them, but not those of runs and of prepared
+    text. Raises InputError if there is none."""
+    names = walk(folder)
+    there, ours = set(names), []
+    for one, other in MADE:
+        places = [name.removesuffix(one) for name in names if name.endswith(f"/{one}")]
+        ours += [place for place in places if place + other in there]
+    found = [folder / name for name in names if not name.startswith(tuple(ours))]
     if not found:
         raise InputError(f"there is no file in {folder}")
     return found
@@ -87,29 +95,27 @@ def cut(path: Path, size: int, start: int = 0, end: int | None = None, column: s
             # a rest of up to half a piece goes with the last one
             stop = end
             if end - start > size * 3 // 2:
-                stop = min(end, row_end(rows, start + size) if rows else _past_separator(stream, start + size))
+                at = bisect_left(rows, start + size)
+                stop = min(end, rows[at] if at < len(rows) else end if rows else _past_separator(stream, start + size))
             pieces.append(Piece(str(path), start, stop, ends=stop == end, column=column))
             start = stop
     return pieces
 
 
 def border(path: Path, offset: int) -> int:
-    """Where the held-out end of a file begins: at a line or row, or at a space of the last line of
-    all."""
-    if kind(path) in CSV:
-        return row_end(_row_ends(path), offset)
-    with open_file(path) as stream:
-        found = line_end(stream, offset)
-        if stream.read(1) or kind(path) == LINES:  # half a line of JSON is nothing
-            return found
-        stream.seek(offset)
-        space = stream.read().rstrip().find(b" ")
-    return found if space < 0 else offset + space
-
-
-def row_end(ends: Sequence[int], offset: int) -> int:
-    """The first of the sorted `ends` at `offset` or behind it, else the last one."""
-    return ends[min(bisect_left(ends, offset), len(ends) - 1)]
+    """Where the held-out end of a file begins: behind the line or row that holds byte `offset`, if
+    another follows; else before the last row of a table, or at a space of a text's last line."""
+    if kind(path) not in CSV:
+        with open_file(path) as stream:
+            found = line_end(stream, offset)
+            if stream.read(1):
+                return found
+            stream.seek(offset)
+            space = stream.read().rstrip().find(b" ")
+        if kind(path) != LINES:  # half a line of JSON is nothing
+            return found if space < 0 else offset + space
+    ends = _row_ends(path)
+    return ends[min(max(min(bisect_left(ends, offset), len(ends) - 2), 1), len(ends) - 1)]
 
 
 def line_end(stream: BinaryIO, offset: int) -> int:
@@ -183,7 +189,7 @@ def _text(data: bytes, piece: Piece, bad: list[tuple[int, str]]) -> str:
     except BadText as error:
         failure = error
     kept, lost, size = [], [], 0
-    for at, line in _lines(data, piece.start):
+    for at, line in _lines(BytesIO(data), piece.start):
         try:
             kept.append(decode(line, piece.path, at))
         except BadText as error:
@@ -200,7 +206,7 @@ def _text(data: bytes, piece: Piece, bad: list[tuple[int, str]]) -> str:
 
 def _documents(data: bytes, piece: Piece, bad: list[tuple[int, str]]) -> Iterator[str]:
     """The text of every line of JSON that has one."""
-    for at, line in _lines(data, piece.start):
+    for at, line in _lines(BytesIO(data), piece.start):
         try:
             text = decode(line, piece.path, at)
             if not text.strip():
@@ -217,9 +223,9 @@ def _documents(data: bytes, piece: Piece, bad: list[tuple[int, str]]) -> Iterato
             yield document
 
 
-def _lines(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+def _lines(stream: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
     """Lines with their line feeds, and the byte of the file where each begins."""
-    for line in BytesIO(data):
+    for line in stream:
         yield start, line
         start += len(line)
 
@@ -304,8 +310,11 @@ def _header(path: str | Path) -> list[str]:
 
 
 def _row_ends(path: Path) -> list[int]:
-    """Where the header and each row of a .csv file end."""
-    return [end for _, _, end in _csv(path)]
+    """Where the header (of a .csv file) and each row of a table end, but for blank ones."""
+    if kind(path) in CSV:
+        return [end for _, cells, end in _csv(path) if cells]
+    with open_file(path) as stream:
+        return [0, *(start + len(line) for start, line in _lines(stream, 0) if line.strip())]
 
 
 def _cells(piece: Piece, bad: list[tuple[int, str]]) -> Iterator[str]:
