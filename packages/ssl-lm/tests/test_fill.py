@@ -99,3 +99,13 @@ def test_words_begin_where_the_tokenizer_says():
     letters = tiny_tokenizer()
     ids = letters.encode("total = width").ids
     assert int(word_starts(letters)[ids].sum()) == 2, "the two with a space; what begins the text has none"
+
+
+def test_words_that_are_white_space_are_shown(bert, tmp_path, capsys):
+    tokenizer = tiny_tokenizer()
+    with torch.no_grad():
+        for word, bias in (("Ċ", 20.0), ("Ġ", 19.0)):
+            bert.cls["predictions"].bias[tokenizer.token_to_id(word)] = bias
+    folder = bert.save_pretrained(tmp_path / "run")
+    assert main(RECIPES, ["fill", str(folder), "total [MASK]", "--top-k", "2", "--device", "cpu"], VERBS) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["[MASK]", "\\n", "(space)"]

@@ -20,9 +20,12 @@ from ssl_lm.views import spans
 from ssl_train.options import RunOptions
 from ssl_train.run import train
 
-SIZES: Any = {"context": 32, "dim": 64, "depth": 2, "heads": 4, "dropout": 0.0}
-BERT_CONFIG = bert_config(**SIZES, init_std=0.12, epochs=32, warmup_epochs=2, base_lr=0.016)
-T5_CONFIG = t5_config(**SIZES, decoder_depth=2, head_dim=16, hidden=128, epochs=12, warmup_epochs=1, base_lr=0.04)
+SIZES: Any = {"dim": 64, "heads": 4, "dropout": 0.0}
+HIDDEN: Any = {"init_std": 0.12, "mask_rate": 0.3}
+BERT_CONFIG = bert_config(**SIZES, **HIDDEN, context=24, depth=1, epochs=16, warmup_epochs=1, base_lr=0.02)
+T5_CONFIG = t5_config(
+    **SIZES, context=32, depth=2, decoder_depth=2, head_dim=16, hidden=128, epochs=12, warmup_epochs=1, base_lr=0.04
+)
 SCHEDULE = {"batch_size": 32, "precision": "fp32"}
 
 

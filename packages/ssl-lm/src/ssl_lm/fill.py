@@ -11,6 +11,7 @@ from ssl_core.device import pick_device
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
 from ssl_lm.views import framed
+from ssl_train.data.files import printable
 
 if TYPE_CHECKING:
     from ssl_lm.bert import BERT
@@ -28,7 +29,7 @@ def run(recipe: Recipe, arguments: Fill) -> None:
             if text.count(MASK) > 1:
                 print(f"  mask {number}")
             for word, probability in guesses:
-                print(f"  {probability:6.1%}  {word}")
+                print(f"  {probability:6.1%}  {printable(word) or '(space)'}")
 
 
 def fill(method: BERT, text: str, *, top_k: int = 5) -> list[list[tuple[str, float]]]:
