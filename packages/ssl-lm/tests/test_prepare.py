@@ -484,6 +484,13 @@ def test_a_row_of_a_table_is_a_document(table, tmp_path):
     assert texts(tmp_path / "out", "train") == ROWS_OF_TEXT
 
 
+def test_a_cell_may_hold_a_book(tmp_path):
+    book = "some words " * 20_000
+    (tmp_path / "x.csv").write_text(f'text,label\n"{book}",a\nshort,b\n')
+    [row, _] = read_piece(find_splits(f"{tmp_path / 'x.csv'}", 0)["train"][0], [])
+    assert row == (book, True) and open_text(tmp_path / "x.csv", config=SMALL).raw[0] == book
+
+
 def test_the_end_of_a_table_is_held_out_between_two_rows(table, tmp_path, monkeypatch):
     monkeypatch.setattr(splits_module, "SMALLEST", 100)
     rows = [f'{i} "quoted",\n' + write_text(2, seed=i) for i in range(60)]

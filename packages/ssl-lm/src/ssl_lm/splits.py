@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssl_core.errors import InputError, NoTestSplit
 from ssl_lm.duplicates import near_duplicates
-from ssl_lm.texts import PARQUET, Piece, border, cut, kind, list_files, named_column, open_hf
+from ssl_lm.texts import PARQUET, Piece, border, cut, kind, list_files, named_column, open_hf, stamp
 from ssl_train.data.files import SPLITS, split_folder
 
 SMALLEST, LARGEST, PARTS = 2**16, 2**26, 64
@@ -144,8 +144,5 @@ def digest_of(splits: dict[str, list[Piece]]) -> str:
     total = hashlib.sha256()
     for split, pieces in splits.items():
         for piece in pieces:
-            # the time of a file changes when its text does
-            file = named_column(piece.path)[0]
-            stamp = os.stat(file).st_mtime_ns if os.path.isfile(file) else 0
-            total.update(repr((split, *astuple(piece), stamp)).encode())
+            total.update(repr((split, *astuple(piece), stamp(piece.path))).encode())
     return total.hexdigest()[:16]

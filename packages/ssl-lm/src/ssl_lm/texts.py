@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,7 @@ MADE = (("run.json", "data_files.json"), ("plan.json", "done.jsonl"))
 CSV, LINES, PARQUET = (".csv", ".tsv"), ".jsonl", ".parquet"
 STRINGS = ("string", "large_string", "string_view")
 """Types of a column of texts in a `datasets` split."""
-LONGEST_CELL = 2**31 - 1
-"""Bytes of a .csv file's cell; Python's own limit of 131,072 is shorter than a book."""
+csv.field_size_limit(2**31 - 1)  # for all readers of this process: Python's 131,072 are shorter than a book
 
 
 class BadText(DataError):
@@ -278,7 +278,6 @@ def _csv(path: str | Path, start: int = 0, end: int | None = None) -> Iterator[t
 
     What is no UTF-8 comes as surrogates. Raises BadText for quotes that do not close.
     """
-    csv.field_size_limit(LONGEST_CELL)
     with open_file(path) as stream:
         # as `ssl_train.data.names.read_table`: the separator that the header has most of
         choices = "\t,;" if kind(path) == ".tsv" else ",\t;"
@@ -333,13 +332,23 @@ def _cells(piece: Piece, bad: list[tuple[int, str]]) -> Iterator[str]:
             yield cells[place]
 
 
-@cache
+def stamp(path: str) -> int:
+    """A number that changes with the text of a file; 0 for what is no file."""
+    file = named_column(path)[0]
+    return os.stat(file).st_mtime_ns if os.path.isfile(file) else 0
+
+
 def open_hf(name: str) -> dict:
     """{split: dataset} of the `datasets` library, from the Hub, a folder or a .parquet file, opened
     once; texts stand in its column `text`.
 
     Raises InputError if the library is missing or it is not known which column holds the texts.
     """
+    return _opened(name, stamp(name))
+
+
+@cache
+def _opened(name: str, _: int) -> dict:
     shown = name.partition("?")[0] if kind(named_column(name)[0]) == PARQUET else f"hf:{name}"
     try:
         import datasets
