@@ -356,7 +356,7 @@ def _opened(name: str, _: int) -> dict:
         raise InputError(f"{shown} needs the datasets library: pip install ssl-lm[datasets]") from error
     try:
         path, options = hf_options(name)
-        files = {"data_files": path} if kind(path) == PARQUET else {}
+        files: Any = {"data_files": path} if kind(path) == PARQUET else {}
         splits = datasets.load_dataset("parquet" if files else path, options.get("config"), **files)
     except Exception as error:  # the library raises many types
         raise InputError(f"{shown} cannot be opened: {error}") from error
