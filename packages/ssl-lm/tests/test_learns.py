@@ -23,9 +23,8 @@ from ssl_train.run import train
 SIZES: Any = {"dim": 64, "heads": 4, "dropout": 0.0}
 HIDDEN: Any = {"init_std": 0.12, "mask_rate": 0.3}
 BERT_CONFIG = bert_config(**SIZES, **HIDDEN, context=24, depth=1, epochs=16, warmup_epochs=1, base_lr=0.02)
-T5_CONFIG = t5_config(
-    **SIZES, context=32, depth=2, decoder_depth=2, head_dim=16, hidden=128, epochs=12, warmup_epochs=1, base_lr=0.04
-)
+SPANS: Any = {"decoder_depth": 1, "head_dim": 16, "hidden": 128}
+T5_CONFIG = t5_config(**SIZES, **SPANS, context=24, depth=1, epochs=8, warmup_epochs=1, base_lr=0.08)
 SCHEDULE = {"batch_size": 32, "precision": "fp32"}
 
 
