@@ -22,25 +22,25 @@ RESNET = SMALL | {"backbone": "resnet18", "width": 4, "small_stem": True}
 
 
 class TestSimCLR(Conformance):
-    folders = ("a dozen tiny grey ones",)
+    folders = ("480 small mixed",)
     recipe = RECIPES["simclr"]
     config = SimCLRConfig(**VIT, projection=8, optimizer="adamw")
 
 
 class TestMoCo(Conformance):
-    folders = ("a hundred of one class",)
+    folders = ("12 large grey",)
     recipe = RECIPES["moco"]
     config = MoCoConfig(**RESNET, projection=8, queue=21, ema=0.9, bn_splits=2)
     exports = ()
 
 
 class TestBYOL(Conformance):
-    folders = ("all kinds in many classes",)
+    folders = ("12 large mixed of one class",)
     recipe = RECIPES["byol"]
     config = BYOLConfig(**VIT, hidden=16, projection=8, ema=0.9)
 
 
 class TestSimSiam(Conformance):
-    folders = ("480 and a huge one",)
+    folders = ("100 small RGBA",)
     recipe = RECIPES["simsiam"]
     config = SimSiamConfig(**VIT, projection=8, predictor_hidden=4)
