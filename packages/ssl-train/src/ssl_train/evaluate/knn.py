@@ -33,7 +33,7 @@ def knn(
 ) -> dict[int, Tensor]:
     """Labels (q,) of `queries` (q, d) by the k nearest of `bank` (n, d), for each k of `ks`.
 
-    A k larger than the bank is the bank: the keys are min(k, n). Classes that tie are decided for
+    If k is larger than the bank, the whole bank votes, and the key is n. Classes that tie are decided for
     the smallest label; which of several equally near samples takes the last place is arbitrary.
     ValueError on bad shapes or NaN.
     """
@@ -55,7 +55,7 @@ def knn(
 
 
 def leave_one_out(x: Tensor, labels: Tensor, *, k: int = HEADLINE, temperature: float = TEMPERATURE) -> float:
-    """Top-1 of k-NN within one set, x (n, d) and labels (n,): each sample asks all others."""
+    """Top-1 of leave-one-out k-NN on x (n, d) with labels (n,): all other samples vote."""
     check_labelled(x, labels, "features")
     if len(x) < 2:
         raise ValueError("leave-one-out needs two samples or more")
@@ -74,8 +74,7 @@ def leave_one_out(x: Tensor, labels: Tensor, *, k: int = HEADLINE, temperature: 
 
 
 class Index:
-    """A bank of unit vectors (n, d), float32, to be asked for the nearest of queries (q, d) like
-    them."""
+    """A bank of float32 unit vectors (n, d) that finds the nearest ones to unit queries (q, d)."""
 
     def __init__(self, bank: Tensor) -> None:
         self.bank, self.rounded = bank, None
@@ -87,8 +86,7 @@ class Index:
             self.error = (centred - self.rounded).norm(dim=1).max()
 
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `nearest`, and with its result: which of equally near samples is taken is arbitrary in
-        both."""
+        """Like `nearest`, with the same result, except that ties may be broken differently."""
         if self.rounded is None:
             return nearest(queries, self.bank, k)
         short = queries.bfloat16()
@@ -114,9 +112,9 @@ class Index:
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest inner products of `queries` (q, d) with `bank` (n, d), and whose: (q, k).
+    """The k largest inner products of `queries` (q, d) with `bank` (n, d), and their rows: (q, k).
 
-    Falling along the row; k <= n.
+    Each row is in descending order; k <= n.
     """
     best = queries.new_empty(len(queries), 0)
     where = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
@@ -132,7 +130,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def vote(
     similarity: Tensor, labels: Tensor, ks: Sequence[int], classes: int, temperature: float
 ) -> list[tuple[int, Tensor]]:
-    """(k, winning class (q,)) for rising `ks`, of neighbours (q, k) sorted from the nearest."""
+    """(k, winning class (q,)) for ascending `ks`, from neighbours (q, k) sorted nearest first."""
     weight = torch.exp((similarity - similarity[:, :1]) / temperature)  # at most 1: no overflow
     scores = weight.new_zeros(len(weight), classes)
     winners, counted = [], 0
