@@ -36,7 +36,7 @@ def logistic_path(
     start: tuple[Tensor, Tensor] | None = None,
     tolerance: float = 1e-9,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Weight (d, c) and bias (c,) for each C of `strengths`, each fit starting from the one before.
+    """Weight (d, c) and bias (c,) for each C of `strengths`. Each fit starts from the last one.
 
     x: (n, d) float32 or float64, all arithmetic runs in its dtype; labels: (n,) int64 in
     [0, classes). `start` is where the first fit begins, else zeros. A fit ends when what is left to
@@ -44,7 +44,7 @@ def logistic_path(
     when 1,000 iterations are not enough.
     """
     mean = x.detach().mean(0)
-    x = x.detach() - mean  # the free bias takes it up: same problem, better conditioned
+    x = x.detach() - mean  # the bias absorbs the mean: the same problem, better conditioned
     basis = None
     if x.shape[1] > len(x):
         # W lies in the span of the samples: n coordinates say as much as d.
@@ -64,7 +64,7 @@ def logistic_path(
 def _fit(
     x: Tensor, labels: Tensor, gram: Tensor, weight: Tensor, bias: Tensor, penalty: float, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """The minimum of mean cross-entropy + ½ · penalty · ‖weight‖², from `weight`, `bias` on."""
+    """The minimum of mean cross-entropy + ½ · penalty · ‖weight‖², from a start `weight`, `bias`."""
     p = F.softmax(x @ weight + bias, dim=1)
     curvature = (p * (1 - p)).mean().item()
     lower = _root(curvature * gram, penalty)
@@ -102,7 +102,7 @@ def _root(matrix: Tensor, penalty: float) -> Tensor:
 
 
 def _minimise(objective: Callable[[Tensor], tuple[float, Tensor]], point: Tensor, tolerance: float) -> Tensor:
-    """The minimum of a convex and positive `objective`, which gives value and gradient."""
+    """The minimum of `objective`, which is convex and positive and returns (value, gradient)."""
     rounding = torch.finfo(point.dtype).eps
     pairs: deque[Pair] = deque(maxlen=MEMORY)
     value, gradient = objective(point)
@@ -126,7 +126,7 @@ def _minimise(objective: Callable[[Tensor], tuple[float, Tensor]], point: Tensor
 
 
 def _direction(gradient: Tensor, pairs: deque[Pair]) -> Tensor:
-    """Minus the inverse Hessian, as far as `pairs` know it, times the gradient."""
+    """Minus the inverse Hessian, estimated from `pairs`, times the gradient."""
     step, shares = -gradient, []
     for change, bend, inverse in reversed(pairs):
         shares.append(inverse * torch.dot(change, step))
