@@ -1,8 +1,8 @@
 """Settings chosen from the data and the machine.
 
 This is what `--preset auto` chooses, and how a named preset is adapted to data on which it cannot
-run as it is. docs/presets.md explains the rules. A choice is made once: the run folder keeps it, and a resumed
-run takes it from there.
+run as it is. docs/presets.md explains the rules. A choice is made once: the run folder keeps it,
+and a resumed run takes it from there.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Cost:
         return self.fixed + samples * self.activations
 
     def fitting(self, free: int) -> int:
-        """The largest power of two of samples that fit into `free` bytes; 0 if not even one fits."""
+        """The largest power of two of samples that fit into `free` bytes; 0 if none fits."""
         samples = int((free - self.fixed) // max(1, self.activations))
         return 1 << (samples.bit_length() - 1) if samples > 0 else 0
 

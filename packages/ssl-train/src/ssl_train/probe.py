@@ -80,7 +80,7 @@ class Probe:
         return scores, own or self.collapse(method, scores)
 
     def collapse(self, method: nn.Module, scores: dict[str, float]) -> str | None:
-        """The sign of collapse in these scores, or None: both measures are far below the first ones.
+        """The sign of collapse in these scores, or None: both measures far below the first ones.
 
         Only a method that says `can_collapse` is judged: a loss on pixels or tokens has no constant
         solution, and its features may be narrow early on.

@@ -33,8 +33,8 @@ def knn(
 ) -> dict[int, Tensor]:
     """Labels (q,) of `queries` (q, d) by the k nearest of `bank` (n, d), for each k of `ks`.
 
-    If k is larger than the bank, the whole bank votes, and the key is n. Classes that tie are decided for
-    the smallest label; which of several equally near samples takes the last place is arbitrary.
+    If k is larger than the bank, the whole bank votes, and the key is n. A tie between classes goes
+    to the smallest label; which of several equally near samples takes the last place is arbitrary.
     ValueError on bad shapes or NaN.
     """
     check_labelled(bank, bank_labels, "bank")

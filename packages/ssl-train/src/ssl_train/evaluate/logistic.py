@@ -64,7 +64,7 @@ def logistic_path(
 def _fit(
     x: Tensor, labels: Tensor, gram: Tensor, weight: Tensor, bias: Tensor, penalty: float, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """The minimum of mean cross-entropy + ½ · penalty · ‖weight‖², from a start `weight`, `bias`."""
+    """The minimum of mean cross-entropy + ½ · penalty · ‖weight‖², from a start `weight, bias`."""
     p = F.softmax(x @ weight + bias, dim=1)
     curvature = (p * (1 - p)).mean().item()
     lower = _root(curvature * gram, penalty)

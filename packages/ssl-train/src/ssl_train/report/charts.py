@@ -138,7 +138,7 @@ def smooth(points: list[Point]) -> list[Point]:
 
 
 def thin(points: list[Point], buckets: int) -> list[Point]:
-    """At most three points per bucket: its extremes, so that spikes stay visible, and its first gap."""
+    """At most three points per bucket: its extremes, so that spikes stay, and its first gap."""
     if len(points) <= 2 * buckets:
         return points
     kept = {0, len(points) - 1}

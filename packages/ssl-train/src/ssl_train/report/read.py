@@ -1,7 +1,7 @@
 """What a run folder holds, as plain dataclasses.
 
 Training writes metrics.jsonl, run.json, bad_samples.json, config.json and the weights. The verbs
-`train`, `evaluate` and `show` write evaluation.json and figures/. This file reads only what they write.
+`train`, `evaluate` and `show` write evaluation.json and figures/. Nothing else is read.
 A file that is missing leaves its part of the page empty. So does a damaged one, and a note says so.
 """
 
