@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from projects import SHARED, methods, paper_modules, projects
 
+from ssl_testing.strangers import STRANGERS
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = [project.folder for project in projects(ROOT).values()]
 PACKAGES = [project.folder for project in methods(ROOT).values()]
@@ -247,3 +249,8 @@ def test_test_files_are_named_for_what_they_test(package):
     papers = {module.rpartition(".")[2] for module in paper_modules(methods(ROOT)[package.name])}
     assert "conformance" in words
     assert words & {"loss", *papers}, "no test of a loss"
+
+
+def test_the_packages_together_train_on_every_folder_that_a_stranger_may_have():
+    suites = [path.read_text() for package in PACKAGES for path in (package / "tests").glob("test_conformance.py")]
+    assert [name for name in STRANGERS if not any(f'"{name}"' in suite for suite in suites)] == []

@@ -29,13 +29,13 @@ def trained_tokenizer() -> str:
 
 class TestDVAE(Conformance):
     recipe = RECIPES["dvae"]
-    folders = ("a dozen tiny grey ones", "a hundred of one class")
+    folders = ("12 medium RGBA in 6 classes", "480 small grey in 30 classes")
     config = TOKENIZER
 
 
 class TestBEiT(Conformance):
     recipe = RECIPES["beit"]
-    folders = ("all kinds in many classes", "480 and a huge one")
+    folders = ("100 large palette in 30 classes", "12 large mixed of one class")
     sizes = {"image_size": (8, 12), "patch_size": 4, "dim": 16, "depth": 2, "heads": 2, "drop_path": 0.2}
     tokens = {"vocab": 12, "mask_patches": 3, "mask_block": 1, "tokenizer": trained_tokenizer()}
     tokenizer = {"tokenizer_hidden": 4, "tokenizer_blocks": 1, "tokenizer_init": 4}

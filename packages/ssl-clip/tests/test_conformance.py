@@ -10,6 +10,7 @@ import torch
 from ssl_clip.config import RECIPES, CLIPConfig
 from ssl_clip.pairs import open_pairs
 from ssl_testing.conformance import Conformance
+from ssl_testing.strangers import Stranger
 from ssl_testing.tiny import CLASSES, Pictures, write_pictures
 
 IMAGE = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "crop_scale": (0.5, 1.0)}
@@ -50,10 +51,16 @@ class TestCLIP(Conformance):
     recipe = RECIPES["clip"]
     config = TINY
     source = f"{__name__}:open_words"
+    folders = (
+        "480 small grey in 30 classes",
+        "100 large palette in 30 classes",
+        "12 medium RGBA in 6 classes",
+        "12 large 16-bit",
+    )
 
-    def write_strangers(self, folder: Path, kind) -> None:
-        super().write_strangers(folder, kind)
-        for number, file in enumerate(sorted(folder.rglob("*.png"))):
+    def write_strangers(self, folder: Path, stranger: Stranger) -> None:
+        super().write_strangers(folder, stranger)
+        for number, file in enumerate(sorted(file for file in folder.rglob("*.*") if file.is_file())):
             file.with_suffix(".txt").write_text(f"picture {number} of a stranger\n")
 
     def write_data(self, folder: Path) -> Path:

@@ -15,5 +15,6 @@ TEACHER: Any = {"teacher_temp": 0.07, "warmup_teacher_temp_epochs": 2, "teacher_
 
 class TestDINO(Conformance):
     recipe = RECIPES["dino"]
+    folders = ("480 medium palette", "100 medium grey of one class", "12 large grey", "100 small RGBA")
     config = DINOConfig(**VIT, **HEAD, **CROPS, **TEACHER, epochs=2.5, warmup_epochs=0.25, batch_size=8)
     noiseless = {"drop_path": 0.0}

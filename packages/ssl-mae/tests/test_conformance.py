@@ -8,6 +8,12 @@ from ssl_testing.conformance import Conformance
 
 class TestMAE(Conformance):
     recipe = RECIPES["mae"]
+    folders = (
+        "480 large RGBA of one class",
+        "480 small mixed",
+        "12 small palette of one class",
+        "100 medium 16-bit of one class",
+    )
     config = MAEConfig(
         image_size=8,
         patch_size=2,

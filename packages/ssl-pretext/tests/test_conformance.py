@@ -25,26 +25,26 @@ def warm() -> None:
 
 
 class TestRotation(Conformance):
-    folders = ("a dozen tiny grey ones",)
+    folders = ("480 small 16-bit in 30 classes", "12 small palette of one class")
     recipe = RECIPES["rotation"]
     config = RotationConfig(**VIT, image_size=8)
 
 
 class TestJigsaw(Conformance):
-    folders = ("a hundred of one class",)
+    folders = ("12 large mixed of one class",)
     recipe = RECIPES["jigsaw"]
     config = JigsawConfig(**VIT, **TILES, image_size=8, permutations=9, orders_per_image=2)
     noiseless = {"dropout": 0.0}
 
 
 class TestColorization(Conformance):
-    folders = ("all kinds in many classes",)
+    folders = ("100 medium mixed in 30 classes",)
     recipe = RECIPES["colorization"]
     config = ColorizationConfig(**{**VIT, "patch_size": 8}, image_size=16, hidden=4, bin_size=20.0)
 
 
 class TestRelativePatch(Conformance):
-    folders = ("480 and a huge one",)
+    folders = ("12 large 16-bit",)
     recipe = RECIPES["relative-patch"]
     config = RelativePatchConfig(**VIT, **TILES, image_size=8, pairs="all", color_drop=True)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ssl_core.config import ConfigError, from_dict
+from ssl_testing.strangers import Stranger, write_strangers
 from ssl_testing.tiny import RECIPES, Pictures, TinyConfig, write_pictures
 from ssl_train import auto
 from ssl_train.asked import Asked
@@ -168,6 +169,16 @@ def test_the_command_prints_its_choices_keeps_them_and_can_be_repeated(tmp_path,
     assert main(RECIPES, again) == 0
     assert json.loads((tmp_path / "again/run.json").read_text())["config"] == stored
     assert (tmp_path / "again/model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_a_folder_of_five_thousand_pictures_trains_with_nothing_but_its_name(tmp_path, capsys):
+    write_strangers(tmp_path / "data", Stranger(5000, (16, 31), "L", 0))
+    out = tmp_path / "run"
+    command = ["train", "--data", str(tmp_path / "data"), "--out", str(out), "--max-steps", "3"]
+    assert main(RECIPES, [*command, "--device", "cpu", "--workers", "0"]) == 0
+    assert "5,000 samples, 3 steps of" in capsys.readouterr().out
+    assert (out / "model.safetensors").is_file() and (out / "report.html").is_file()
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
 
 
 def test_a_choice_is_made_once(tmp_path, monkeypatch):

@@ -67,12 +67,20 @@ class Commands(Suite):
             assert (tmp_path / f"to-{name}" / "model.safetensors").is_file(), f"export --to {name} wrote no weights"
 
     def test_any_folder_trains_with_nothing_but_its_name(self, tmp_path):
-        short = ("--max-steps", "3", "--workers", "0", "--device", "cpu")
         for name in self.folders:
-            self.write_strangers(tmp_path / name / "data", STRANGERS[name])
-            ended = self.command("train", "--data", "data", "--out", "run", *short, folder=tmp_path / name)
-            assert ended.code == 0, f"{name}: {ended}"
-            run = tmp_path / name / "run"
+            self.write_strangers(tmp_path / name, STRANGERS[name])
+        short = ("--max-steps", "3", "--workers", "0", "--device", "cpu")
+
+        def typed() -> None:
+            os.chdir(tmp_path)
+            for name in self.folders:
+                code = main({self.recipe.name: self.recipe}, ["train", "--data", name, "--out", f"run {name}", *short])
+                assert code == 0, f"{name}: exit code {code}"
+
+        ended = children.run(typed, warns=True)
+        assert ended.code == 0, ended
+        for name in self.folders:
+            run = tmp_path / f"run {name}"
             made = ("model.safetensors", "report.html", "README.md", "figures/captions.json")
             assert [file for file in made if not (run / file).is_file()] == [], name
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ EXACT = 1e-10
 """Largest relative difference between two float64 computations that must agree."""
 DAMAGED = 300
 """Damaged configs that are tried."""
+BACKEND = "aot_eager_default_partitioner"
+"""Compiles the step; importing "aot_eager" takes seconds."""
 
 
 class Contract(Suite):
@@ -114,10 +117,10 @@ class Contract(Suite):
         def compare() -> tuple[float, float] | str:
             # dynamo itself causes this warning for an autograd.Function
             warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
-            losses, backend = [], "aot_eager_default_partitioner"  # importing "aot_eager" takes seconds
+            losses = []
             for compiled in (False, True):
                 method = self.method().train()
-                model = torch.compile(method, fullgraph=True, backend=backend) if compiled else method
+                model = torch.compile(method, fullgraph=True, backend=BACKEND) if compiled else method
                 [batch] = self.first_step(method.config)
                 seed_step(0)
                 try:
@@ -128,6 +131,7 @@ class Contract(Suite):
                 losses.append(float(outputs["loss"].detach()))
             return losses[0], losses[1]
 
+        load_compiler()
         losses = self.child(compare)
         assert not isinstance(losses, str), f"torch.compile breaks the graph of the step:\n{losses}"
         eager, compiled = losses
@@ -233,6 +237,12 @@ class Contract(Suite):
         ended = children.run(function)
         assert ended.code == 0, ended
         return ended.value
+
+
+@cache
+def load_compiler() -> None:
+    """Import what a first compilation imports: seconds, once here instead of in each child."""
+    torch.compile(torch.sin, backend=BACKEND)(torch.zeros(1))
 
 
 def _double(batch: Any) -> Any:

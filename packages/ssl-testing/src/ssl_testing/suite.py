@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_core.device import seed_step
 from ssl_core.method import Recipe, load
-from ssl_testing.strangers import STRANGERS, write_strangers
+from ssl_testing.strangers import Stranger, write_strangers
 from ssl_testing.tiny import write_pictures
 from ssl_testing.trial import Trial
 from ssl_train.data.loader import Batches, Plan, collate
@@ -30,17 +30,16 @@ class Suite:
     """settings that switch off the model's own noise, such as dropout, to compare computations"""
     exports: tuple[str, ...] | None = None
     """layouts that `config` can be exported to; all of the package's by default"""
-    folders: tuple[str, ...] = tuple(STRANGERS)
-    """the folders of `ssl_testing.strangers` on which it trains without settings; the methods of a
-    package may share them out"""
+    folders: tuple[str, ...] = ("12 large 16-bit", "100 small RGBA")
+    """the folders of `ssl_testing.strangers` on which it trains without settings"""
 
     def write_data(self, folder: Path) -> Path:
         """Write at least 64 labelled samples to disk; returns the value of --data."""
         return write_pictures(folder, self.config)
 
-    def write_strangers(self, folder: Path, kind: Mapping[str, Any]) -> None:
+    def write_strangers(self, folder: Path, stranger: Stranger) -> None:
         """Write a folder of `STRANGERS`."""
-        write_strangers(folder, **kind)
+        write_strangers(folder, stranger)
 
     def settings(self, **changes: Any) -> Any:
         """The tiny config for 20 steps in fp32, on batches of 8 of the 64 samples."""

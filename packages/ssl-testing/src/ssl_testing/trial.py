@@ -42,6 +42,7 @@ class Trial:
 
     def start(self, out: Path, *faults: Fault, warns: bool = False, **options: Any) -> Child:
         """Start a child that trains into `out`."""
+        load(self.recipe.method)  # imported once here instead of in each child
         return Child(lambda: self._child(out, faults, options), warns=warns)
 
     def train_ranks(self, world: int, out: Path, *faults: Fault, warns: bool = False, **options: Any) -> list[Ended]:
@@ -51,7 +52,10 @@ class Trial:
     def here(self, out: Path, *faults: Fault, **options: Any) -> Any:
         """Train in this process; returns the trained method."""
         handles = [fault(load(self.recipe.method), self.plan.steps) for fault in faults]
-        settings = {"device": "cpu", "workers": 0, "checkpoint_minutes": 0.0, "log_every": 1, **options}
+        settings: dict[str, Any] = {"device": "cpu", "workers": 0, "checkpoint_minutes": 0.0, "log_every": 1}
+        # The estimate of the memory takes longer than a few tiny steps; the tests of the commands
+        # make it.
+        settings |= {"force": True, **options}
         try:
             return train(self.recipe, self.config, data=self.data, out=out, options=RunOptions(**settings))
         finally:

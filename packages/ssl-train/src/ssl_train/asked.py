@@ -1,4 +1,4 @@
-"""What a training was asked for, before anyone has looked at the data. Imports no torch."""
+"""What the user asked for, before anyone has looked at the data. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Asked:
     """A preset and what the user set beside it. `ssl_train.auto.settled` makes a config of it."""
 
     preset: Any = None
-    """a config, fitted to data on which it could not run; None: all is chosen from the data"""
+    """a config, adapted if it cannot run on the data; None chooses everything from the data"""
     typed: Mapping[str, Any] = field(default_factory=dict)
-    """fields that the user set: they are never altered"""
+    """fields that the user set; they are never changed"""
     minutes: float | None = None
-    """the longest that the run may take, by an estimate"""
+    """the longest time that the run may take, by an estimate"""
     max_steps: int | None = None
-    """the most optimiser steps of the run"""
+    """the largest number of optimiser steps"""
 
     def __post_init__(self) -> None:
         check(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "must be above 0")

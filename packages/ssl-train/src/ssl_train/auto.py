@@ -1,8 +1,8 @@
-"""Settings by a look at the data and at the machine: what `--preset auto` chooses, and how a named
-preset is fitted to data on which it could not run.
+"""Settings chosen from the data and the machine.
 
-The rules stand in docs/presets.md. A choice is made once: the run folder keeps it, and a resumed
-run takes it from there.
+This is what `--preset auto` chooses, and how a named preset is adapted to data on which it cannot
+run as it is. docs/presets.md explains the rules. A choice is made once: the run folder keeps it,
+and a resumed run takes it from there.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from ssl_train.machine import free_memory
 Network = Literal["tiny", "small", "base"]
 
 SIDES = (32, 64, 96, 128, 160, 224)
-"""Image sizes that are chosen from."""
+"""The image sizes to choose from."""
 MOST_SIDE_ON_CPU = 96
 TINY_BELOW, SMALL_BELOW = 50_000, 1_000_000
-"""Samples below which the network is tiny, and small."""
+"""Below so many samples the network is tiny, or small."""
 STEPS_AN_EPOCH = 8
-"""Batches into which an epoch is cut at least."""
+"""The fewest batches in an epoch."""
 MOST_BATCH, MOST_BATCH_ON_CPU = 65536, 128
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 100, 2_000, 100_000
-"""A run is this many passes over the data, if these are not too few or too many steps."""
+"""A run takes EPOCHS passes over the data, within these limits on the number of steps."""
 MINUTES_ON_CPU = 60.0
-"""A run on a CPU is cut to this time, by the estimate."""
+"""A run on a CPU is shortened to this estimated time."""
 ENOUGH_STEPS, SMALLEST_BATCH = 1_000, 32
-"""Where the time is short, the batch shrinks until so many steps fit, or to the smallest."""
+"""If time is short, the batch shrinks until ENOUGH_STEPS fit, but not below SMALLEST_BATCH."""
 WARMUP = 0.1
-"""Share of a run in which the learning rate rises, at most."""
+"""The largest share of a run that may be warm-up."""
 MEMORY = 0.8
-"""Share of the free memory that a chosen batch may take, by the estimate."""
+"""The largest share of the free memory that a batch may take, by the estimate."""
 
 
 class Choice(NamedTuple):
-    """One row of the table that a run begins with."""
+    """A row of the table that is printed when a run begins."""
 
     name: str
     value: Any
@@ -67,20 +67,20 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Look:
-    """What a quick look at the data found."""
+    """The result of a quick look at the data."""
 
     samples: int
     side: int | None
-    """median of the pictures' shorter sides in pixels; None for text"""
+    """median length of the pictures' shorter sides, in pixels; None for text"""
 
 
 def look_at(source: Source, most: int = 24) -> Look:
-    """The number of samples, and the size of a few of them, evenly spread."""
+    """Count the samples, and measure up to `most` of them, evenly spread."""
     sides = []
     for index in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int):
         try:
             image = source.load(int(index)).get("image")
-        except BadSample:  # the run will name it, and count
+        except BadSample:  # the run will report and count it
             continue
         if image is None:
             break
@@ -89,7 +89,7 @@ def look_at(source: Source, most: int = 24) -> Look:
 
 
 def starting_point(recipe: Recipe, asked: Asked, data: Any) -> Any:
-    """A config with which the data can be opened, before it is known what suits them."""
+    """A config that is good enough to open the data, before we know what suits them."""
     base = asked.preset
     if base is None:
         base = _fit(recipe)("tiny", _side(asked.typed.get("image_size", SIDES[0])), STEPS_AN_EPOCH)
@@ -104,7 +104,7 @@ def _fit(recipe: Recipe) -> Callable[[Network, int, int], Any]:
 
 
 def _side(size: int | tuple[int, int]) -> int:
-    """Pixels of an image's longer side, for which a network is fitted; 0 for text."""
+    """Pixels of the longer side of the images that a network is made for; 0 for text."""
     side = max(size) if isinstance(size, tuple) else size
     return max(side, SIDES[0]) if side else 0
 
@@ -116,11 +116,11 @@ def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: tor
     message has the nearest value that can.
     """
     samples = len(source)
-    look = look_at(source) if asked.preset is None else None  # a named preset needs none
+    look = look_at(source) if asked.preset is None else None  # a named preset needs no look
     values, choices = fitted(asked, samples) if look is None else chosen(recipe, asked, look, data, device)
     make = load(recipe.config)
 
-    # A run is cut to the steps and the time that it was given. Only the time needs a real step.
+    # The steps and the time that the user allows shorten the run. To know the time, we run a step.
     minutes = asked.minutes
     if minutes is None and look is not None and "epochs" not in asked.typed and device.type == "cpu":
         minutes = MINUTES_ON_CPU
@@ -129,7 +129,7 @@ def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: tor
         config = recipe.settled(make(**values | {"warmup_epochs": 0.0}), data)
         seconds = pace(recipe, config, source, device)
         if look is not None and 60 * minutes / seconds < ENOUGH_STEPS:
-            # Rather many small steps than a few large ones.
+            # Many small steps are better than a few large ones.
             most = max(SMALLEST_BATCH, int(config.batch_size * 60 * minutes / (seconds * ENOUGH_STEPS)))
             why = f"the largest for {ENOUGH_STEPS:,} steps in {minutes:g} minutes"
             values, choices = chosen(recipe, asked, look, data, device, most=(most, why))
@@ -142,7 +142,8 @@ def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: tor
             choices = [row for row in choices if row.name != "epochs"]
             choices.append(Choice("epochs", f"{values['epochs']:.4g}", why))
 
-    # Warm-up is part of the run. One that was typed stays, and is refused if it is longer.
+    # Warm-up is part of the run. A warm-up that the user typed stays, and one longer than the run
+    # is refused.
     most = WARMUP * values["epochs"]
     too_long = values["warmup_epochs"] > (values["epochs"] if look is None else most)
     if too_long and "warmup_epochs" not in asked.typed:
@@ -152,7 +153,7 @@ def settled(recipe: Recipe, asked: Asked, source: Source, data: Any, device: tor
 
 
 def fitted(asked: Asked, samples: int) -> tuple[dict[str, Any], list[Choice]]:
-    """(values, choices) of a named preset, with a batch that the data can fill."""
+    """(values, choices) for a named preset, with a batch that the data can fill."""
     values = {**vars(asked.preset), **asked.typed}
     choices = []
     if values["batch_size"] > samples and "batch_size" not in asked.typed:
@@ -165,19 +166,21 @@ def fitted(asked: Asked, samples: int) -> tuple[dict[str, Any], list[Choice]]:
 def chosen(
     recipe: Recipe, asked: Asked, look: Look, data: Any, device: torch.device, most: tuple[int, str] = (MOST_BATCH, "")
 ) -> tuple[dict[str, Any], list[Choice]]:
-    """(values, choices) of a config for these data on this device. `most` is the largest batch, and
-    why."""
+    """(values, choices) for these data on this device.
+
+    `most` is the largest batch that is allowed, and the reason.
+    """
     on_cpu, typed = device.type == "cpu", asked.typed
     choices: list[Choice] = []
 
     def choose(name: str, value: Any, why: str) -> Any:
-        """What was typed, else `value` with the reason for it."""
+        """The typed value if there is one, else `value`, which is noted with its reason."""
         if name in typed:
             return typed[name]
         choices.append(Choice(name, value, why))
         return value
 
-    # What the pictures fill, and what the network can learn from that many of them.
+    # An image size that the pictures fill, and a network that suits their number.
     side = 0
     if look.side is not None:
         side, why = side_for(look.side, on_cpu)
@@ -188,11 +191,11 @@ def chosen(
     if not {"dim", "depth", "backbone"} & typed.keys() and (name := network_name(values)):
         choices.append(Choice("network", name, why))
 
-    # Small matrices are as fast in fp32 on a CPU.
+    # On a CPU, lower precision does not speed up small matrices.
     if on_cpu:
         values["precision"] = choose("precision", "fp32", "small matrices gain nothing from less on a CPU")
 
-    # A batch that leaves some steps to an epoch, and fits into memory.
+    # A batch that leaves enough steps in an epoch and fits into memory.
     reasons = [
         (batch_for(look.samples), f"{STEPS_AN_EPOCH} steps or more an epoch of {look.samples:,}"),
         (base.batch_size, "the largest that suits the method"),
@@ -209,7 +212,7 @@ def chosen(
             batch, why = max(fits, 1), f"what {free / 1e9:.1f} GB of free memory hold"
     values["batch_size"] = batch = choose("batch_size", batch, why)
 
-    # The papers scale the rate with the batch, for large ones; below 256 it falls by the root.
+    # The papers scale the rate linearly, for large batches. Below 256 we scale by the square root.
     if batch < 256:
         rate = base.base_lr * math.sqrt(256 / batch)
         values["base_lr"] = choose(
@@ -224,7 +227,7 @@ def chosen(
 
 
 def batch_for(samples: int) -> int:
-    """The largest power of two that leaves STEPS_AN_EPOCH steps, or else 8, or what there is."""
+    """The largest power of two that leaves STEPS_AN_EPOCH steps, or 8, or as many as there are."""
     return power_of_two(max(samples // STEPS_AN_EPOCH, min(samples, 8), 1))
 
 
@@ -234,7 +237,7 @@ def power_of_two(number: int) -> int:
 
 
 def side_for(shorter: int, on_cpu: bool) -> tuple[int, str]:
-    """(pixels of an image's side, why) for pictures whose shorter side has that median."""
+    """(image size, reason) for pictures whose shorter sides have this median."""
     allowed = [side for side in SIDES if not on_cpu or side <= MOST_SIDE_ON_CPU]
     side = max((side for side in allowed if side <= shorter), default=allowed[0])
     if side == allowed[-1] < shorter:
@@ -243,7 +246,7 @@ def side_for(shorter: int, on_cpu: bool) -> tuple[int, str]:
 
 
 def network_for(samples: int, on_cpu: bool) -> tuple[Network, str]:
-    """(size of the network, why)."""
+    """(size of the network, reason)."""
     if on_cpu:
         return "tiny", "a CPU trains no larger one in an hour"
     if samples < TINY_BELOW:
@@ -252,7 +255,7 @@ def network_for(samples: int, on_cpu: bool) -> tuple[Network, str]:
 
 
 def network_name(values: dict[str, Any]) -> str:
-    """The network of a config in a few words, empty for one with sizes of its own."""
+    """The network of a config in a few words; "" if its fields are none of the usual ones."""
     kind = values.get("backbone", values.get("tower"))
     if kind and kind.startswith("resnet"):
         return f"{kind}, width {values.get('width', values.get('dim'))}"
@@ -260,8 +263,10 @@ def network_name(values: dict[str, Any]) -> str:
 
 
 def pace(recipe: Recipe, config: Any, source: Source, device: torch.device) -> float:
-    """Seconds of a step of `config` on this machine: a network is built, and run on real samples
-    for two steps. The second one counts."""
+    """Seconds that a step of `config` takes on this machine.
+
+    We build the network and run two steps on real samples. The second one counts.
+    """
     seed_step(config.seed)
     method = load(recipe.method)(config)
     source = attach(method, source)
@@ -278,14 +283,14 @@ def pace(recipe: Recipe, config: Any, source: Source, device: torch.device) -> f
         with autocast(precision, device):
             loss = method(to_device(batch, device), 0.0)["loss"]
         loss.backward()
-        loss.item()  # a GPU has finished when its result is here
+        loss.item()  # waits until a GPU has finished
         computing = time.perf_counter() - start
-    # Loader processes take the cores of a CPU from the step, and work beside a GPU.
+    # On a CPU, loading and computing share the cores. Beside a GPU, they run at the same time.
     return loading + computing if device.type == "cpu" else max(loading / default_workers(), computing)
 
 
 def table(choices: list[Choice]) -> str:
-    """The choices below a heading, a line each: field, value, why, the flag that changes it."""
+    """The choices as text, one per line: field, value, reason, and the flag that changes it."""
     shown = [f"{row.value:g}" if isinstance(row.value, float) else str(row.value) for row in choices]
     rows = [(row.name, value, row.why, row.flag) for row, value in zip(choices, shown, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]

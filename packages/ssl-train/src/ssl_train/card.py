@@ -1,6 +1,6 @@
-"""The model card of a run folder: what was measured and how it was trained, beside how to load it.
+"""The model card of a run folder: how to load it, how it was trained, and what was measured.
 
-A card says nothing that is not in the folder: pieces that are missing there are left out.
+A card says only what the folder says: if a file is missing, its section is left out.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _training(config: Mapping[str, Any], run: Mapping[str, Any], last: Mapping[s
 
 
 def _last_metrics(path: Path) -> dict[str, Any]:
-    """The last value of every scalar in metrics.jsonl; empty when there is none."""
+    """The last value of every scalar in metrics.jsonl; {} if there is no such file."""
     last: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -119,7 +119,7 @@ def _last_metrics(path: Path) -> dict[str, Any]:
 
 
 def _public(value: Any) -> Any:
-    """A path without its folders, which are nobody's business; anything else as it is."""
+    """A path without its folders, which are private; anything else unchanged."""
     if isinstance(value, str) and (value.startswith(("/", "~", ".")) or PureWindowsPath(value).drive):
         return PureWindowsPath(value).name
     return value

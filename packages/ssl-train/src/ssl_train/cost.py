@@ -1,7 +1,7 @@
-"""What a training step costs: multiply-adds and bytes, known before anything is allocated.
+"""The cost of a training step, in multiply-adds and bytes, before anything is allocated.
 
-One sample without content passes a copy of the method on the meta device, where tensors have shapes
-and no values.
+We pass one empty sample through a copy of the method on the meta device, where tensors have shapes
+but no values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ssl_train.machine import free_memory
 ADAM = 12
 """Bytes beside a trained fp32 weight: its gradient, and the optimiser's two averages."""
 ALWAYS = 130_000_000
-"""Bytes that any run takes beside: pictures in the loader, what the libraries keep."""
+"""Further bytes that any run takes, for pictures in the loader and inside the libraries."""
 BESIDE_SAVED, BESIDE_SAVED_BY_CONVOLUTION = 1.3, 1.75
 """Memory of a step over what its forward pass saves: gradients under way, and the reordered copies
 that convolutions on a CPU make. Measured by tools/memory.py (docs/benchmarks.md)."""
@@ -31,7 +31,7 @@ SAVED_IN_HALF = 0.6
 
 
 class NotEnoughMemory(InputError):
-    """The run would take more memory than there is; the message names what fits."""
+    """The run would take more memory than there is; the message says what fits."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,13 @@ class Cost:
         return self.fixed + samples * self.activations
 
     def fitting(self, free: int) -> int:
-        """The most samples at once for which `free` bytes are enough, a power of two; 0 if not even
-        one fits."""
+        """The largest power of two of samples that fit into `free` bytes; 0 if none fits."""
         samples = int((free - self.fixed) // max(1, self.activations))
         return 1 << (samples.bit_length() - 1) if samples > 0 else 0
 
 
 def cost_of(recipe: Recipe, method: Any, device: torch.device) -> Cost:
-    """What a step of `method` costs on `device`. The method stays as it is."""
+    """The cost of a step of `method` on `device`. The method is not changed."""
     # in eval mode, since batch norm does not train on one sample
     multiply_adds, saved, convolved = step_cost(on_meta(method).eval(), sample(recipe, method.config))
     on_cpu = device.type == "cpu"
@@ -96,15 +95,17 @@ def gigabytes(size: float) -> str:
 
 
 def on_meta(method: Any) -> Any:
-    """A copy of `method` whose weights and buffers have shapes and no values: no constructor runs,
-    no memory is taken."""
+    """A copy of `method` whose weights and buffers have shapes but no values.
+
+    No constructor runs, and no memory is allocated.
+    """
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
     memo |= {id(buffer): buffer.to("meta") for buffer in method.buffers()}
     return copy.deepcopy(method, memo)
 
 
 def sample(recipe: Recipe, config: Any) -> dict[str, Any]:
-    """A batch of one, as the method's views make it, of a sample without content."""
+    """A batch of one empty sample, as the method's views make it."""
     blank = load(recipe.blank)(config)
     made = load(recipe.views)(config)(blank, np.random.default_rng(0))
     return {key: [x[None] for x in value] if isinstance(value, list) else value[None] for key, value in made.items()}

@@ -1,4 +1,4 @@
-"""The memory that this machine has left for a run."""
+"""How much memory this machine has left for a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ deeper."""
 
 
 def free_memory(device: torch.device, *, cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that a run on `device` can still take, or None where the system does not say.
+    """Bytes that a run on `device` can still take, or None if the system does not say.
 
-    On a GPU these are its free bytes. On a CPU they are the machine's available ones, or those that
-    its container is still allowed, whichever is less.
+    On a GPU these are its free bytes. On a CPU they are the bytes that the machine has available or
+    the bytes that its container may still take, whichever is less.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -34,7 +34,7 @@ def _available(meminfo: Path) -> int | None:
 
 
 def _left_in(cgroup: Path) -> int | None:
-    """What the container's limit leaves. Cached files do not count as in use."""
+    """Bytes left below the container's limit. Cached files do not count as used."""
     for limit, used, stat in (
         ("memory.max", "memory.current", "memory.stat"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),

@@ -24,7 +24,7 @@ from ssl_train.processes import broadcast_object, by_main
 
 
 def limit_pixels(source: Source, config: Any) -> Source:
-    """`source`, which now leaves out images of more pixels than the config allows."""
+    """Make `source` leave out images of more pixels than the config allows, and return it."""
     for part in (source, getattr(source, "source", None)):  # captions may come with a source of their own
         if hasattr(part, "max_pixels"):
             part.max_pixels = config.max_pixels  # type: ignore[union-attr]
@@ -32,12 +32,11 @@ def limit_pixels(source: Source, config: Any) -> Source:
 
 
 class Opened:
-    """A method that is built once, and its data, each part of which is opened once, when it is
-    first asked for.
+    """A method, built once, and its data. Each part of the data is opened once, on first use.
 
-    `data` is what the user named, None the built-in data, and `place` what is opened for it, which
-    a recipe may have made of it; `test` names test data that lie elsewhere. `init` names the
-    weights that a training starts from.
+    `data` is what the user named, None the built-in data. `place` is what is opened for it, which a
+    recipe may have made of it. `test` names test data that lie elsewhere. `init` names the weights
+    that training starts from.
     """
 
     def __init__(self, recipe: Recipe, config: Any, data: str | Path | None, test: str | Path | None = None) -> None:
@@ -61,8 +60,10 @@ class Opened:
         device: str | None = None,
         out: Path | None = None,
     ) -> Opened:
-        """The training data, and the method as a run of this seed begins with it, on the CPU.
-        Nothing is written but what the recipe makes of raw data in the run's folder `out`.
+        """The training data, and the method with the weights that a run of this seed starts from.
+
+        The method is on the CPU. Nothing is written but what the recipe makes of raw data in the
+        run's folder `out`.
 
         What was asked becomes a config once the data are open; `choices` says how.
         """

@@ -1,4 +1,4 @@
-"""How a run is carried out, apart from what it computes. Imports no torch."""
+"""How a run is carried out, as opposed to what it computes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RunOptions(Checked):
     accumulate: Count = 1
     """micro-batches per optimiser step, for batches that do not fit in memory"""
     force: bool = False
-    """start although the estimate says that the memory is not enough"""
+    """start even if the estimate says that there is too little memory"""
     compile: bool = False
     """torch.compile the step"""
     log_every: Count = 10

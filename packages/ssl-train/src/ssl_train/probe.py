@@ -1,4 +1,4 @@
-"""The features looked at while they are trained, so that collapse is seen while it happens."""
+"""Measures of the features during training, so that a collapse shows while it happens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUDGET = 0.05
 
 
 class Collapsed(TrainingError):
-    """The features have collapsed and the run was asked to stop then."""
+    """The features have collapsed, and the run was asked to stop in that case."""
 
 
 class Probe:
@@ -72,7 +72,7 @@ class Probe:
         return scores
 
     def examine(self, method: Any, outputs: dict[str, float], progress: float) -> tuple[dict[str, float], str | None]:
-        """(the scores, why they or the method's own `outputs` say collapse, or None)."""
+        """(scores, the sign of collapse in them or in the method's own `outputs`, or None)."""
         scores = self(method)
         if not scores:
             return {}, None
@@ -80,7 +80,7 @@ class Probe:
         return scores, own or self.collapse(method, scores)
 
     def collapse(self, method: nn.Module, scores: dict[str, float]) -> str | None:
-        """Why these scores say collapse, or None: both measures far below where the run began.
+        """The sign of collapse in these scores, or None: both measures far below the first ones.
 
         Only a method that says `can_collapse` is judged: a loss on pixels or tokens has no constant
         solution, and its features may be narrow early on.

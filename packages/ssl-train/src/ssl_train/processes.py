@@ -23,8 +23,10 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group(timeout_seconds: float = 1800) -> Iterator[None]:
-    """The process group that `torchrun` announces in the environment; nothing without it, or inside
-    another one."""
+    """Join the process group that `torchrun` describes in the environment.
+
+    Does nothing without torchrun, or inside another such context.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or is_on():
         yield
         return
@@ -51,7 +53,7 @@ def process_group(timeout_seconds: float = 1800) -> Iterator[None]:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Free what the frames of an error hold, DDP among it.
+    """Free what the frames of an error hold, DDP included.
 
     DDP has to go before its group: if its reducer is the last to hold the group, it waits with
     Python's lock for the group's threads, which wait for that lock.
@@ -84,7 +86,7 @@ def barrier() -> None:
 
 
 def broadcast_object(value: T) -> T:
-    """The main process's `value` on every process."""
+    """Returns the main process's `value` on every process."""
     if not is_on():
         return value
     box = [value]

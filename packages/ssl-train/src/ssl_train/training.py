@@ -1,4 +1,4 @@
-"""The `train` of a package's notebook: one function for all of its methods."""
+"""The `train` that each package exports for notebooks: one function for all of its methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssl_train.options import RunOptions
 
 
 def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., Any]:
-    """A package's `train` for notebooks: like the command, for the method of the given config."""
+    """Returns a package's `train` for notebooks, which works like the command."""
 
     def train_config(
         config: TrainConfig | str | None = None,
@@ -49,7 +49,7 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., Any]:
 
 
 def _recipe_of(recipes: Mapping[str, Recipe], config: TrainConfig | str | None) -> Recipe:
-    """The method that has this name, or this class of config; the first one for None."""
+    """The recipe with this name or this class of config; the first one for None."""
     trained = {name: recipe for name, recipe in recipes.items() if recipe.views}
     if config is None:
         return next(iter(trained.values()))

@@ -1,4 +1,4 @@
-"""What a prediction is worth: top-1 and balanced accuracy."""
+"""Accuracies of predicted labels: top-1 and balanced, and the interval of a share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _correct(predicted: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_labelled(x: Tensor, labels: Tensor, what: str) -> None:
-    """ValueError unless `x` is (n, d) finite features with n > 0 labels, none of them negative."""
+    """Raises ValueError unless `x` is (n, d) finite features with n > 0 labels, none negative."""
     if x.ndim != 2 or labels.shape != x.shape[:1] or len(x) == 0:
         reason = f"{what}: features must be (n, d) and labels (n,) with n > 0, got"
         raise ValueError(f"{reason} {tuple(x.shape)} and {tuple(labels.shape)}")
@@ -44,8 +44,8 @@ def check_labelled(x: Tensor, labels: Tensor, what: str) -> None:
 
 
 def check_finite(x: Tensor, what: str = "features") -> None:
-    """ValueError when a row of `x` (n, d) holds NaN or infinity."""
-    # amax and amin hand NaN on, and take a tenth of the time of asking every number
+    """Raises ValueError if a row of `x` (n, d) holds NaN or infinity."""
+    # amax and amin pass NaN on, and take a tenth of the time of testing every number
     finite = torch.isfinite(x.amax(dim=1)) & torch.isfinite(x.amin(dim=1))
     bad = int((~finite).sum())
     if bad:

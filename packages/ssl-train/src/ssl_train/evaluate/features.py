@@ -1,4 +1,4 @@
-"""Features of a source in its order, and the baselines that they have to beat."""
+"""Features of a source's samples, in its order, and the baselines that they have to beat."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHANNEL_BINS = 16  # per channel, where there are not three of them
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What an encoder makes of a source: one row per readable sample, in the source's order."""
+    """The features of a source: one row per readable sample, in the source's order."""
 
     features: Tensor  # (n, d) float32
     labels: Tensor | None  # (n,) int64, -1 = no label
@@ -50,7 +50,7 @@ class Features:
         return len(self.names)
 
     def labelled(self) -> tuple[Tensor, Tensor]:
-        """Features (m, d) and labels (m,) of the rows with a label. ValueError when none has."""
+        """Features (m, d) and labels (m,) of the labelled rows. ValueError if there are none."""
         if self.labels is None or not (self.labels >= 0).any():
             raise EvaluationError("no sample has a label: evaluation needs labelled data")
         keep = self.labels >= 0
@@ -59,7 +59,7 @@ class Features:
     def save(self, path: str | Path) -> None:
         """Write `features.npz`: `features` (n, d) float32, `paths` (n,), `labels` (n,) if any.
 
-        `classes` and `skipped` (m, 2) stand beside them: `load` gives the same object back.
+        The file also holds `classes` and `skipped` (m, 2), so `load` returns an equal object.
         """
         arrays: dict[str, Any] = {
             "features": self.features.numpy(),
@@ -75,7 +75,7 @@ class Features:
 
     @classmethod
     def load(cls, path: str | Path) -> Features:
-        """Read what `save` wrote. ValueError when the file holds something else."""
+        """Read what `save` wrote. Raises ValueError if the file holds anything else."""
         with np.load(path, allow_pickle=False) as file:
             if missing := {"features", "paths", "skipped"} - set(file):
                 raise ValueError(f"{path} is no file of features: {sorted(missing)} missing")
@@ -155,7 +155,7 @@ def pixels(images: Tensor) -> Tensor:
 def histogram(images: Tensor) -> Tensor:
     """Share of the pixels in each bin: uint8 or uint16 (b, c, h, w) -> (b, n) float32.
 
-    Three channels are binned jointly, n = 4 x 4 x 4; others each on their own, n = 16 c.
+    Three channels are binned jointly, n = 4 x 4 x 4. Otherwise each channel has its own 16 bins.
     """
     b, c, h, w = images.shape
     if c == 3:
@@ -176,7 +176,7 @@ def _binned(images: Tensor, bins: int) -> Tensor:
 
 
 class _Readable(Dataset):
-    """The view of each sample of `source`, or the reason why it has none."""
+    """The view of each sample of `source`, or the reason why it cannot be read."""
 
     def __init__(self, source: Any, transform: Any) -> None:
         self.source, self.transform = source, transform
@@ -192,7 +192,7 @@ class _Readable(Dataset):
 
 
 def _stack(items: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:
-    """Indices and images (b, c, h, w) of what could be read, (index, reason) of the rest."""
+    """Indices and images (b, c, h, w) of readable samples, and (index, reason) of the others."""
     good = [(index, view) for index, view in items if isinstance(view, Tensor)]
     bad = [(index, view) for index, view in items if isinstance(view, str)]
     images = torch.stack([view for _, view in good]) if good else None

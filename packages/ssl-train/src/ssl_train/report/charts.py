@@ -20,7 +20,7 @@ STEP_TICKS = {"wide": 8, "": 6, "third": 4, "small": 3}  # about how many, by th
 
 @dataclass(frozen=True)
 class Curve:
-    """Which scalar is drawn, and how."""
+    """Which scalar to draw, and how."""
 
     key: str
     title: str
@@ -34,7 +34,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """One drawn curve; without lines where no value was finite."""
+    """A drawn curve. It has no lines if no value was finite."""
 
     title: str
     size: str
@@ -48,7 +48,7 @@ class Chart:
 
 
 def span(steps: list[Point]) -> tuple[float, float]:
-    """First and last step of the axes, which begin at 0 unless the run began far from it."""
+    """First and last step on the axis. It begins at 0 unless the run began far from 0."""
     first, last = (steps[0][0], steps[-1][0]) if steps else (0.0, 1.0)
     if 0 <= first < 0.2 * last or 0 < first == last:
         first = 0.0
@@ -56,7 +56,7 @@ def span(steps: list[Point]) -> tuple[float, float]:
 
 
 def draw(curve: Curve, series: Mapping[str, list[Point]], beside: Sequence[Point] = ()) -> Chart | None:
-    """`curve` over the steps of the whole run; None where there is nothing to draw.
+    """`curve` over the steps of the whole run, or None if there is nothing to draw.
 
     The value axis also holds the points `beside`.
     """
@@ -107,7 +107,10 @@ def draw(curve: Curve, series: Mapping[str, list[Point]], beside: Sequence[Point
 
 
 def round_numbers(low: float, high: float, count: int) -> list[float]:
-    """About `count` numbers, 1, 2 or 5 times a power of ten apart, that enclose [low, high]."""
+    """About `count` evenly spaced numbers that enclose [low, high].
+
+    Their distance is 1, 2 or 5 times a power of ten.
+    """
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         pad = abs(high) / 10 or 1.0
         low, high = low - pad, high + pad
@@ -135,7 +138,7 @@ def smooth(points: list[Point]) -> list[Point]:
 
 
 def thin(points: list[Point], buckets: int) -> list[Point]:
-    """At most three points a bucket: its extremes, so that no spike is lost, and its first gap."""
+    """At most three points per bucket: its extremes, so that spikes stay, and its first gap."""
     if len(points) <= 2 * buckets:
         return points
     kept = {0, len(points) - 1}
@@ -147,7 +150,7 @@ def thin(points: list[Point], buckets: int) -> list[Point]:
 
 
 def path(points: list[Point]) -> str:
-    """SVG path data in ten-thousandths; nan breaks the line, a lone point is a dot."""
+    """SVG path data in ten-thousandths. A nan breaks the line; a single point becomes a dot."""
     data, pen_up = [], True
     for (x, y), (_, after) in itertools.pairwise([*points, (0.0, math.nan)]):
         if not math.isnan(y):
@@ -158,7 +161,7 @@ def path(points: list[Point]) -> str:
 
 
 def _strips(points: list[tuple[float, float, str]], most: int) -> Iterator[Strip]:
-    """Strips around at most `most` of these (x, y, text), each up to halfway to the next."""
+    """Strips around at most `most` of these (x, y, text). Neighbouring strips meet halfway."""
     count = min(most, len(points))
     chosen = [points[i * (len(points) - 1) // max(1, count - 1)] for i in range(count)]
     edges = [0.0, *((a[0] + b[0]) / 2 for a, b in itertools.pairwise(chosen)), 1.0]

@@ -13,7 +13,7 @@ from ssl_train.report.page import HEALTH, NOT_XML, templates
 from ssl_train.report.read import ReportError, Run, Score, read_run
 
 MOST = 8
-"""Runs of one page: more lines cannot be told apart."""
+"""The most runs on one page: nobody can tell more lines apart."""
 LOSS = Curve("loss", "Loss", size="wide", log=True)
 
 
@@ -29,9 +29,9 @@ class Overlay:
 
 
 def compare(runs: Sequence[str | Path], out: str | Path) -> str:
-    """Write a page on several runs to `out` and return its table as text.
+    """Write a page that compares several runs to `out`, and return its table as text.
 
-    Raises ReportError where a folder holds no run, and for fewer than two or more than MOST.
+    Raises ReportError if a folder holds no run, or for fewer than two or more than MOST runs.
     """
     from ssl_core.hub.weights_file import write_whole  # imports torch, which this page does without
 
@@ -66,8 +66,10 @@ def method_of(run: Run) -> str:
 
 
 def rows(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Title -> a cell for each run: what they are, what they reached, and the settings that all of
-    them have and in which they differ."""
+    """Title -> a cell for each run: method, results, and the settings that differ between runs.
+
+    A setting is shown only if all runs have it.
+    """
     configs = [dict(run.started.get("config", {})) for run in runs]
     common = [key for key in configs[0] if all(key in config for config in configs)]
     differing = [key for key in common if len({str(config[key]) for config in configs}) > 1]
@@ -113,7 +115,7 @@ def as_text(table: Mapping[str, Sequence[str]]) -> str:
 
 
 def overlay(curve: Curve, series: Sequence[Mapping[str, list[tuple[float, float]]]]) -> Overlay | None:
-    """`curve` of every run that logged it, on axes that hold them all; None if none did."""
+    """`curve` of every run that logged it, on common axes, or None if no run did."""
     found = {i: run for i, run in enumerate(series) if any(value == value for _, value in run.get(curve.key, []))}
     if not found:
         return None

@@ -89,7 +89,7 @@ def render(run: Run) -> str:
 
 
 def templates() -> Any:
-    """The environment of jinja2 in which every page is rendered."""
+    """The jinja2 environment that renders every page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     room = PackageLoader("ssl_train.report")
@@ -101,7 +101,7 @@ def templates() -> Any:
 
 
 def tiles(run: Run) -> Iterator[tuple[str, str, str]]:
-    """(title, figure, what stands below it) of the figures on top."""
+    """(title, figure, the line below it) for each figure at the top of the page."""
     if loss := run.series["loss"]:
         step, value = [*finite(loss), *loss][0]
         beside = f"from {number(value)} at step {number(step)}" if len(loss) > 1 else "first step"
@@ -121,12 +121,12 @@ def tiles(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def charts(run: Run, *curves: Curve) -> list[Chart]:
-    """Those of `curves` that were logged."""
+    """Charts of the curves that the run logged."""
     return [chart for chart in (draw(curve, run.series) for curve in curves) if chart]
 
 
 def more(run: Run) -> dict[str, list[Chart]]:
-    """Curves of the scalars that have no place above, by the prefix of their names."""
+    """Curves of the scalars that no section above shows, grouped by the prefix of their names."""
     groups: dict[str, list[Chart]] = defaultdict(list)
     for key in sorted(run.series.keys() - PLACED):
         group, _, name = key.rpartition("/")
@@ -135,7 +135,7 @@ def more(run: Run) -> dict[str, list[Chart]]:
 
 
 def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Settings by their path; of a long or nested list only how long it is."""
+    """Settings by their path. A long or nested list is replaced by its length."""
     for key, value in tree.items():
         values = value if isinstance(value, list) else [value]
         if isinstance(value, dict):
@@ -147,7 +147,7 @@ def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
 
 
 def advice(evaluation: dict[str, Any]) -> str:
-    """The verdict on what evaluation.json holds, as the terminal prints it; "" without rows."""
+    """The verdict on evaluation.json that the terminal prints, or "" if it has no rows."""
     return verdict(read_evaluation(evaluation).columns)[0]
 
 

@@ -1,7 +1,7 @@
 """What a run folder holds, as plain dataclasses.
 
 Training writes metrics.jsonl, run.json, bad_samples.json, config.json and the weights. The verbs
-`train`, `evaluate` and `show` write evaluation.json and figures/. Only what they write is read.
+`train`, `evaluate` and `show` write evaluation.json and figures/. Nothing else is read.
 A file that is missing leaves its part of the page empty. So does a damaged one, and a note says so.
 """
 
@@ -24,12 +24,12 @@ DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class ReportError(InputError):
-    """A folder that no report can be made of; the message says why."""
+    """The folder does not allow a report; the message says why."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy in [0, 1]; few-shot has the half width of its interval besides."""
+    """An accuracy in [0, 1]. For few-shot, `half` is half the width of its interval."""
 
     mean: float
     half: float | None = None
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def started(self) -> dict[str, Any]:
-        """run.json; without it, config.json still knows the method and its settings."""
+        """run.json. If it is missing, config.json still names the method and its settings."""
         return self.files["config.json"].get("ssl", {}) | self.files["run.json"]
 
 
@@ -116,7 +116,7 @@ def _json(path: Path, parse: Callable[[Any], Any], empty: Any, damaged: list[str
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    """Fields of Run; of a step that is logged again the later values win."""
+    """Fields of Run. If a step was logged twice, the later values count."""
     rows: dict[int, dict[str, float]] = {}
     torn, repeated = [], set()
     seconds = clock = last = 0.0
@@ -141,14 +141,14 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 
 def _value(value: Any) -> float:
-    """A number as a float; nan for anything else, and for what would overflow an axis."""
+    """The number as a float, or nan if it is no number or too large for an axis."""
     if not isinstance(value, int | float) or not abs(value) < 1e300:
         return math.nan
     return float(value) if abs(value) > 1e-300 else 0.0
 
 
 def read_evaluation(content: dict[str, Any]) -> Evaluation:
-    """What evaluation.json holds; {} gives one without figures."""
+    """The content of evaluation.json as a dataclass; {} gives one without figures."""
     columns: dict[str, dict[str, Score]] = defaultdict(dict)
     for key, title in PROTOCOLS.items():
         for row in content.get("rows", []):
@@ -169,7 +169,7 @@ def read_evaluation(content: dict[str, Any]) -> Evaluation:
 
 
 def _pictures(folder: Path, damaged: list[str]) -> Iterator[Picture]:
-    """Those with a caption first, in the order of captions.json."""
+    """The figures: first those with a caption, in the order of captions.json, then the others."""
     captions = _json(folder / "captions.json", dict, {}, damaged)
     there = sorted(path.name for path in folder.glob("*.png") if path.is_file())
     for name in dict.fromkeys([*captions, *there]):
