@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_core.errors import InputError
+from ssl_core.hub.format import SECTION
 from ssl_core.hub.layout import Layout, read_json
 from ssl_core.hub.weights_file import write_whole
 
@@ -52,7 +53,7 @@ def write_card(
     folder, title = Path(folder), name.rsplit("/", 1)[-1]
     config, path = read_json(folder / "config.json"), folder / "README.md"
     old = _parse(path.read_bytes().decode("utf-8-sig")) if path.exists() else None
-    method, model_type = config.get("ssl", {}).get("method", ""), str(config.get("model_type"))
+    method, model_type = config.get(SECTION, {}).get("method", ""), str(config.get("model_type"))
     package, pipeline = method.partition(".")[0].replace("_", "-"), layout.pipelines.get(model_type)
     data = ModelCardData(
         library_name="transformers" if pipeline else package or None,
