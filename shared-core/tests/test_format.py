@@ -25,7 +25,9 @@ from ssl_core.hub.layout import Layout, WeightsMismatch
 from ssl_core.hub.pretrained import Pretrained
 from ssl_core.hub.weights_file import load_weights, save_weights, sha256, sum_of
 
-FROZEN = sorted((Path(__file__).parent / "formats").iterdir())
+RELEASED = Path(__file__).parent / "formats"
+"""A folder of each format of the core that was released, from the method below in its format 1,
+with the weights 0, 1, 2, …"""
 
 FIELDS: dict[int, list[tuple[str, type, Any]]] = {
     1: [("dim", int, 4), ("share", float, 0.75)],
@@ -52,7 +54,7 @@ def release(number: int, monkeypatch, **changes: Any) -> Any:
     table = {n: entry for n, entry in TABLE.items() if n <= number}
     if changes:
         table[number] = Format(**{**vars(table.get(number, Format())), **changes})
-    bases, names = (ImageConfig, TrainConfig), {"__module__": "ssl_plain.config", "image_size": 8, "FORMATS": table}
+    bases, names = (ImageConfig, TrainConfig), {"__module__": "ssl_plain.config", "FORMATS": table}
     config_class = make_dataclass("PlainConfig", fields, bases=bases, namespace=names, frozen=True, kw_only=True)
     install(monkeypatch, number)
 
@@ -102,6 +104,22 @@ def test_a_folder_says_who_wrote_it_and_which_format_introduced_each_field(tmp_p
     assert by["ssl-plain"] == {"version": "0.4.0", "format": 3, "readable_from": 1, "defaults": defaults}
     assert by["ssl-core"]["format"] == by["ssl-core"]["readable_from"] == 1
     assert by["ssl-core"]["defaults"]["1"]["epochs"] == 100 and "dim" not in by["ssl-core"]["defaults"]["1"]
+
+
+@pytest.mark.parametrize("reads", [1, 2, 3])
+@pytest.mark.parametrize("folder", sorted(RELEASED.iterdir()), ids=lambda folder: folder.name)
+def test_folders_of_every_released_format_of_the_core_load(folder, reads, monkeypatch):
+    method = release(reads, monkeypatch).from_pretrained(folder)
+    assert torch.equal(method.stem.weight, torch.arange(6.0).view(2, 3))
+    assert torch.equal(method.queue, torch.arange(2.0))
+    assert method.config == type(method.config)(dim=2, **({"rate": 0.75, "registers": 0} if reads == 3 else {}))
+
+
+def test_todays_format_of_the_core_is_among_the_released(monkeypatch):
+    today = written_by(release(1, monkeypatch).config_class)["ssl-core"]
+    stored = section(RELEASED / f"core-{today['format']}")["written_by"]["ssl-core"]
+    names = {number: set(fields) for number, fields in today["defaults"].items()}
+    assert {number: set(fields) for number, fields in stored["defaults"].items()} == names
 
 
 @pytest.mark.parametrize(
@@ -233,7 +251,9 @@ def test_keys_of_a_later_section_that_are_unknown_here_are_left_alone(tmp_path, 
 def test_a_damaged_section_is_a_config_error(place, damage, tmp_path, monkeypatch):
     folder = written(release(2, monkeypatch), tmp_path)
     edit(folder, **{place: damage})
-    with pytest.raises(ConfigError, match=r"config\.json: ('ssl_core' does not say who wrote it|.*no field 'registers')"):
+    with pytest.raises(
+        ConfigError, match=r"config\.json: ('ssl_core' does not say who wrote it|.*no field 'registers')"
+    ):
         release(1, monkeypatch).from_pretrained(folder)
 
 

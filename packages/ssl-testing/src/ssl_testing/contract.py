@@ -17,15 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssl_core import distributed
-from ssl_core.config import ConfigError, differences, from_dict, to_dict
+from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.device import seed_step
-from ssl_core.hub.format import SECTION, written_by
-from ssl_core.hub.layout import CONFIG, read_json
-from ssl_core.hub.weights_file import write_json
 from ssl_core.method import load
 from ssl_core.pixels import normalize
 from ssl_testing import children
 from ssl_testing.faults import KeepDouble, mutate_json
+from ssl_testing.formats import check_released
 from ssl_testing.state import apart, differing, hidden_state, newest
 from ssl_testing.suite import Suite
 from ssl_train.fit import passes, wrap
@@ -176,30 +174,8 @@ class Contract(Suite):
         assert torch.equal(self.encode(loaded, self.inputs()), features), "the loaded method gives different features"
 
     def test_folders_of_every_released_format_load(self):
-        """Each folder in `formats` beside the test was written by a release, with the features that
-        it had then. The one of today's format is made here when it is missing."""
         folder = Path(inspect.getfile(type(self))).parent / "formats"
-        if not folder.is_dir():
-            pytest.skip("no release was made: make the folder tests/formats with the first one")
-        cls, inputs = load(self.recipe.method), self.inputs(2)
-        now = written_by(type(self.config))
-        core, own = (now[package]["format"] for package in ("ssl-core", self.recipe.package.replace("_", "-")))
-        today = folder / f"{self.recipe.name}-{own}-core-{core}"
-        if not today.exists():
-            method = self.method()
-            features = self.encode(method, inputs).tolist()
-            write_json(method.save_pretrained(today) / "features.json", {"features": features})
-            pytest.fail(f"{today} was missing and is now written: commit it with the release of this format")
-        for released in sorted(folder.glob(f"{self.recipe.name}-*")):
-            features = torch.tensor(read_json(released / "features.json")["features"])
-            gap = (self.encode(cls.from_pretrained(released), inputs) - features).abs().max().item()
-            assert gap <= 1e-5, f"{released} has other features than the version that wrote it: {gap:.2g}"
-        then = read_json(today / CONFIG)[SECTION]["written_by"]
-        changed = [line for package in now for line in differences(then[package]["defaults"], now[package]["defaults"])]
-        assert changed == [], (
-            f"{type(self.config).__name__} is not what format {own} has: {changed}. State the next format in FORMATS; "
-            f"or, if format {own} is not released, delete {today} and run this test twice"
-        )
+        check_released(folder, self.recipe.name, self.method(), self.inputs(2))
 
     def test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch(self):
         method, inputs = self.method(), self.inputs()
