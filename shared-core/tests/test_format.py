@@ -1,4 +1,4 @@
-"""Folders of earlier and later formats: read where that is right, else refused with what to install.
+"""Folders of other formats: read where that is right, else refused with what to install.
 
 Formats 2 and 3 are imitated here. A method of one package is written by one version and read by
 another; between them fields are added and renamed, and defaults change.

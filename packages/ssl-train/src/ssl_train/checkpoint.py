@@ -4,8 +4,9 @@ A checkpoint is a folder `step-000123/` of `model.safetensors` (the method's who
 `optim.safetensors`, what reads the inputs (a tokenizer), and `state.json` (run id, step, method,
 config, who wrote it in which format, sizes and sha256 of the files and of itself).
 `from_pretrained` reads its weights. It is written under a temporary name, flushed to disk and
-renamed, so a folder with the final name is always whole. The sums are checked on reading; a damaged checkpoint is skipped and the one before it
-is used. Random numbers need no state: they are functions of (seed, step).
+renamed, so a folder with the final name is always whole. The sums are checked on reading; a damaged
+checkpoint is skipped and the one before it is used. Random numbers need no state: they are
+functions of (seed, step).
 """
 
 from __future__ import annotations
