@@ -358,8 +358,8 @@ def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):
         ({"model_type": "bert"}, "contradicts its own 'ssl_core' section: model_type: 'bert' → 'toy'"),
         ({"hidden_size": "6"}, "contradicts its own 'ssl_core' section: hidden_size: '6' → 6"),
         ({"ssl_core": 3}, "'ssl_core' holds no config"),
-        ({"ssl_core": {"config": []}}, "'ssl_core' holds no config"),
-        ({"ssl_core": {"config": {}}}, "'ssl_core' does not say who wrote it: written_by = None"),
+        ({"ssl_core": {"config": [], "written_by": {}}}, "'ssl_core' holds no config"),
+        ({"ssl_core": {"config": {}}}, "'ssl_core' holds no config, or does not say who wrote it in 'written_by'"),
         ({"ssl_core": {"config": {"dmi": 6}, "written_by": {}}}, "no field 'dmi'; did you mean 'dim'"),
         (
             {"ssl_core": {"method": "ssl_other.net:Net", "config": {"dmi": 6}, "written_by": {}}},

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from ssl_core.hub.card import BEGIN, END, CardError, merge_card
 from ssl_core.hub.keymap import KeyMap
-from ssl_core.hub.layout import Layout
+from ssl_core.hub.layout import OPENED, Layout
 from ssl_train.card import write_run_card
 
 LAYOUT = Layout(
@@ -20,7 +20,7 @@ LAYOUT = Layout(
     to_theirs=lambda config: {},
     from_theirs=lambda values, preprocessor: None,
     infer=lambda state: None,
-    pipelines={"vit_mae": "image-feature-extraction"},
+    others={"vit_mae": ("transformers", "image-feature-extraction", OPENED)},
 )
 
 

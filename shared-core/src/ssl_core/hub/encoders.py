@@ -135,10 +135,11 @@ def to_theirs(config: BackboneConfig) -> dict[str, Any]:
     timm = {
         "architecture": config.backbone,
         "num_classes": 0,
-        "model_args": {"in_chans": config.in_channels, "num_classes": 0},
+        "model_args": {"in_chans": config.in_channels},
         "pretrained_cfg": timm_pixels(config, first_conv="conv1", classifier="fc"),
     }
-    return {"model_type": "ssl_resnet", **timm, "width": config.width, "small_stem": config.small_stem}
+    kind = "timm_wrapper" if config.width == 64 and not config.small_stem else "ssl_resnet"
+    return {"model_type": kind, **timm, "width": config.width, "small_stem": config.small_stem}
 
 
 def from_theirs(cls: type[C], values: dict[str, Any], preprocessor: dict[str, Any]) -> C:
@@ -289,7 +290,17 @@ ENCODER_SIZES = (
 )
 """What another number of channels or another image size changes, in an encoder and in its copies (a
 target, a teacher)."""
-PIPELINES = {"vit": "image-feature-extraction"}
+EXTRACTION = "image-feature-extraction"
+PIPED = f'pipeline("{EXTRACTION}", model="{{name}}")(picture, return_tensors=True){{pooled}}'
+OTHERS = {
+    "vit": ("transformers", EXTRACTION, f"transformers has the same features: `{PIPED}`."),
+    "timm_wrapper": (
+        "timm",
+        EXTRACTION,
+        'timm too: `timm.create_model("hf-hub:{name}", pretrained=True).eval()(pixels)`.',
+    ),
+}
+"""`Layout.others` of a ViT, and of a ResNet as timm has it."""
 
 
 def encoder_layout(
@@ -304,10 +315,11 @@ def encoder_layout(
     more.setdefault("from_theirs", partial(from_theirs, cls))
     more.setdefault("infer", partial(infer, cls, ours=ours))
     more.setdefault("resize", ENCODER_SIZES)
+    more.setdefault("others", OTHERS)
     more.setdefault(
         "exports", {"transformers": partial(to_transformers, ours=ours), "timm": partial(to_timm, ours=ours)}
     )
-    return Layout(keymap=encoder_keymap(ours, also=also), kind=_kind, pipelines=PIPELINES, **more)
+    return Layout(keymap=encoder_keymap(ours, also=also), kind=_kind, **more)
 
 
 def _kind(config: BackboneConfig) -> str:

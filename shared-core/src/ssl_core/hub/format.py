@@ -21,12 +21,11 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
 from typing import Any
 
+from ssl_core.bounds import field_hints
 from ssl_core.config import ConfigError, Format, from_dict, to_dict
 
 SECTION = "ssl_core"
 """our key in config.json"""
-Writers = Mapping[str, Mapping[str, Any]]
-"""package -> what `written_by` says of it"""
 
 
 def written_by(cls: type) -> dict[str, dict[str, Any]]:
@@ -39,17 +38,17 @@ def written_by(cls: type) -> dict[str, dict[str, Any]]:
         by["format"] = max([by["format"], *formats])
         by["readable_from"] = max([by["readable_from"], *(n for n in formats if formats[n].breaks)])
         added = {name: (str(n), default) for n in formats for name, default in formats[n].added.items()}
-        for name in [field.name for field in dataclasses.fields(base) if field.name in unstated]:
-            default = unstated.pop(name)  # a field belongs to the first class that has it
-            number, default = added.get(name, ("1", default))
+        for name in filter(unstated.__contains__, field_hints(base)):  # a field is the first class's that has it
+            number, default = added.get(name, ("1", unstated[name]))
             by["defaults"].setdefault(number, {})[name] = default
+        unstated = {name: value for name, value in unstated.items() if name not in field_hints(base)}
     return writers
 
 
 def writer(package: str, number: int = 1) -> dict[str, Any]:
-    """Version and format of a package that reads no format but this."""
-    installed = next(iter(distributions(name=package)), None)  # None: a method in a notebook or a script
-    version = installed.version if installed else None
+    """Version and format of a package that reads no format but this; without a version for a method
+    in a notebook or a script."""
+    version = next((found.version for found in distributions(name=package)), None)
     return {"version": version, "format": number, "readable_from": number}
 
 
@@ -60,48 +59,42 @@ def own_config(section: Any, cls: type) -> tuple[Any, str]:
     Raises ConfigError for a damaged section, for a field or a value that `cls` does not have, and
     for what another version wrote and this one cannot read: the message says what to install.
     """
-    if not isinstance(section, dict) or not isinstance(section.get("config"), dict):
-        raise ConfigError(f"{SECTION!r} holds no config")
-    values, writers = dict(section["config"]), section.get("written_by")
     try:
+        values, writers = {**section["config"]}, section["written_by"]
         install = later(writers, written_by(cls))
         tables = [(package, fields) for package in writers for fields in writers[package].get("defaults", {}).values()]
         stated = {name: (package, default) for package, fields in tables for name, default in fields.items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{SECTION!r} does not say who wrote it: written_by = {writers!r}") from error
+        raise ConfigError(f"{SECTION!r} holds no config, or does not say who wrote it in 'written_by'") from error
     for package, _, formats in _stated(cls):
         for number in (n for n in formats if package in writers and n > writers[package]["format"]):
             values = {formats[number].renamed.get(name, name): value for name, value in values.items()}
             values = {**formats[number].added, **values}
 
     module, _, method = str(section.get("method", "")).partition(":")
-    mine = cls.__name__.removesuffix("Config")
-    if method == mine:  # else, a field is unknown because it is another method's
-        for name in (stated.keys() & values.keys()) - {field.name for field in dataclasses.fields(cls)}:
-            package, default = stated[name]
-            if (value := values.pop(name)) != default:
-                hint = install or _sentence(package, writers[package], "==")
-                raise ConfigError(f"{name} = {value!r} is unknown in the version here: {hint}")
+    other, mine = _package(module), cls.__name__.removesuffix("Config")
+    known = field_hints(cls).keys() if method == mine else values  # another method's fields are not left out
+    for name in (stated.keys() & values.keys()) - known:
+        package, default = stated[name]
+        if (value := values.pop(name)) != default:
+            hint = install or _sentence(package, writers[package], "==")
+            raise ConfigError(f"{name} = {value!r} is unknown in the version here: {hint}")
     try:
         return from_dict(cls, values), install
     except ConfigError as error:
-        if install:
-            raise ConfigError(f"{error}; {install}") from error
-        if not method or method == mine:
-            raise
-        whose = f"these are weights of {_package(module)}'s {method}, not of {mine}"
-        advice = f"`{_package(module)} export` writes layouts that others read"
-        raise ConfigError(f"{error}; {whose}: {advice}") from error
+        whose = f"these are weights of {other}'s {method}, not of {mine}: `{other} export` writes layouts for others"
+        hint = install or (whose if method not in ("", mine) else "")
+        raise ConfigError(f"{error}; {hint}" if hint else str(error)) from error
 
 
 def later(writers: Any, now: Mapping[str, Any]) -> str:
     """What to install, if a later format of one of the packages in `now` is among `writers`; else
     "". Raises ConfigError with the same words if it cannot be read here."""
-    newer = [package for package in now if package in writers and writers[package]["format"] > now[package]["format"]]
-    for package in newer:
-        if writers[package]["readable_from"] > now[package]["format"]:
-            raise ConfigError(_sentence(package, writers[package]))
-    return _sentence(newer[0], writers[newer[0]]) if newer else ""
+    newer = {package: by for package, by in writers.items() if package in now and by["format"] > now[package]["format"]}
+    sentence = next((_sentence(package, by) for package, by in newer.items()), "")
+    if any(by["readable_from"] > now[package]["format"] for package, by in newer.items()):
+        raise ConfigError(sentence)
+    return sentence
 
 
 def _stated(cls: type) -> Iterator[tuple[str, type, Mapping[int, Format]]]:

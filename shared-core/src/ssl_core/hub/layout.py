@@ -33,6 +33,9 @@ INDEX = "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
 PICKLE = "pytorch_model.bin"
 
+OPENED = 'transformers reads it too: `AutoModel.from_pretrained("{name}")`.'
+"""In `Layout.others`, where others have the network and not the features of `encode`."""
+
 State = Mapping[str, Tensor]
 Export = Callable[[dict[str, Tensor], Any], tuple[Any, ...]]
 Resize = Callable[[Tensor, Any, Any], Tensor]
@@ -82,9 +85,10 @@ class Layout:
     """what of a config no resizing changes, in words: stored and wanted must be of one kind"""
     rewritten: tuple[str, ...] = ()
     """keys of `to_theirs` that transformers changes when it saves the folder again"""
-    pipelines: Mapping[str, str] = field(default_factory=dict)
-    """model type of config.json → the pipeline of transformers that opens it; we alone read other
-    types"""
+    others: Mapping[str, tuple[str | None, str | None, str]] = field(default_factory=dict)
+    """model type of config.json → (library that opens the folder, its pipeline if it has the same
+    features or task, how in Markdown), for the model card; we alone read other types. {name} is the
+    model's name, and {pooled} takes the features of `encode` from tokens (b, n, d)"""
     inputs: tuple[str, str] = ("images", "uint8 (b, c, h, w)")
     """what `encode` takes, for the model card: its name, and its type and shape"""
     exports: Mapping[str, Export] = field(default_factory=dict)
