@@ -138,7 +138,7 @@ def _parse(card: str) -> Any:
 def _loading(own: dict[str, Any], inputs: tuple[str, str], text: str) -> str:
     """How to load what is in our section of config.json, in three lines, and `text` of
     `Layout.others`."""
-    if not own:
+    if "method" not in own:
         return ""
     (module, _, cls), config = own["method"].partition(":"), own.get("config", {})
     load = f'from {module} import {cls}\nmodel = {cls}.from_pretrained("{{name}}")'
