@@ -37,6 +37,7 @@ OPENED = 'transformers reads it too: `AutoModel.from_pretrained("{name}")`.'
 """In `Layout.others`, where others have the network and not the features of `encode`."""
 
 State = Mapping[str, Tensor]
+Read = tuple[dict[str, Tensor], list[str], Any, str]
 Export = Callable[[dict[str, Tensor], Any], tuple[Any, ...]]
 Resize = Callable[[Tensor, Any, Any], Tensor]
 
@@ -105,9 +106,7 @@ def layout_of(method: Any) -> Layout:
     return load(cls.layout)
 
 
-def read_weights(
-    path: Path, config_class: type, layout: Layout, given: Any = None
-) -> tuple[dict[str, Tensor], list[str], Any, str]:
+def read_weights(path: Path, config_class: type, layout: Layout, given: Any = None) -> Read:
     """(state dict in our names, keys of the file that have none, stored config, what to install if
     a later format wrote it) of a folder or a checkpoint file.
 
@@ -203,9 +202,7 @@ def read_tensors(file: Path, layout: Layout) -> dict[str, Tensor]:
     return dict(raw)
 
 
-def read_config(
-    path: Path, config_class: type, layout: Layout, state: Mapping[str, Tensor], given: Any = None
-) -> tuple[Any, str]:
+def read_config(path: Path, config_class: type, layout: Layout, state: State, given: Any = None) -> tuple[Any, str]:
     """Config of a folder: ours where it is stored, else transformers', else what the shapes say,
     else `given`; and what to install, if a later format wrote it."""
     file = path / CONFIG if (path / CONFIG).is_file() else path
