@@ -59,9 +59,10 @@ def own_config(section: Any, cls: type) -> tuple[Any, str]:
     Raises ConfigError for a damaged section, for a field or a value that `cls` does not have, and
     for what another version wrote and this one cannot read: the message says what to install.
     """
+    now = written_by(cls)
     try:
         values, writers = {**section["config"]}, section["written_by"]
-        install = later(writers, written_by(cls))
+        install = later(writers, now)
         tables = [(package, fields) for package in writers for fields in writers[package].get("defaults", {}).values()]
         stated = {name: (package, default) for package, fields in tables for name, default in fields.items()}
     except (AttributeError, KeyError, TypeError) as error:
@@ -73,8 +74,8 @@ def own_config(section: Any, cls: type) -> tuple[Any, str]:
 
     module, _, method = str(section.get("method", "")).partition(":")
     other, mine = _package(module), cls.__name__.removesuffix("Config")
-    known = field_hints(cls).keys() if method == mine else values  # another method's fields are not left out
-    for name in (stated.keys() & values.keys()) - known:
+    known = field_hints(cls) if method == mine else values  # another method's fields are not left out
+    for name in (stated.keys() & values.keys()) - {*known}:
         package, default = stated[name]
         if (value := values.pop(name)) != default:
             hint = install or _sentence(package, writers[package], "==")
