@@ -42,7 +42,9 @@ def make_folder(path: Path, seed: int) -> Path:
     generator = torch.Generator().manual_seed(seed)
     save_weights(path / "model.safetensors", {"w": torch.randn(64, 64, generator=generator)})
     save_weights(path / "heads.safetensors", {"h": torch.randn(3, generator=generator)})
-    (path / "config.json").write_text(json.dumps({"model_type": "vit", "ssl": {"method": "ssl_x.y:Z", "config": {}}}))
+    (path / "config.json").write_text(
+        json.dumps({"model_type": "vit", "ssl_core": {"method": "ssl_x.y:Z", "config": {}}})
+    )
     (path / "evaluation.json").write_text(
         json.dumps({"data": "scenes", "rows": [{"features": "pretrained", "knn": 0.5}]})
     )

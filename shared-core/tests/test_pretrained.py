@@ -116,8 +116,8 @@ def test_a_folder_holds_their_layout_and_what_it_has_no_place_for_apart(saved):
     assert sorted(load_weights(saved / "model.safetensors")) == ["embeddings.bias", "embeddings.weight"]
     assert list(load_weights(saved / "heads.safetensors")) == ["queue"]
     values = json.loads((saved / "config.json").read_text())
-    assert values["ssl"]["config"]["dim"] == values["hidden_size"] == 6
-    assert values["ssl"]["method"].endswith(":Toy")
+    assert values["ssl_core"]["config"]["dim"] == values["hidden_size"] == 6
+    assert values["ssl_core"]["method"].endswith(":Toy")
 
 
 def test_the_preprocessor_says_what_an_evaluation_does(tmp_path):
@@ -228,7 +228,7 @@ def test_dropped_keys_and_other_spellings_load_without_a_word(saved):
 
 def test_their_folder_without_our_section_loads(saved):
     values = json.loads((saved / "config.json").read_text())
-    del values["ssl"]
+    del values["ssl_core"]
     (saved / "config.json").write_text(json.dumps(values))
     (saved / "SHA256SUMS").unlink()
     (saved / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3]}))
@@ -257,7 +257,7 @@ def test_a_folder_that_transformers_saved_again_loads(saved):
 def test_a_changed_description_is_refused_and_told_how_to_go_on(saved, name):
     values = json.loads((saved / name).read_text())
     # Nothing else in the folder contradicts these.
-    values.update(note="") if name.startswith("pre") else values["ssl"]["config"].update(base_lr=0.5)
+    values.update(note="") if name.startswith("pre") else values["ssl_core"]["config"].update(base_lr=0.5)
     (saved / name).write_text(json.dumps(values))
     with pytest.raises(WeightsError, match=rf"{name} has changed since .* save the model anew or delete SHA256SUMS"):
         Toy.from_pretrained(saved)
@@ -348,23 +348,24 @@ def test_a_given_config_serves_where_the_shapes_do_not_say_one(tmp_path):
 
 def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):
     edit(saved, hidden_size=12)
-    with pytest.raises(ConfigError, match=r"contradicts its own 'ssl' section: hidden_size: 12 → 6"):
+    with pytest.raises(ConfigError, match=r"contradicts its own 'ssl_core' section: hidden_size: 12 → 6"):
         Toy.from_pretrained(saved)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "contradicts its own 'ssl' section: model_type: 'bert' → 'toy'"),
-        ({"hidden_size": "6"}, "contradicts its own 'ssl' section: hidden_size: '6' → 6"),
-        ({"ssl": 3}, "'ssl' holds no config"),
-        ({"ssl": {"config": []}}, "'ssl' holds no config"),
-        ({"ssl": {"config": {"dmi": 6}}}, "no field 'dmi'; did you mean 'dim'"),
+        ({"model_type": "bert"}, "contradicts its own 'ssl_core' section: model_type: 'bert' → 'toy'"),
+        ({"hidden_size": "6"}, "contradicts its own 'ssl_core' section: hidden_size: '6' → 6"),
+        ({"ssl_core": 3}, "'ssl_core' holds no config"),
+        ({"ssl_core": {"config": [], "written_by": {}}}, "'ssl_core' holds no config"),
+        ({"ssl_core": {"config": {}}}, "'ssl_core' holds no config, or does not say who wrote it in 'written_by'"),
+        ({"ssl_core": {"config": {"dmi": 6}, "written_by": {}}}, "no field 'dmi'; did you mean 'dim'"),
         (
-            {"ssl": {"method": "ssl_other.net:Net", "config": {"dmi": 6}}},
+            {"ssl_core": {"method": "ssl_other.net:Net", "config": {"dmi": 6}, "written_by": {}}},
             "these are weights of ssl-other's Net, not of Toy: `ssl-other export`",
         ),
-        ({"ssl": {"config": {"epochs": -1}}}, "epochs = -1: must be above 0"),
+        ({"ssl_core": {"config": {"epochs": -1}, "written_by": {}}}, "epochs = -1: must be above 0"),
     ],
 )
 def test_a_bad_config_is_named_with_its_file(saved, changes, message):
@@ -385,7 +386,7 @@ def test_a_config_that_is_no_json_object_is_refused(saved, text):
 def test_a_config_that_asks_for_any_amount_of_memory_is_refused_before_it_is_taken(saved, dim):
     values = json.loads((saved / "config.json").read_text())
     (saved / "SHA256SUMS").unlink()
-    values["hidden_size"] = values["ssl"]["config"]["dim"] = dim
+    values["hidden_size"] = values["ssl_core"]["config"]["dim"] = dim
     (saved / "config.json").write_text(json.dumps(values))
     shapes = rf"shape: stem.weight: \(6, 3, 4, 4\) in the file, \({dim}, 3, 4, 4\)"
     beyond_any_tensor = dim == 10**18

@@ -15,7 +15,9 @@ from ssl_contrastive import BYOL, MoCo, SimCLR, SimSiam
 from ssl_contrastive.config import RECIPES
 from ssl_contrastive.convert import LAYOUTS
 from ssl_core.config import ConfigError
+from ssl_core.hub.card import write_card
 from ssl_core.hub.layout import WeightsMismatch
+from ssl_testing.cards import check_card
 from ssl_train.cli.main import defaults, main
 
 SMALL: dict[str, Any] = {"backbone": "resnet18", "width": 4, "image_size": 32, "batch_size": 8, "warmup_epochs": 0.0}
@@ -256,3 +258,23 @@ def test_the_queue_of_our_own_folder_is_never_turned_and_the_authors_always_is(t
     assert unknown == [] and torch.equal(state["queue"], own)
     state, unknown = LAYOUTS["moco"].keymap.to_ours({"_orig_mod.module.queue": own.T})
     assert unknown == [] and torch.equal(state["queue"], own)
+
+
+@torch.no_grad()
+def test_the_card_of_a_resnet_that_timm_has_too_is_true(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    network = stirred(SimCLR, width=64).eval()
+    check_card(network, RECIPES["simclr"], torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), tmp_path / "own")
+    header = (tmp_path / "own" / "README.md").read_text()
+    assert "library_name: timm\n" in header and "pipeline_tag: image-feature-extraction\n" in header
+    opened = transformers.AutoModel.from_pretrained(tmp_path / "own").eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(opened(x).pooler_output, network.encoder(x), atol=1e-5)
+
+
+def test_the_card_of_another_resnet_says_that_only_we_read_it(tmp_path):
+    network = stirred(SimCLR, small_stem=True)
+    card = write_card(network.save_pretrained(tmp_path), name="me/own", layout=LAYOUTS["simclr"]).read_text()
+    assert "library_name: ssl-contrastive\n" in card and "pipeline_tag" not in card
+    assert "No other library reads this folder." in card

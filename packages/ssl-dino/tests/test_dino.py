@@ -381,7 +381,7 @@ def test_the_command_starts_from_a_backbone_with_the_presets_heads_and_crops(tmp
         os.chdir(tmp_path)
         sizes = ["--image-size", "16", "--dim", "64", "--heads", "1"]
         assert main({recipe.name: recipe}, [*line, *sizes, "--device", "cpu", "--workers", "0"]) == 0
-        return json.loads((tmp_path / "run" / "config.json").read_text())["ssl"]["config"]
+        return json.loads((tmp_path / "run" / "config.json").read_text())["ssl_core"]["config"]
 
     ended = children.run(typed, warns=True)
     assert ended.code == 0, ended

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ssl_dino.config import DINOv2Config
 from ssl_dino.dinov2 import DINOv2, SwiGLU
+from ssl_testing.formats import check_released
 
 
 def test_the_giant_has_as_many_parameters_as_published():
@@ -35,3 +38,10 @@ def test_swiglu_gates_the_second_half_by_the_first():
     )
     expected = F.linear(first * torch.sigmoid(first) * second, mlp.w3.weight, mlp.w3.bias)
     assert torch.allclose(mlp(x), expected, atol=1e-5)
+
+
+def test_folders_of_every_released_format_load():
+    torch.manual_seed(0)
+    method = DINOv2(DINOv2Config(image_size=8, patch_size=4, dim=16, depth=1, heads=2, registers=1, swiglu=True))
+    inputs = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).view(2, 3, 8, 8)
+    check_released(Path(__file__).parent / "formats", "dinov2", method, inputs)

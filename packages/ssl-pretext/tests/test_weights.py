@@ -163,7 +163,7 @@ def test_a_jigsaw_starts_from_the_encoder_of_another_task(tmp_path):
     (folder / "SHA256SUMS").unlink()
     config = JigsawConfig(**RESNET, **SMALL["jigsaw"])
     values = json.loads((folder / "config.json").read_text())
-    del values["ssl"], values["model_type"]
+    del values["ssl_core"], values["model_type"]
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.warns(UserWarning, match="without embed, head, permutations"):
         network = Jigsaw.from_pretrained(folder, config=config)

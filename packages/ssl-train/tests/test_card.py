@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from ssl_core.hub.card import BEGIN, END, CardError, merge_card
 from ssl_core.hub.keymap import KeyMap
-from ssl_core.hub.layout import Layout
+from ssl_core.hub.layout import OPENED, Layout
 from ssl_train.card import write_run_card
 
 LAYOUT = Layout(
@@ -20,7 +20,7 @@ LAYOUT = Layout(
     to_theirs=lambda config: {},
     from_theirs=lambda values, preprocessor: None,
     infer=lambda state: None,
-    pipelines={"vit_mae": "image-feature-extraction"},
+    others={"vit_mae": ("transformers", "image-feature-extraction", OPENED)},
 )
 
 
@@ -30,7 +30,7 @@ def write_card(folder: Path, *, layout: Layout = LAYOUT, **options: Any) -> Path
 
 CONFIG = {
     "model_type": "vit_mae",
-    "ssl": {"method": "ssl_mae.mae:MAE", "config": {"mask_ratio": 0.75, "pool": "cls", "note": "a|b"}},
+    "ssl_core": {"method": "ssl_mae.mae:MAE", "config": {"mask_ratio": 0.75, "pool": "cls", "note": "a|b"}},
 }
 RUN = {
     "method": "ssl_mae.mae:MAE",
@@ -144,7 +144,7 @@ def test_a_missing_n_is_said_and_not_made_up(tmp_path: Path) -> None:
 
 def test_a_method_that_transformers_does_not_know_names_its_own_library(tmp_path: Path) -> None:
     make(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": "ssl_contrastive.simclr:SimCLR"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"ssl_core": {"method": "ssl_contrastive.simclr:SimCLR"}}))
     header, text = card(tmp_path)
     assert header["library_name"] == "ssl-contrastive" and "pipeline_tag" not in header
     assert "transformers" not in text

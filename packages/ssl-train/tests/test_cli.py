@@ -93,7 +93,7 @@ def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
     verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", methods=("tiny", "other"))}
     elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
     for stored, name in ((TINY.method, "tiny"), ("ssl_other:Other", "other"), ("ssl_third:Third", "tiny")):
-        (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": stored}}))
+        (tmp_path / "config.json").write_text(json.dumps({"ssl_core": {"method": stored}}))
         for recipes in (RECIPES | {"other": elsewhere}, {"other": elsewhere} | RECIPES):
             assert cli.main(recipes, ["count", str(tmp_path)], verbs=verbs) == 0
             assert capsys.readouterr().out == f"{name}\n"
@@ -111,7 +111,7 @@ def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
 def test_a_command_refuses_the_weights_of_a_method_that_it_is_not_for(capsys, tmp_path):
     verbs = {"count": Verb(f"{__name__}:Weigh", f"{__name__}:weigh", methods=("tiny",))}
     elsewhere = dataclasses.replace(OTHER, method="ssl_other:Other")
-    (tmp_path / "config.json").write_text(json.dumps({"ssl": {"method": "ssl_other:Other"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"ssl_core": {"method": "ssl_other:Other"}}))
     for arguments in ([str(tmp_path)], ["nowhere", "--method", "other"]):
         assert cli.main({"other": elsewhere} | RECIPES, ["count", *arguments], verbs=verbs) == 2
         said = capsys.readouterr()

@@ -20,7 +20,7 @@ from PIL import Image
 from ssl_train.report.page import write_report
 
 SETTINGS = {"epochs": 100.0, "batch_size": 256, "weight_decay": 0.05, "mask_ratio": 0.75, "classes": ["<script>"]}
-CONFIG = {"model_type": "vit_mae", "hidden_size": 192, "ssl": {"method": "ssl_mae.mae:MAE", "config": SETTINGS}}
+CONFIG = {"model_type": "vit_mae", "hidden_size": 192, "ssl_core": {"method": "ssl_mae.mae:MAE", "config": SETTINGS}}
 RECORD = {
     "method": "ssl_mae.mae:MAE",
     "config": SETTINGS,

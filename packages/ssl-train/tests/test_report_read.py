@@ -122,7 +122,7 @@ def test_folder_without_metrics_is_an_error(tmp_path):
 @pytest.mark.parametrize("kept", [[], ["run.json"], ["config.json"], ["run.json", "config.json"]])
 def test_either_config_or_run_record_is_enough(tmp_path, kept):
     own = {key: RECORD[key] for key in ("method", "config")}
-    run = make_run(tmp_path / "run", lines(9), config={"model_type": "vit_mae", "ssl": own})
+    run = make_run(tmp_path / "run", lines(9), config={"model_type": "vit_mae", "ssl_core": own})
     for name in {"run.json", "config.json"} - set(kept):
         (run / name).unlink()
     if kept:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
@@ -26,6 +27,24 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Optimizer = Literal["adamw", "sgd", "lars", "adafactor"]
 PosInterp = Literal["offset", "size", "antialias"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """What one format of the published folders changed in the fields of one config class.
+
+    The class states `FORMATS: ClassVar = {2: Format(added={"registers": 0})}`; a number counts for
+    the whole package, and 1 is what its first release wrote. An entry never changes after its
+    release: later formats have entries of their own. `ssl_core.hub.format` reads them.
+    """
+
+    added: Mapping[str, Any] = field(default_factory=dict)
+    """names that are new in this format, those of renamed fields too, and the value (as JSON has
+    it) with which the method is what it was before"""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """name until now → new name"""
+    breaks: bool = False
+    """whether earlier versions must refuse the folders of this one, whatever the fields say"""
 
 
 @dataclass(frozen=True, kw_only=True)

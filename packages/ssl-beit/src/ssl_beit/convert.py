@@ -18,7 +18,7 @@ from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.config_json import pixels, positive, read, written
 from ssl_core.hub.encoders import BLOCK, BLOCK_IN_MEMORY, VIT_NAMES, depth_of, encoder_state, mlp_ratio
 from ssl_core.hub.keymap import KeyMap, Row, prefixed, same
-from ssl_core.hub.layout import Layout
+from ssl_core.hub.layout import OPENED, Layout
 from ssl_core.hub.resize import stem
 
 TABLE = "rel_pos_bias.relative_position_bias_table"
@@ -211,7 +211,7 @@ LAYOUTS = {
             *convert_dvae.LAYOUT.resize,
         ),
         recipe=("drop_path", "mask_patches", "mask_block", "crop_pct", "crop_scale", "flip", "jitter"),
-        pipelines={"beit": "image-feature-extraction"},
+        others={"beit": ("transformers", "image-feature-extraction", OPENED)},
         exports={"transformers": to_transformers},
     ),
     "dvae": convert_dvae.LAYOUT,

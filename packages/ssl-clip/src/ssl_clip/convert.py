@@ -16,7 +16,7 @@ from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.config_json import pixels, positive, read, written
 from ssl_core.hub.encoders import VIT_NAMES, VIT_TIMM, depth_of
 from ssl_core.hub.keymap import KeyMap, Row, prefixed, same
-from ssl_core.hub.layout import Layout, read_json, read_tensors
+from ssl_core.hub.layout import OPENED, Layout, read_json, read_tensors
 from ssl_core.hub.resize import positions, stem
 from ssl_core.patches import square_grid
 
@@ -211,7 +211,7 @@ LAYOUTS = {
             (r"vision_model\.(embeddings\.position_embedding\.weight|pos_embed)", positions),
             (r"vision_model\.attnpool\.positional_embedding", positions),
         ),
-        pipelines={"clip": "zero-shot-image-classification"},
+        others={"clip": ("transformers", "zero-shot-image-classification", OPENED)},
         exports={"transformers": to_transformers, "open_clip": open_clip.to_theirs},
     )
 }

@@ -17,6 +17,7 @@ from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.encoder import PooledViT
 from ssl_core.hub.config_json import positive
 from ssl_core.hub.encoders import VIT, VIT_NAMES, vit_rows
+from ssl_core.hub.format import SECTION
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.layout import CONFIG, PREPROCESSOR, WEIGHTS, WeightsMismatch, read_json, verify_config
 from ssl_core.hub.remote import resolve
@@ -51,7 +52,7 @@ def settle(config: CLIPConfig, data: Any) -> CLIPConfig:
     ratio = positive(values, "intermediate_size", 3072) / positive(values, "hidden_size", 768)
     tower |= {"tower": "vit", "vit_layer_norm_eps": eps, "vit_mlp_ratio": ratio}
     # Only our own folders say how features are pooled. Pixels have a file of their own.
-    own = values.get("ssl", {}).get("config", {})
+    own = values.get(SECTION, {}).get("config", {})
     tower |= {"vit_pool": own.get("pool", "cls"), "crop_pct": own.get("crop_pct", config.crop_pct)}
     pixels = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
     tower |= {ours: pixels[f"image_{ours}"] for ours in ("mean", "std") if f"image_{ours}" in pixels}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_core.config import ConfigError, from_dict
+from ssl_core.hub import encoders
 from ssl_core.hub.config_json import pixels, positive, read, written
 from ssl_core.hub.encoders import BLOCK, CLASSIFIERS, EMBEDDINGS, VIT_FIXED, VIT_NAMES, VIT_TIMM, timm_vit, vit_sizes
 from ssl_core.hub.keymap import KeyMap, Row, prefixed, same
@@ -201,6 +202,6 @@ LAYOUT = Layout(
     tidy=tidy,
     unwrap=unwrap,
     resize=((r"encoder\.patch_embed\.proj\.weight", stem), (r"encoder\.pos_embed", positions)),
-    pipelines=dict.fromkeys(("dinov2", "dinov2_with_registers"), "image-feature-extraction"),
+    others=dict.fromkeys(("dinov2", "dinov2_with_registers"), encoders.OTHERS["vit"]),
     exports={"transformers": to_transformers, "timm": to_timm},
 )

@@ -20,7 +20,7 @@ from torch import Tensor
 from ssl_core.config import ConfigError, from_dict
 from ssl_core.hub.config_json import read, written
 from ssl_core.hub.keymap import KeyMap, Row, prefixed, same
-from ssl_core.hub.layout import Layout, WeightsMismatch, read_tensors
+from ssl_core.hub.layout import OPENED, Layout, WeightsMismatch, read_tensors
 from ssl_core.hub.weights_file import load_pickle
 from ssl_lm.config import BERTConfig, GPTConfig, T5Config
 
@@ -305,7 +305,7 @@ LAYOUTS = {
         foreign=of_nanogpt,
         tidy=partial(tidy, {"lm_head.weight": "transformer.wte.weight"}),
         recipe=("dropout",),
-        pipelines={"gpt2": "text-generation"},
+        others={"gpt2": ("transformers", "text-generation", OPENED)},
     ),
     "bert": text_layout(
         BERT_KEYMAP,
@@ -313,7 +313,7 @@ LAYOUTS = {
         from_theirs=bert_from_theirs,
         tidy=partial(tidy, BERT_ALIASES),
         recipe=("dropout", "init_std", "mask_rate", "whole_words"),
-        pipelines={"bert": "fill-mask"},
+        others={"bert": ("transformers", "fill-mask", OPENED)},
     ),
     "t5": text_layout(
         T5_KEYMAP,
@@ -322,6 +322,6 @@ LAYOUTS = {
         tidy=t5_tidy,
         recipe=("dropout", "density", "mean_span"),
         rewritten=("tie_word_embeddings",),  # transformers 5 says true whether or not the weights are tied
-        pipelines={"t5": "text2text-generation"},
+        others={"t5": ("transformers", None, OPENED)},  # transformers 5 has no text-to-text pipeline
     ),
 }

@@ -14,6 +14,7 @@ from ssl_core.hub.encoders import (
     BLOCK,
     BLOCK_IN_MEMORY,
     CLASSIFIERS,
+    PIPED,
     VIT,
     VIT_FIXED,
     VIT_IN_MEMORY,
@@ -138,6 +139,12 @@ def to_timm(state: Mapping[str, Tensor], config: MAEConfig) -> tuple[dict[str, T
     return encoder_state(state, VIT_TIMM), timm_vit(config)
 
 
+OTHERS = (
+    "transformers reads it as `ViTMAEForPreTraining`, which hides random patches. For features, write the encoder "
+    "alone: `ssl-mae export {name} vit --to transformers`. Then transformers has the same: "
+    f"`{PIPED.replace('{name}', 'vit')}`."
+)
+"""For the model card."""
 LAYOUTS = {
     "mae": Layout(
         keymap=KEYMAP,
@@ -152,7 +159,7 @@ LAYOUTS = {
         heads=("decoder.",),
         head_fields=("decoder_dim", "decoder_depth", "decoder_heads"),
         recipe=("mask_ratio", "norm_pix_loss", "crop_pct", "crop_scale", "flip"),
-        pipelines={"vit_mae": "image-feature-extraction"},
+        others={"vit_mae": ("transformers", None, OTHERS)},
         exports={"transformers": to_transformers, "timm": to_timm},
     )
 }

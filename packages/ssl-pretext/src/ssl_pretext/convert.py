@@ -56,6 +56,7 @@ LAYOUTS = {
         infer=lambda state: lightness_config(encoders.infer(BackboneConfig, state)),
         tidy=summed_stem,
         resize=((r"encoder\.pos_embed", positions),),  # the stem keeps its one channel
+        others={},  # only `encode` makes the lightness that this encoder sees
         heads=("decoder.", "bins", "prior"),
         head_fields=("target", "bin_size", "hidden"),
         exports={"transformers": of_lightness(encoders.to_transformers), "timm": of_lightness(encoders.to_timm)},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,9 @@ from ssl_core.device import seed_step
 from ssl_core.method import load
 from ssl_core.pixels import normalize
 from ssl_testing import children
+from ssl_testing.cards import check_card
 from ssl_testing.faults import KeepDouble, mutate_json
+from ssl_testing.formats import check_released
 from ssl_testing.state import apart, differing, hidden_state, newest
 from ssl_testing.suite import Suite
 from ssl_train.fit import passes, wrap
@@ -173,6 +177,14 @@ class Contract(Suite):
         assert lines == [], f"saved and loaded weights differ; is a row of the key map missing? {lines[:5]}"
         features = self.encode(saved, self.inputs())
         assert torch.equal(self.encode(loaded, self.inputs()), features), "the loaded method gives different features"
+
+    def test_what_the_model_card_says_is_true(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        check_card(self.method(), self.recipe, self.inputs(2), tmp_path / "published")
+
+    def test_folders_of_every_released_format_load(self):
+        folder = Path(inspect.getfile(type(self))).parent / "formats"
+        check_released(folder, self.recipe.name, self.method(), self.inputs(2))
 
     def test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch(self):
         method, inputs = self.method(), self.inputs()

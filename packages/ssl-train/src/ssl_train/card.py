@@ -11,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ssl_core.hub.card import OURS, write_card
+from ssl_core.hub.format import SECTION
 from ssl_core.hub.layout import Layout, read_json
 from ssl_train.evaluate.accuracy import wilson
 
@@ -25,7 +26,7 @@ def write_run_card(folder: str | Path, *, name: str, layout: Layout, **options: 
     )
     is_text = layout.inputs[0] == "input_ids"
     task = "text-classification" if is_text else "image-classification"
-    training = _training(config.get("ssl", {}).get("config", {}), run, _last_metrics(folder / "metrics.jsonl"))
+    training = _training(config.get(SECTION, {}).get("config", {}), run, _last_metrics(folder / "metrics.jsonl"))
     parts = [_evaluation(evaluation), training]
     return write_card(folder, name=name, layout=layout, results=_results(evaluation, task), parts=parts, **options)
 

@@ -2,10 +2,11 @@
 
 A checkpoint is a folder `step-000123/` of `model.safetensors` (the method's whole state_dict),
 `optim.safetensors`, what reads the inputs (a tokenizer), and `state.json` (run id, step, method,
-config, sizes and sha256 of the files and of itself). `from_pretrained` reads its weights. It is
-written under a temporary name, flushed to disk and renamed, so a folder with the final name is
-always whole. The sums are checked on reading; a damaged checkpoint is skipped and the one before it
-is used. Random numbers need no state: they are functions of (seed, step).
+config, who wrote it in which format, sizes and sha256 of the files and of itself).
+`from_pretrained` reads its weights. It is written under a temporary name, flushed to disk and
+renamed, so a folder with the final name is always whole. The sums are checked on reading; a damaged
+checkpoint is skipped and the one before it is used. Random numbers need no state: they are
+functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.config import to_dict
-from ssl_core.errors import TrainingError
+from ssl_core.errors import ConfigError, TrainingError
+from ssl_core.hub.format import later, writer, written_by
 from ssl_core.hub.weights_file import fsync, save_weights, sha256, sum_of
 from ssl_train.processes import broadcast_object, by_main
 
-SCHEMA = 1
+FORMAT = 1
+"""of a checkpoint's files, beside that of the method's config"""
 
 
 class CheckpointError(TrainingError):
@@ -110,7 +113,7 @@ class Checkpoints:
             if (preprocessor := getattr(method, "save_preprocessor", None)) is not None:
                 preprocessor(temporary)
             state = {
-                "schema": SCHEMA,
+                "written_by": _written_by(method),
                 "method": f"{type(method).__module__}:{type(method).__qualname__}",
                 "config": to_dict(config) if (config := getattr(method, "config", None)) is not None else None,
                 "run_id": self.run_id,
@@ -160,7 +163,8 @@ class Checkpoints:
             _load_optimizer(optimizer, tensors["optim.safetensors"])
         except (RuntimeError, ValueError) as error:
             what = f"{self.folder / _name(state['step'])} does not fit {type(method).__name__} as it is now"
-            raise CheckpointError(f"{what}: {error}") from error
+            install = later(state["written_by"], _written_by(method))
+            raise CheckpointError(f"{what}: {error}{install and f'; {install}'}") from error
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         return int(state["step"])
@@ -183,6 +187,8 @@ class Checkpoints:
                 if state["run_id"] != self.run_id:
                     continue
                 return state, _read_tensors(folder, state)
+            except ConfigError as error:
+                raise CheckpointError(f"{folder} was {error}") from error
             except (OSError, ValueError, SafetensorError) as error:
                 damaged.append(f"{folder.name}: {error}")
                 warnings.warn(f"checkpoint {folder} is damaged and passed over: {error}", stacklevel=4)
@@ -260,13 +266,19 @@ def _from_main(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """state.json of a checkpoint. Raises ValueError if it is damaged or of another format."""
+    """state.json of a checkpoint. Raises ValueError if it is damaged, ConfigError if a later format
+    of ssl-train wrote it."""
     state = json.loads((folder / "state.json").read_text())
     if not isinstance(state, dict) or state.pop("sha256", None) != sum_of(state):
         raise ValueError("state.json differs from what was written")
-    if state["schema"] != SCHEMA:
-        raise ValueError(f"written in format {state['schema']}, this version reads {SCHEMA}")
+    later(state["written_by"], {"ssl-train": writer("ssl-train", FORMAT)})
     return state
+
+
+def _written_by(method: nn.Module) -> dict[str, Any]:
+    """Who writes a checkpoint of this method: those who state its config, and the engine."""
+    config = getattr(method, "config", None)
+    return {**(written_by(type(config)) if config else {}), "ssl-train": writer("ssl-train", FORMAT)}
 
 
 def _read_tensors(folder: Path, state: dict[str, Any]) -> dict[str, dict[str, Tensor]]:

@@ -20,8 +20,9 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ssl_core import distributed
-from ssl_core.config import ConfigError, TrainConfig, differences, from_dict, to_dict
+from ssl_core.config import ConfigError, TrainConfig, differences, to_dict
 from ssl_core.errors import DataError, InputError
+from ssl_core.hub.format import own_config, written_by
 from ssl_core.hub.weights_file import write_whole
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
@@ -80,7 +81,7 @@ def resumed(recipe: Recipe, asked: Asked, out: Path) -> Asked:
         which `open_run` will tell."""
         try:
             stored = json.loads((out / "run.json").read_text())
-            return from_dict(load(recipe.config), stored["config"]) if stored["method"] == recipe.method else None
+            return own_config(stored, load(recipe.config))[0] if stored["method"] == recipe.method else None
         except (OSError, ValueError, KeyError, TypeError, ConfigError):
             return None
 
@@ -127,7 +128,7 @@ def _opened_folder(opened: Opened, out: Path, identity: dict[str, Any], *, verif
     begun = has_begun(out)
     files = files_of(opened.raw("train"), opened.place)
     try:
-        run_id = open_run(out, identity, facts_of(opened))
+        run_id = open_run(out, identity, facts_of(opened), config_class=type(opened.config))
     except RunError as error:
         if begun and (out / RECORD).exists():
             try:
@@ -170,6 +171,7 @@ def identity_of(opened: Opened) -> dict[str, Any]:
 def facts_of(opened: Opened) -> dict[str, Any]:
     """What run.json holds besides the identity."""
     return {
+        "written_by": written_by(type(opened.config)),
         "device": str(opened.device),
         "parameters": sum(p.numel() for p in opened.method.parameters()),
         "can_collapse": getattr(opened.method, "can_collapse", False),
@@ -205,16 +207,21 @@ def has_begun(folder: Path) -> bool:
     return (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("step-*"))
 
 
-def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | None = None) -> str:
+def open_run(
+    folder: Path, identity: dict[str, Any], facts: dict[str, Any] | None = None, *, config_class: type | None = None
+) -> str:
     """The id of the run in `folder`: a new id for an empty folder, the run's own if the identity is
     the same.
 
     `facts` are noted in a new run's run.json and not compared. If the run failed before its first
-    step, you may change its settings and start again. Call it on the main process alone.
+    step, you may change its settings and start again. A run of other versions of our packages is
+    read as a `config_class`, and goes on with a warning. Call it on the main process alone.
 
-    Raises RunError if the folder cannot be written, or holds something else, or holds this run with
-    other settings; the message shows which.
+    Raises RunError if the folder cannot be written, or holds something else, or a run that needs a
+    later version, or this run with other settings; the message shows which.
     """
+    writers = (facts or {}).get("written_by", {}).items()
+    versions = {name: version(name) for name in ("torch", "ssl-train")} | {name: by["version"] for name, by in writers}
     record = folder / "run.json"
     with _disk_errors(folder):
         foreign = sorted(p.name for p in folder.iterdir() if p.name not in (*OWN, *PREPARED))
@@ -228,7 +235,7 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
             "run_id": run_id,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": platform.node(),
-            "versions": {name: version(name) for name in ("torch", "ssl-core")},
+            "versions": versions,
         }
         staged = folder / ".run.json.tmp"
         with _disk_errors(folder):
@@ -238,7 +245,9 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
     try:
         stored = json.loads(record.read_text())
         run_id, old = str(stored["run_id"]), {key: stored[key] for key in identity}
-        old["config"] = dict(old["config"])
+        old["config"] = to_dict(own_config(stored, config_class)[0]) if config_class else dict(old["config"])
+    except ConfigError as error:
+        raise RunError(f"{record} cannot be read by the versions installed here: {error}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{record} is damaged ({error}): give another --out, or delete the folder") from error
     if same_file(old.get("data"), identity.get("data")):
@@ -252,6 +261,9 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
             f"{folder} holds a run with other settings:\n  {shown}\n"
             f"Repeat its command to go on with it, or give another --out (--init {folder} starts from its weights)"
         )
+    if other := differences(stored.get("versions", {}), versions):
+        bits = "it goes on, but will not end with the same bits. Install the old versions if that matters"
+        warnings.warn(f"{folder} was begun with other versions ({'; '.join(other)}): {bits}", stacklevel=2)
     return run_id
 
 

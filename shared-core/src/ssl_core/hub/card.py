@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_core.errors import InputError
+from ssl_core.hub.format import SECTION
 from ssl_core.hub.layout import Layout, read_json
 from ssl_core.hub.weights_file import write_whole
 
@@ -52,17 +53,19 @@ def write_card(
     folder, title = Path(folder), name.rsplit("/", 1)[-1]
     config, path = read_json(folder / "config.json"), folder / "README.md"
     old = _parse(path.read_bytes().decode("utf-8-sig")) if path.exists() else None
-    method, model_type = config.get("ssl", {}).get("method", ""), str(config.get("model_type"))
-    package, pipeline = method.partition(".")[0].replace("_", "-"), layout.pipelines.get(model_type)
+    own = config.get(SECTION, {})
+    package = own.get("method", "").partition(".")[0].replace("_", "-")
+    alone = (None, None, "No other library reads this folder." if own else "")
+    library, pipeline, text = layout.others.get(str(config.get("model_type")), alone)
     data = ModelCardData(
-        library_name="transformers" if pipeline else package or None,
+        library_name=library or package or None,
         license=license or (old and old.data.get("license")) or "apache-2.0",
         pipeline_tag=pipeline,
         tags=[tag for tag in ("self-supervised-learning", package, *header.pop("tags", ())) if tag],
         **({"model_name": title, "eval_results": list(results)} if results else {}),
         **header,
     )
-    loading = _loading(name, method, layout.inputs, model_type if pipeline else None)
+    loading = _loading(own, layout.inputs, text).replace("{name}", name)
     block = "\n\n".join([BEGIN, *(part for part in (loading, *parts) if part), END])
     card = f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{block}\n"
     if old is not None:
@@ -132,14 +135,14 @@ def _parse(card: str) -> Any:
         raise CardError(f"the header of README.md cannot be read, mend its YAML: {error}") from error
 
 
-def _loading(name: str, method: str, inputs: tuple[str, str], model_type: str | None) -> str:
-    """How to load it, in three lines, and by transformers where it reads this `model_type`."""
-    parts = []
-    if method:
-        module, _, cls = method.partition(":")
-        load = f'from {module} import {cls}\nmodel = {cls}.from_pretrained("{name}")'
-        parts.append(f"```python\n{load}\nfeatures = model.encode({inputs[0]})  # {inputs[1]} -> (b, d)\n```")
-    if model_type:
-        call = f'`AutoModel.from_pretrained("{name}")`'
-        parts.append(f"transformers reads it too: {call}, model type `{model_type}`.")
-    return "\n\n".join(["## Load", *parts]) if parts else ""
+def _loading(own: dict[str, Any], inputs: tuple[str, str], text: str) -> str:
+    """How to load what is in our section of config.json, in three lines, and `text` of
+    `Layout.others`."""
+    if "method" not in own:
+        return ""
+    (module, _, cls), config = own["method"].partition(":"), own.get("config", {})
+    load = f'from {module} import {cls}\nmodel = {cls}.from_pretrained("{{name}}")'
+    encode = f"features = model.encode({inputs[0]})  # {inputs[1]} -> (b, d)"
+    patches = f"[:, {1 + config.get('registers', 0)}:].mean(1)"
+    text = text.replace("{pooled}", patches if config.get("pool") == "mean" else "[:, 0]")
+    return f"## Load\n\n```python\n{load}\n{encode}\n```\n\n{text}"

@@ -76,7 +76,6 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         if manifest.pop("sha256") != sum_of(manifest):
             raise ValueError("it differs from what was written")
-        return {name: manifest[name] for name in ("step", "method", "config", "files")}
+        return {name: manifest[name] for name in ("step", "method", "config", "written_by", "files")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{file} is damaged, or an older version wrote it ({type(error).__name__}: {error})"
-        raise WeightsError(what) from error
+        raise WeightsError(f"{file} is damaged ({type(error).__name__}: {error})") from error

@@ -17,12 +17,13 @@ from torch import Tensor
 from ssl_core.config import BackboneConfig, ConfigError, from_dict
 from ssl_core.hub.config_json import pixels, positive, read, statistics, written
 from ssl_core.hub.keymap import KeyMap, Row, prefixed, same
-from ssl_core.hub.layout import Layout
+from ssl_core.hub.layout import Layout, State
 from ssl_core.hub.resize import positions, stem
 from ssl_core.patches import square_grid
 from ssl_core.resnet import LAYERS, BasicBlock, Bottleneck
 
 C = TypeVar("C", bound=BackboneConfig)
+Exported = tuple[dict[str, Tensor], dict[str, Any]]
 
 # ------------------------------------------------------------------ names
 
@@ -135,10 +136,11 @@ def to_theirs(config: BackboneConfig) -> dict[str, Any]:
     timm = {
         "architecture": config.backbone,
         "num_classes": 0,
-        "model_args": {"in_chans": config.in_channels, "num_classes": 0},
+        "model_args": {"in_chans": config.in_channels},
         "pretrained_cfg": timm_pixels(config, first_conv="conv1", classifier="fc"),
     }
-    return {"model_type": "ssl_resnet", **timm, "width": config.width, "small_stem": config.small_stem}
+    kind = "timm_wrapper" if config.width == 64 and not config.small_stem else "ssl_resnet"
+    return {"model_type": kind, **timm, "width": config.width, "small_stem": config.small_stem}
 
 
 def from_theirs(cls: type[C], values: dict[str, Any], preprocessor: dict[str, Any]) -> C:
@@ -224,9 +226,7 @@ def encoder_state(state: Mapping[str, Tensor], rows: tuple[Row, ...], ours: str 
     return KeyMap(rows=rows).to_theirs(encoder)[0]
 
 
-def to_transformers(
-    state: Mapping[str, Tensor], config: BackboneConfig, ours: str = "encoder."
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_transformers(state: State, config: BackboneConfig, ours: str = "encoder.") -> Exported:
     """(tensors, config.json) of transformers' ViTModel or ResNetModel for the encoder.
 
     Raises ConfigError for a small stem, which ResNetModel does not have.
@@ -243,9 +243,7 @@ def to_transformers(
     return encoder_state(state, RESNET_TRANSFORMERS, ours), written("resnet", "ResNetModel", config, names, **sizes)
 
 
-def to_timm(
-    state: Mapping[str, Tensor], config: BackboneConfig, ours: str = "encoder."
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_timm(state: State, config: BackboneConfig, ours: str = "encoder.") -> Exported:
     """(tensors, config.json) of a timm model with the features of `encode`, for
     `create_model("local-dir:…")`.
 
@@ -289,7 +287,17 @@ ENCODER_SIZES = (
 )
 """What another number of channels or another image size changes, in an encoder and in its copies (a
 target, a teacher)."""
-PIPELINES = {"vit": "image-feature-extraction"}
+EXTRACTION = "image-feature-extraction"
+PIPED = f'pipeline("{EXTRACTION}", model="{{name}}")(picture, return_tensors=True){{pooled}}'
+OTHERS = {
+    "vit": ("transformers", EXTRACTION, f"transformers has the same features: `{PIPED}`."),
+    "timm_wrapper": (
+        "timm",
+        EXTRACTION,
+        'timm too: `timm.create_model("hf-hub:{name}", pretrained=True).eval()(pixels)`.',
+    ),
+}
+"""`Layout.others` of a ViT, and of a ResNet as timm has it."""
 
 
 def encoder_layout(
@@ -300,14 +308,10 @@ def encoder_layout(
     `also` are the spellings of its authors' files; `more` are fields of the `Layout`, such as its
     heads.
     """
-    more.setdefault("to_theirs", to_theirs)
-    more.setdefault("from_theirs", partial(from_theirs, cls))
-    more.setdefault("infer", partial(infer, cls, ours=ours))
-    more.setdefault("resize", ENCODER_SIZES)
-    more.setdefault(
-        "exports", {"transformers": partial(to_transformers, ours=ours), "timm": partial(to_timm, ours=ours)}
-    )
-    return Layout(keymap=encoder_keymap(ours, also=also), kind=_kind, pipelines=PIPELINES, **more)
+    exports = {"transformers": partial(to_transformers, ours=ours), "timm": partial(to_timm, ours=ours)}
+    own = {"to_theirs": to_theirs, "from_theirs": partial(from_theirs, cls), "infer": partial(infer, cls, ours=ours)}
+    own |= {"resize": ENCODER_SIZES, "others": OTHERS, "exports": exports, **more}
+    return Layout(keymap=encoder_keymap(ours, also=also), kind=_kind, **own)
 
 
 def _kind(config: BackboneConfig) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ssl_core.config import ConfigError, differences, from_dict, to_dict
 from ssl_core.errors import InputError
 from ssl_core.hub.checkpoint import MANIFEST, read_manifest
+from ssl_core.hub.format import SECTION, own_config
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.weights_file import WeightsError, load_pickle, load_shapes, load_weights, read_sums, verify_sums
 from ssl_core.method import load
@@ -32,7 +33,11 @@ INDEX = "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
 PICKLE = "pytorch_model.bin"
 
+OPENED = 'transformers reads it too: `AutoModel.from_pretrained("{name}")`.'
+"""In `Layout.others`, where others have the network and not the features of `encode`."""
+
 State = Mapping[str, Tensor]
+Read = tuple[dict[str, Tensor], list[str], Any, str]
 Export = Callable[[dict[str, Tensor], Any], tuple[Any, ...]]
 Resize = Callable[[Tensor, Any, Any], Tensor]
 
@@ -81,9 +86,10 @@ class Layout:
     """what of a config no resizing changes, in words: stored and wanted must be of one kind"""
     rewritten: tuple[str, ...] = ()
     """keys of `to_theirs` that transformers changes when it saves the folder again"""
-    pipelines: Mapping[str, str] = field(default_factory=dict)
-    """model type of config.json → the pipeline of transformers that opens it; we alone read other
-    types"""
+    others: Mapping[str, tuple[str | None, str | None, str]] = field(default_factory=dict)
+    """model type of config.json → (library that opens the folder, its pipeline if it has the same
+    features or task, how in Markdown), for the model card; we alone read other types. {name} is the
+    model's name, and {pooled} takes the features of `encode` from tokens (b, n, d)"""
     inputs: tuple[str, str] = ("images", "uint8 (b, c, h, w)")
     """what `encode` takes, for the model card: its name, and its type and shape"""
     exports: Mapping[str, Export] = field(default_factory=dict)
@@ -100,25 +106,23 @@ def layout_of(method: Any) -> Layout:
     return load(cls.layout)
 
 
-def read_weights(
-    path: Path, config_class: type, layout: Layout, given: Any = None
-) -> tuple[dict[str, Tensor], list[str], Any]:
-    """(state dict in our names, keys of the file that have none, stored config) of a folder or a
-    checkpoint file.
+def read_weights(path: Path, config_class: type, layout: Layout, given: Any = None) -> Read:
+    """(state dict in our names, keys of the file that have none, stored config, what to install if
+    a later format wrote it) of a folder or a checkpoint file.
 
     `given` is the config of a file that holds none and whose shapes do not say it.
     """
     if (path / MANIFEST).is_file():  # a checkpoint: the names are ours
-        return load_weights(path / WEIGHTS), [], _own_config(read_manifest(path), config_class)
+        return load_weights(path / WEIGHTS), [], *own_config(read_manifest(path), config_class)
     if (found := layout.foreign(path)) is not None:
         raw, config = found
         state, unused = layout.keymap.to_ours(raw)
-        config = layout.infer(state) if config is None else config
+        config, install = layout.infer(state) if config is None else config, ""
     else:
         state, unused = read_state(path, layout)
-        config = read_config(path, config_class, layout, state, given)
+        config, install = read_config(path, config_class, layout, state, given)
         verify_config(path)
-    return layout.tidy(state, config), unused, config
+    return layout.tidy(state, config), unused, config, install
 
 
 def read_sketch(path: Path, config_class: type, layout: Layout) -> tuple[State, Any]:
@@ -130,8 +134,8 @@ def read_sketch(path: Path, config_class: type, layout: Layout) -> tuple[State, 
     if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
         verify_config(path)
         state, _ = read_state(path, layout, shapes=True)
-        return state, read_config(path, config_class, layout, state)
-    state, _, config = read_weights(path, config_class, layout)
+        return state, read_config(path, config_class, layout, state)[0]
+    state, _, config, _ = read_weights(path, config_class, layout)
     return state, config
 
 
@@ -198,9 +202,9 @@ def read_tensors(file: Path, layout: Layout) -> dict[str, Tensor]:
     return dict(raw)
 
 
-def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[str, Tensor], given: Any = None) -> Any:
+def read_config(path: Path, config_class: type, layout: Layout, state: State, given: Any = None) -> tuple[Any, str]:
     """Config of a folder: ours where it is stored, else transformers', else what the shapes say,
-    else `given`."""
+    else `given`; and what to install, if a later format wrote it."""
     file = path / CONFIG if (path / CONFIG).is_file() else path
     values = {} if file == path else read_json(file)
     try:
@@ -210,20 +214,20 @@ def read_config(path: Path, config_class: type, layout: Layout, state: Mapping[s
             except ConfigError:
                 if given is None:
                     raise
-                return given
-            return _with_timms_facts(inferred, values)
-        if "ssl" not in values:
+                return given, ""
+            return _with_timms_facts(inferred, values), ""
+        if SECTION not in values:
             preprocessor = path / PREPROCESSOR
-            return layout.from_theirs(values, read_json(preprocessor) if preprocessor.exists() else {})
-        config = _own_config(values["ssl"], config_class)
+            return layout.from_theirs(values, read_json(preprocessor) if preprocessor.exists() else {}), ""
+        config, install = own_config(values[SECTION], config_class)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-    # When transformers saves our folder again, it leaves out its defaults, adds keys and names what
-    # it saved.
-    check_agrees(
-        file, layout.to_theirs(config), "architectures", "dtype", *layout.rewritten, by="its own 'ssl' section"
-    )
-    return config
+    if not install:  # a later version may write other keys of transformers'
+        # When transformers saves our folder again, it leaves out its defaults, adds keys and names
+        # what it saved.
+        free = ("architectures", "dtype", *layout.rewritten)
+        check_agrees(file, layout.to_theirs(config), *free, by=f"its own {SECTION!r} section")
+    return config, install
 
 
 def check_agrees(file: Path, says: dict[str, Any], *free: str, by: str) -> None:
@@ -233,22 +237,6 @@ def check_agrees(file: Path, says: dict[str, Any], *free: str, by: str) -> None:
     both = (says.keys() & values.keys()) - {*free}
     if differing := differences({key: values[key] for key in both}, {key: says[key] for key in both}):
         raise ConfigError(f"{file} contradicts {by}: {'; '.join(differing)}. Change both alike")
-
-
-def _own_config(own: Any, config_class: type) -> Any:
-    """The config in the "ssl" section of our own config.json."""
-    if not isinstance(own, dict) or not isinstance(own.get("config"), dict):
-        raise ConfigError("'ssl' holds no config")
-    try:
-        return from_dict(config_class, own["config"])
-    except ConfigError as error:
-        module, _, method = str(own.get("method", "")).partition(":")
-        name = config_class.__name__.removesuffix("Config")
-        if not method or method == name:
-            raise
-        package = module.partition(".")[0].replace("_", "-")
-        whose = f"these are weights of {package}'s {method}, not of {name}"
-        raise ConfigError(f"{error}; {whose}: `{package} export` writes layouts that others read") from error
 
 
 def verify_config(path: Path) -> None:

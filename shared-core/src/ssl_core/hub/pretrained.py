@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl_core.config import BackboneConfig, TrainConfig, encoder_fields, to_dict
 from ssl_core.hub.card import write_card
 from ssl_core.hub.checkpoint import checkpoint_of
+from ssl_core.hub.format import SECTION, written_by
 from ssl_core.hub.layout import (
     CONFIG,
     INDEX,
@@ -37,7 +38,7 @@ from ssl_core.hub.weights_file import save_weights, staged, write_json
 class Pretrained:
     """Mixin of an `nn.Module` that is built as `Method(config)` and keeps it as `self.config`.
 
-    A folder holds config.json (transformers' keys, ours under "ssl"), model.safetensors in the
+    A folder holds config.json (transformers' keys, ours under "ssl_core"), model.safetensors in the
     layout that transformers reads, heads.safetensors for what that layout has no place for,
     preprocessor_config.json (a text method: its tokenizer's files) and SHA256SUMS.
     """
@@ -69,12 +70,12 @@ class Pretrained:
         assert isinstance(self, nn.Module)
         layout, method = layout_of(self), f"{type(self).__module__}:{type(self).__qualname__}"
         theirs, heads = layout.keymap.to_theirs(self.state_dict())
-        config = {**layout.to_theirs(self.config), "ssl": {"method": method, "config": to_dict(self.config)}}
+        own = {"method": method, "config": to_dict(self.config), "written_by": written_by(type(self.config))}
         with staged(Path(folder)) as beside:
             save_weights(beside / WEIGHTS, theirs)
             if heads:
                 save_weights(beside / "heads.safetensors", heads)
-            write_json(beside / "config.json", config)
+            write_json(beside / "config.json", {**layout.to_theirs(self.config), SECTION: own})
             self.save_preprocessor(beside)
         return Path(folder)
 
@@ -129,14 +130,17 @@ class Pretrained:
 
         # What the file holds must be a network of its own config, before anything of that size is
         # allocated.
-        state, unused, stored = read_weights(path, cls.config_class, layout, config)
-        own = sketch(cls, stored)
-        check_fit(state, unused, _shapes(own), source=f"{name}: the weights contradict their config")
+        state, unused, stored, install = read_weights(path, cls.config_class, layout, config)
+        own, source = sketch(cls, stored), f"{name} ({install})" if install else str(name)
+        if install:  # that version says that we may read it: what we do not know means nothing to us
+            state, unused = {key: tensor for key, tensor in state.items() if key in _shapes(own)}, []
+        check_fit(state, unused, _shapes(own), source=f"{source}: the weights contradict their config")
         published = (path / CONFIG).is_file() and (path / PREPROCESSOR).is_file()
-        if published and "ssl" in read_json(path / CONFIG):
+        if published and SECTION in read_json(path / CONFIG) and not install:
             # transformers names another of its processors when it saves the folder again.
-            free, by = ("image_processor_type", "do_convert_rgb"), "mean, std, image_size and crop_pct under 'ssl' in"
-            check_agrees(path / PREPROCESSOR, own.preprocessor(), *free, by=f"{by} {CONFIG}")
+            free = ("image_processor_type", "do_convert_rgb")
+            by = f"mean, std, image_size and crop_pct under {SECTION!r} in {CONFIG}"
+            check_agrees(path / PREPROCESSOR, own.preprocessor(), *free, by=by)
 
         # Then it is fitted to what is wanted, and built.
         wanted = _adapted(config or stored, in_channels, image_size)
@@ -146,7 +150,7 @@ class Pretrained:
         if lacks_heads(state, layout):
             state = _with_new_heads(method, state, layout, source=str(name))
             method.encoder_alone = True
-        check_fit(state, unused, _shapes(method), source=f"{name} does not fit {cls.__name__}", strict=strict)
+        check_fit(state, unused, _shapes(method), source=f"{source} does not fit {cls.__name__}", strict=strict)
         method.load_state_dict(state, strict=strict)
         if path.is_dir():
             method.load_preprocessor(path)

@@ -14,12 +14,12 @@ from ssl_core.hub.layout import Layout
 
 
 def to_theirs(config: DenoisingConfig) -> dict[str, Any]:
-    """config.json; our own settings stand beside it, under "ssl"."""
+    """config.json; our own settings stand beside it, under "ssl_core"."""
     return {"model_type": "denoising", "width": config.width}
 
 
 def from_theirs(values: dict[str, Any], preprocessor: dict[str, Any]) -> DenoisingConfig:
-    """Config of a folder without an "ssl" section."""
+    """Config of a folder without an "ssl_core" section."""
     return DenoisingConfig(width=values["width"])
 
 

@@ -25,6 +25,7 @@ import tyro
 from ssl_core.bounds import bounds_of, field_hints
 from ssl_core.config import ConfigError, TrainConfig, from_dict, to_dict
 from ssl_core.errors import InputError, TrainingError
+from ssl_core.hub.format import SECTION
 from ssl_core.method import Recipe, Verb, load
 from ssl_train.asked import AUTO, CHOSEN, Asked
 from ssl_train.cli.config_file import read_file
@@ -133,7 +134,7 @@ def _method_of(recipes: Mapping[str, Recipe], arguments: list[str]) -> str | Non
         path = Path(argument or "")
         file = (path.parent if path.name == "model.safetensors" else path) / "config.json"
         if argument and not argument.startswith("-") and file.is_file():
-            own = read_file(file).get("ssl")
+            own = read_file(file).get(SECTION)
             stored = own.get("method") if isinstance(own, dict) else None
             return next((name for name, recipe in recipes.items() if recipe.method == stored), None)
     return None

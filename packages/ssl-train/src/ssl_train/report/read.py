@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_core.errors import InputError
+from ssl_core.hub.format import SECTION
 
 Point = tuple[float, float]  # (step, value); the value is nan where the run logged nan or inf
 PROTOCOLS = {"knn": "k-NN", "linear": "Linear probe", "fewshot": "Few-shot", "finetune": "Fine-tuning"}
@@ -76,7 +77,7 @@ class Run:
     @property
     def started(self) -> dict[str, Any]:
         """run.json. If it is missing, config.json still names the method and its settings."""
-        return self.files["config.json"].get("ssl", {}) | self.files["run.json"]
+        return self.files["config.json"].get(SECTION, {}) | self.files["run.json"]
 
 
 def finite(points: list[Point]) -> list[Point]:
