@@ -28,6 +28,7 @@ from ssl_train.asked import Asked
 from ssl_train.auto import table
 from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
 from ssl_train.cost import check_memory
+from ssl_train.data.names import GIVEN, called
 from ssl_train.data_files import RECORD, check_files, files_of
 from ssl_train.fit import fit
 from ssl_train.opened import Opened
@@ -47,12 +48,20 @@ def train(
     recipe: Recipe,
     config: TrainConfig | Asked,
     *,
-    data: str | Path | None,
+    data: Any,
     out: str | Path,
     init: str | Path | None = None,
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Any:
-    """Train `recipe`'s method on `data` into the folder `out` and return it, in eval mode.
+    """`trained`'s method, in eval mode."""
+    return trained(recipe, config, data=data, out=out, init=init, options=options).method
+
+
+def trained(
+    recipe: Recipe, config: TrainConfig | Asked, *, data: Any, out: str | Path, init: Any, options: RunOptions
+) -> Opened:
+    """Train `recipe`'s method on `data` into the folder `out`; the method, in eval mode, and its
+    data.
 
     If `out` already holds this run, it resumes from the last checkpoint and ends with the same
     bits; changed settings are refused. `init` is anything that `from_pretrained` reads. Raises
@@ -65,7 +74,8 @@ def train(
         opened = Opened.to_train(recipe, config, data=data, init=init, device=options.device)
         if opened.choices and distributed.is_main():
             print(table(opened.choices), flush=True)
-        return run(opened, Path(out), options)
+        run(opened, Path(out), options)
+        return opened
 
 
 def resumed(recipe: Recipe, asked: Asked, out: Path) -> Asked:
@@ -155,7 +165,7 @@ def identity_of(opened: Opened) -> dict[str, Any]:
     return {
         "method": opened.recipe.method,
         "config": to_dict(opened.config),
-        "data": str(opened.data) if opened.data is not None else "built-in",
+        "data": called(opened.data),
         "data_fingerprint": opened.raw("train").fingerprint(),
         "init": str(opened.init) if opened.init is not None else None,
     }
@@ -240,9 +250,12 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
     )
     if changed:
         shown = "\n  ".join(changed)
+        again = "Repeat its command"
+        if str(stored["data"]).endswith(GIVEN) and any(line.startswith("data") for line in changed):
+            again = "Call train in Python with the same data"
         raise RunError(
             f"{folder} holds a run with other settings:\n  {shown}\n"
-            f"Repeat its command to go on with it, or give another --out (--init {folder} starts from its weights)"
+            f"{again} to go on with it, or give another --out (--init {folder} starts from its weights)"
         )
     return run_id
 
