@@ -15,7 +15,7 @@ import operator
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
@@ -57,14 +57,14 @@ class Checked:
     """
 
     def __new__(cls, *values: Any, **fields: Any) -> Self:
-        check_names(cls, fields)
+        read_fields(cls, fields)
         return super().__new__(cls)
 
     def __str__(self) -> str:
         known = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
         changed = ", ".join(f"{name}={value!r}" for name, value, default in known if value != default)
-        shown = textwrap.fill(changed, 96, initial_indent="    ", subsequent_indent="    ")
-        return f"{type(self).__name__}(" + (f"\n{shown}\n" if changed else "") + ")  # otherwise its defaults"
+        shown = textwrap.indent(textwrap.fill(changed, 92), "    ")
+        return f"{type(self).__name__}(\n{shown}\n)  # otherwise its defaults"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """What IPython shows."""
@@ -84,15 +84,17 @@ def field_hints(cls: type) -> dict[str, list[Any]]:
     return {name: list(dict.fromkeys(hints[name] for hints in stated if name in hints)) for name in names}
 
 
-def check_names(cls: type, names: Iterable[str]) -> None:
-    """Raises ConfigError for a name that is no field of the dataclass `cls`; it offers the
-    nearest."""
+def read_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` as the types of the fields of the dataclass `cls`.
+
+    Raises ConfigError as `read`, and for a name that is no field; it offers the nearest.
+    """
     known = field_hints(cls)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1) or [field for field in known if str(name) in field]
-            offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ConfigError(f"{cls.__name__} has no field {name!r}{offer}")
+    for name in values.keys() - known:
+        near = difflib.get_close_matches(str(name), known, n=1) or [field for field in known if str(name) in field]
+        offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ConfigError(f"{cls.__name__} has no field {name!r}{offer}")
+    return {name: read(value, known[name][0], name) for name, value in values.items()}
 
 
 def read(value: Any, hint: Any, field: str) -> Any:

@@ -15,20 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
-from ssl_core.bounds import (
-    Checked,
-    Count,
-    Depth,
-    NonNegative,
-    Portion,
-    Positive,
-    Rate,
-    Whole,
-    Width,
-    check_names,
-    field_hints,
-    read,
-)
+from ssl_core.bounds import Checked, Count, Depth, NonNegative, Portion, Positive, Rate, Whole, Width, read_fields
 from ssl_core.errors import ConfigError
 
 C = TypeVar("C")
@@ -223,8 +210,7 @@ def from_dict(cls: type[C], values: dict[str, Any]) -> C:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__} needs an object, got {type(values).__name__}")
-    check_names(cls, values)
-    return cls(**{key: read(value, field_hints(cls)[key][0], key) for key, value in values.items()})
+    return cls(**read_fields(cls, values))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -146,10 +146,11 @@ class GivenPairs(Given):
             with suppress(BadSample):  # the loader names it
                 yield from self.texts(index)
 
-    def fingerprint(self) -> str:
-        return digest(super().fingerprint().encode(), *(self._words(index) for index in self.looked))
+    def looks(self, index: int) -> bytes:
+        return super().looks(index) + self.words(index)
 
-    def _words(self, index: int) -> bytes:
+    def words(self, index: int) -> bytes:
+        """The captions as bytes; empty for a sample that cannot be read."""
         try:
             return "\n".join(self.texts(index)).encode()
         except BadSample:
@@ -159,7 +160,7 @@ class GivenPairs(Given):
 def _given(data: Any, title: str, channels: int) -> Given:
     """Pairs, or pictures alone if the samples have no text."""
     pairs = GivenPairs(data, title, channels)
-    return pairs if any(pairs._words(index) for index in pairs.looked) else Given(data, title, channels)
+    return pairs if any(pairs.words(index) for index in pairs.looked) else Given(data, title, channels)
 
 
 class CaptionedScenes:

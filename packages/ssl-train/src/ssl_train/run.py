@@ -44,7 +44,12 @@ class RunError(InputError):
     """A run folder that cannot be used; the message says what to do."""
 
 
-def train(
+def train(recipe: Recipe, config: TrainConfig | Asked, **where: Any) -> Any:
+    """The method that `trained` makes of the same arguments, in eval mode."""
+    return trained(recipe, config, **where).method
+
+
+def trained(
     recipe: Recipe,
     config: TrainConfig | Asked,
     *,
@@ -52,13 +57,6 @@ def train(
     out: str | Path,
     init: str | Path | None = None,
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> Any:
-    """`trained`'s method, in eval mode."""
-    return trained(recipe, config, data=data, out=out, init=init, options=options).method
-
-
-def trained(
-    recipe: Recipe, config: TrainConfig | Asked, *, data: Any, out: str | Path, init: Any, options: RunOptions
 ) -> Opened:
     """Train `recipe`'s method on `data` into the folder `out`; the method, in eval mode, and its
     data.
@@ -250,9 +248,8 @@ def open_run(folder: Path, identity: dict[str, Any], facts: dict[str, Any] | Non
     )
     if changed:
         shown = "\n  ".join(changed)
-        again = "Repeat its command"
-        if str(stored["data"]).endswith(GIVEN) and any(line.startswith("data") for line in changed):
-            again = "Call train in Python with the same data"
+        in_python = str(stored["data"]).endswith(GIVEN)
+        again = "Call train in Python with the same data" if in_python else "Repeat its command"
         raise RunError(
             f"{folder} holds a run with other settings:\n  {shown}\n"
             f"{again} to go on with it, or give another --out (--init {folder} starts from its weights)"

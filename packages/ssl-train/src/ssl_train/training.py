@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssl_core.bounds import check_names, field_hints, read
+from ssl_core.bounds import field_hints, read_fields
 from ssl_core.config import ConfigError, TrainConfig
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
@@ -90,7 +90,7 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
 
         recipe = _recipe_of(recipes, config)
         how = {name: typed.pop(name) for name in field_hints(RunOptions).keys() & typed.keys()}
-        options, typed = replace(options, **_read(RunOptions, how)), _read(load(recipe.config), typed)
+        options, typed = replace(options, **read_fields(RunOptions, how)), read_fields(load(recipe.config), typed)
         asked: TrainConfig | Asked
         if config is None or isinstance(config, str):
             demo = recipe.preset(None, built_in=True) if data is None else None
@@ -131,19 +131,13 @@ def evaluator(recipes: Mapping[str, Recipe]) -> Callable[..., dict[str, Any]]:
         else:
             what = "evaluate(run, data=…) takes what train returned, or the name of a run folder or of weights"
             raise InputError(f"{what}, not a {type(run).__name__}")
-        args = Evaluate(weights, **_read(Evaluate, options))
+        args = Evaluate(weights, **read_fields(Evaluate, options))
         opened = Opened.from_weights(
             recipe, weights, data=data, test=test, device=args.device, max_pixels=args.max_pixels
         )
         return evaluated(opened, args)
 
     return evaluate
-
-
-def _read(cls: type, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the dataclass `cls` as the types of its fields. Raises ConfigError."""
-    check_names(cls, typed)
-    return {name: read(value, field_hints(cls)[name][0], name) for name, value in typed.items()}
 
 
 def _recipe_of(recipes: Mapping[str, Recipe], config: TrainConfig | str | None) -> Recipe:

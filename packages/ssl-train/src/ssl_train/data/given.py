@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import Subset
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.images import MAX_PIXELS, ImageFiles, pillow_to_tensor, read_image, to_tensor
@@ -57,17 +57,15 @@ def open_given(data: Any, *, channels: int, split: str = "train", kind: Callable
     if hasattr(data, "load") and hasattr(data, "fingerprint"):
         return data
     name = type(data).__name__
-    if isinstance(data, DataLoader):
-        raise DataError("data is a DataLoader, which makes batches: give its .dataset")
-    if isinstance(data, str | IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+    if isinstance(data, str) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DataError(f"data is of type {name}: give {KINDS}")
     if not len(data):
         raise DataError(f"the {name} that was given as data is empty")
-    if listed := isinstance(data, list | tuple | np.ndarray | Tensor):
-        name = "images"
-    if listed and all(isinstance(item, str | os.PathLike) for item in data):
-        return ImageFiles(Path.cwd(), map(os.fspath, data), channels)
-    return (kind or Given)(data, name, channels)
+    if not isinstance(data, list | tuple | np.ndarray | Tensor):
+        return (kind or Given)(data, name, channels)
+    if all(isinstance(item, str | os.PathLike) for item in data):
+        return ImageFiles(Path.cwd(), [os.fspath(item) for item in data], channels)
+    return (kind or Given)(data, "images", channels)
 
 
 class Given:
@@ -134,14 +132,15 @@ class Given:
 
         Raises DataError if the second reading differs: a run could then not be repeated.
         """
-        first, second = ([self._bytes(index) for index in self.looked] for _ in range(2))
+        first, second = ([self.looks(index) for index in self.looked] for _ in range(2))
         for index, (one, other) in zip(self.looked, zip(first, second, strict=True), strict=True):
             if one != other:
                 what = f"{self.name(index)} has other pixels each time it is read: leave random transforms out,"
                 raise DataError(f"{what} for the method makes random views itself, which a resumed run repeats")
         return digest(type(self.data).__name__.encode(), np.array(len(self)), *first, self.labels)
 
-    def _bytes(self, index: int) -> bytes:
+    def looks(self, index: int) -> bytes:
+        """What a fingerprint takes of a sample; empty for one that cannot be read."""
         try:
             return self.load(index)["image"].contiguous().numpy().tobytes()
         except BadSample:
@@ -149,18 +148,17 @@ class Given:
 
     def _labels(self, looked: int) -> tuple[np.ndarray | None, list[str] | None]:
         """(labels, classes); `looked` is the number of a sample that can be read."""
-        label, base, indices = self.label(self.item(looked)), self.data, np.arange(len(self))
+        first, base, indices = self.label(self.item(looked)), self.data, np.arange(len(self))
         while isinstance(base, Subset):
             base, indices = base.dataset, np.asarray(base.indices)[indices]
-        known, names = labels_beside(base), getattr(base, "classes", None)
-        try:
-            first = class_of(label)
-        except TypeError:
-            warnings.warn(f"labels are not used: that of {self.name(looked)} is of type {kind_of(label)}", stacklevel=5)
+        beside, names = labels_beside(base), getattr(base, "classes", None)
+        if beside is not None and (first == () or class_of(first) == beside[indices[looked]]):
+            return numbered(beside[indices].tolist(), names)
+        if first == ():
             return None, None
-        if known is not None and (label == () or first == known[indices[looked]]):
-            return numbered(known[indices].tolist(), names)
-        if label == ():
+        if first is not None and class_of(first) is None:
+            what = f"the label of {self.name(looked)} is of type {kind_of(first)}"
+            warnings.warn(f"{what}, not a class: labels are not used", stacklevel=5)
             return None, None
         if len(self) >= MANY:
             what = f"all {len(self):,} samples of {self.title} are read once for their labels:"
@@ -168,23 +166,18 @@ class Given:
         return numbered([self._class(index) for index in range(len(self))], names)
 
     def _class(self, index: int) -> int | str | None:
-        """None for a sample that cannot be read. Raises DataError for a label that is no class."""
-        try:
+        with suppress(BadSample):  # the loader reports it
             return class_of(self.label(self.item(index)))
-        except BadSample:
-            return None
-        except TypeError as error:
-            raise DataError(f"the label of {self.name(index)} is of type {error}, and others are classes") from error
 
 
 def class_of(label: Any) -> int | str | None:
-    """A label as a number or a word; None for no label. Raises TypeError for what is no class."""
-    if label is None or label == () or isinstance(label, str):
+    """A label as a number or a word; None for what is no class."""
+    if isinstance(label, str):
         return label or None
-    array = label.detach().cpu().numpy() if isinstance(label, Tensor) else np.asarray(label)
-    if array.shape != () or array.dtype.kind not in "iub":
-        raise TypeError(kind_of(label))
-    return int(array)
+    if not isinstance(label, int | np.generic | np.ndarray | Tensor):
+        return None
+    array = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
+    return int(array) if array.shape == () and array.dtype.kind in "iub" else None
 
 
 def labels_beside(dataset: Any) -> np.ndarray | None:
@@ -198,16 +191,13 @@ def labels_beside(dataset: Any) -> np.ndarray | None:
 
 
 def numbered(labels: Sequence[int | str | None], names: Any) -> tuple[np.ndarray | None, list[str] | None]:
-    """(labels int64 (n,), classes) of numbers, whose classes are `names` if there are any, or of
-    words. Raises DataError for a mixture."""
-    kinds = {type(label) for label in labels} - {type(None)}
-    if kinds == {int}:
-        array = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
-        names = names if names and len(names) > array.max() else range(array.max() + 1)
-        return array, [name[0] if isinstance(name, tuple) else str(name) for name in names]
-    if len(kinds) > 1:
-        raise DataError("some labels are numbers and some are words: give one kind")
-    return number_labels([str(label or "") for label in labels])
+    """(labels int64 (n,), classes) of words, or of numbers, whose classes are `names` if there are
+    any."""
+    if not all(isinstance(label, int) for label in labels if label is not None):
+        return number_labels(["" if label is None else str(label) for label in labels])
+    array = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    names = names if names and len(names) > array.max() else range(array.max() + 1)
+    return array, [name[0] if isinstance(name, tuple) else str(name) for name in names]
 
 
 def pixels(image: Any, channels: int, max_pixels: int) -> Tensor:
@@ -241,11 +231,9 @@ def pixels(image: Any, channels: int, max_pixels: int) -> Tensor:
 
 
 def kind_of(item: Any) -> str:
-    """The type of a sample in words, with shapes."""
+    """The type of a sample in words, with shapes and keys."""
     if isinstance(item, tuple | list):
-        return f"({', '.join(map(kind_of, item[:4]))}{', …' if len(item) > 4 else ''})"
-    if isinstance(item, Mapping):
-        return f"{type(item).__name__} with {', '.join(map(repr, item)) or 'nothing'}"
-    if hasattr(item, "dtype") and hasattr(item, "shape"):
-        return f"{type(item).__name__} {str(item.dtype).removeprefix('torch.')} {tuple(item.shape)}"
-    return type(item).__name__
+        return f"({', '.join(map(kind_of, item[:4]))})"
+    keys = f" with {list(item)}" if isinstance(item, Mapping) else ""
+    shape = f" {item.dtype} {tuple(item.shape)}" if hasattr(item, "dtype") and hasattr(item, "shape") else ""
+    return type(item).__name__ + keys + shape
