@@ -64,7 +64,8 @@ def open_given(data: Any, *, channels: int, split: str = "train", kind: Callable
     if not isinstance(data, list | tuple | np.ndarray | Tensor):
         return (kind or Given)(data, name, channels)
     if all(isinstance(item, str | os.PathLike) for item in data):
-        return ImageFiles(Path.cwd(), [os.fspath(item) for item in data], channels)
+        paths: Any = data
+        return ImageFiles(Path.cwd(), [os.fspath(path) for path in paths], channels)
     return (kind or Given)(data, "images", channels)
 
 
@@ -205,8 +206,9 @@ def pixels(image: Any, channels: int, max_pixels: int) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return read_image(image, channels, max_pixels)
     if isinstance(image, Image.Image):
-        # Not decoded yet: loader processes would share its position in the file.
-        if getattr(image, "fp", None) is not None and getattr(image, "filename", "") and image.tell() == 0:
+        # Not decoded yet: loader processes would share its position in the file, and decoded it would
+        # stay in memory.
+        if getattr(image, "tile", None) and getattr(image, "filename", "") and image.tell() == 0:
             return read_image(image.filename, channels, max_pixels)  # type: ignore[attr-defined]
         try:
             return pillow_to_tensor(ImageOps.exif_transpose(image), channels)  # upright, as from a file
@@ -234,6 +236,7 @@ def kind_of(item: Any) -> str:
     """The type of a sample in words, with shapes and keys."""
     if isinstance(item, tuple | list):
         return f"({', '.join(map(kind_of, item[:4]))})"
-    keys = f" with {list(item)}" if isinstance(item, Mapping) else ""
-    shape = f" {item.dtype} {tuple(item.shape)}" if hasattr(item, "dtype") and hasattr(item, "shape") else ""
-    return type(item).__name__ + keys + shape
+    if isinstance(item, Mapping):
+        return f"{type(item).__name__} with {list(item)}"
+    shape = f" {item.dtype} {tuple(item.shape)}" if isinstance(item, np.ndarray | Tensor) else ""
+    return type(item).__name__ + shape
