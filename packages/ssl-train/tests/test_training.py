@@ -108,6 +108,12 @@ def test_settings_are_chosen_for_a_dataset_as_for_a_folder_and_keywords_are_flag
     assert changed.model.config == dataclasses.replace(CONFIG, epochs=0.4, crop_pct=0.5)
 
 
+def test_without_a_config_the_architecture_is_that_of_the_weights_a_run_starts_from(run, tmp_path):
+    wide = train(TinyConfig(dim=24, precision="fp32"), Mine(), tmp_path / "wide", epochs=0.4, **QUICK)
+    again = train("tiny", Mine(40), tmp_path / "again", init=wide.folder, max_steps=2, **QUICK)
+    assert again.model.config.dim == 24
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -25,7 +25,7 @@ SCENES = {"train": (8000, 0), "test": (1000, 1)}
 """Pictures and seed of the built-in pairs; no combination of two objects is in both."""
 KINDS = (
     "a .csv, .tsv or .jsonl file with columns 'path' and 'caption', a folder with captions (name.txt) beside the images, "
-    "or hf:<name> with an image and a text column"
+    "hf:<name> with an image and a text column, or (picture, caption) in Python"
 )
 
 

@@ -93,6 +93,9 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         options, typed = replace(options, **read_fields(RunOptions, how)), read_fields(load(recipe.config), typed)
         asked: TrainConfig | Asked
         if config is None or isinstance(config, str):
+            if init is not None:  # its architecture is taken, as by the command
+                start = load(recipe.method).sketched(init)
+                typed = {name: getattr(start.config, name) for name in start.architecture()} | typed
             demo = recipe.preset(None, built_in=True) if data is None else None
             asked = Asked(demo, typed, minutes=minutes, max_steps=max_steps)
         elif minutes is None and max_steps is None:
