@@ -192,7 +192,9 @@ def test_views_cut_and_pad_and_the_bag_counts():
 def test_strings_in_python_are_for_evaluations_and_text_to_train_on_is_to_be_prepared():
     source = open_text(["one two", "three"], config=CONFIG)
     assert len(source) == 2 and source.name(1) == "texts[1]" and not source.prepared
-    with pytest.raises(DataError, match=r"of type list: write the texts into files, call prepare_text\('texts/', 'tokens'\)"):
+    with pytest.raises(
+        DataError, match=r"of type list: write the texts into files, call prepare_text\('texts/', 'tokens'\)"
+    ):
         settle(CONFIG, ["one two", "three"])
     with pytest.raises(DataError, match="data is of type int"):
         open_text(3, config=CONFIG)

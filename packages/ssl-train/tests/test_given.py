@@ -126,7 +126,9 @@ def test_labels_are_numbers_or_words_and_none_is_no_label(labels, found, classes
 
 
 def test_labels_that_are_no_classes_are_left_out_with_a_warning():
-    with pytest.warns(UserWarning, match=r"label of Samples\[0\] is of type Tensor torch.uint8 \(3, 9, 11\), not a class"):
+    with pytest.warns(
+        UserWarning, match=r"label of Samples\[0\] is of type Tensor torch.uint8 \(3, 9, 11\), not a class"
+    ):
         assert given(Samples([(x, x) for x in TENSORS])).labels is None
     assert given(Samples(list(TENSORS))).labels is None
 
@@ -167,7 +169,9 @@ def test_what_a_dataset_raises_is_a_bad_sample_with_its_reason():
         source.load(0)
     with pytest.raises(DataError, match=r"none of 5 samples of Torn .* the first: Torn\[0\]: OSError: the archive"):
         given(Torn(TENSORS[:5]))
-    with pytest.raises(DataError, match=r"11 channels and cannot give 3.*an array is \(h, w, c\), a tensor \(c, h, w\)"):
+    with pytest.raises(
+        DataError, match=r"11 channels and cannot give 3.*an array is \(h, w, c\), a tensor \(c, h, w\)"
+    ):
         given(PIXELS.transpose(0, 3, 1, 2))
 
 
@@ -185,8 +189,14 @@ class Endless(IterableDataset):
         (DataLoader(TensorDataset(TENSORS)), "data is of type DataLoader: give a Dataset"),
         ([], "the list that was given as data is empty"),
         ({"images": PIXELS}, r"a dict with 'images'.*\{'train': …, 'test': …\}"),
-        (Samples([(x, 0) for x in TENSORS - 128.0]), r"Samples\[0\] .*\(Tensor torch.float32 \(3, 9, 11\), int\): .*Normalize"),
-        (Samples(list(TENSORS.long())), r"Samples\[0\] is of type Tensor torch.int64 \(3, 9, 11\): a sample is a picture"),
+        (
+            Samples([(x, 0) for x in TENSORS - 128.0]),
+            r"Samples\[0\] .*\(Tensor torch.float32 \(3, 9, 11\), int\): .*Normalize",
+        ),
+        (
+            Samples(list(TENSORS.long())),
+            r"Samples\[0\] is of type Tensor torch.int64 \(3, 9, 11\): a sample is a picture",
+        ),
         (Samples([{"img": x} for x in TENSORS]), r"Samples\[0\] is of type dict with \['img'\]: .* \{'image': picture"),
         (Samples(["cat"] * 3), "none of 3 samples of Samples can be read, .*no such file"),
         (Samples([()] * 3), r"Samples\[0\] is of type \(\)"),

@@ -62,6 +62,14 @@ def test_a_stopped_run_on_a_dataset_goes_on_to_the_same_weights(run, tmp_path):
     assert started["data"] == "Mine given in Python" and len(started["data_fingerprint"]) == 16
 
 
+def test_without_forked_processes_data_in_memory_are_read_by_this_one_and_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: "spawn")
+    data = Mine()
+    with pytest.warns(UserWarning, match="read without loader processes: workers=2 tries them"):
+        train(CONFIG, data, tmp_path / "run", device="cpu", epochs=1.0)
+    assert data.reads > 24 + 24, "the samples of the run too were read here"
+
+
 @pytest.mark.parametrize("data", [Mine(seed=1), Mine(23), None], ids=["pixels", "length", "none"])
 def test_other_data_than_the_run_began_with_are_refused(run, data):
     with pytest.raises(RunError, match=r"data_fingerprint(.|\n)*Call train in Python with the same data to go on"):
@@ -81,7 +89,9 @@ def test_a_run_is_evaluated_on_its_own_data_by_itself_and_by_the_name_of_its_fol
     assert found["data"] == "Mine given in Python" and found["rows"][0]["knn"] == 1.0
     assert "SEEN IN TRAINING" in found["protocol"]["split"] and "top-1 in %" in capsys.readouterr().out
     other = evaluate(str(run.folder), Mine(seed=5), test=Mine(10, seed=6), protocols=("knn",), device="cpu")
-    assert other["protocol"]["test"]["n"] == 10 and "other data than the run was trained on" in other["protocol"]["split"]
+    assert (
+        other["protocol"]["test"]["n"] == 10 and "other data than the run was trained on" in other["protocol"]["split"]
+    )
     assert json.loads((run.folder / "evaluation.json").read_text()) == other
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -11,6 +12,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +30,7 @@ from ssl_train.asked import Asked
 from ssl_train.auto import table
 from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
 from ssl_train.cost import check_memory
-from ssl_train.data.names import GIVEN, called
+from ssl_train.data.names import GIVEN, called, is_given
 from ssl_train.data_files import RECORD, check_files, files_of
 from ssl_train.fit import fit
 from ssl_train.opened import Opened
@@ -66,6 +68,11 @@ def trained(
     RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after
     SIGTERM, saved.
     """
+    # Processes that do not start as copies of this one would have to import the class of a Dataset,
+    # which a notebook or a script has in __main__.
+    if options.workers is None and is_given(data) and multiprocessing.get_start_method() != "fork":
+        warnings.warn("data given in Python are read without loader processes: workers=2 tries them", stacklevel=3)
+        options = replace(options, workers=0)
     with process_group():
         if isinstance(config, Asked):
             config = resumed(recipe, config, Path(out))
