@@ -284,7 +284,7 @@ def test_a_config_prints_what_differs_from_its_defaults_on_a_screen():
     config = Everything(image_size=64, patch_size=8, name="b")
     assert str(config) == "Everything(\n    image_size=64, patch_size=8, name='b'\n)  # otherwise its defaults"
     every = TinyConfig(**{name: value for name, value in vars(TinyConfig()).items() if name != "mean"}, mean=(0.1,) * 3)
-    assert eval(str(every), {"TinyConfig": TinyConfig}) == every  # noqa: S307 - what is printed can be copied
-    assert eval(repr(config), {"Everything": Everything}) == config  # noqa: S307
-    copied = copy.copy(pickle.loads(pickle.dumps(config)))  # noqa: S301
+    assert eval(str(every), {"TinyConfig": TinyConfig}) == every
+    assert eval(repr(config), {"Everything": Everything}) == config
+    copied = copy.copy(pickle.loads(pickle.dumps(config)))
     assert copied == config and max(map(len, str(config).splitlines())) <= 96

@@ -1,4 +1,4 @@
-"""`train` and `evaluate` in Python: data in memory, resuming, mistakes in arguments, what is shown."""
+"""`train` and `evaluate` in Python: data in memory, resuming, wrong arguments, what is shown."""
 
 from __future__ import annotations
 

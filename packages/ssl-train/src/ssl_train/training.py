@@ -37,10 +37,7 @@ class TrainedRun:
         return self.folder / "report.html"
 
     def _repr_html_(self) -> str:
-        from ssl_train.report.page import render
-        from ssl_train.report.read import read_run
-
-        page = html.escape(render(read_run(self.folder)))  # in a frame, so that styles stay apart
+        page = html.escape(self.report().read_text("utf-8"))  # in a frame, so that styles stay apart
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0"></iframe>'
 
     def __repr__(self) -> str:

@@ -206,8 +206,8 @@ def pixels(image: Any, channels: int, max_pixels: int) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return read_image(image, channels, max_pixels)
     if isinstance(image, Image.Image):
-        # Not decoded yet: loader processes would share its position in the file, and decoded it would
-        # stay in memory.
+        # Not decoded yet: loader processes would share its position in the file, and once decoded
+        # it would stay in memory.
         if getattr(image, "tile", None) and getattr(image, "filename", "") and image.tell() == 0:
             return read_image(image.filename, channels, max_pixels)  # type: ignore[attr-defined]
         try:
