@@ -472,6 +472,6 @@ def test_a_method_prints_its_parts_and_its_repr_every_layer():
     total = sum(p.numel() for p in method.parameters())
     assert parts[-1].split() == ["in", "all", f"{total:,}", "parameters"]
     assert [line.split()[0] for line in parts[:-1]] == [
-        name for name, part in method.named_children() if any(part.parameters())
+        name for name, part in method.named_children() if list(part.parameters())
     ]
     assert repr(method) == nn.Module.__repr__(method) != str(method)
