@@ -218,7 +218,7 @@ def test_public_names_are_lazy_and_written_once(package):
 def test_every_package_exports_the_same_functions_for_notebooks(package):
     stub = (module_of(package) / "__init__.pyi").read_text()
     reads_images = {recipe.eval_view for recipe in recipes_of(package).values()} == {"ssl_train.data.views:eval_view"}
-    for name in ["train", *(["embed"] if reads_images else [])]:
+    for name in ["train", "evaluate", *(["embed"] if reads_images else [])]:
         assert f"from .training import {name} as {name}\n" in stub
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
+import pickle
 import re
 import tracemalloc
 from dataclasses import dataclass
@@ -265,3 +268,23 @@ def test_a_file_that_cannot_be_read_is_named(name, content, tmp_path):
 def test_differences_name_every_field_that_changed():
     assert differences({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 5, "d": None}) == ["b: 2 → 5", "c: 3 → None"]
     assert differences({"a": [1]}, {"a": [1]}) == []
+
+
+def test_a_keyword_that_is_no_field_is_named_with_the_nearest_one():
+    for wrong, offer in (("batch", "'batch_size'"), ("lr", "'base_lr' or 'min_lr'"), ("epoch", "'epochs'")):
+        with pytest.raises(ConfigError, match=f"TrainConfig has no field '{wrong}'; did you mean {offer}?"):
+            TrainConfig(**{wrong: 1})
+    with pytest.raises(ConfigError, match="has no field 'colour'$"):
+        TrainConfig(colour=1)
+    with pytest.raises(ConfigError, match="no field 'batch'"):
+        dataclasses.replace(TrainConfig(), batch=1)
+
+
+def test_a_config_prints_what_differs_from_its_defaults_on_a_screen():
+    config = Everything(image_size=64, patch_size=8, name="b")
+    assert str(config) == "Everything(\n    image_size=64, patch_size=8, name='b'\n)  # otherwise its defaults"
+    every = TinyConfig(**{name: value for name, value in vars(TinyConfig()).items() if name != "mean"}, mean=(0.1,) * 3)
+    assert eval(str(every), {"TinyConfig": TinyConfig}) == every
+    assert eval(repr(config), {"Everything": Everything}) == config
+    copied = copy.copy(pickle.loads(pickle.dumps(config)))
+    assert copied == config and max(map(len, str(config).splitlines())) <= 96

@@ -464,3 +464,15 @@ def test_a_method_without_a_layout_says_so(tmp_path):
 
     with pytest.raises(TypeError, match="Bare has no weight layout"):
         Bare().save_pretrained(tmp_path)
+
+
+def test_a_method_prints_its_parts_and_its_repr_every_layer():
+    method = toy()
+    first, *parts = str(method).splitlines()
+    assert first == f"Toy for images {(method.config.in_channels, *method.config.size)}"
+    total = sum(p.numel() for p in method.parameters())
+    assert parts[-1].split() == ["in", "all", f"{total:,}", "parameters"]
+    assert [line.split()[0] for line in parts[:-1]] == [
+        name for name, part in method.named_children() if list(part.parameters())
+    ]
+    assert repr(method) == nn.Module.__repr__(method) != str(method)

@@ -41,7 +41,7 @@ def tokenizer(tmp_path):
 
 
 def test_a_given_tokenizer_is_taken_over_and_published(tokenizer, data, tmp_path):
-    trained = train(dataclasses.replace(RUN, tokenizer=str(tokenizer)), data, tmp_path / "run", options=QUICK)
+    trained = train(RUN, data, tmp_path / "run", tokenizer=str(tokenizer), options=QUICK).model
     dvae = DVAE.from_pretrained(tokenizer)
     assert torch.equal(trained.tokenize(pixels()), dvae.tokenize(pixels()))
     loaded = BEiT.from_pretrained(tmp_path / "run")
@@ -54,7 +54,7 @@ def test_pretraining_goes_on_from_what_is_published(tokenizer, data, tmp_path):
     train(dataclasses.replace(RUN, tokenizer=str(tokenizer)), data, tmp_path / "run", options=QUICK)
     first = BEiT.from_pretrained(tmp_path / "run")
     again = dataclasses.replace(first.config, seed=1)
-    second = train(again, data, tmp_path / "again", init=tmp_path / "run", options=QUICK)
+    second = train(again, data, tmp_path / "again", init=tmp_path / "run", options=QUICK).model
     assert torch.equal(second.tokenize(pixels()), first.tokenize(pixels()))
     assert not torch.equal(second.encode(pixels()), first.encode(pixels()))
 
@@ -63,7 +63,7 @@ def test_without_a_tokenizer_one_is_trained_first_and_that_is_said(data, tmp_pat
     sizes = {"image_size": 32, "hidden": 8, "blocks": 1, "decoder_init": 4, "vocab": 12}
     quick = DVAEConfig(**sizes, epochs=0.5, batch_size=8, precision="fp32")
     monkeypatch.setitem(PRESETS["dvae"], "demo", lambda: quick)
-    trained = train(dataclasses.replace(RUN, tokenizer="demo"), data, tmp_path / "run", options=QUICK)
+    trained = train(RUN, data, tmp_path / "run", tokenizer="demo", options=QUICK).model
     assert "no tokenizer given: training one first, preset 'demo', into" in capsys.readouterr().out
     dvae = DVAE.from_pretrained(tmp_path / "run" / "tokenizer")
     assert dvae.config.size == trained.config.tokenizer_size

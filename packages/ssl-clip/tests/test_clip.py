@@ -110,16 +110,16 @@ def test_captions_longer_than_the_context_are_told_and_stop_the_run(tmp_path, wr
     config = dataclasses.replace(trainable, context_length=6, batch_size=4)
     with pytest.warns(UserWarning, match=r"is unreadable, .*has 7 tokens, 4 fit"), pytest.raises(TooManyBadSamples):
         train(config, data, tmp_path / "run", options=options)
-    clip = train(dataclasses.replace(config, truncate=True), data, tmp_path / "cut", options=options)
+    clip = train(config, data, tmp_path / "cut", truncate=True, options=options).model
     assert clip.tokenize("a red patch at the top left")[0, -1] == 599
 
 
 def test_a_tokenizer_that_is_given_is_used_and_stays_with_the_weights(tmp_path, write_pairs, trainable, options):
     data = write_pairs(tmp_path / "data", each=3, colours=1)
-    first = train(trainable, data, tmp_path / "first", options=options)
+    first = train(trainable, data, tmp_path / "first", options=options).model
     for changes, init in (({"tokenizer": str(tmp_path / "first")}, None), ({}, tmp_path / "first")):
         out = tmp_path / f"run-{init is None}"
-        again = train(dataclasses.replace(trainable, **changes), data, out, init=init, options=options)
+        again = train(trainable, data, out, init=init, options=options, **changes).model
         assert again.tokenizer.fingerprint() == first.tokenizer.fingerprint()
     with pytest.raises(ConfigError, match="holds no tokenizer.json"):
         train(dataclasses.replace(trainable, tokenizer=str(tmp_path / "data")), data, tmp_path / "no", options=options)

@@ -12,7 +12,6 @@ from ssl_clip import CLIP, train
 from ssl_clip.config import demo
 from ssl_clip.measure import measure
 from ssl_clip.pairs import open_pairs
-from ssl_train.options import RunOptions
 
 
 @pytest.mark.parametrize(("loss", "epochs", "least"), [("clip", 40, 0.8), ("siglip", 60, 0.35)])
@@ -20,7 +19,7 @@ def test_new_pictures_find_their_captions_after_a_short_run(
     loss, epochs, least, tmp_path, write_pairs, trainable, options
 ):
     config = dataclasses.replace(trainable, loss=loss, epochs=epochs, warmup_epochs=2, batch_size=32, base_lr=0.03)
-    trained = train(config, write_pairs(tmp_path / "train"), tmp_path / "run", options=options)
+    trained = train(config, write_pairs(tmp_path / "train"), tmp_path / "run", options=options).model
     test = open_pairs(write_pairs(tmp_path / "test", seed=1, each=5), config=config)
     torch.manual_seed(0)
     fresh = CLIP(config).eval()
@@ -44,7 +43,7 @@ def test_new_pictures_find_their_captions_after_a_short_run(
 @pytest.mark.timeout(900)
 def test_held_out_combinations_are_found_far_above_chance(tmp_path):
     config = demo()
-    trained = train(config, None, tmp_path / "run", options=RunOptions(device="cpu", workers=0, log_every=50))
+    trained = train(config, None, tmp_path / "run", device="cpu", workers=0, log_every=50).model
     torch.manual_seed(0)
     fresh = CLIP(config)
     fresh.tokenizer = trained.tokenizer

@@ -14,7 +14,7 @@ from ssl_clip.config import CLIPConfig
 from ssl_clip.pairs import CaptionedScenes, open_pairs
 from ssl_clip.tokenizer import Tokenizer
 from ssl_clip.views import PairView, build
-from ssl_core.errors import BadSample, DataError
+from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.scenes import CLASSES, held_out
 
 CONFIG = CLIPConfig(image_size=32, patch_size=8, vocab_size=600, eos_token_id=599, context_length=8)
@@ -230,3 +230,40 @@ def test_the_fingerprint_changes_with_a_caption(tmp_path):
         row = json.dumps({"path": "a.png", "caption": caption})
         prints.append(open_pairs(written(tmp_path / "p.jsonl", row + "\n"), config=CONFIG).fingerprint())
     assert prints[0] != prints[1]
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 11, 3), dtype=np.uint8)  # n h w c
+WORDS = ["a red  patch", "blue", "green", "a red patch", "grey", "white"]
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        list(zip(PIXELS, WORDS, strict=True)),
+        [(x, [word]) for x, word in zip(PIXELS, WORDS, strict=True)],
+        [{"image": x, "caption": word} for x, word in zip(PIXELS, WORDS, strict=True)],
+        [{"image": Image.fromarray(x), "text": word} for x, word in zip(PIXELS, WORDS, strict=True)],
+    ],
+    ids=["pair", "captions", "caption", "text"],
+)
+def test_a_program_gives_pictures_with_captions(samples):
+    source = open_pairs(samples, config=CONFIG)
+    assert source.texts(0) == ["a red patch"] and list(source.captions())[1:3] == ["blue", "green"]
+    assert source.load(2)["image"].shape == (3, 9, 11) and source.labels is None
+    other = open_pairs([*samples[:-1], (PIXELS[5], "black")], config=CONFIG)
+    assert other.fingerprint() != source.fingerprint()
+    with pytest.raises(NoTestSplit):
+        open_pairs(samples, config=CONFIG, split="test")
+
+
+def test_given_pictures_without_text_have_labels_and_a_missing_caption_is_a_bad_sample():
+    labelled = open_pairs([(x, i % 2) for i, x in enumerate(PIXELS)], config=CONFIG)
+    assert labelled.labels.tolist() == [0, 1] * 3
+    with pytest.raises(DataError, match="caption"):
+        build(CONFIG).check(labelled)
+    both = [{"image": x, "caption": "red", "label": i % 2} for i, x in enumerate(PIXELS)]
+    assert open_pairs(both, config=CONFIG).labels.tolist() == [0, 1] * 3
+    source = open_pairs([*zip(PIXELS, WORDS[:5], strict=False), (PIXELS[5], " ")], config=CONFIG)
+    with pytest.raises(BadSample, match="its caption is empty"):
+        source.texts(5)
+    assert len(list(source.captions())) == 5

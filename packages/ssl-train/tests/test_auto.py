@@ -10,6 +10,7 @@ import torch
 
 from ssl_core.config import ConfigError, from_dict
 from ssl_testing.strangers import Stranger, write_strangers
+from ssl_core.errors import DataError
 from ssl_testing.tiny import RECIPES, Pictures, TinyConfig, write_pictures
 from ssl_train import auto
 from ssl_train.asked import Asked
@@ -67,8 +68,15 @@ def test_a_look_leaves_out_what_cannot_be_read():
     source = Pictures(50, size=(30, 70))
     source.bad = set(range(0, 50, 2))
     assert look_at(source) == auto.Look(50, 30)
-    source.bad = set(range(50))
-    assert look_at(source) == auto.Look(50, None)
+
+
+def test_pictures_of_which_none_can_be_read_are_an_error_that_names_the_first():
+    source = Pictures(50)
+    source.bad = {*range(50)}
+    with pytest.raises(
+        DataError, match="24 of 50 samples were looked at and none can be read, the first .*: it is a bad"
+    ):
+        look_at(source)
 
 
 def test_every_choice_has_its_value_its_reason_and_its_flag(pace):

@@ -100,9 +100,9 @@ def test_the_method_of_a_run_folder_is_its_own(capsys, tmp_path, parsed):
             assert cli.main(recipes, ["count", str(tmp_path / "model.safetensors")], verbs=verbs) == 0
             assert capsys.readouterr().out == f"{name}\n"
     Tiny(TinyConfig(dim=8)).save_pretrained(tmp_path)
-    assert cli._method_of(RECIPES, ["--data", "somewhere", str(tmp_path)]) == "tiny"
-    assert cli._method_of(RECIPES, ["nowhere", "--out", str(tmp_path)]) is None
-    assert cli._method_of(RECIPES, ["nowhere", "--weights", str(tmp_path)]) == "tiny"
+    assert cli.method_of(RECIPES, ["--data", "somewhere", str(tmp_path)]) == "tiny"
+    assert cli.method_of(RECIPES, ["nowhere", "--out", str(tmp_path)]) is None
+    assert cli.method_of(RECIPES, ["nowhere", "--weights", str(tmp_path)]) == "tiny"
     assert parsed("--init", str(tmp_path), recipes={"other": elsewhere} | RECIPES)[0] is TINY
     assert cli.main(RECIPES | {"other": elsewhere}, ["count", "nowhere", "--method", "other"], verbs=verbs) == 0
     assert capsys.readouterr().out == "other\n"

@@ -36,6 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def decoded(path: Path) -> Image.Image:
+    image = Image.open(path)
+    image.load()
+    return image
+
+
 def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/*.png"))
 
@@ -49,19 +55,20 @@ def test_a_folder_gives_the_features_of_an_evaluation_with_names_and_labels(meth
 
 def test_paths_pil_images_arrays_and_a_folder_give_the_same_features(method, folder):
     expected, paths = embed(method, folder).features, files(folder)
-    opened = [Image.open(path) for path in paths]
+    opened = [decoded(path) for path in paths]
     arrays = [np.asarray(Image.open(path)) for path in paths]
     for images in (paths, map(str, paths), np.array(list(map(str, paths))), opened, arrays, np.stack(arrays),
                    [paths[0], opened[1], arrays[2], str(paths[3])]):  # fmt: skip
         assert torch.equal(embed(method, images).features, expected)
     assert embed(method, paths).names == [str(path) for path in paths]
-    assert embed(method, arrays).names == ["image 0", "image 1", "image 2", "image 3"]
+    assert embed(method, arrays).names == ["images[0]", "images[1]", "images[2]", "images[3]"]
 
 
 def test_one_image_needs_no_list(method, folder):
     path = files(folder)[0]
-    for image in (path, str(path), Image.open(path), np.asarray(Image.open(path))):
-        assert torch.equal(embed(method, image).features, embed(method, folder, batch_size=1).features[:1])
+    with Image.open(path) as opened:
+        for image in (path, str(path), opened, np.asarray(Image.open(path))):
+            assert torch.equal(embed(method, image).features, embed(method, folder, batch_size=1).features[:1])
 
 
 def test_a_turned_photograph_is_upright_from_its_path_and_from_pil(method, tmp_path):
@@ -70,7 +77,9 @@ def test_a_turned_photograph_is_upright_from_its_path_and_from_pil(method, tmp_p
     exif[274] = 6  # orientation: a quarter turn
     picture.save(tmp_path / "turned.png", exif=exif)
     by_path = embed(method, tmp_path / "turned.png").features
-    assert torch.equal(embed(method, Image.open(tmp_path / "turned.png")).features, by_path)
+    for opened in (Image.open(tmp_path / "turned.png"), decoded(tmp_path / "turned.png")):
+        with opened:
+            assert torch.equal(embed(method, opened).features, by_path)
     assert not torch.equal(embed(method, picture).features, by_path)
 
 
@@ -83,7 +92,7 @@ def test_unreadable_images_are_left_out_and_named(method, folder, tmp_path):
     ):
         images = [files(folder)[1], tmp_path / "cut.png", cut, tmp_path / "nowhere.png"]
         found = embed(method, images)
-    assert found.names == [str(images[0])] and [name for name, _ in found.skipped][1] == "image 2"
+    assert found.names == [str(images[0])] and [name for name, _ in found.skipped][1] == "images[2]"
 
 
 def test_precision_batch_size_and_mode_change_the_features_by_rounding_alone(method, folder):
@@ -100,15 +109,16 @@ def test_precision_batch_size_and_mode_change_the_features_by_rounding_alone(met
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        (np.zeros((5, 5, 3), np.float32), r"image 0 is a ndarray float32 \(5, 5, 3\): give a path, .* uint8 array"),
-        (torch.zeros(2, 3, 8, 8), "image 0 is a Tensor torch.float32"),
-        ([7], "image 0 is a int"),
-        (None, "image 0 is a NoneType"),
-        ([], "there are no images"),
+        (np.full((5, 5, 3), 7.0), r"images\[0\] is of type ndarray float64 \(5, 5, 3\): floats from 7 to 7"),
+        (torch.randn(2, 3, 8, 8), "leave Normalize out"),
+        (torch.zeros(8, 8, dtype=torch.int64), "a uint8 tensor"),
+        ([7], r"images\[0\] is of type int: a sample is a picture"),
+        (None, "data is of type NoneType"),
+        ([], "the list that was given as data is empty"),
         ("nowhere", "there is no 'nowhere'"),
         ("nowhere.png", "nowhere.png: no such file"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image_is_refused_with_what_to_give(method, images, said):
     with pytest.raises(InputError, match=said):

@@ -8,14 +8,16 @@ They hold in every subclass too, even if it gives the field another default and 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 import operator
 import sys
+import textwrap
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Predicate
 
@@ -49,7 +51,24 @@ Jitter = tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Interval(
 
 @dataclass(frozen=True)
 class Checked:
-    """Base of dataclasses that check every field's type and bounds when they are made."""
+    """Base of dataclasses that check every field's name, type and bounds when they are made.
+
+    `repr` has all fields; `print`, and a notebook, show those that differ from their defaults.
+    """
+
+    def __new__(cls, *values: Any, **fields: Any) -> Self:
+        read_fields(cls, fields)
+        return super().__new__(cls)
+
+    def __str__(self) -> str:
+        known = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
+        changed = ", ".join(f"{name}={value!r}" for name, value, default in known if value != default)
+        shown = textwrap.indent(textwrap.fill(changed, 92), "    ")
+        return f"{type(self).__name__}(\n{shown}\n)  # otherwise its defaults"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython shows."""
+        printer.text(str(self))
 
     def __post_init__(self) -> None:
         for name, hints in field_hints(type(self)).items():
@@ -63,6 +82,19 @@ def field_hints(cls: type) -> dict[str, list[Any]]:
     stated = [get_type_hints(base, include_extras=True) for base in cls.__mro__ if dataclasses.is_dataclass(base)]
     names = [field.name for field in dataclasses.fields(cls)]
     return {name: list(dict.fromkeys(hints[name] for hints in stated if name in hints)) for name in names}
+
+
+def read_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` as the types of the fields of the dataclass `cls`.
+
+    Raises ConfigError as `read`, and for a name that is no field; it offers the nearest.
+    """
+    known = field_hints(cls)
+    for name in values.keys() - known:
+        near = difflib.get_close_matches(str(name), known, n=1) or [field for field in known if str(name) in field]
+        offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ConfigError(f"{cls.__name__} has no field {name!r}{offer}")
+    return {name: read(value, known[name][0], name) for name, value in values.items()}
 
 
 def read(value: Any, hint: Any, field: str) -> Any:

@@ -9,7 +9,6 @@ that `--help` is instant.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
-from ssl_core.bounds import Checked, Count, Depth, NonNegative, Portion, Positive, Rate, Whole, Width, field_hints, read
+from ssl_core.bounds import Checked, Count, Depth, NonNegative, Portion, Positive, Rate, Whole, Width, read_fields
 from ssl_core.errors import ConfigError
 
 C = TypeVar("C")
@@ -230,14 +229,7 @@ def from_dict(cls: type[C], values: dict[str, Any]) -> C:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__} needs an object, got {type(values).__name__}")
-    known = field_hints(cls)
-    arguments = {}
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise ConfigError(f"{cls.__name__} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        arguments[key] = read(value, known[key][0], key)
-    return cls(**arguments)
+    return cls(**read_fields(cls, values))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -8,4 +8,5 @@ from .dvae import kl_to_uniform as kl_to_uniform
 from .dvae import logit_laplace_loss as logit_laplace_loss
 from .masking import block_mask as block_mask
 from .training import embed as embed
+from .training import evaluate as evaluate
 from .training import train as train

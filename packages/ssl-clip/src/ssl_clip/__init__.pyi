@@ -8,5 +8,6 @@ from .map import modality_gap as modality_gap
 from .measure import retrieval as retrieval
 from .tokenizer import Tokenizer as Tokenizer
 from .training import embed as embed
+from .training import evaluate as evaluate
 from .training import train as train
 from .zero_shot import ZeroShotClassifier as ZeroShotClassifier

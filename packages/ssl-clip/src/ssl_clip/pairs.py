@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.files import open_file
+from ssl_train.data.given import Given, open_given
 from ssl_train.data.images import ImageFiles, PathTable, to_tensor
-from ssl_train.data.names import contained, digest, number_labels, read_table
+from ssl_train.data.names import contained, digest, is_given, number_labels, read_table
 from ssl_train.data.scenes import CLASSES, SLOTS, draw, held_out, render
 from ssl_train.data.sources import Source, built_in, open_source
 
@@ -23,11 +25,11 @@ SCENES = {"train": (8000, 0), "test": (1000, 1)}
 """Pictures and seed of the built-in pairs; no combination of two objects is in both."""
 KINDS = (
     "a .csv, .tsv or .jsonl file with columns 'path' and 'caption', a folder with captions (name.txt) beside the images, "
-    "or hf:<name> with an image and a text column"
+    "hf:<name> with an image and a text column, or (picture, caption) in Python"
 )
 
 
-def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str = "train") -> Source:
+def open_pairs(data: Any, *, config: Any, split: str = "train") -> Source:
     """Open the pairs that `data` names.
 
     - None: captioned scenes; one combination of two objects in ten is in the test split alone;
@@ -36,11 +38,15 @@ def open_pairs(data: str | os.PathLike[str] | None, *, config: Any, split: str =
       column `label` gives classes, for zero-shot and k-NN accuracy;
     - a folder with `name.txt` beside `name.jpg`, one caption a line. Splits and classes are those
       of `ssl_train.data.sources.open_source`;
-    - hf:name with an image column and a text column; "hf:name?text=…" names the latter.
+    - hf:name with an image column and a text column; "hf:name?text=…" names the latter;
+    - what `ssl_train.data.given.open_given` takes, of samples (picture, caption or captions) or
+      {"image": …, "caption": …}, perhaps with a "label".
     Images without captions (a folder of classes, torchvision:name) come as
     `ssl_train.data.sources.open_source` has them: to be classified, searched and evaluated;
     training on them is refused. Raises DataError, naming the row.
     """
+    if is_given(data):
+        return open_given(data, channels=config.in_channels, split=split, kind=_given)
     size = max(config.size)
     if built_in(data) == "scenes":
         return CaptionedScenes(split, size, config.in_channels)
@@ -112,6 +118,49 @@ class PairFiles(ImageFiles):
 
     def fingerprint(self) -> str:
         return digest(self.paths.buffer, self._texts.buffer, self._texts.offsets, self._first, self.labels)
+
+
+class GivenPairs(Given):
+    """Samples (picture, caption or captions), or dicts, that a program gives by number."""
+
+    def label(self, item: Any) -> Any:
+        return item.get("label", ()) if isinstance(item, Mapping) else ()
+
+    def texts(self, index: int) -> list[str]:
+        """Raises BadSample for a sample without captions."""
+        item = self.item(index)
+        if isinstance(item, Mapping):
+            found = next((item[name] for name in TEXT_COLUMNS if name in item), None)
+        else:
+            found = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
+        captions = [found] if isinstance(found, str) else found
+        if not isinstance(captions, list | tuple) or not captions or not all(isinstance(c, str) for c in captions):
+            raise BadSample("its caption is missing or no text")
+        captions = [" ".join(caption.split()) for caption in captions]
+        if not all(captions):
+            raise BadSample("its caption is empty")
+        return captions
+
+    def captions(self) -> Iterator[str]:
+        for index in range(len(self)):
+            with suppress(BadSample):  # the loader names it
+                yield from self.texts(index)
+
+    def looks(self, index: int) -> bytes:
+        return super().looks(index) + self.words(index)
+
+    def words(self, index: int) -> bytes:
+        """The captions as bytes; empty for a sample that cannot be read."""
+        try:
+            return "\n".join(self.texts(index)).encode()
+        except BadSample:
+            return b""
+
+
+def _given(data: Any, title: str, channels: int) -> Given:
+    """Pairs, or pictures alone if the samples have no text."""
+    pairs = GivenPairs(data, title, channels)
+    return pairs if any(pairs.words(index) for index in pairs.looked) else Given(data, title, channels)
 
 
 class CaptionedScenes:

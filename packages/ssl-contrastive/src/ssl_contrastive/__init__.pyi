@@ -11,6 +11,7 @@ from .simclr import nt_xent_loss as nt_xent_loss
 from .simsiam import SimSiam as SimSiam
 from .simsiam import simsiam_loss as simsiam_loss
 from .training import embed as embed
+from .training import evaluate as evaluate
 from .training import train as train
 
 __version__: str

@@ -1,9 +1,9 @@
-"""The commands `train` and `embed` as functions, for notebooks."""
+"""The commands `train`, `evaluate` and `embed` as functions, for notebooks."""
 
 from __future__ import annotations
 
 from ssl_dino.config import RECIPES
 from ssl_train.embed import embedder
-from ssl_train.training import trainer
+from ssl_train.training import evaluator, trainer
 
-train, embed = trainer(RECIPES), embedder(RECIPES)
+train, evaluate, embed = trainer(RECIPES), evaluator(RECIPES), embedder(RECIPES)

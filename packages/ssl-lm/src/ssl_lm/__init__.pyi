@@ -12,4 +12,5 @@ from .spans import noise_spans as noise_spans
 from .t5 import T5 as T5
 from .tokenizer import load_tokenizer as load_tokenizer
 from .tokenizer import train_tokenizer as train_tokenizer
+from .training import evaluate as evaluate
 from .training import train as train

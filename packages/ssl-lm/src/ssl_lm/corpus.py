@@ -22,7 +22,7 @@ from ssl_lm.prepare import prepare_splits
 from ssl_lm.shards import META, Shards
 from ssl_lm.texts import CSV, LINES, Piece, decode, kind, list_files, named_column, text_column
 from ssl_train.data.files import class_names, open_file, split_folder
-from ssl_train.data.names import digest, number_labels, read_table
+from ssl_train.data.names import digest, is_given, number_labels, read_table
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
@@ -31,10 +31,11 @@ HELD_OUT = 12
 """One module in so many is test text."""
 
 
-def open_text(data: Any, *, config: Any, split: str = "train") -> Any:
+def open_text(data: Any, *, config: LMConfig, split: str = "train") -> Any:
     """Windows of prepared text, or raw texts that a model has yet to tokenise (`TextModel.attach`).
 
     `data` is one of:
+    - a list of strings in Python, for evaluations;
     - None or "stdlib": the source of the running Python's standard library; one module in twelve is
       test text;
     - a folder that `ssl-lm prepare` made;
@@ -45,12 +46,16 @@ def open_text(data: Any, *, config: Any, split: str = "train") -> Any:
 
     Raises DataError, which says what to do.
     """
-    name, column = named_column(str(data)) if data is not None else (None, None)
+    if isinstance(data, list) and data and all(isinstance(text, str) for text in data):
+        if split == "test":
+            raise NoTestSplit("a list of strings has no test split: give the test texts with test=")
+        return Texts(data, [f"texts[{i}]" for i in range(len(data))], None, None)
+    name, column = (data, None) if data is None or is_given(data) else named_column(str(data))
     path = _path(name)
     return Windows(path, split, config) if (path / META).is_file() else _raw(path, split, column)
 
 
-def settle(config: LMConfig, data: str | Path | None) -> Any:
+def settle(config: LMConfig, data: Any) -> Any:
     """`config` with the vocabulary of the data's tokenizer. Raises DataError for raw text."""
     folder = _path(data)
     if not (folder / META).is_file():
@@ -58,7 +63,10 @@ def settle(config: LMConfig, data: str | Path | None) -> Any:
     return tokens.settle(config, tokens.load_tokenizer(folder))
 
 
-def _path(data: str | Path | None) -> Path:
+def _path(data: Any) -> Path:
+    if is_given(data):
+        what = f"text to train on has to be prepared, and data is of type {type(data).__name__}: write the texts into files,"
+        raise DataError(f"{what} call prepare_text('texts/', 'tokens'), and train on 'tokens'")
     path = stdlib() if data is None or str(data) == "stdlib" else Path(data).expanduser()
     if not path.exists():
         raise DataError(f"there is no {str(data)!r}: give a folder that `ssl-lm prepare` made")

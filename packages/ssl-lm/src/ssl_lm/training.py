@@ -1,8 +1,8 @@
-"""Pretraining from a notebook, the same as the command."""
+"""The commands `train` and `evaluate` as functions, for notebooks."""
 
 from __future__ import annotations
 
 from ssl_lm.config import RECIPES
-from ssl_train.training import trainer
+from ssl_train.training import evaluator, trainer
 
-train = trainer(RECIPES)
+train, evaluate = trainer(RECIPES), evaluator(RECIPES)

@@ -19,7 +19,7 @@ import torch
 
 from ssl_core.config import ConfigError
 from ssl_core.device import autocast, pick_precision, seed_step
-from ssl_core.errors import BadSample
+from ssl_core.errors import BadSample, DataError
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
 from ssl_train.cost import cost_of
@@ -75,16 +75,22 @@ class Look:
 
 
 def look_at(source: Source, most: int = 24) -> Look:
-    """Count the samples, and measure up to `most` of them, evenly spread."""
-    sides = []
+    """The number of samples, and the size of a few of them, evenly spread. Raises DataError if none
+    of these can be read."""
+    sides, bad = [], []
     for index in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int):
         try:
             image = source.load(int(index)).get("image")
-        except BadSample:  # the run will report and count it
+        except BadSample as error:  # the run will name it, and count
+            bad.append(f"{source.name(int(index))}: {error}")
             continue
         if image is None:
             break
         sides.append(min(image.shape[-2:]))
+    if bad and len(bad) == min(most, len(source)):
+        raise DataError(
+            f"{len(bad)} of {len(source):,} samples were looked at and none can be read, the first {bad[0]}"
+        )
     return Look(len(source), int(statistics.median(sides)) if sides else None)
 
 

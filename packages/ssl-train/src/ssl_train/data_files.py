@@ -15,17 +15,18 @@ from typing import Any
 
 from ssl_core.errors import DataError
 from ssl_core.hub.weights_file import sha256, write_whole
+from ssl_train.data.names import is_given
 
 RECORD = "data_files.json"
 
 
-def files_of(source: Any, data: str | Path | None) -> dict[str, Path]:
-    """Name -> path of the files that `source`, opened from `data`, reads; empty for built-in data
-    and libraries."""
+def files_of(source: Any, data: Any) -> dict[str, Path]:
+    """Name -> path of the files that `source`, opened from `data`, reads; empty for built-in data,
+    libraries and pictures in memory."""
     while not hasattr(source, "paths") and hasattr(source, "source"):
         source = source.source
     files = {name: Path(source.root, name) for name in getattr(source, "paths", ())}
-    table = None if data is None else Path(data).expanduser()
+    table = None if data is None or is_given(data) else Path(data).expanduser()
     if table is not None and table.is_file():  # a table of paths, or an array
         files[table.name] = table
     return files

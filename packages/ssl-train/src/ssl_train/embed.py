@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_core.errors import BadSample, InputError
+from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
     from ssl_train.evaluate.features import Features
-
-    One = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
 def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
@@ -24,7 +19,7 @@ def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
 
     def embed(
         method: Any,
-        images: One | Iterable[One],
+        images: Any,
         *,
         batch_size: int = 256,
         precision: str = "fp32",
@@ -34,9 +29,9 @@ def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
         """Features of images as evaluations of `method` see them: resized, cropped, normalised.
 
         `images` is a path, a PIL image or an array, or a list of these; a uint8 or uint16 array
-        (n, h, w, c) is n images. A path is an image file, or any data that the command `embed`
-        reads: a folder, a .csv, an .npz; of data with a training and a test part, the training
-        part.
+        (n, h, w, c) is n images. It may also be a `Dataset` of torch or a source, as for `train`. A
+        path is an image file, or any data that the command `embed` reads: a folder, a .csv, an
+        .npz; of data with a training and a test part, the training part.
 
         `.features` of the result is (n, d) float32, `.names` are the paths, `.labels` the classes.
         The work is done where `method` is. Files that cannot be read are left out: a warning names
@@ -57,60 +52,19 @@ def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
     return embed
 
 
-def opened(images: One | Iterable[One], recipe: Recipe, config: Any) -> Any:
+def opened(images: Any, recipe: Recipe, config: Any) -> Any:
     """A source of what was given to `embed`. Raises InputError."""
+    from PIL import Image
+
+    from ssl_train.data.given import open_given
     from ssl_train.data.sources import EXTENSIONS
 
-    if isinstance(images, str | os.PathLike):
-        if not str(images).lower().endswith(EXTENSIONS) or Path(images).is_dir():
-            return load(recipe.source)(images, config=config, split="train")
-        return Given([images], config.in_channels)
-    # an array or a tensor (h, w) or (h, w, c) is one image
-    several = isinstance(images, Iterable) and getattr(images, "ndim", 0) not in (2, 3)
-    listed: list[Any] = list(images) if several else [images]  # type: ignore[arg-type]
-    if not listed:
-        raise InputError("embed(method, images): there are no images")
-    return Given(listed, config.in_channels)
-
-
-class Given:
-    """A source of images that a caller gave one by one: paths, PIL images, arrays."""
-
-    labels = classes = None
-
-    def __init__(self, images: list[One], channels: int) -> None:
-        """Raises InputError for an image of another type."""
-        import numpy as np
-        from PIL import Image
-
-        for i, image in enumerate(images):
-            pixels = isinstance(image, np.ndarray) and image.dtype in (np.uint8, np.uint16) and image.ndim in (2, 3)
-            if not pixels and not isinstance(image, str | os.PathLike | Image.Image):
-                shape = f" {image.dtype} {tuple(image.shape)}" if hasattr(image, "dtype") else ""
-                what = f"image {i} is a {type(image).__name__}{shape}: give a path, a PIL image or a uint8 array (h, w, c);"
-                raise InputError(f"{what} a tensor (b, c, h, w) of the right size goes to `method.encode`")
-        self.images, self.channels = images, channels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def load(self, index: int) -> dict[str, Any]:
-        """{"image": (c, h, w)}. Raises BadSample."""
-        from PIL import Image, ImageOps
-
-        from ssl_train.data.images import pillow_to_tensor, read_image, to_tensor
-
-        image = self.images[index]
-        if isinstance(image, str | os.PathLike):
-            return {"image": read_image(image, self.channels)}
-        if not isinstance(image, Image.Image):
-            return {"image": to_tensor(image.copy(), self.channels)}
-        try:
-            upright = ImageOps.exif_transpose(image)  # as `read_image` does; decodes the file
-        except (OSError, ValueError, SyntaxError) as error:  # it was opened, and is damaged or closed
-            raise BadSample(f"{type(error).__name__}: {error}") from error
-        return {"image": pillow_to_tensor(upright, self.channels)}
-
-    def name(self, index: int) -> str:
-        image = self.images[index]
-        return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+    named = isinstance(images, str | os.PathLike)
+    if named and (not str(images).lower().endswith(EXTENSIONS) or Path(images).is_dir()):
+        return load(recipe.source)(images, config=config, split="train")
+    # an array or a tensor of two or three dimensions is one image
+    if named or isinstance(images, Image.Image) or getattr(images, "ndim", 0) in (2, 3):
+        images = [images]
+    elif isinstance(images, Iterator):
+        images = list(images)
+    return open_given(images, channels=config.in_channels)

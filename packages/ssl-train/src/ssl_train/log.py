@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssl_core.config import ConfigError
 from ssl_train.options import RunOptions
@@ -34,7 +34,8 @@ class Log:
         self._quiet, self._torn, self._warned = quiet, False, False
         self._waiting: list[bytes] = []
         self._file: Any = None
-        slow = 0.5 if sys.stderr.isatty() else 30.0
+        notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+        slow = 0.5 if notebook or sys.stderr.isatty() else 30.0
         self.bar = tqdm(total=total, initial=start, disable=quiet, mininterval=slow, unit="step")
 
     def _open(self) -> Any:

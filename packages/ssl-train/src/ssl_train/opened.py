@@ -18,6 +18,7 @@ from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
 from ssl_train.auto import Choice, settled, starting_point
 from ssl_train.cost import Cost, cost_of
+from ssl_train.data.names import GIVEN, called
 from ssl_train.data.sources import Source, attach
 from ssl_train.data.split import Subset, held_out
 from ssl_train.processes import broadcast_object, by_main
@@ -34,12 +35,12 @@ def limit_pixels(source: Source, config: Any) -> Source:
 class Opened:
     """A method, built once, and its data. Each part of the data is opened once, on first use.
 
-    `data` is what the user named, None the built-in data. `place` is what is opened for it, which a
+    `data` is what the user named or gave as an object, None the built-in data. `place` is what is opened for it, which a
     recipe may have made of it. `test` names test data that lie elsewhere. `init` names the weights
     that training starts from.
     """
 
-    def __init__(self, recipe: Recipe, config: Any, data: str | Path | None, test: str | Path | None = None) -> None:
+    def __init__(self, recipe: Recipe, config: Any, data: Any, test: Any = None) -> None:
         self.recipe, self.config, self.data, self.named_test = recipe, config, data, test
         self.place = data
         self.method: Any = None
@@ -55,7 +56,7 @@ class Opened:
         recipe: Recipe,
         config: TrainConfig | Asked,
         *,
-        data: str | Path | None,
+        data: Any,
         init: str | Path | None = None,
         device: str | None = None,
         out: Path | None = None,
@@ -96,8 +97,8 @@ class Opened:
         recipe: Recipe,
         weights: str,
         *,
-        data: str | Path | None,
-        test: str | Path | None = None,
+        data: Any,
+        test: Any = None,
         device: str | None = None,
         max_pixels: int | None = None,
         as_trained: bool = False,
@@ -105,8 +106,13 @@ class Opened:
         """A method from its weights, on `device`, and the data that the user named.
 
         `max_pixels` replaces the config's. `as_trained` takes what the run made of the data, for no
-        data at all too.
+        data at all too. Raises DataError where no data are named and the run's own were an object
+        in Python.
         """
+        fingerprint, init, trained_on = _of_run(Path(weights))
+        if data is None and trained_on.endswith(GIVEN):
+            what = f"{weights} was trained on data that a program gave ({trained_on}): give them in Python, as in"
+            raise DataError(f"{what} {recipe.package}.evaluate({weights!r}, data=…), or name other data with --data")
         target = pick_device(device)
         method = load(recipe.method).from_pretrained(weights, device=target)
         config = method.config
@@ -115,7 +121,7 @@ class Opened:
         opened = cls(recipe, config, data, test)
         opened.place = ready(recipe, data, Path(weights))[0] if as_trained else data
         opened.method, opened.device = method, target
-        opened.trained_on, opened.init = _of_run(Path(weights))
+        opened.trained_on, opened.init = fingerprint, init
         return opened
 
     def raw(self, split: str) -> Source:
@@ -172,7 +178,7 @@ class Opened:
         return self.test, f"{self._own_split()}; {self.seen(True)}"
 
     def _own_split(self) -> str:
-        return "the data's own test split" if self.named_test is None else f"test data: {self.named_test}"
+        return "the data's own test split" if self.named_test is None else f"test data: {called(self.named_test)}"
 
     def _fingerprint_of_test(self) -> str:
         """As runs note it: before the method attaches to the data."""
@@ -188,8 +194,8 @@ class Opened:
         DataError if the data have no labels.
         """
         if self.train.labels is None or not (self.train.labels >= 0).any():
-            what = f"{self.data} has no labels, and an evaluation needs them: one sub-folder per class,"
-            raise DataError(f"{what} or a CSV with a column 'label'")
+            what = f"{called(self.data)} has no labels, and an evaluation needs them: one sub-folder per class,"
+            raise DataError(f"{what} a CSV with a column 'label', or (picture, label) in Python")
         if self.test is not None:
             return self.train, self.test, f"{self._own_split()}; {self.seen(True)}"
         held = held_out(self.train.labels, 0.2, seed)
@@ -199,18 +205,20 @@ class Opened:
 
 
 def ready(recipe: Recipe, data: Any, folder: Path | None, *asked: Any) -> tuple[Any, list[Choice]]:
-    """What the recipe makes of raw `data` in a run's folder, by `Recipe.ready`; the main process
-    does it. Most recipes open data as they are."""
+    """What the recipe makes of raw `data` in a run's folder, by `Recipe.ready`.
+
+    The main process does it. Most recipes open data as they are.
+    """
     if recipe.ready is None or folder is None:
         return data, []
     return by_main(lambda: load(recipe.ready or "")(data, folder, *asked))
 
 
-def _of_run(folder: Path) -> tuple[str | None, str | None]:
-    """(fingerprint of the training data, weights it started from) of a run folder; None for what
-    run.json does not say."""
+def _of_run(folder: Path) -> tuple[str | None, str | None, str]:
+    """(fingerprint of the training data, weights it started from, name of the data) of a run
+    folder; None or "" for what run.json does not say."""
     try:
         run = json.loads((folder / "run.json").read_text())
-        return run.get("data_fingerprint"), run.get("init")
+        return run.get("data_fingerprint"), run.get("init"), str(run.get("data", ""))
     except (OSError, ValueError, AttributeError):  # a Hub id, a file, a damaged record: not known
-        return None, None
+        return None, None, ""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -11,6 +12,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +32,7 @@ from ssl_train.auto import table
 from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
 from ssl_train.cost import check_memory
 from ssl_train.data.loader import ONE_COLOUR
+from ssl_train.data.names import GIVEN, called, is_given
 from ssl_train.data_files import RECORD, check_files, files_of
 from ssl_train.fit import fit
 from ssl_train.opened import Opened
@@ -47,29 +50,41 @@ class RunError(InputError):
     """A run folder that cannot be used; the message says what to do."""
 
 
-def train(
+def train(recipe: Recipe, config: TrainConfig | Asked, **where: Any) -> Any:
+    """The method that `trained` makes of the same arguments, in eval mode."""
+    return trained(recipe, config, **where).method
+
+
+def trained(
     recipe: Recipe,
     config: TrainConfig | Asked,
     *,
-    data: str | Path | None,
+    data: Any,
     out: str | Path,
     init: str | Path | None = None,
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> Any:
-    """Train `recipe`'s method on `data` into the folder `out` and return it, in eval mode.
+) -> Opened:
+    """Train `recipe`'s method on `data` into the folder `out`; the method, in eval mode, and its
+    data.
 
     If `out` already holds this run, it resumes from the last checkpoint and ends with the same
     bits; changed settings are refused. `init` is anything that `from_pretrained` reads. Raises
     RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after
     SIGTERM, saved.
     """
+    # Processes that do not start as copies of this one would have to import the class of a Dataset,
+    # which a notebook or a script has in __main__.
+    if options.workers is None and is_given(data) and multiprocessing.get_start_method() != "fork":
+        warnings.warn("data given in Python are read without loader processes: workers=2 tries them", stacklevel=3)
+        options = replace(options, workers=0)
     with process_group():
         if isinstance(config, Asked):
             config = resumed(recipe, config, Path(out))
         opened = Opened.to_train(recipe, config, data=data, init=init, device=options.device, out=Path(out))
         if opened.choices and distributed.is_main():
             print(table(opened.choices), flush=True)
-        return run(opened, Path(out), options)
+        run(opened, Path(out), options)
+        return opened
 
 
 def resumed(recipe: Recipe, asked: Asked, out: Path) -> Asked:
@@ -162,7 +177,7 @@ def identity_of(opened: Opened) -> dict[str, Any]:
     return {
         "method": opened.recipe.method,
         "config": to_dict(opened.config),
-        "data": str(opened.data) if opened.data is not None else "built-in",
+        "data": called(opened.data),
         "data_fingerprint": opened.raw("train").fingerprint(),
         "init": str(opened.init) if opened.init is not None else None,
     }
@@ -257,9 +272,11 @@ def open_run(
     )
     if changed:
         shown = "\n  ".join(changed)
+        in_python = str(stored["data"]).endswith(GIVEN)
+        again = "Call train in Python with the same data" if in_python else "Repeat its command"
         raise RunError(
             f"{folder} holds a run with other settings:\n  {shown}\n"
-            f"Repeat its command to go on with it, or give another --out (--init {folder} starts from its weights)"
+            f"{again} to go on with it, or give another --out (--init {folder} starts from its weights)"
         )
     if other := differences(stored.get("versions", {}), versions):
         bits = "it goes on, but will not end with the same bits. Install the old versions if that matters"

@@ -18,6 +18,10 @@ class Interrupted(SystemExit):
         super().__init__(EXIT_REQUEUE)
         self.step = step
 
+    def __str__(self) -> str:
+        """What a notebook shows after its stop button."""
+        return f"told to stop, step {self.step:,} is saved: the same call goes on"
+
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 """The signals that tell a run to save and stop. Windows lacks the last two."""

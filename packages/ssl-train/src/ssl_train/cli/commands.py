@@ -28,6 +28,7 @@ from ssl_train.auto import table
 from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
 from ssl_train.cost import cost_of
+from ssl_train.data.names import called
 from ssl_train.data.sources import Source
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
@@ -54,6 +55,19 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
     if not main:
         return
 
+    lines = complete(opened, out)
+    print(summary(out), *lines, sep="\n")
+    print(f"\nlook at  {out / 'report.html'}")
+    print(f"next     {program} evaluate {out}{_flag('--data', args.data)}")
+    print(f"         {program} embed {out} --data your/folder --out features.npz")
+    _, inputs, *_ = inspect.signature(type(method).encode).parameters
+    print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
+
+
+def complete(opened: Opened, out: Path) -> list[str]:
+    """Draw the figures of a finished run, measure what its recipe measures, write model card and
+    report; returns the measured figures in lines."""
+    recipe, program = opened.recipe, opened.recipe.package.replace("_", "-")
     try:
         figures(opened, out / "figures")
     except Exception as error:  # whatever drawing raises, the run is done and its weights are there
@@ -71,12 +85,7 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
         except InputError as error:  # too little test data, say: the run is done all the same
             warnings.warn(f"there are no figures of this run: {error}", stacklevel=2)
     finish(recipe, out)
-    print(summary(out), *lines, sep="\n")
-    print(f"\nlook at  {out / 'report.html'}")
-    print(f"next     {program} evaluate {out}{_flag('--data', args.data)}")
-    print(f"         {program} embed {out} --data your/folder --out features.npz")
-    _, inputs, *_ = inspect.signature(type(method).encode).parameters
-    print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
+    return lines
 
 
 def tell_step(args: Any) -> None:
@@ -92,11 +101,6 @@ def _flag(flag: str, value: str | None) -> str:
 
 
 def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
-    from ssl_train.evaluate.evaluate import PROTOCOLS, table
-    from ssl_train.evaluate.evaluate import evaluate as compare_features
-    from ssl_train.finetune import check_encoder, compare
-    from ssl_train.report.page import advice
-
     opened = Opened.from_weights(
         recipe,
         args.weights,
@@ -106,7 +110,17 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
         max_pixels=args.max_pixels,
         as_trained=True,
     )
-    method, device = opened.method, opened.device
+    evaluated(opened, args)
+
+
+def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
+    """Print and write the figures of opened weights and data; returns those of evaluation.json."""
+    from ssl_train.evaluate.evaluate import PROTOCOLS, table
+    from ssl_train.evaluate.evaluate import evaluate as compare_features
+    from ssl_train.finetune import check_encoder, compare
+    from ssl_train.report.page import advice
+
+    recipe, method, device = opened.recipe, opened.method, opened.device
     if "finetune" in args.protocols:
         check_encoder(method)
     out = Path(args.out or args.weights)
@@ -116,7 +130,7 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     if lines and opened.train.labels is None:  # the method's own figures need no labels
         _write_evaluation(recipe, args, out, result)
         print(*lines, sep="\n")
-        return
+        return result
 
     train_data, test_data, how = opened.labelled()
     seed_step(getattr(method.config, "seed", 0))
@@ -141,6 +155,7 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     print(table(result))
     print(f"test data: {how}")
     print(*filter(None, [advice(result)]), *lines, sep="\n")
+    return result
 
 
 def measured(opened: Opened) -> dict[str, Any]:
@@ -151,8 +166,8 @@ def measured(opened: Opened) -> dict[str, Any]:
         source, which = opened.shown()
         found = load(opened.recipe.measure)(opened.method, source)
         own = {"measured": {**found, "of": which, "summary": [f"measured on {which}", *found["summary"]]}}
-    named = opened.data or opened.place
-    name = Path(named).name if named else opened.recipe.built_in
+    named = opened.place if opened.data is None else opened.data
+    name = opened.recipe.built_in if named is None else Path(called(named)).name
     return {"data": name, "protocol": {}, "rows": [], **own}
 
 

@@ -116,13 +116,13 @@ def _choose_method(
     if len(recipes) == 1:
         return recipes[first], arguments
     known, rest = _peek(arguments, "--method")
-    name = known["method"] or _method_of(recipes, rest) or default or first
+    name = known["method"] or method_of(recipes, rest) or default or first
     if name not in recipes:
         raise ConfigError(f"no method {name!r}; there are {', '.join(recipes)}")
     return recipes[name], rest
 
 
-def _method_of(recipes: Mapping[str, Recipe], arguments: list[str]) -> str | None:
+def method_of(recipes: Mapping[str, Recipe], arguments: list[str]) -> str | None:
     """Name of the method whose weights the arguments name, if they lie in a folder of ours.
 
     The weights are the value of --init or --weights, else an argument without a flag: a folder, or

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.files import SPLITS
+from ssl_train.data.given import labels_beside, numbered
 from ssl_train.data.images import MAX_PIXELS, pillow_to_tensor, read_image
 from ssl_train.data.names import digest, hf_options, near, number_labels
 
@@ -23,7 +24,8 @@ class TorchvisionImages:
 
     def __init__(self, dataset: Any, title: str, channels: int) -> None:
         self.dataset, self.title, self.channels = dataset, title, channels
-        self.labels, self.classes = _torchvision_labels(dataset)
+        labels, names = labels_beside(dataset), getattr(dataset, "classes", None)
+        self.labels, self.classes = (None, None) if labels is None else numbered(labels.tolist(), names)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -134,16 +136,6 @@ def _torchvision_open(factory: Callable[..., Any], root: str, **options: Any) ->
     except (RuntimeError, OSError, TypeError) as error:
         what = f"{factory.__name__} is not in the folder {root!r} and could not be fetched ({error}):"
         raise DataError(f"{what} put its files there, or set TORCHVISION_DATA to the folder that has them") from error
-
-
-def _torchvision_labels(dataset: Any) -> tuple[np.ndarray | None, list[str] | None]:
-    for attribute in ("targets", "labels", "_labels", "y"):
-        values = np.asarray(getattr(dataset, attribute, ()))
-        if values.shape == (len(dataset),) and values.dtype.kind in "iu":
-            labels = values.astype(np.int64)
-            names = getattr(dataset, "classes", None) or range(labels.max() + 1)
-            return labels, [n[0] if isinstance(n, tuple) else str(n) for n in names]
-    return None, None
 
 
 def open_hf(name: str, channels: int, split: str) -> HuggingFaceImages:

@@ -119,7 +119,7 @@ def extract_each(
     # its own generator: else every pass would move the global random stream
     batches: Any = DataLoader(_Readable(source, transform), generator=torch.Generator(), **batching)
     if progress:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         batches = tqdm(batches, desc="features", unit="batch", leave=False)
     rows: dict[str, list[Tensor]] = {name: [] for name in encoders}

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ssl_train.data.names import GIVEN
 from ssl_train.report.charts import Chart, Curve, draw
 from ssl_train.report.numbers import duration, labels, number, plural, with_unit
 from ssl_train.report.read import PROTOCOLS, Point, Run, Score, finite, read_evaluation, read_run
@@ -72,6 +73,7 @@ def render(run: Run) -> str:
             finished=(run.folder / "model.safetensors").is_file(),
             started=run.started,
             method=method.rpartition(":")[2],
+            given=GIVEN,
             names=re.fullmatch(r"(\w+)[\w.]*:(\w+)", method),  # package and class: nothing else reaches a command
             gaps={
                 key: at for key, points in run.series.items() if (at := [s for s, value in points if math.isnan(value)])
