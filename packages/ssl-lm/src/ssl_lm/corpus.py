@@ -31,7 +31,7 @@ HELD_OUT = 12
 """One module in so many is test text."""
 
 
-def open_text(data: Any, *, config: LMConfig, split: str = "train") -> Any:
+def open_text(data: Any, *, config: Any, split: str = "train") -> Any:
     """Windows of prepared text, or raw texts that a model has yet to tokenise (`TextModel.attach`).
 
     `data` is one of:
