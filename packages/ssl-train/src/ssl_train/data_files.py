@@ -15,7 +15,6 @@ from typing import Any
 
 from ssl_core.errors import DataError
 from ssl_core.hub.weights_file import sha256, write_whole
-from ssl_train.data.names import is_given
 
 RECORD = "data_files.json"
 
@@ -26,7 +25,7 @@ def files_of(source: Any, data: Any) -> dict[str, Path]:
     while not hasattr(source, "paths") and hasattr(source, "source"):
         source = source.source
     files = {name: Path(source.root, name) for name in getattr(source, "paths", ())}
-    table = None if data is None or is_given(data) else Path(data).expanduser()
+    table = Path(data).expanduser() if isinstance(data, str | Path) else None
     if table is not None and table.is_file():  # a table of paths, or an array
         files[table.name] = table
     return files

@@ -15,10 +15,9 @@ from ssl_core.config import TrainConfig
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import DataError, NoTestSplit
 from ssl_core.method import Recipe, load
-from ssl_train.asked import Asked
+from ssl_train.asked import GIVEN, Asked
 from ssl_train.auto import Choice, settled, starting_point
 from ssl_train.cost import Cost, cost_of
-from ssl_train.data.names import GIVEN, called
 from ssl_train.data.sources import Source, attach
 from ssl_train.data.split import Subset, held_out
 from ssl_train.processes import broadcast_object
@@ -32,6 +31,13 @@ def limit_pixels(source: Source, config: Any) -> Source:
     return source
 
 
+def called(data: Any) -> str:
+    """What run.json and messages call the data."""
+    if data is None or isinstance(data, str | Path):
+        return "built-in" if data is None else str(data)
+    return type(data).__name__ + GIVEN
+
+
 class Opened:
     """A method that is built once, and its data, each part of which is opened once, when it is
     first asked for.
@@ -42,6 +48,7 @@ class Opened:
 
     def __init__(self, recipe: Recipe, config: Any, data: Any, test: Any = None) -> None:
         self.recipe, self.config, self.data, self.named_test = recipe, config, data, test
+        self.data_name = called(data)
         self.method: Any = None
         self.device = torch.device("cpu")
         self.init: str | Path | None = None
@@ -182,7 +189,7 @@ class Opened:
         DataError if the data have no labels.
         """
         if self.train.labels is None or not (self.train.labels >= 0).any():
-            what = f"{called(self.data)} has no labels, and an evaluation needs them: one sub-folder per class,"
+            what = f"{self.data_name} has no labels, and an evaluation needs them: one sub-folder per class,"
             raise DataError(f"{what} a CSV with a column 'label', or (picture, label) in Python")
         if self.test is not None:
             return self.train, self.test, f"{self._own_split()}; {self.seen(True)}"

@@ -28,7 +28,6 @@ from ssl_train.auto import table
 from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
 from ssl_train.cost import cost_of
-from ssl_train.data.names import called
 from ssl_train.data.sources import Source
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
@@ -160,7 +159,7 @@ def measured(opened: Opened) -> dict[str, Any]:
         source, which = opened.shown()
         found = load(opened.recipe.measure)(opened.method, source)
         own = {"measured": {**found, "of": which, "summary": [f"measured on {which}", *found["summary"]]}}
-    name = opened.recipe.built_in if opened.data is None else Path(called(opened.data)).name
+    name = opened.recipe.built_in if opened.data is None else Path(opened.data_name).name
     return {"data": name, "protocol": {}, "rows": [], **own}
 
 
