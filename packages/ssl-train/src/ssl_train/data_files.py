@@ -7,6 +7,7 @@ file and, with `--verify`, the sha256 of its content.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import stat
 import warnings
@@ -25,7 +26,7 @@ def files_of(source: Any, data: Any) -> dict[str, Path]:
     while not hasattr(source, "paths") and hasattr(source, "source"):
         source = source.source
     files = {name: Path(source.root, name) for name in getattr(source, "paths", ())}
-    table = Path(data).expanduser() if isinstance(data, str | Path) else None
+    table = Path(data).expanduser() if isinstance(data, str | os.PathLike) else None
     if table is not None and table.is_file():  # a table of paths, or an array
         files[table.name] = table
     return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def limit_pixels(source: Source, config: Any) -> Source:
 
 def called(data: Any) -> str:
     """What run.json and messages call the data."""
-    if data is None or isinstance(data, str | Path):
+    if data is None or isinstance(data, str | os.PathLike):
         return "built-in" if data is None else str(data)
     return type(data).__name__ + GIVEN
 
