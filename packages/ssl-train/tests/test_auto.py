@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ssl_core.config import ConfigError, from_dict
-from ssl_testing.strangers import Stranger, write_strangers
 from ssl_core.errors import DataError
+from ssl_testing.strangers import Stranger, write_strangers
 from ssl_testing.tiny import RECIPES, Pictures, TinyConfig, write_pictures
 from ssl_train import auto
 from ssl_train.asked import Asked

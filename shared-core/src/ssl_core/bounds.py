@@ -17,7 +17,7 @@ import textwrap
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Predicate
 
@@ -51,14 +51,10 @@ Jitter = tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Interval(
 
 @dataclass(frozen=True)
 class Checked:
-    """Base of dataclasses that check every field's name, type and bounds when they are made.
+    """Base of dataclasses that check every field's type and bounds when they are made.
 
     `repr` has all fields; `print`, and a notebook, show those that differ from their defaults.
     """
-
-    def __new__(cls, *values: Any, **fields: Any) -> Self:
-        read_fields(cls, fields)
-        return super().__new__(cls)
 
     def __str__(self) -> str:
         known = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
+from ssl_train.asked import is_given
 from ssl_train.data.files import open_file
 from ssl_train.data.given import Given, open_given
 from ssl_train.data.images import ImageFiles, PathTable, to_tensor
-from ssl_train.data.names import contained, digest, is_given, number_labels, read_table
+from ssl_train.data.names import contained, digest, number_labels, read_table
 from ssl_train.data.scenes import CLASSES, SLOTS, draw, held_out, render
 from ssl_train.data.sources import Source, built_in, open_source
 

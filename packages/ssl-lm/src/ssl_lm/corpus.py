@@ -21,8 +21,9 @@ from ssl_lm.config import LMConfig
 from ssl_lm.prepare import prepare_splits
 from ssl_lm.shards import META, Shards
 from ssl_lm.texts import CSV, LINES, Piece, decode, kind, list_files, named_column, text_column
+from ssl_train.asked import is_given
 from ssl_train.data.files import class_names, open_file, split_folder
-from ssl_train.data.names import digest, is_given, number_labels, read_table
+from ssl_train.data.names import digest, number_labels, read_table
 
 STDLIB_TOKENIZER = "train:2048"
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,14 @@ CHOSEN = (
     "epochs", "warmup_epochs",
 )  # fmt: skip
 """The fields for which `--help` says so."""
+
+GIVEN = " given in Python"
+"""How the name ends that run.json has for data that are an object."""
+
+
+def is_given(data: Any) -> bool:
+    """Whether `data` is an object that a program gives, not the name of data."""
+    return not (data is None or isinstance(data, str | os.PathLike))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ file and, with `--verify`, the sha256 of its content.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import stat
 import warnings
@@ -15,7 +16,6 @@ from typing import Any
 
 from ssl_core.errors import DataError
 from ssl_core.hub.weights_file import sha256, write_whole
-from ssl_train.data.names import is_given
 
 RECORD = "data_files.json"
 
@@ -26,7 +26,7 @@ def files_of(source: Any, data: Any) -> dict[str, Path]:
     while not hasattr(source, "paths") and hasattr(source, "source"):
         source = source.source
     files = {name: Path(source.root, name) for name in getattr(source, "paths", ())}
-    table = None if data is None or is_given(data) else Path(data).expanduser()
+    table = Path(data).expanduser() if isinstance(data, str | os.PathLike) else None
     if table is not None and table.is_file():  # a table of paths, or an array
         files[table.name] = table
     return files

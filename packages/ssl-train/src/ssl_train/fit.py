@@ -66,7 +66,7 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoints", run_id, keep_every=options.keep_every)
     start = checkpoints.restore(method, optimizer, scaler)
     model = wrap(method.train(), device, compiled=options.compile)
-    workers = default_workers(source) if options.workers is None else options.workers
+    workers = default_workers() if options.workers is None else options.workers
     loading = {"parts": options.accumulate, "workers": workers, "pin_memory": device.type == "cuda"}
     batches = Batches(source, transform, plan, start=start, **loading)
     saved_at = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from ssl_core.config import TrainConfig
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import DataError, NoTestSplit
 from ssl_core.method import Recipe, load
-from ssl_train.asked import Asked
+from ssl_train.asked import GIVEN, Asked
 from ssl_train.auto import Choice, settled, starting_point
 from ssl_train.cost import Cost, cost_of
-from ssl_train.data.names import GIVEN, called
 from ssl_train.data.sources import Source, attach
 from ssl_train.data.split import Subset, held_out
 from ssl_train.processes import broadcast_object, by_main
@@ -32,17 +32,25 @@ def limit_pixels(source: Source, config: Any) -> Source:
     return source
 
 
+def called(data: Any) -> str:
+    """What run.json and messages call the data."""
+    if data is None or isinstance(data, str | os.PathLike):
+        return "built-in" if data is None else str(data)
+    return type(data).__name__ + GIVEN
+
+
 class Opened:
     """A method, built once, and its data. Each part of the data is opened once, on first use.
 
-    `data` is what the user named or gave as an object, None the built-in data. `place` is what is opened for it, which a
-    recipe may have made of it. `test` names test data that lie elsewhere. `init` names the weights
-    that training starts from.
+    `data` is what the user named or gave as an object, None the built-in data. `place` is what is
+    opened for it, which a recipe may have made of it. `test` names test data that lie elsewhere.
+    `init` names the weights that training starts from.
     """
 
     def __init__(self, recipe: Recipe, config: Any, data: Any, test: Any = None) -> None:
         self.recipe, self.config, self.data, self.named_test = recipe, config, data, test
         self.place = data
+        self.data_name = called(data)
         self.method: Any = None
         self.device = torch.device("cpu")
         self.init: str | Path | None = None
@@ -194,7 +202,7 @@ class Opened:
         DataError if the data have no labels.
         """
         if self.train.labels is None or not (self.train.labels >= 0).any():
-            what = f"{called(self.data)} has no labels, and an evaluation needs them: one sub-folder per class,"
+            what = f"{self.data_name} has no labels, and an evaluation needs them: one sub-folder per class,"
             raise DataError(f"{what} a CSV with a column 'label', or (picture, label) in Python")
         if self.test is not None:
             return self.train, self.test, f"{self._own_split()}; {self.seen(True)}"

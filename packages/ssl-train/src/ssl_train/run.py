@@ -27,12 +27,11 @@ from ssl_core.errors import DataError, InputError
 from ssl_core.hub.format import own_config, written_by
 from ssl_core.hub.weights_file import write_whole
 from ssl_core.method import Recipe, load
-from ssl_train.asked import Asked
+from ssl_train.asked import GIVEN, Asked, is_given
 from ssl_train.auto import table
 from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
 from ssl_train.cost import check_memory
 from ssl_train.data.loader import ONE_COLOUR
-from ssl_train.data.names import GIVEN, called, is_given
 from ssl_train.data_files import RECORD, check_files, files_of
 from ssl_train.fit import fit
 from ssl_train.opened import Opened
@@ -177,7 +176,7 @@ def identity_of(opened: Opened) -> dict[str, Any]:
     return {
         "method": opened.recipe.method,
         "config": to_dict(opened.config),
-        "data": called(opened.data),
+        "data": opened.data_name,
         "data_fingerprint": opened.raw("train").fingerprint(),
         "init": str(opened.init) if opened.init is not None else None,
     }

@@ -28,7 +28,6 @@ from ssl_train.auto import table
 from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
 from ssl_train.cost import cost_of
-from ssl_train.data.names import called
 from ssl_train.data.sources import Source
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
@@ -166,8 +165,8 @@ def measured(opened: Opened) -> dict[str, Any]:
         source, which = opened.shown()
         found = load(opened.recipe.measure)(opened.method, source)
         own = {"measured": {**found, "of": which, "summary": [f"measured on {which}", *found["summary"]]}}
-    named = opened.place if opened.data is None else opened.data
-    name = opened.recipe.built_in if named is None else Path(called(named)).name
+    named = opened.data_name if opened.place is opened.data else opened.place
+    name = opened.recipe.built_in if opened.place is None else Path(named).name
     return {"data": name, "protocol": {}, "rows": [], **own}
 
 

@@ -19,19 +19,6 @@ import numpy as np
 from ssl_core.errors import DataError
 from ssl_train.data.files import open_file
 
-GIVEN = " given in Python"
-"""How the name ends that run.json has for data that are an object."""
-
-
-def is_given(data: Any) -> bool:
-    """Whether `data` is an object that a program gives, not the name of data."""
-    return not (data is None or isinstance(data, str | os.PathLike))
-
-
-def called(data: Any) -> str:
-    """What run.json and messages call the data."""
-    return f"{type(data).__name__}{GIVEN}" if is_given(data) else "built-in" if data is None else str(data)
-
 
 def read_table(file: Path, *, strict: bool = True) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
     """(columns, (place, {column: value}) of each row that is not blank) of a .csv, .tsv or .jsonl

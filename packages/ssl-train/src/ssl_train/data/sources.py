@@ -16,7 +16,7 @@ import numpy as np
 from ssl_core.errors import DataError, NoTestSplit
 from ssl_train.data.files import class_names, open_file, split_folder, walk
 from ssl_train.data.images import ImageArray, ImageFiles
-from ssl_train.data.names import contained, is_given, near, number_labels, read_table
+from ssl_train.data.names import contained, near, number_labels, read_table
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _KINDS = (
@@ -108,7 +108,7 @@ def open_source(
 def open_images(data: Any, *, config: Any, split: str = "train") -> Source:
     """`open_source` with the channels of an image method's config, and its size for rendered
     pictures; or `ssl_train.data.given.open_given` for what is no name."""
-    if is_given(data):
+    if not isinstance(data, str | os.PathLike | None):
         from ssl_train.data.given import open_given  # imports torch's loader
 
         return open_given(data, channels=config.in_channels, split=split)

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssl_train.data.names import GIVEN
+from ssl_train.asked import GIVEN
 from ssl_train.report.charts import Chart, Curve, draw
 from ssl_train.report.numbers import duration, labels, number, plural, with_unit
 from ssl_train.report.read import PROTOCOLS, Point, Run, Score, finite, read_evaluation, read_run
