@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ssl_train.evaluate import logistic
 from ssl_train.evaluate.linear import ENOUGH, GRID, folds, linear_probe, standardise
-from ssl_train.evaluate.logistic import logistic_path
+from ssl_train.evaluate.logistic import logistic_path, path_along_axes, principal_axes
 
 
 def blobs(n: int, d: int, classes: int, *, spread: float = 1.0, seed: int = 0):
@@ -60,25 +60,34 @@ def test_the_gradient_vanishes_along_the_whole_path(n, d, classes):
     assert gradient(x, labels, weight * 1.01, bias, 30.0) > 1e-5  # the measure can fail
 
 
-def test_a_warm_start_ends_where_a_cold_one_does():
-    x, labels = blobs(200, 10, 4)
+@pytest.mark.parametrize(("n", "d"), [(200, 10), (12, 40)])
+def test_a_path_ends_where_a_single_fit_does_and_takes_fewer_iterations(monkeypatch, n, d):
+    x, labels = blobs(n, d, 4)
     *_, warm = logistic_path(x, labels, 4, [1e-3, 1e-1, 10.0], tolerance=1e-15)
     [cold] = logistic_path(x, labels, 4, [10.0], tolerance=1e-15)
-    [again] = logistic_path(x, labels, 4, [10.0], start=cold, tolerance=1e-15)
-    for other in (warm, again):
-        assert torch.allclose(other[0], cold[0], atol=1e-5)
-        assert torch.allclose(x @ other[0] + other[1], x @ cold[0] + cold[1], atol=1e-5)
+    assert torch.allclose(warm[0], cold[0], atol=1e-5)
+    shares = [F.softmax(x @ weight + bias, dim=1) for weight, bias in (warm, cold)]
+    assert torch.allclose(*shares, atol=1e-5)
+    # What is known of the curvature goes on to the next C.
+    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(logistic_path(x, labels, 4, [10 ** (-3 + i / 4) for i in range(17)], tolerance=1e-6))
+    with pytest.warns(UserWarning, match="has not converged in 12 iterations"):
+        list(logistic_path(x, labels, 4, [10.0], tolerance=1e-6))
 
 
-@pytest.mark.parametrize(("n", "d"), [(200, 10), (12, 40)])
-def test_a_start_at_the_minimum_ends_at_once(monkeypatch, n, d):
-    x, labels = blobs(n, d, 4)
-    [solution] = logistic_path(x, labels, 4, [10.0], tolerance=1e-12)
-    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 1)
-    [again] = logistic_path(x, labels, 4, [10.0], start=solution, tolerance=1e-9)
-    assert torch.allclose(again[0], solution[0]) and torch.allclose(again[1], solution[1])
-    with pytest.warns(UserWarning, match="has not converged in 1 iterations"):
-        list(logistic_path(x, labels, 4, [10.0]))
+def test_principal_axes_are_those_of_all_samples_and_serve_some_of_them():
+    x, labels = blobs(60, 90, 4)
+    x = x - x.mean(0)
+    axes = principal_axes(x)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(60).double())
+    torch.testing.assert_close(x @ axes @ axes.T, x)
+    gram = (x @ axes).T @ (x @ axes)
+    assert (gram - gram.diag().diag()).abs().max() < 1e-9 * gram.max()
+    some = torch.arange(60) % 5 > 0
+    [(weight, bias)] = path_along_axes(x[some] @ axes, labels[some], 4, [1.0], tolerance=1e-15)
+    assert gradient(x[some], labels[some], axes @ weight, bias, 1.0) < 1e-6
 
 
 def test_float32_comes_close_to_float64():

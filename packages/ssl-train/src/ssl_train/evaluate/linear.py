@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ssl_core.errors import EvaluationError
 from ssl_train.evaluate.accuracy import check_labelled, mean_per_class, top1
-from ssl_train.evaluate.logistic import logistic_path
+from ssl_train.evaluate.logistic import path_along_axes, principal_axes
 
 # DINOv2's range, two points a decade. C multiplies the sum of the losses, as in scikit-learn.
 GRID = tuple(10 ** (-6 + i / 2) for i in range(23))
@@ -72,6 +72,8 @@ def linear_probe(
     if not grid:
         raise ValueError("the grid of C is empty")
     train, test = standardise(train.double(), test.double())
+    axes = principal_axes(train)  # d k
+    train = train @ axes
     losses, hits, held_out = _held_out(train.float(), targets, len(classes), grid, seed)
     best = int(hits.where(losses <= losses.min() + EQUAL, -1.0).argmax())  # the first of equals
     # The lower edge is none: below it, the direction of the weights no longer changes. The upper
@@ -81,8 +83,8 @@ def linear_probe(
     if at_edge:
         what = f"the held-out loss is lowest at C = {grid[best]:.3g}, the end of the grid"
         warnings.warn(f"{what}: a larger C may do better", stacklevel=2)
-    [(weight, bias)] = logistic_path(train, targets, len(classes), [grid[best]])
-    predicted = classes[(test @ weight + bias).argmax(dim=1)]
+    [(weight, bias)] = path_along_axes(train, targets, len(classes), [grid[best]])
+    predicted = classes[(test @ (axes @ weight) + bias).argmax(dim=1)]
     accuracies = top1(predicted, test_labels), mean_per_class(predicted, test_labels)
     return LinearProbe(*accuracies, grid[best], at_edge, hits[best].item(), losses[best].item(), held_out)
 
@@ -125,16 +127,13 @@ def _held_out(x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], s
     The loss is that of the best scale of the logits: with few labels they are too sure of
     themselves, and would seem worse than saying nothing where they still rank the classes well.
     """
-    fold = folds(targets, seed=seed)
-    if x.shape[1] > len(x):
-        # Every fold's weights lie in the span of all samples: n coordinates say as much as d.
-        x = x @ torch.linalg.qr(x.T).Q  # n d -> n n
+    fold, end = folds(targets, seed=seed), len(grid)
     losses, hits, count = torch.zeros(len(grid), len(SCALES)).double(), torch.zeros(len(grid)).double(), 0
     for i in range(FOLDS):
         held = fold == i
         if count >= ENOUGH or not held.any():
             continue
-        path = logistic_path(x[~held], targets[~held], classes, grid, tolerance=CHOOSING)
+        path = path_along_axes(x[~held], targets[~held], classes, grid[:end], tolerance=CHOOSING)
         lowest, risen = torch.inf, 0
         for j, (weight, bias) in enumerate(path):
             logits = x[held] @ weight + bias
@@ -147,7 +146,8 @@ def _held_out(x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], s
             risen = risen + 1 if here.min().item() > lowest + RISEN else 0
             lowest = min(lowest, here.min().item())
             if risen == 3:
-                losses[j + 1 :] = torch.inf
+                end = j + 1
                 break
         count += int(held.sum())
+    losses[end:] = torch.inf
     return losses.amin(dim=1) / count, hits / count, count
