@@ -1,19 +1,25 @@
 """How well the linear probe chooses its C: on made problems, beside the best C and scikit-learn's.
 
-    python tools/probe.py                      200 problems
-    python tools/probe.py --problems 20 --labels 500
+    python tools/probe.py                      200 problems, into probe.jsonl
+    python tools/probe.py --problems 20 --labels 500 --out short.jsonl
 
 A problem has 2 to 100 classes, 20 to 5,000 labels, 16 to 128 features, a strong or weak signal, and
 often a few strong directions that say nothing about the class. The best C of the grid is chosen on
 the test samples, so no method that does not see them can be expected to reach it. scikit-learn's
 `LogisticRegressionCV` has its defaults: ten C, folds of a fifth, the best accuracy.
+
+Each problem is one line of the file. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,37 +31,77 @@ from ssl_train.evaluate.linear import GRID, linear_probe, standardise
 from ssl_train.evaluate.logistic import logistic_path
 
 TEST = 2000
+GROUPS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "all": lambda row: True,
+    "fewer than 100 labels": lambda row: row["labels"] < 100,
+    "100 to 999 labels": lambda row: 100 <= row["labels"] < 1000,
+    "1,000 labels or more": lambda row: row["labels"] >= 1000,
+    "at most 5 labels a class": lambda row: row["labels"] <= 5 * row["classes"],
+    "2 to 4 classes": lambda row: row["classes"] < 5,
+    "5 to 29 classes": lambda row: 5 <= row["classes"] < 30,
+    "30 classes or more": lambda row: row["classes"] >= 30,
+    "weak signal: the best C is right on less than half": lambda row: row["best"] < 0.5,
+    "strong signal": lambda row: row["best"] >= 0.5,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--labels", type=int, default=5000, help="at most so many labels in a problem")
+    parser.add_argument("--out", type=Path, default=Path("probe.jsonl"))
     args = parser.parse_args()
-    warnings.simplefilter("ignore")  # edges of the grid, small classes
-    rows, seconds = [], np.zeros(2)
-    for seed in range(args.problems):
-        x, y, queries, truth = problem(seed, args.labels)
-        began = time.perf_counter()
-        ours = linear_probe(x, y, queries, truth).top1
-        middle = time.perf_counter()
-        a, b = standardise(x.double(), queries.double())
-        theirs = scikit_learn(a, y, b, truth)
-        seconds += [middle - began, time.perf_counter() - middle]
-        path = logistic_path(a, y, int(y.max()) + 1, GRID)
-        best = max(top1((b @ weight + bias).argmax(1), truth) for weight, bias in path)
-        rows.append((ours, theirs, best))
-        shares = " ".join(f"{100 * share:.1f}" for share in rows[-1])
-        print(f"{seed}: {len(y)} labels, {int(y.max()) + 1} classes: ours, scikit-learn, best: {shares}", flush=True)
+    warnings.simplefilter("ignore")  # edges of the grid, small classes, iterations of scikit-learn
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    rows = [json.loads(line) for line in lines][: args.problems]
+    for seed in range(len(rows), args.problems):
+        rows.append(measured(seed, args.labels))
+        with args.out.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(rows[-1], flush=True)
+    print(table(rows))
 
-    figures = 100 * np.array(rows)  # problem, (ours, theirs, best)
-    behind = figures[:, 2:] - figures[:, :2]
-    print(f"\n| {len(rows)} problems | top-1 | behind the best C, mean | median | most | seconds |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for i, name in enumerate(("`linear_probe`", "`LogisticRegressionCV`")):
-        lost = behind[:, i]
-        spread = f"{lost.mean():.2f} | {np.median(lost):.2f} | {lost.max():.1f}"
-        print(f"| {name} | {figures[:, i].mean():.2f} | {spread} | {seconds[i]:.0f} |")
+
+def measured(seed: int, most: int) -> dict[str, Any]:
+    """Top-1 of our choice, of scikit-learn's and of the best C on problem `seed`."""
+    x, y, queries, truth = problem(seed, most)
+    classes = int(y.max()) + 1
+    began = time.process_time()
+    ours = linear_probe(x, y, queries, truth)
+    middle = time.process_time()
+    a, b = standardise(x.double(), queries.double())
+    theirs = scikit_learn(a, y, b, truth)
+    ended = time.process_time()
+    tops = [top1((b @ weight + bias).argmax(1), truth) for weight, bias in logistic_path(a, y, classes, GRID)]
+    return {
+        "seed": seed,
+        "labels": len(y),
+        "classes": classes,
+        "features": x.shape[1],
+        "ours": ours.top1,
+        "theirs": theirs,
+        "best": max(tops),
+        "C": ours.C,
+        "best C": GRID[int(np.argmax(tops))],
+        "seconds": [round(middle - began, 2), round(ended - middle, 2)],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """How many points of top-1 each choice lies behind the best C: mean, median and most."""
+    lines = [
+        "| problems | number | best C | ours behind it: mean, median, most | scikit-learn: the same |",
+        "|" + 5 * " --- |",
+    ]
+    for name, has in GROUPS.items():
+        some = [row for row in rows if has(row)]
+        if some:
+            best = 100 * np.array([row["best"] for row in some])
+            behind = [best - 100 * np.array([row[key] for row in some]) for key in ("ours", "theirs")]
+            cells = [f"{lost.mean():.2f}, {np.median(lost):.2f}, {lost.max():.1f}" for lost in behind]
+            lines.append(f"| {name} | {len(some)} | {best.mean():.1f} | {cells[0]} | {cells[1]} |")
+    spent = np.sum([row["seconds"] for row in rows], axis=0)
+    return "\n".join([*lines, f"CPU seconds: ours {spent[0]:.0f}, scikit-learn's {spent[1]:.0f}"])
 
 
 def problem(seed: int, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -75,7 +121,7 @@ def problem(seed: int, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def scikit_learn(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor) -> float:
     folds = min(5, int(y.bincount().min()))
-    model = LogisticRegressionCV(cv=folds, max_iter=500).fit(x.numpy(), y.numpy())
+    model = LogisticRegressionCV(cv=folds).fit(x.numpy(), y.numpy())
     return float(model.score(queries.numpy(), truth.numpy()))
 
 

@@ -91,6 +91,38 @@ def test_equal_scores_go_to_the_smallest_label():
     assert knn(bank, torch.tensor([3, 7, 7, 3]), query, ks=(4,))[4].item() == 3
 
 
+def test_samples_that_are_equally_near_share_the_last_places(monkeypatch):
+    """Seventy copies of a blank picture, mostly of class 2, and one nearer sample of class 0."""
+    copies = torch.tensor([1.0, 0.0]).expand(70, 2)
+    bank = torch.cat([copies, torch.tensor([[0.6, 0.8]]), torch.randn(30, 2) * 0.01 - 1])
+    labels = torch.tensor([0] * 15 + [1] * 20 + [2] * 35 + [0] + [1] * 30)
+    query = torch.tensor([[1.0, 0.02], [1.0, 0.0]])
+    for seed in range(4):  # whatever the order of the bank, and however it is cut
+        order = torch.randperm(101, generator=torch.Generator().manual_seed(seed))
+        monkeypatch.setattr(module, "BANK", [65_536, 17][seed % 2])
+        got = knn(bank[order], labels[order], query, ks=(1, 5, 20, 60))
+        assert all(predicted.tolist() == [2, 2] for predicted in got.values())
+    near = knn(bank, labels, torch.tensor([[0.7, 0.8]]), ks=(5,), temperature=0.01)[5]
+    assert near.item() == 0  # one sample for sure, and four of the copies shared by 15, 20 and 35
+
+
+@pytest.mark.parametrize("k", [1, 7, 20])
+def test_blank_pictures_are_of_the_commonest_class_in_leave_one_out(k):
+    labels = torch.tensor([1] * 20 + [2] * 35 + [0] * 15)
+    assert leave_one_out(torch.ones(70, 8), labels, k=k) == 0.5  # of a class of 35 the other 34 remain
+    pairs = torch.eye(12).repeat_interleave(2, dim=0)  # the nearest is a copy, all others are as far
+    assert leave_one_out(pairs, torch.arange(24) // 2, k=k) == 1.0
+
+
+def test_names_of_classes_decide_nothing():
+    bank, labels = blobs(200)
+    bank, labels = torch.cat([bank, bank[:40]]), torch.cat([labels, (labels[:40] + 1) % 3])  # copies, other labels
+    queries, _ = blobs(100, seed=1)
+    renamed = torch.tensor([2, 0, 1])
+    first, again = knn(bank, labels, queries, ks=(20,)), knn(bank, renamed[labels], queries, ks=(20,))
+    assert torch.equal(renamed[first[20]], again[20])
+
+
 def test_k_past_the_bank_is_the_bank():
     bank, labels = blobs(15)
     queries, _ = blobs(9, seed=1)
@@ -137,6 +169,7 @@ def test_leave_one_out_never_asks_the_sample_itself():
     copies = torch.ones(30, 4)  # more copies than neighbours
     assert leave_one_out(copies, torch.zeros(30, dtype=torch.int64), k=5) == 1.0
     assert leave_one_out(torch.eye(2), torch.tensor([0, 1])) == 0.0
+    assert leave_one_out(torch.eye(3), torch.tensor([0, 0, 1]), k=20) == pytest.approx(2 / 3)  # k past the others
 
 
 def test_bad_input_is_refused():

@@ -6,6 +6,9 @@ appendix F.1): cosine similarity s, a neighbour votes for its class with exp(s /
 On a CPU that multiplies bf16 in hardware, `Index` finds candidates in bf16 and settles them in
 fp32. A bound on the rounding says whether a neighbour may have been missed; where it may, the query
 is asked again in fp32 alone.
+
+No order decides. Where more samples are equally near than there are places left among the k, as
+copies of one picture are, all of them share these places.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from ssl_train.evaluate.accuracy import check_finite, check_labelled, top1
 KS = (10, 20, 100, 200)
 HEADLINE = 20
 TEMPERATURE = 0.07
+TIE = 1e-6  # cosines of copies differ by less, from rounding
+EQUAL = 1e-5  # share of a vote; votes that differ by less differ from rounding
 
 # 64 MiB of similarities: the product runs at full speed, and no bank needs more than that.
 QUERIES, BANK = 256, 65_536
@@ -33,9 +38,9 @@ def knn(
 ) -> dict[int, Tensor]:
     """Labels (q,) of `queries` (q, d) by the k nearest of `bank` (n, d), for each k of `ks`.
 
-    A k larger than the bank is the bank: the keys are min(k, n). Classes that tie are decided for
-    the smallest label; which of several equally near samples takes the last place is arbitrary.
-    ValueError on bad shapes or NaN.
+    A k larger than the bank is the bank: the keys are min(k, n). Samples that are equally near
+    (cosines within 1e-6) share the places that are left for them. Classes that tie are decided for
+    the smallest label. ValueError on bad shapes or NaN.
     """
     check_labelled(bank, bank_labels, "bank")
     if queries.ndim != 2 or queries.shape[1] != bank.shape[1] or not ks or min(ks) < 1:
@@ -48,8 +53,7 @@ def knn(
     votes: dict[int, list[Tensor]] = {min(k, len(bank)): [] for k in sorted(ks)}
     known = Index(bank)
     for some in queries.split(QUERIES):
-        similarity, index = known.nearest(some, max(votes))
-        for k, best in vote(similarity, targets[index], list(votes), len(classes), temperature):
+        for k, best in _winners(known, targets, some, None, list(votes), len(classes), temperature):
             votes[k].append(classes[best])
     return {k: torch.cat(parts) for k, parts in votes.items()}
 
@@ -63,12 +67,7 @@ def leave_one_out(x: Tensor, labels: Tensor, *, k: int = HEADLINE, temperature: 
     x = F.normalize(x.float(), dim=1)
     predicted, known = [], Index(x)
     for rows in torch.arange(len(x), device=x.device).split(QUERIES):
-        similarity, index = known.nearest(x[rows], min(k + 1, len(x)))
-        itself = index == rows[:, None]
-        # Itself goes last and is cut off; where many copies crowd it out, the farthest is.
-        order = itself.byte().argsort(dim=1, stable=True)[:, :-1]  # q k
-        near, whose = similarity.gather(1, order), targets[index.gather(1, order)]
-        [(_, best)] = vote(near, whose, [near.shape[1]], len(classes), temperature)
+        [(_, best)] = _winners(known, targets, x[rows], rows, [min(k, len(x) - 1)], len(classes), temperature)
         predicted.append(classes[best])
     return top1(torch.cat(predicted), labels)
 
@@ -87,8 +86,7 @@ class Index:
             self.error = (centred - self.rounded).norm(dim=1).max()
 
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `nearest`, and with its result: which of equally near samples is taken is arbitrary in
-        both."""
+        """As `nearest`, and with its result; of equally near samples both take any."""
         if self.rounded is None:
             return nearest(queries, self.bank, k)
         short = queries.bfloat16()
@@ -129,15 +127,52 @@ def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, where
 
 
-def vote(
-    similarity: Tensor, labels: Tensor, ks: Sequence[int], classes: int, temperature: float
+def _winners(
+    known: Index,
+    targets: Tensor,
+    queries: Tensor,
+    itself: Tensor | None,
+    ks: Sequence[int],
+    classes: int,
+    temperature: float,
 ) -> list[tuple[int, Tensor]]:
-    """(k, winning class (q,)) for rising `ks`, of neighbours (q, k) sorted from the nearest."""
+    """(k, winning class (q,)) of `queries` (q, d) for rising `ks`; `itself` (q,) is the sample of
+    the bank that a query is, which it does not ask."""
+    # One more than has a place, to see whether the last place is disputed.
+    similarity, index = known.nearest(queries, min(max(ks) + (1 if itself is None else 2), len(targets)))
+    if itself is not None:
+        # Itself goes last and is cut off; where many copies crowd it out, the farthest is.
+        order = (index == itself[:, None]).byte().argsort(dim=1, stable=True)[:, :-1]
+        similarity, index = similarity.gather(1, order), index.gather(1, order)
+    labels = targets[index]  # q m
     weight = torch.exp((similarity - similarity[:, :1]) / temperature)  # at most 1: no overflow
     scores = weight.new_zeros(len(weight), classes)
     winners, counted = [], 0
     for k in ks:
         scores.scatter_add_(1, labels[:, counted:k], weight[:, counted:k])
-        winners.append((k, scores.argmax(dim=1)))  # the first of equals: the smallest label
-        counted = k
+        counted, votes = k, scores
+        disputed = similarity[:, k - 1] - similarity[:, k:].amax(1) <= TIE if k < similarity.shape[1] else None
+        if disputed is not None and disputed.any():
+            last, edge = similarity[disputed, k - 1 : k], weight[disputed, k - 1 : k]
+            whose = None if itself is None else itself[disputed]
+            share = _as_near(known.bank, targets, queries[disputed], whose, last, classes)
+            sure = similarity[disputed, :k] > last + TIE
+            share *= edge * (k - sure.sum(1, keepdim=True)) / share.sum(1, keepdim=True)
+            votes = scores.clone()
+            votes[disputed] = share.scatter_add(1, labels[disputed, :k], weight[disputed, :k] * sure)
+        most = votes.amax(1, keepdim=True)
+        winners.append((k, (votes >= most * (1 - EQUAL)).byte().argmax(dim=1)))  # the first of equals
     return winners
+
+
+def _as_near(
+    bank: Tensor, targets: Tensor, queries: Tensor, itself: Tensor | None, near: Tensor, classes: int
+) -> Tensor:
+    """How many samples of each class have the cosine `near` (q, 1) with each query: (q, c)."""
+    counts = queries.new_zeros(len(queries), classes)
+    for start in range(0, len(bank), BANK):
+        same = (queries @ bank[start : start + BANK].T - near).abs() <= TIE  # q n
+        if itself is not None:
+            same &= torch.arange(start, start + same.shape[1], device=same.device) != itself[:, None]
+        counts.index_add_(1, targets[start : start + BANK], same.to(counts.dtype))
+    return counts
