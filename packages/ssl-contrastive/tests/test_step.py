@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssl_contrastive import BYOL, BYOLConfig, MoCo, MoCoConfig, SimCLR, SimCLRConfig, SimSiam, SimSiamConfig
 from ssl_contrastive.config import RECIPES
+from ssl_core.config import ConfigError
 from ssl_core.encoder import build_encoder
 from ssl_testing.faults import KeepDouble
 from ssl_testing.trial import Trial
@@ -234,6 +235,28 @@ def test_simsiam(layers):
         plain.step(loss, plain.sgd(LR * (1 - step / TOTAL), 0.01, constant=("predictor.", LR)))
     assert "predictor.3.bias" in plain.state and f"projector.{3 * layers - 2}.weight" not in plain.state
     plain.compare(ours(method))
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "samples", "size"),
+    [
+        (BYOL, BYOLConfig(**SMALL, hidden=4, projection=4), 1, 2),
+        (SimSiam, SimSiamConfig(**SMALL, projection=4, predictor_hidden=4), 1, 2),
+        (MoCo, MoCoConfig(**SMALL, queue=16, projection=4, bn_splits=4), 3, 8),
+        (MoCo, MoCoConfig(**SMALL, queue=16, projection=4, bn_splits=4), 7, 8),
+        (MoCo, MoCoConfig(**SMALL, queue=16, projection=4, bn_splits=1), 1, 2),
+    ],
+)
+def test_a_batch_too_small_for_batch_norm_is_told_the_size_that_works(method, config, samples, size):
+    network = method(config).train()
+    with pytest.raises(ConfigError, match=f"use --batch-size {size} or more"):
+        network({"views": [view.float() for view in views(0, samples)]}, 0.0)
+    network({"views": [view.float() for view in views(0, size)]}, 0.0)
+
+
+def test_simclr_trains_on_one_image_since_its_batch_norm_sees_both_views():
+    simclr = SimCLR(SimCLRConfig(**SMALL, projection=4)).train()
+    assert simclr({"views": [view.float() for view in views(0, 1)]}, 0.0)["loss"].isfinite()
 
 
 def test_simclr_at_the_papers_temperature_finds_its_loss_scale_in_fp16_and_keeps_it(tmp_path):

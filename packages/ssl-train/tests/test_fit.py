@@ -424,6 +424,19 @@ def test_unreadable_samples_are_listed_at_the_end(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "bad_samples.json").read_text()) == listed
 
 
+def test_pictures_of_one_colour_are_named_at_the_end(tmp_path, monkeypatch):
+    opened = open_pictures(None, config=TRIAL.config)
+    load = opened.load
+    opened.load = lambda index: {"image": torch.zeros_like(load(index)["image"])} if index < 3 else load(index)
+    monkeypatch.setattr("ssl_testing.tiny.open_pictures", lambda data, *, config, split: opened)
+    with pytest.warns(UserWarning, match=f"3 of {len(opened)} pictures are one colour all over, and teach nothing"):
+        TRIAL.here(tmp_path / "run")
+    listed = json.loads((tmp_path / "run" / "bad_samples.json").read_text())
+    assert sorted((row["name"], row["reason"]) for row in listed) == [
+        (f"picture {i}", "one colour all over") for i in range(3)
+    ]
+
+
 def test_a_second_signal_ends_at_once():
     def loop():
         with StopSignal() as stop:

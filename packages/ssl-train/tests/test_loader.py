@@ -153,6 +153,30 @@ def test_an_unreadable_sample_is_replaced_by_the_same_other_one_everywhere():
     assert same.count(False) == 9
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_of_one_colour_are_counted_and_trained_on(workers):
+    source = Pictures(32)
+    load = source.load
+
+    def painted(index):
+        sample = load(index)
+        if index % 10 == 0:
+            sample["image"] = torch.tensor([9, 200, 0], dtype=torch.uint8)[:, None, None].expand_as(sample["image"])
+        if index == 5:
+            sample["image"] = torch.zeros_like(sample["image"])
+            sample["image"][0, -1, -1] = 1  # a single dot
+        return sample
+
+    source.load = painted
+
+    def look():
+        batches = Batches(source, draw, Plan(32, 8, 2, 0), workers=workers)
+        return len(list(batches)), batches.bad, batches.blank
+
+    blank = {index: (f"picture {index}", "one colour all over") for index in (0, 10, 20, 30)}
+    assert children.run(look).value == (8, {}, blank)
+
+
 def test_unreadable_samples_are_named_once_and_ten_of_them_at_most():
     with pytest.warns(UserWarning) as shown:
         list(Batches(broken(1200, range(0, 1200, 100)), draw, Plan(1200, 8, 2, 0)))

@@ -318,8 +318,20 @@ def test_many_bad_samples_are_counted_and_the_first_ones_listed(tmp_path):
     bad = [{"name": f"{i}.jpg", "reason": "empty"} for i in range(1234)]
     (run / "bad_samples.json").write_text(json.dumps(bad))
     source, page = read(run)
-    assert "1,234 samples could not be read, the first 200 here" in page.text
+    assert "1,234 samples could not be read." in page.text and "The first 200 are listed." in page.text
     assert source.count("<td>empty</td>") == 200
+
+
+def test_pictures_of_one_colour_are_counted_apart(tmp_path):
+    run = make_run(tmp_path / "run", metric_lines()[:2])
+    reasons = ["one colour all over"] * 70 + ["empty"]
+    (run / "bad_samples.json").write_text(
+        json.dumps([{"name": f"{i}.png", "reason": r} for i, r in enumerate(reasons)])
+    )
+    (run / "run.json").write_text(json.dumps({**RECORD, "samples": 1685}))
+    _, page = read(run)
+    assert "70 of 1,685 pictures are one colour all over." in page.text
+    assert "1 sample could not be read." in page.text and "are listed" not in page.text
 
 
 def test_whole_configuration_is_on_the_page(whole):

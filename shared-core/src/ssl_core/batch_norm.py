@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_core.distributed import is_on
+from ssl_core.errors import ConfigError
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -16,8 +17,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     For (b, d), (b, d, n), (b, c, h, w) and beyond. Outputs, gradients and running statistics are
     those of one process with the whole batch; in one process, and in eval mode, it is torch's.
-    `nn.SyncBatchNorm` refuses CPU. Raises ValueError when the joined batch has a single value per
-    channel.
+    `nn.SyncBatchNorm` refuses CPU. Raises ConfigError, a ValueError, when the joined batch has a
+    single value per channel.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -25,9 +26,11 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"batch norm needs (b, d, …), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not is_on():
-            return super().forward(input)
         self._check_input_dim(input)
+        if not self.training or not is_on():
+            if self.training:
+                check_count(input.numel() // max(1, input.shape[1]))
+            return super().forward(input)
         out, mean, var, count = _JoinedNorm.apply(input, self.weight, self.bias, self.eps)  # type: ignore[misc]
         self._track(mean, var, count)
         return out
@@ -42,6 +45,13 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             momentum = (1 / self.num_batches_tracked).to(self.running_mean.dtype)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), momentum)
+
+
+def check_count(values: int) -> None:
+    """Raises ConfigError unless the joined batch has two values per channel: one has no spread."""
+    if values < 2:
+        what = f"batch norm cannot train on {values} value per channel"
+        raise ConfigError(f"{what}: the batch of all processes needs two samples, use --batch-size 2 or more")
 
 
 class _JoinedNorm(torch.autograd.Function):
@@ -62,8 +72,7 @@ class _JoinedNorm(torch.autograd.Function):
         dist.all_gather(parts, own)
         means, deviations, counts = torch.stack(parts).split([channels, channels, 1], 1)
         total = counts.sum()
-        if total <= 1:
-            raise ValueError(f"batch norm needs more than one value per channel, got {tuple(x.shape)} on every process")
+        check_count(int(total))
         mean = (counts * means).sum(0) / total
         var = (deviations + counts * (means - mean).square()).sum(0) / total
         scale = (var + eps).rsqrt()

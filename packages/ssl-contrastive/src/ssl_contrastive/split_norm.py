@@ -15,7 +15,8 @@ class SplitBatchNorm(nn.BatchNorm2d):
 
     Each of W processes has splits / W of the parts. The running statistics are the mean over the
     parts: those of this process after its forward pass, all of them after `average_statistics`.
-    Raises ConfigError when the parts cannot be shared evenly among the processes.
+    Raises ConfigError when the parts cannot be shared evenly among the processes, or when one has a
+    single value per channel.
     """
 
     def __init__(self, num_features: int, splits: int, **options: float) -> None:
@@ -29,11 +30,14 @@ class SplitBatchNorm(nn.BatchNorm2d):
         if self.splits % world:
             raise ConfigError(f"bn_splits = {self.splits}: {world} processes have to divide the parts evenly")
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
 
         # Every part updates its own copy of the running statistics.
         parts = input.tensor_split(self.splits // world)
+        if parts[-1].numel() < 2 * input.shape[1]:  # the last part is the smallest
+            what = f"{len(input)} samples cannot be split into {len(parts)} parts that have a batch norm each"
+            raise ConfigError(f"{what}: use --batch-size {2 * self.splits} or more, or a smaller --bn-splits")
         means, variances = (x.repeat(len(parts), 1) for x in (self.running_mean, self.running_var))  # parts c
+        self.num_batches_tracked.add_(1)
         outputs = [
             F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)  # type: ignore[arg-type]
             for part, mean, var in zip(parts, means, variances, strict=True)

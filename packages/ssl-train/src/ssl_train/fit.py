@@ -50,10 +50,10 @@ def fit(
     """Train `method` (already on `device`) on `source` and leave its last checkpoint in `folder`.
 
     It resumes from the newest checkpoint of `run_id` and ends with the same bits as an
-    uninterrupted run. Returns the unreadable samples, index -> (name, reason). Raises Interrupted
-    (exit code 75) after a signal, saved; NonFiniteLoss; Collapsed if the options ask for it;
-    CheckpointError if the last checkpoint cannot be written; TooManyBadSamples, saved;
-    LoaderError if a loader process dies or hangs.
+    uninterrupted run. Returns the unreadable samples and the pictures of one colour, index ->
+    (name, reason). Raises Interrupted (exit code 75) after a signal, saved; NonFiniteLoss;
+    Collapsed if the options ask for it; CheckpointError if the last checkpoint cannot be written;
+    TooManyBadSamples, saved; LoaderError if a loader process dies or hangs.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -145,7 +145,7 @@ def fit(
                     raise spoilt
                 if not last:
                     raise Interrupted(done)
-    return {index: why for bad in gather_objects(batches.bad) for index, why in bad.items()}
+    return {index: why for bad in gather_objects(batches.blank | batches.bad) for index, why in bad.items()}
 
 
 def lr_and_decay(config: TrainConfig, plan: Plan, step: int) -> tuple[float, float]:

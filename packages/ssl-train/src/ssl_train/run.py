@@ -28,6 +28,7 @@ from ssl_train.asked import Asked
 from ssl_train.auto import table
 from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
 from ssl_train.cost import check_memory
+from ssl_train.data.loader import ONE_COLOUR
 from ssl_train.data_files import RECORD, check_files, files_of
 from ssl_train.fit import fit
 from ssl_train.opened import Opened
@@ -112,6 +113,9 @@ def run(opened: Opened, out: Path, options: RunOptions) -> Any:
         where = {"run_id": run_id, "device": device, "options": options}
         bad = fit(method, source, transform, config, out, probe=probe, **where)
         by_main(lambda: publish(method, out, bad))
+        if blank := sum(reason == ONE_COLOUR for _, reason in bad.values()):
+            what = f"{blank:,} of {len(source):,} pictures are {ONE_COLOUR}, and teach nothing"
+            warnings.warn(f"{what}: {out / 'bad_samples.json'} names them", stacklevel=2)
     return method.eval()
 
 
@@ -167,11 +171,13 @@ def facts_of(opened: Opened) -> dict[str, Any]:
         "device": str(opened.device),
         "parameters": sum(p.numel() for p in opened.method.parameters()),
         "can_collapse": getattr(opened.method, "can_collapse", False),
+        "samples": len(opened.raw("train")),
     }
 
 
 def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
-    """Write the weights and the list of unreadable samples into the run folder.
+    """Write the weights and the list of bad samples, unreadable or of one colour, into the run
+    folder.
 
     Raises CheckpointError if the disk fails. The weights are then written elsewhere if possible,
     and the message says where.

@@ -32,6 +32,8 @@ from ssl_train.stop import SIGNALS
 
 TRIES = 100
 """Substitutes that are tried for one unreadable sample."""
+ONE_COLOUR = "one colour all over"
+"""What is said of a picture from which nothing can be learned."""
 
 
 class TooManyBadSamples(TrainingError):
@@ -96,29 +98,39 @@ class _Samples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """{"sample": what the transform made, or None if TRIES substitutes were unreadable too,
-        "bad": [(index, name, reason), …]}."""
+        "bad": [(index, name, reason), …], "blank": whether it is a picture of one colour}."""
         epoch, wanted = key
         index, bad = wanted, []
         substitutes = np.random.default_rng((self.seed, epoch, wanted, 1))
         while True:
             self._mark(index)
             try:
-                sample = self.transform(self.source.load(index), np.random.default_rng((self.seed, epoch, wanted, 0)))
+                loaded = self.source.load(index)
+                blank = is_one_colour(loaded.get("image"))
+                sample = self.transform(loaded, np.random.default_rng((self.seed, epoch, wanted, 0)))
                 break
             except BadSample as error:
                 bad.append((index, self.source.name(index), str(error)))
                 if len(bad) > TRIES:
-                    return {"sample": None, "bad": bad}
+                    return {"sample": None, "bad": bad, "blank": False}
                 index = int(substitutes.integers(len(self.source)))
         sample["index"] = torch.tensor(index)
         if self.source.labels is not None:
             sample["label"] = torch.tensor(int(self.source.labels[index]))
         self._mark(-1)
-        return {"sample": sample, "bad": bad}
+        return {"sample": sample, "bad": bad, "blank": blank}
 
     def _mark(self, index: int) -> None:
         if (worker := get_worker_info()) is not None:
             self.reading[worker.id, 1] = index
+
+
+def is_one_colour(image: Tensor | None) -> bool:
+    """Whether all pixels of an image (c, h, w) are equal. A few of them settle it for most images."""
+    if image is None:
+        return False
+    pixels = image.numpy()
+    return all(bool((some == pixels[:, :1, :1]).all()) for some in (pixels[:, ::16, ::16], pixels))
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -133,10 +145,14 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _collate_with_bad(items: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[tuple[int, str, str]]]:
+def _collate_with_bad(
+    items: list[dict[str, Any]],
+) -> tuple[dict[str, Any] | None, list[tuple[int, str, str]], list[int]]:
+    """The batch, what was unreadable, and the indices of pictures of one colour."""
     samples = [item["sample"] for item in items]
     batch = None if any(sample is None for sample in samples) else _packed(collate(samples))
-    return batch, [bad for item in items for bad in item["bad"]]
+    blank = [int(item["sample"]["index"]) for item in items if item["blank"]]
+    return batch, [bad for item in items for bad in item["bad"]], blank
 
 
 def _packed(batch: Any) -> Any:
@@ -208,10 +224,11 @@ class Batches:
     """Iterator over steps from `start` on, each a list of `parts` micro-batches of this rank.
 
     Unreadable samples are collected in `bad` (index -> (name, reason)); warnings name the first
-    ten. Past max(10, 1 % of the data), `spoilt` is the error that the loop has to raise; the batch
-    is still whole, so the loop can save first. If a sample has no readable substitute, there is no
-    batch and TooManyBadSamples is raised here. Loop inside `watched()`, which raises LoaderError
-    for a worker that dies or takes longer than `timeout` seconds for a batch.
+    ten. Pictures of one colour are collected in `blank` in the same way. Past max(10, 1 % of the
+    data), `spoilt` is the error that the loop has to raise for `bad`; the batch is still whole, so
+    the loop can save first. If a sample has no readable substitute, there is no batch and
+    TooManyBadSamples is raised here. Loop inside `watched()`, which raises LoaderError for a worker
+    that dies or takes longer than `timeout` seconds for a batch.
     """
 
     def __init__(
@@ -228,6 +245,7 @@ class Batches:
     ) -> None:
         self.source, self.parts, self.step = source, parts, start
         self.bad: dict[int, tuple[str, str]] = {}
+        self.blank: dict[int, tuple[str, str]] = {}
         self.spoilt: TooManyBadSamples | None = None
         self._workers: list[Any] = []
         rank, world = distributed.rank(), distributed.world_size()
@@ -246,8 +264,9 @@ class Batches:
         with _signals_wait():  # until the workers that are started here ignore them
             batches = iter(self._loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
-        for batch, bad in batches:
+        for batch, bad, blank in batches:
             self._note(bad)
+            self.blank.update({index: (self.source.name(index), ONE_COLOUR) for index in blank})
             if batch is None:
                 raise TooManyBadSamples(
                     f"{TRIES} samples in a row are unreadable, the last: {printable(': '.join(bad[-1][1:]))}"

@@ -107,11 +107,7 @@ def _fit(
 
 
 def _minimise(
-    objective: Callable[[Tensor], tuple[float, Tensor]],
-    point: Tensor,
-    hessian: Tensor,
-    pairs: Pairs,
-    tolerance: float,
+    objective: Callable[[Tensor], tuple[float, Tensor]], point: Tensor, hessian: Tensor, pairs: Pairs, tolerance: float
 ) -> Tensor:
     """The minimum of a convex and positive `objective`, which gives value and gradient.
 
