@@ -126,7 +126,7 @@ class _Samples(Dataset):
 
 
 def is_one_colour(image: Tensor | None) -> bool:
-    """Whether all pixels of an image (c, h, w) are equal. A few of them settle it for most images."""
+    """Whether all pixels of an image (c, h, w) are equal; for most images a few of them tell."""
     if image is None:
         return False
     pixels = image.numpy()

@@ -53,7 +53,7 @@ def knn(
     votes: dict[int, list[Tensor]] = {min(k, len(bank)): [] for k in sorted(ks)}
     known = Index(bank)
     for some in queries.split(QUERIES):
-        for k, best in _winners(known, targets, some, None, list(votes), len(classes), temperature):
+        for k, best in _winners(known, targets, some, None, list(votes), temperature):
             votes[k].append(classes[best])
     return {k: torch.cat(parts) for k, parts in votes.items()}
 
@@ -67,7 +67,7 @@ def leave_one_out(x: Tensor, labels: Tensor, *, k: int = HEADLINE, temperature: 
     x = F.normalize(x.float(), dim=1)
     predicted, known = [], Index(x)
     for rows in torch.arange(len(x), device=x.device).split(QUERIES):
-        [(_, best)] = _winners(known, targets, x[rows], rows, [min(k, len(x) - 1)], len(classes), temperature)
+        [(_, best)] = _winners(known, targets, x[rows], rows, [min(k, len(x) - 1)], temperature)
         predicted.append(classes[best])
     return top1(torch.cat(predicted), labels)
 
@@ -128,13 +128,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _winners(
-    known: Index,
-    targets: Tensor,
-    queries: Tensor,
-    itself: Tensor | None,
-    ks: Sequence[int],
-    classes: int,
-    temperature: float,
+    known: Index, targets: Tensor, queries: Tensor, itself: Tensor | None, ks: Sequence[int], temperature: float
 ) -> list[tuple[int, Tensor]]:
     """(k, winning class (q,)) of `queries` (q, d) for rising `ks`; `itself` (q,) is the sample of
     the bank that a query is, which it does not ask."""
@@ -146,7 +140,7 @@ def _winners(
         similarity, index = similarity.gather(1, order), index.gather(1, order)
     labels = targets[index]  # q m
     weight = torch.exp((similarity - similarity[:, :1]) / temperature)  # at most 1: no overflow
-    scores = weight.new_zeros(len(weight), classes)
+    scores = weight.new_zeros(len(weight), int(targets.max()) + 1)  # q c
     winners, counted = [], 0
     for k in ks:
         scores.scatter_add_(1, labels[:, counted:k], weight[:, counted:k])
@@ -155,7 +149,7 @@ def _winners(
         if disputed is not None and disputed.any():
             last, edge = similarity[disputed, k - 1 : k], weight[disputed, k - 1 : k]
             whose = None if itself is None else itself[disputed]
-            share = _as_near(known.bank, targets, queries[disputed], whose, last, classes)
+            share = _as_near(known.bank, targets, queries[disputed], whose, last, torch.zeros_like(scores[disputed]))
             sure = similarity[disputed, :k] > last + TIE
             share *= edge * (k - sure.sum(1, keepdim=True)) / share.sum(1, keepdim=True)
             votes = scores.clone()
@@ -166,10 +160,10 @@ def _winners(
 
 
 def _as_near(
-    bank: Tensor, targets: Tensor, queries: Tensor, itself: Tensor | None, near: Tensor, classes: int
+    bank: Tensor, targets: Tensor, queries: Tensor, itself: Tensor | None, near: Tensor, counts: Tensor
 ) -> Tensor:
-    """How many samples of each class have the cosine `near` (q, 1) with each query: (q, c)."""
-    counts = queries.new_zeros(len(queries), classes)
+    """`counts` (q, c) and how many samples of each class have the cosine `near` (q, 1) with each
+    query."""
     for start in range(0, len(bank), BANK):
         same = (queries @ bank[start : start + BANK].T - near).abs() <= TIE  # q n
         if itself is not None:

@@ -60,7 +60,10 @@ def principal_axes(x: Tensor) -> Tensor:
 def path_along_axes(
     x: Tensor, labels: Tensor, classes: int, strengths: Iterable[float], *, tolerance: float = 1e-9
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`logistic_path` for x (n, k) along the principal axes of these samples, or of more like them."""
+    """`logistic_path` of x (n, k) along the principal axes of these samples, or of more like them.
+
+    Along other axes the result is the same, and takes more iterations.
+    """
     mean = x.mean(0)
     # The bias is the weight of a column of ones. It takes up the mean: the same problem, better
     # conditioned.
