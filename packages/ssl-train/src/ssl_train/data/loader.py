@@ -129,7 +129,7 @@ def is_one_colour(image: Tensor | None) -> bool:
     """Whether all pixels of an image (c, h, w) are equal; for most images a few of them tell."""
     if image is None:
         return False
-    pixels = image.numpy()
+    pixels = np.asarray(image)
     return all(bool((some == pixels[:, :1, :1]).all()) for some in (pixels[:, ::16, ::16], pixels))
 
 
