@@ -191,11 +191,11 @@ def test_views_cut_and_pad_and_the_bag_counts():
     assert sample["input_ids"].shape == (11,)
 
 
-def test_strings_in_python_are_for_evaluations_and_text_to_train_on_is_to_be_prepared():
+def test_strings_in_python_are_for_evaluations_and_text_to_train_on_lies_in_files():
     source = open_text(["one two", "three"], config=CONFIG)
     assert len(source) == 2 and source.name(1) == "texts[1]" and not source.prepared
     with pytest.raises(
-        DataError, match=r"of type list: write the texts into files, call prepare_text\('texts/', 'tokens'\)"
+        DataError, match=r"of type list: write the texts into a folder and give its name, data='texts/'"
     ):
         settle(CONFIG, ["one two", "three"])
     with pytest.raises(DataError, match="data is of type int"):

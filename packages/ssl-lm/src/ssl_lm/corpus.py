@@ -66,8 +66,8 @@ def settle(config: LMConfig, data: Any) -> Any:
 
 def _path(data: Any) -> Path:
     if is_given(data):
-        what = f"text to train on has to be prepared, and data is of type {type(data).__name__}: write the texts into files,"
-        raise DataError(f"{what} call prepare_text('texts/', 'tokens'), and train on 'tokens'")
+        what = f"text to train on is read from files, and data is of type {type(data).__name__}:"
+        raise DataError(f"{what} write the texts into a folder and give its name, data='texts/'")
     path = stdlib() if data is None or str(data) == "stdlib" else Path(data).expanduser()
     if not path.exists():
         raise DataError(f"there is no {str(data)!r}: give a folder that `ssl-lm prepare` made")
