@@ -12,6 +12,7 @@ from typing import Any
 
 from ssl_core.hub.card import OURS, write_card
 from ssl_core.hub.layout import Layout, read_json
+from ssl_train.classifier import LAYOUT, is_classifier
 from ssl_train.evaluate.accuracy import wilson
 
 
@@ -25,9 +26,25 @@ def write_run_card(folder: str | Path, *, name: str, layout: Layout, **options: 
     )
     is_text = layout.inputs[0] == "input_ids"
     task = "text-classification" if is_text else "image-classification"
-    training = _training(config.get("ssl", {}).get("config", {}), run, _last_metrics(folder / "metrics.jsonl"))
-    parts = [_evaluation(evaluation), training]
+    own, parts = config.get("ssl", {}).get("config", {}), []
+    if is_classifier(folder):  # trained by its protocol, on labels
+        layout, parts = LAYOUT, [_predicting(name, config)]
+        options |= {"pipeline_tag": task, **({"library_name": "timm"} if "architecture" in config else {})}
+        own = evaluation.get("protocol", {}).get("finetune", {}).get("config", {})
+    parts += [_evaluation(evaluation), _training(own, run, _last_metrics(folder / "metrics.jsonl"))]
     return write_card(folder, name=name, layout=layout, results=_results(evaluation, task), parts=parts, **options)
+
+
+def _predicting(name: str, config: Mapping[str, Any]) -> str:
+    """How to use a fine-tuned network for its classes."""
+    method = config["ssl"]["config"]["method"]
+    program = method.partition(".")[0].replace("_", "-")
+    python = 'found = model.predict("photos/")\nprint(found.names, found.top(1))'
+    lines = [f"```python\n{python}\n```", f"On the command line: `{program} predict {name} photos/`."]
+    if "architecture" in config:
+        lines.append(f'timm reads it too: `timm.create_model("hf-hub:{name}", pretrained=True)`.')
+    classes = ", ".join(config["label_names"])
+    return "\n\n".join(["## Classify", *lines, f"The encoder is that of `{method}`. Classes: {classes}."])
 
 
 def _results(evaluation: Mapping[str, Any], task: str) -> list[Any]:
@@ -69,7 +86,7 @@ def _figures(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tupl
     k = f" (k = {neighbours['k']})" if isinstance(neighbours, dict) and "k" in neighbours else ""
     tested = _count(evaluation, "test")
     figures = []
-    for key, title in (("knn", f"k-NN{k}"), ("linear", "linear probe")):
+    for key, title in (("knn", f"k-NN{k}"), ("linear", "linear probe"), ("finetune", "fine-tuned")):
         if isinstance(row.get(key), int | float):
             figures.append((title, float(row[key]), _interval(row[key], tested) if tested else ""))
     few = row.get("fewshot")

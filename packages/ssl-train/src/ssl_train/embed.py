@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ssl_train.evaluate.features import Features
 
     One = str | os.PathLike[str] | Image.Image | np.ndarray
+    Images = One | Iterable[One]
 
 
 def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
@@ -24,7 +25,7 @@ def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
 
     def embed(
         method: Any,
-        images: One | Iterable[One],
+        images: Images,
         *,
         batch_size: int = 256,
         precision: str = "fp32",
@@ -57,20 +58,34 @@ def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
     return embed
 
 
-def opened(images: One | Iterable[One], recipe: Recipe, config: Any) -> Any:
+def opened(images: Images, recipe: Recipe, config: Any) -> Any:
     """A source of what was given to `embed`. Raises InputError."""
     from ssl_train.data.sources import EXTENSIONS
 
     if isinstance(images, str | os.PathLike):
         if not str(images).lower().endswith(EXTENSIONS) or Path(images).is_dir():
             return load(recipe.source)(images, config=config, split="train")
-        return Given([images], config.in_channels)
+    return Given(listed(images), config.in_channels)
+
+
+def listed(images: Images) -> list[Any]:
+    """The images of an argument one by one; a folder stands for the image files below it. Raises
+    InputError if there are none."""
+    from ssl_train.data.files import walk
+    from ssl_train.data.sources import EXTENSIONS
+
     # an array or a tensor (h, w) or (h, w, c) is one image
-    several = isinstance(images, Iterable) and getattr(images, "ndim", 0) not in (2, 3)
-    listed: list[Any] = list(images) if several else [images]  # type: ignore[arg-type]
-    if not listed:
-        raise InputError("embed(method, images): there are no images")
-    return Given(listed, config.in_channels)
+    path = isinstance(images, str | os.PathLike)
+    several = isinstance(images, Iterable) and not path and getattr(images, "ndim", 0) not in (2, 3)
+    found: list[Any] = []
+    for image in images if several else [images]:  # type: ignore[union-attr]
+        if isinstance(image, str | os.PathLike) and Path(image).is_dir():
+            found += [os.path.join(image, name) for name in walk(Path(image), EXTENSIONS)]
+        else:
+            found.append(image)
+    if not found:
+        raise InputError("there are no images in what was given")
+    return found
 
 
 class Given:

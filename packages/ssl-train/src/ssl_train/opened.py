@@ -14,6 +14,7 @@ import torch
 from ssl_core.config import TrainConfig
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import DataError, NoTestSplit
+from ssl_core.hub.checkpoint import checkpoint_of
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
 from ssl_train.auto import Choice, settled, starting_point
@@ -103,7 +104,8 @@ class Opened:
             config = dataclasses.replace(config, max_pixels=max_pixels)
         opened = cls(recipe, config, data, test)
         opened.method, opened.device = method, target
-        opened.trained_on, opened.init = _of_run(Path(weights))
+        step = checkpoint_of(weights)
+        opened.trained_on, opened.init = _of_run(Path(weights) if step is None else step.parents[1])
         return opened
 
     def raw(self, split: str) -> Source:

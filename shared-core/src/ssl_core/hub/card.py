@@ -54,13 +54,12 @@ def write_card(
     old = _parse(path.read_bytes().decode("utf-8-sig")) if path.exists() else None
     method, model_type = config.get("ssl", {}).get("method", ""), str(config.get("model_type"))
     package, pipeline = method.partition(".")[0].replace("_", "-"), layout.pipelines.get(model_type)
+    opened_by = {"library_name": "transformers" if pipeline else package or None, "pipeline_tag": pipeline}
     data = ModelCardData(
-        library_name="transformers" if pipeline else package or None,
         license=license or (old and old.data.get("license")) or "apache-2.0",
-        pipeline_tag=pipeline,
         tags=[tag for tag in ("self-supervised-learning", package, *header.pop("tags", ())) if tag],
         **({"model_name": title, "eval_results": list(results)} if results else {}),
-        **header,
+        **{**opened_by, **header},
     )
     loading = _loading(name, method, layout.inputs, model_type if pipeline else None)
     block = "\n\n".join([BEGIN, *(part for part in (loading, *parts) if part), END])

@@ -247,8 +247,8 @@ def _own_config(own: Any, config_class: type) -> Any:
         if not method or method == name:
             raise
         package = module.partition(".")[0].replace("_", "-")
-        whose = f"these are weights of {package}'s {method}, not of {name}"
-        raise ConfigError(f"{error}; {whose}: `{package} export` writes layouts that others read") from error
+        whose = f"these are weights of {package}'s {method} ({module}), not of {name}"
+        raise ConfigError(f"{error}; {whose}: open them with it, or read what its `export` writes") from error
 
 
 def verify_config(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -130,25 +130,37 @@ def _extracted(
     if callables:
         if train is None or test is None or transform is None:
             raise ValueError("train, test and transform are needed to extract features")
-        if train.fingerprint() == test.fingerprint():
-            what = "train and test are the same samples, so that knowing them by heart would count:"
-            raise EvaluationError(f"{what} give data with a split, or a test set of its own")
+        check_apart(train, test)
         a = extract_each(callables, train, transform, **options)
         b = extract_each(callables, test, transform, **options)
         pairs |= {name: (a[name], b[name]) for name in callables}
     return {name: pairs[name] for name in encoders}
 
 
+def check_apart(train: Any, test: Any) -> None:
+    """Raises EvaluationError if two sources are the same samples."""
+    if train.fingerprint() == test.fingerprint():
+        what = "train and test are the same samples, so that knowing them by heart would count:"
+        raise EvaluationError(f"{what} give data with a split, or a test set of its own")
+
+
+def check_classes(
+    train: Sequence[str] | None, test: Sequence[str] | None, labels: Iterable[int], truth: Iterable[int]
+) -> None:
+    """Raises EvaluationError unless both parts have the same classes, and all labels of the test
+    data, `truth`, occur in the training data."""
+    if train is not None and test is not None and list(train) != list(test):
+        what = "train and test have other classes, so a label does not mean the same in both:"
+        raise EvaluationError(f"{what} {list(train)[:20]} and {list(test)[:20]}")
+    if unseen := set(truth) - set(labels):
+        raise EvaluationError(f"labels {sorted(unseen)[:20]} of the test data have no training sample")
+
+
 def _same_labels(pairs: Mapping[str, Pair]) -> Tensor:
     """Labels (n,) of the training samples. ValueError where rows would not be comparable."""
     name, (train, test) = next(iter(pairs.items()))
-    if train.classes is not None and test.classes is not None:
-        if list(train.classes) != list(test.classes):
-            what = "train and test have other classes, so a label does not mean the same in both:"
-            raise EvaluationError(f"{what} {list(train.classes)[:20]} and {list(test.classes)[:20]}")
     labels, truth = train.labelled()[1], test.labelled()[1]
-    if unseen := set(truth.tolist()) - set(labels.tolist()):
-        raise EvaluationError(f"labels {sorted(unseen)[:20]} of the test data have no training sample")
+    check_classes(train.classes, test.classes, labels.tolist(), truth.tolist())
     for other, (a, b) in pairs.items():
         if not torch.equal(a.labelled()[1], labels) or not torch.equal(b.labelled()[1], truth):
             raise ValueError(f"features {other!r} and {name!r} have other labels: compare features of the same samples")

@@ -80,6 +80,7 @@ def render(run: Run) -> str:
             training=charts(run, *TRAINING),
             verdict=verdict(run.evaluation.columns),
             protocol=dict(leaves(run.evaluation.protocol)),
+            snapshots=by_step(run),
             health=charts(run, *HEALTH),
             alarm=alarm(run.series[STD], run.series[RANKME], watched=run.started.get("can_collapse", True)),
             more=more(run),
@@ -132,6 +133,21 @@ def more(run: Run) -> dict[str, list[Chart]]:
         group, _, name = key.rpartition("/")
         groups[group] += charts(run, Curve(key, name, size="small"))
     return dict(sorted(groups.items()))
+
+
+def by_step(run: Run) -> dict[str, dict[str, Score]]:
+    """Title of a protocol -> name of a step -> its score; the run's own weights come last."""
+    if not run.snapshots:
+        return {}
+    measured = [(f"step {step:,}", evaluation) for step, evaluation in run.snapshots]
+    measured += [("the run", run.evaluation)] if run.evaluation.columns else []
+    several = len({evaluation.data for _, evaluation in measured}) > 1
+    columns: dict[str, dict[str, Score]] = defaultdict(dict)
+    for name, evaluation in measured:
+        for title, scores in evaluation.columns.items():
+            if evaluation.encoders[0] in scores:
+                columns[title][f"{name} on {evaluation.data}" if several else name] = scores[evaluation.encoders[0]]
+    return columns
 
 
 def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
