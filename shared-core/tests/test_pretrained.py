@@ -362,7 +362,7 @@ def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):
         ({"ssl": {"config": {"dmi": 6}}}, "no field 'dmi'; did you mean 'dim'"),
         (
             {"ssl": {"method": "ssl_other.net:Net", "config": {"dmi": 6}}},
-            "these are weights of ssl-other's Net, not of Toy: `ssl-other export`",
+            r"these are weights of ssl-other's Net \(ssl_other.net\), not of Toy: open them with it",
         ),
         ({"ssl": {"config": {"epochs": -1}}}, "epochs = -1: must be above 0"),
     ],

@@ -38,13 +38,11 @@ def write_run_card(folder: str | Path, *, name: str, layout: Layout, **options: 
 def _predicting(name: str, config: Mapping[str, Any]) -> str:
     """How to use a fine-tuned network for its classes."""
     method = config["ssl"]["config"]["method"]
-    program = method.partition(".")[0].replace("_", "-")
-    python = 'found = model.predict("photos/")\nprint(found.names, found.top(1))'
-    lines = [f"```python\n{python}\n```", f"On the command line: `{program} predict {name} photos/`."]
-    if "architecture" in config:
-        lines.append(f'timm reads it too: `timm.create_model("hf-hub:{name}", pretrained=True)`.')
-    classes = ", ".join(config["label_names"])
-    return "\n\n".join(["## Classify", *lines, f"The encoder is that of `{method}`. Classes: {classes}."])
+    command = f"{method.partition('.')[0].replace('_', '-')} predict {name} photos/"
+    timm = f'timm.create_model("hf-hub:{name}", pretrained=True)  # timm opens it too\n'
+    code = f'model.predict("photos/")  # on the command line: {command}\n{timm if "architecture" in config else ""}'
+    classes = f"The encoder is that of `{method}`. Classes: {', '.join(config['label_names'])}."
+    return f"## Classify\n\n```python\n{code}```\n\n{classes}"
 
 
 def _results(evaluation: Mapping[str, Any], task: str) -> list[Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.bounds import Checked
-from ssl_core.config import ConfigError, check, from_dict
+from ssl_core.config import ConfigError, from_dict
 from ssl_core.errors import InputError
 from ssl_core.hub.keymap import KeyMap
 from ssl_core.hub.layout import CONFIG, Layout, layout_of, read_json, sketch
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ssl_train.embed import Images
 
 HEADS = ("head.", "fc.", "fc_norm.")
-"""Names of what stands behind the encoder: timm calls a ViT's classifier `head`, a ResNet's `fc`."""
+"""Names behind the encoder: timm calls a ViT's classifier `head` and a ResNet's `fc`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,9 @@ class ClassifierConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(len(self.classes) > 0, "classes", self.classes, "a classifier needs one or more")
-        cls = method_class(self.method)
-        if isinstance(self.network, dict):
-            object.__setattr__(self, "network", from_dict(cls.config_class, self.network))
-        check(isinstance(self.network, cls.config_class), "network", self.network, f"is no config of {self.method}")
+        wanted: Any = method_class(self.method).config_class
+        if not isinstance(self.network, wanted):
+            object.__setattr__(self, "network", from_dict(wanted, self.network))  # type: ignore[arg-type]
 
 
 def method_class(name: str) -> Any:
@@ -61,33 +59,16 @@ def method_class(name: str) -> Any:
     imported for it, and only a class that has weights is returned. Raises ConfigError.
     """
     module, _, attribute = name.partition(":")
-    package = module.partition(".")[0]
-    if module not in sys.modules and not package.startswith("ssl_"):
-        raise ConfigError(f"method = {name!r}: is no method of these packages")
-    try:
-        found = getattr(import_module(module), attribute, None)
-    except ImportError as error:
-        raise ConfigError(f"method = {name!r}: install {package.replace('_', '-')} to open it ({error})") from error
+    found = None
+    if module in sys.modules or module.startswith("ssl_"):
+        try:
+            found = getattr(import_module(module), attribute, None)
+        except ImportError as error:
+            package = module.partition(".")[0].replace("_", "-")
+            raise ConfigError(f"method = {name!r}: install {package} to open it ({error})") from error
     if not (isinstance(found, type) and issubclass(found, Pretrained)):
         raise ConfigError(f"method = {name!r}: is no method of these packages")
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Probabilities of classes for images."""
-
-    names: Sequence[str]  # n of them, paths where the images were files
-    classes: Sequence[str]  # c of them
-    probabilities: Tensor  # (n, c) float32, each row sums to 1
-    skipped: Sequence[tuple[str, str]]  # (name, reason) of images that cannot be read
-
-    def top(self, k: int = 1) -> list[list[tuple[str, float]]]:
-        """For each image the `k` likeliest classes with their probabilities, the likeliest first;
-        of equal ones the class that comes first."""
-        values, order = self.probabilities.sort(dim=1, descending=True, stable=True)
-        rows = zip(order[:, :k].tolist(), values[:, :k].tolist(), strict=True)
-        return [[(self.classes[i], p) for i, p in zip(*row, strict=True)] for row in rows]
 
 
 class Classifier(nn.Module, Pretrained):
@@ -112,8 +93,8 @@ class Classifier(nn.Module, Pretrained):
         seen = sketch(cls, config.network)
         self.normalized, self.preprocessor = seen.normalized, seen.preprocessor
 
-        classes = len(config.classes)
-        if isinstance(self.encoder, ResNet):
+        classes, self.is_resnet = len(config.classes), isinstance(self.encoder, ResNet)
+        if self.is_resnet:
             sync_batch_norm(self.encoder)
             self.fc = nn.Linear(self.encoder.features, classes)
         else:
@@ -139,37 +120,35 @@ class Classifier(nn.Module, Pretrained):
     def encode(self, images: Tensor) -> Tensor:
         """What the head reads, (b, d)."""
         images = self.normalized(images)
-        if isinstance(self.encoder, ResNet):
-            return self.encoder(images)
-        return self.fc_norm(self.encoder.tokens(images)[:, 1:].mean(1))
+        return self.encoder(images) if self.is_resnet else self.fc_norm(self.encoder.tokens(images)[:, 1:].mean(1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (b, classes)."""
-        features = self.encode(images)
-        return self.fc(features) if isinstance(self.encoder, ResNet) else self.head(features)
+        return (self.fc if self.is_resnet else self.head)(self.encode(images))
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities (b, classes), float32."""
         return self(images).float().softmax(-1)
 
-    def predict(
-        self, images: Images, *, batch_size: int = 256, workers: int = 0, progress: bool = False
-    ) -> Predictions:
-        """Classes of images, which are resized and cropped as in an evaluation.
+    def predict(self, images: Images, *, top: int | None = None, **options: Any) -> dict[str, list[tuple[str, float]]]:
+        """Name of each image -> its classes with their probabilities, the likeliest first; of
+        equally likely ones the first class. With `top` only as many.
 
         `images` is a path, a PIL image or an array, or a list of these; a folder stands for all
-        images below it. Files that cannot be read are left out: a warning names them and `skipped`
-        lists them. Raises InputError if `images` is something else, or if none can be read.
+        images below it. They are resized and cropped as in an evaluation. Images that cannot be
+        read are left out, and a warning names them. `options` are those of `extract`. Raises
+        InputError if `images` is something else, or if none can be read.
         """
-        source = Given(listed(images), self.config.network.in_channels)  # type: ignore[attr-defined]
-        options = {"batch_size": batch_size, "workers": workers, "progress": progress}
-        device = next(self.parameters()).device
-        found = extract(self.probabilities, source, eval_view(self.config.network), device=device, **options)
-        return Predictions(found.names, self.config.classes, found.features, found.skipped)
+        seen: Any = self.config.network
+        source, device = Given(listed(images), seen.in_channels), next(self.parameters()).device
+        found = extract(self.probabilities, source, eval_view(seen), device=device, **options)
+        shares, order = found.features.sort(dim=1, descending=True, stable=True)
+        rows = zip(found.names, order[:, :top].tolist(), shares[:, :top].tolist(), strict=True)
+        return {name: [(self.config.classes[i], p) for i, p in zip(*row, strict=True)] for name, *row in rows}
 
 
 def check_encoder(method: Any) -> None:
-    """Raises InputError unless `method` has an encoder that can be fine-tuned: a ViT or a ResNet."""
+    """Raises InputError unless `method` has an encoder to fine-tune, a ViT or a ResNet."""
     encoder = getattr(method, "encoder", None)
     if not isinstance(encoder, ResNet) and not (hasattr(encoder, "tokens") and hasattr(encoder, "blocks")):
         what = f"the protocol finetune is that of a ViT or a ResNet, and {type(method).__name__} has neither"
@@ -195,20 +174,18 @@ class _Names(KeyMap):
 
 def to_theirs(config: ClassifierConfig) -> dict[str, Any]:
     """config.json: the classes, and what timm reads if it has such a network."""
-    classes = {"num_classes": len(config.classes), "label_names": list(config.classes)}
-    values: dict[str, Any] = {"model_type": "ssl_classifier", **classes}
+    classes = {"num_classes": len(config.classes)}
+    values = {"model_type": "ssl_classifier", **classes, "label_names": list(config.classes)}
     export = layout_of(method_class(config.method)).exports.get("timm")
-    if export is None:
-        return values
     try:
-        _, timm, *_ = export({}, config.network)
-    except ConfigError:  # a stem, a width or an epsilon that timm has not: the folder is ours alone
+        timm = {} if export is None else export({}, config.network)[1]
+    except ConfigError:  # a stem, a width or an epsilon that timm has not
+        timm = {}
+    if not timm:  # the folder is ours alone
         return values
-    ends = {"num_classes": len(config.classes)}
-    arguments = {**timm["model_args"], **ends}
-    if "embed_dim" in arguments:
-        timm, arguments = {**timm, "global_pool": "avg"}, {**arguments, "global_pool": "avg", "fc_norm": True}
-    return {**values, **timm, **ends, "model_args": arguments, "pretrained_cfg": {**timm["pretrained_cfg"], **ends}}
+    ends = {**classes, "global_pool": "avg", "fc_norm": True} if "embed_dim" in timm["model_args"] else classes
+    inner = {"model_args": {**timm["model_args"], **ends}, "pretrained_cfg": {**timm["pretrained_cfg"], **classes}}
+    return {**timm, **values, **inner, "global_pool": "avg"}
 
 
 def _refused(*_: Any) -> Any:

@@ -29,7 +29,6 @@ from ssl_core.bounds import Whole
 from ssl_core.config import TrainConfig, to_dict
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.pixels import normalize
-from ssl_core.resnet import ResNet
 from ssl_core.vit import DropPath
 from ssl_train.classifier import Classifier
 from ssl_train.data.names import digest
@@ -85,7 +84,7 @@ class FineTune(nn.Module):
     def __init__(self, network: Classifier, config: FinetuneConfig) -> None:
         super().__init__()
         self.network, self.config, self.classes = network, config, len(network.config.classes)
-        resnet = isinstance(network.encoder, ResNet)
+        resnet = network.is_resnet
         self.accumulates = not resnet  # batch norm spans the batch
         self.blocks = [] if resnet else list(network.encoder.blocks)
         for i, block in enumerate(self.blocks):
@@ -253,7 +252,7 @@ def settings(network: Classifier, samples: int, epochs: float | None, *, pretrai
     From scratch all layers of a ViT have the same rate.
     """
     batch = min(1024, 2 ** int(np.log2(max(2, samples // 8))))
-    if isinstance(network.encoder, ResNet):
+    if network.is_resnet:
         return FinetuneConfig(**RESNET, epochs=epochs or EPOCHS["resnet"], batch_size=batch)
     epochs = epochs or EPOCHS["vit"]
     decay = FinetuneConfig.layer_decay if pretrained else 1.0

@@ -97,8 +97,8 @@ def _flag(flag: str, value: str | None) -> str:
 
 
 def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
-    from ssl_train.evaluate.evaluate import PROTOCOLS, table
     from ssl_train.classifier import check_encoder
+    from ssl_train.evaluate.evaluate import PROTOCOLS, table
     from ssl_train.evaluate.evaluate import evaluate as compare_features
     from ssl_train.finetune import compare
     from ssl_train.report.page import advice

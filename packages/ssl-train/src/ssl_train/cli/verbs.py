@@ -101,7 +101,7 @@ class Predict(Checked):
     top: Count = 3
     """how many classes of each picture, the likeliest first"""
     out: str | None = None
-    """also write them to this .csv or .json"""
+    """also write them to this CSV: path, rank, class, probability"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
     batch_size: Count = 256

@@ -137,16 +137,12 @@ def more(run: Run) -> dict[str, list[Chart]]:
 
 def by_step(run: Run) -> dict[str, dict[str, Score]]:
     """Title of a protocol -> name of a step -> its score; the run's own weights come last."""
-    if not run.snapshots:
-        return {}
-    measured = [(f"step {step:,}", evaluation) for step, evaluation in run.snapshots]
-    measured += [("the run", run.evaluation)] if run.evaluation.columns else []
-    several = len({evaluation.data for _, evaluation in measured}) > 1
     columns: dict[str, dict[str, Score]] = defaultdict(dict)
-    for name, evaluation in measured:
+    own = [("the run", run.evaluation)] if run.snapshots else []
+    for name, evaluation in [*((f"step {step:,}", found) for step, found in run.snapshots), *own]:
         for title, scores in evaluation.columns.items():
             if evaluation.encoders[0] in scores:
-                columns[title][f"{name} on {evaluation.data}" if several else name] = scores[evaluation.encoders[0]]
+                columns[title][f"{name} on {evaluation.data}"] = scores[evaluation.encoders[0]]
     return columns
 
 
