@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import warnings
@@ -17,14 +18,18 @@ from torch import Tensor
 from ssl_core import distributed
 from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.device import seed_step
+from ssl_core.errors import InputError
 from ssl_core.method import load
 from ssl_core.pixels import normalize
 from ssl_testing import children
 from ssl_testing.faults import KeepDouble, mutate_json
 from ssl_testing.state import apart, differing, hidden_state, newest
 from ssl_testing.suite import Suite
+from ssl_train.classifier import Classifier, check_encoder
+from ssl_train.finetune import finetune, settings
 from ssl_train.fit import passes, wrap
 from ssl_train.optim import build_optimizer
+from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
 
 EXACT = 1e-10
@@ -169,6 +174,30 @@ class Contract(Suite):
         assert lines == [], f"saved and loaded weights differ; is a row of the key map missing? {lines[:5]}"
         features = self.encode(saved, self.inputs())
         assert torch.equal(self.encode(loaded, self.inputs()), features), "the loaded method gives different features"
+
+    def test_a_fine_tuned_folder_opens_again_with_equal_predictions(self, tmp_path):
+        method, source, inputs = self.method(), self.samples(), self.inputs()
+        try:
+            check_encoder(method)
+        except InputError as error:
+            pytest.skip(str(error))
+
+        def tune() -> tuple[bool, list[str], list[str]]:
+            network = Classifier.of(method, source.classes)
+            start = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+            recipe = settings(network, len(source), 1 / 4, pretrained=True)  # a residual branch may start at zero
+            config = dataclasses.replace(recipe, precision="fp32", warmup_epochs=0.0)
+            finetune(network, source, source, config, tmp_path, options=RunOptions(device="cpu", workers=0))
+            opened = type(network).from_pretrained(network.save_pretrained(tmp_path / "finetuned"))
+            learned = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+            idle = [name for name in learned if torch.equal(network.state_dict()[name], start[name])]
+            with torch.inference_mode():
+                equal = torch.equal(opened.probabilities(inputs), network.eval().probabilities(inputs))
+            return equal, idle, differing(opened.state_dict(), network.state_dict())
+
+        equal, idle, lines = self.child(tune)
+        assert idle == [], f"fine-tuning does not train {idle}"
+        assert equal and lines == [], f"the folder gives other predictions: {lines[:5]}"
 
     def test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch(self):
         method, inputs = self.method(), self.inputs()
