@@ -217,7 +217,7 @@ def test_a_method_without_a_vit_or_a_resnet_is_refused():
         check_encoder(Tiny(TinyConfig()))
 
 
-# ---------------------------------------------------------------- the folder, and the classes of pictures
+# ------------------------------------------------ the folder, and the classes of pictures
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from ssl_testing.faults import KeepDouble, mutate_json
 from ssl_testing.state import apart, differing, hidden_state, newest
 from ssl_testing.suite import Suite
 from ssl_train.classifier import Classifier, check_encoder
-from ssl_train.finetune import finetune, settings
+from ssl_train.finetune import FineTune, finetune, settings
 from ssl_train.fit import passes, wrap
 from ssl_train.optim import build_optimizer
 from ssl_train.options import RunOptions
@@ -182,22 +182,21 @@ class Contract(Suite):
         except InputError as error:
             pytest.skip(str(error))
 
-        def tune() -> tuple[bool, list[str], list[str]]:
+        def tune() -> tuple[list[str], bool]:
             network = Classifier.of(method, source.classes)
-            start = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-            recipe = settings(network, len(source), 1 / 4, pretrained=True)  # a residual branch may start at zero
+            recipe = settings(network, len(source), 1 / 8, pretrained=True)
             config = dataclasses.replace(recipe, precision="fp32", warmup_epochs=0.0)
+            labels = torch.from_numpy(source.labels[: len(inputs)])
+            FineTune(network, config)({"views": [inputs], "label": labels}, 0.0)["loss"].backward()
+            idle = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
             finetune(network, source, source, config, tmp_path, options=RunOptions(device="cpu", workers=0))
-            opened = type(network).from_pretrained(network.save_pretrained(tmp_path / "finetuned"))
-            learned = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-            idle = [name for name in learned if torch.equal(network.state_dict()[name], start[name])]
+            opened = Classifier.from_pretrained(network.save_pretrained(tmp_path / "finetuned"))
             with torch.inference_mode():
-                equal = torch.equal(opened.probabilities(inputs), network.eval().probabilities(inputs))
-            return equal, idle, differing(opened.state_dict(), network.state_dict())
+                return idle, torch.equal(opened.probabilities(inputs), network.eval().probabilities(inputs))
 
-        equal, idle, lines = self.child(tune)
-        assert idle == [], f"fine-tuning does not train {idle}"
-        assert equal and lines == [], f"the folder gives other predictions: {lines[:5]}"
+        idle, equal = self.child(tune)
+        assert idle == [], f"no gradient reaches {idle} in fine-tuning, so DDP fails on the second step"
+        assert equal, "the folder gives other predictions; is a tensor that they need no part of the encoder?"
 
     def test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch(self):
         method, inputs = self.method(), self.inputs()
