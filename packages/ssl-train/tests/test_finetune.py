@@ -23,6 +23,7 @@ from ssl_core.errors import EvaluationError, InputError
 from ssl_core.hub.encoders import encoder_layout
 from ssl_core.hub.pretrained import Pretrained
 from ssl_core.method import Recipe
+from ssl_testing.tiny import RECIPES as TINY
 from ssl_testing.tiny import Pictures, Tiny, TinyConfig, write_pictures
 from ssl_train.classifier import Classifier, check_encoder
 from ssl_train.cli.main import main
@@ -342,3 +343,9 @@ def test_weights_that_are_no_folder_need_a_place_for_the_network(folder, capsys)
     line = ["evaluate", str(folder / "run" / "model.safetensors"), "--data", str(folder / "data")]
     assert main(RECIPES, [*line, "--protocols", "finetune", "--device", "cpu"]) == 2
     assert "is no folder: give --out" in capsys.readouterr().err
+
+
+def test_a_run_of_a_method_without_such_an_encoder_is_told_so(folder, tmp_path, capsys):
+    Tiny(TinyConfig()).save_pretrained(tmp_path / "run")
+    assert main(TINY, ["predict", str(tmp_path / "run"), str(folder / "data")]) == 2
+    assert "that of a ViT or a ResNet, and Tiny has neither" in capsys.readouterr().err

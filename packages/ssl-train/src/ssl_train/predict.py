@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ssl_core.device import pick_device
 from ssl_core.errors import InputError
 from ssl_core.hub.weights_file import write_whole
-from ssl_core.method import Recipe
-from ssl_train.classifier import Classifier, is_classifier
+from ssl_core.method import Recipe, load
+from ssl_train.classifier import Classifier, check_encoder, is_classifier
 from ssl_train.data.files import printable
 
 if TYPE_CHECKING:
@@ -38,11 +38,12 @@ def run(recipe: Recipe, arguments: Predict, made: Path) -> None:
 def find(recipe: Recipe, name: str, made: Path) -> str | Path:
     """The fine-tuned network that the user means by `name`: that of a run, a folder, a Hub id.
 
-    Raises InputError if it is a run that has none.
+    Raises InputError if it is a run that has none, and says what makes one, if anything does.
     """
     if is_classifier(made):
         return made
     if made.parent != Path(name) or (made.parent.is_dir() and not is_classifier(name)):
+        check_encoder(load(recipe.method).sketched(name))
         program = recipe.package.replace("_", "-")
         command = f"{program} evaluate {shlex.quote(name)} --data LABELLED --protocols finetune"
         raise InputError(f"{name} holds no fine-tuned network. This makes one: {command}")

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ssl_core.device import pick_device, seed_step
@@ -29,7 +28,6 @@ from ssl_train.auto import table
 from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
 from ssl_train.cost import cost_of
-from ssl_train.data.sources import Source
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
@@ -129,9 +127,8 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
         encoders = {"pretrained": method.encode, "random init": fresh.encode, raw: load(baseline)}
         view = load(recipe.eval_view)(method.config)
         options = {"device": device, **extraction(args)}
-        shots = args.shots or (smallest_class(train_data, most=5),)
         result |= compare_features(
-            encoders, train_data, test_data, view, frozen, shots, data=result["data"], progress=True, **options
+            encoders, train_data, test_data, view, frozen, args.shots, data=result["data"], progress=True, **options
         )
     if "finetune" in args.protocols:
         methods = {"pretrained": method, "random init": fresh}
@@ -183,13 +180,6 @@ def measured(opened: Opened) -> dict[str, Any]:
         own = {"measured": {**found, "of": which, "summary": [f"measured on {which}", *found["summary"]]}}
     name = Path(opened.data).name if opened.data else opened.recipe.built_in
     return {"data": name, "protocol": {}, "rows": [], **own}
-
-
-def smallest_class(source: Source, *, most: int) -> int:
-    """Labels of the class that has the fewest, at most `most`."""
-    labels = source.labels
-    assert labels is not None  # `Opened.labelled` has seen to it
-    return min(most, int(np.unique(labels[labels >= 0], return_counts=True)[1].min()))
 
 
 def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: dict[str, Any]) -> None:

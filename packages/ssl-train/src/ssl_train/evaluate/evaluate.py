@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_core.errors import EvaluationError
 from ssl_train.evaluate.accuracy import mean_per_class, top1, wilson
 from ssl_train.evaluate.features import Encode, Features, extract_each
-from ssl_train.evaluate.fewshot import HEADS, C, draw, fewshot
+from ssl_train.evaluate.fewshot import HEADS, C, draw, fewshot, shots_for
 from ssl_train.evaluate.knn import HEADLINE, TEMPERATURE, knn
 from ssl_train.evaluate.linear import FOLDS, GRID, linear_probe
 
@@ -35,7 +35,7 @@ def evaluate(
     test: Any,
     transform: Any,
     protocols: Sequence[str] = PROTOCOLS,
-    shots: Sequence[int] = (5,),
+    shots: Sequence[int] | None = None,
     *,
     data: str,
     seeds: int = 10,
@@ -51,18 +51,19 @@ def evaluate(
     `features.BASELINES`), or a pair of Features extracted before. `train` and `test` are Sources,
     each read once for all callables; without callables they may be None. `data` is their name.
     `rows` has one dict an encoder: the headline figures `knn`, `linear` and `fewshot` (for the
-    first of `shots`), all others under `details`. `protocol` says how they came about. Samples
-    without a label are left out and counted. Raises EvaluationError when train and test are the
-    same, when their classes differ and where a protocol does, ValueError when rows are not of the
-    same samples.
+    first of `shots`, by default `shots_for`), all others under `details`. `protocol` says how they
+    came about. Samples without a label are left out and counted. Raises EvaluationError when train
+    and test are the same, when their classes differ and where a protocol does, ValueError when rows
+    are not of the same samples.
     """
-    if not encoders or not shots or not protocols or not set(protocols) <= set(PROTOCOLS):
+    if not encoders or shots == () or not protocols or not set(protocols) <= set(PROTOCOLS):
         what = f"evaluate needs encoders, shots and protocols out of {', '.join(PROTOCOLS)}, got"
-        raise ValueError(f"{what} {list(encoders)}, {list(shots)} and {list(protocols)}")
+        raise ValueError(f"{what} {list(encoders)}, {shots} and {list(protocols)}")
     start = time.perf_counter()
     options = dict(batch_size=batch_size, device=device, precision=precision, workers=workers, progress=progress)
     pairs = _extracted(encoders, train, test, transform, options)
     labels = _same_labels(pairs)
+    shots = shots or (shots_for(labels),)
     seconds = round(time.perf_counter() - start, 3)
     first, second = next(iter(pairs.values()))
     facts = {
