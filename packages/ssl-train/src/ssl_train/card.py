@@ -13,6 +13,7 @@ from typing import Any
 from ssl_core.hub.card import OURS, write_card
 from ssl_core.hub.layout import Layout, read_json
 from ssl_train.classifier import LAYOUT, is_classifier
+from ssl_train.data.files import printable
 from ssl_train.evaluate.accuracy import wilson
 
 
@@ -41,7 +42,7 @@ def _predicting(name: str, config: Mapping[str, Any]) -> str:
     command = f"{method.partition('.')[0].replace('_', '-')} predict {name} photos/"
     timm = f'timm.create_model("hf-hub:{name}", pretrained=True)  # timm opens it too\n'
     code = f'model.predict("photos/")  # on the command line: {command}\n{timm if "architecture" in config else ""}'
-    classes = f"The encoder is that of `{method}`. Classes: {', '.join(config['label_names'])}."
+    classes = f"The encoder is that of `{method}`. Classes: {', '.join(map(printable, config['label_names']))}."
     return f"## Classify\n\n```python\n{code}```\n\n{classes}"
 
 
