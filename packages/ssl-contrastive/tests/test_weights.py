@@ -14,11 +14,14 @@ from torch import Tensor
 from ssl_contrastive import BYOL, MoCo, SimCLR, SimSiam
 from ssl_contrastive.config import RECIPES
 from ssl_contrastive.convert import LAYOUTS
+from ssl_core.batch_norm import BatchNorm
 from ssl_core.config import ConfigError
 from ssl_core.hub.card import write_card
 from ssl_core.hub.layout import WeightsMismatch
 from ssl_testing.cards import check_card
 from ssl_train.cli.main import defaults, main
+from ssl_train.classifier import Classifier
+from ssl_train.cli.main import defaults
 
 SMALL: dict[str, Any] = {"backbone": "resnet18", "width": 4, "image_size": 32, "batch_size": 8, "warmup_epochs": 0.0}
 VIT = SMALL | {"backbone": "vit", "patch_size": 8, "dim": 64, "depth": 2, "heads": 1}
@@ -150,12 +153,13 @@ def test_a_run_that_starts_from_an_encoder_keeps_the_preset(tmp_path):
     assert (settings.queue, settings.width, settings.temperature) == (12, network.config.width, demo.temperature)
 
 
-def test_fine_tuning_of_a_resnet_is_refused_before_any_evaluation(tmp_path, capsys, monkeypatch):
-    folder = BYOL(config(BYOL)).save_pretrained(tmp_path)
-    monkeypatch.setattr(BYOL, "encode", lambda *_: pytest.fail("it was measured"))
-    line = ["evaluate", str(folder), "--protocols", "knn", "finetune", "--device", "cpu"]
-    assert main(RECIPES, line) == 2
-    assert "finetune is that of a ViT" in capsys.readouterr().err
+def test_mocos_split_batch_norm_is_joined_for_fine_tuning():
+    method = stirred(MoCo, bn_splits=2)
+    tuned = Classifier.of(method, ["a", "b"])
+    norms = [module for module in tuned.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert {type(norm) for norm in norms} == {BatchNorm}
+    x = images()
+    assert torch.allclose(tuned.eval().encode(x), method.eval().encode(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -433,12 +433,13 @@ def test_scores_of_a_step_are_consistent():
     assert json.dumps({key: float(value.detach()) for key, value in outputs.items()})
 
 
-def test_fine_tuning_trains_the_teachers_backbone_though_it_is_frozen_here():
-    from ssl_train.finetune import FineTune, FinetuneConfig, check_encoder
+@pytest.mark.parametrize("fields", [{}, RESNET], ids=["vit", "resnet"])
+def test_fine_tuning_trains_the_teachers_backbone_though_it_is_frozen_here(fields):
+    from ssl_train.classifier import Classifier
 
-    method = built()
-    tuned = FineTune(method.encoder, 4, FinetuneConfig(), method.config)
+    method = built(replace(TINY, **fields))
+    tuned = Classifier.of(method, ["a", "b"])
     assert all(p.requires_grad for p in tuned.encoder.parameters())
     assert not any(p.requires_grad for p in method.encoder.parameters()), "the method's own stays as it was"
-    with pytest.raises(InputError, match="finetune is that of a ViT"):
-        check_encoder(built(replace(TINY, **RESNET)))
+    own = method.encoder.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in tuned.encoder.state_dict().items())

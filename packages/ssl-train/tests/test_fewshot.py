@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_train.evaluate.fewshot import HEADS, draw, fewshot, student_t
+from ssl_train.evaluate.fewshot import HEADS, draw, fewshot, shots_for, student_t
 
 
 def blobs(n: int, d: int = 8, classes: int = 4, spread: float = 1.0, seed: int = 0):
@@ -127,3 +127,25 @@ def test_bad_input_is_refused():
         fewshot(x, labels, x, labels, head="svm")
     with pytest.raises(ValueError, match="train: 40 samples have no label"):
         fewshot(x, -torch.ones_like(labels), x, labels)
+
+
+def test_every_sample_is_drawn_as_often_as_the_others_of_its_class():
+    labels = torch.tensor([0] * 10 + [1] * 40)[torch.randperm(50, generator=torch.Generator().manual_seed(0))]
+    seeds, shots = 2000, 3
+    counts = torch.bincount(torch.cat([draw(labels, shots, seed).flatten() for seed in range(seeds)]), minlength=50)
+    for label, members in ((0, 10), (1, 40)):
+        share = shots / members
+        spread = math.sqrt(seeds * share * (1 - share))
+        assert (counts[labels == label] - seeds * share).abs().max() < 4.5 * spread
+
+
+def test_equal_scores_go_to_the_smallest_label_in_both_heads():
+    labels = torch.arange(40) % 4 + 3
+    same = torch.ones(40, 5)
+    for head in HEADS:
+        assert fewshot(same, labels, same, labels, shots=2, head=head).mean == 0.25
+
+
+def test_by_default_the_shots_are_those_of_the_smallest_class_and_at_most_five():
+    assert shots_for(torch.tensor([0, 0, 0, 7, 7])) == 2
+    assert shots_for(torch.arange(100) % 3) == 5

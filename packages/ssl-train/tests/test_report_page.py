@@ -519,6 +519,30 @@ def test_fine_tuning_alone_is_a_table_of_its_own(tmp_path):
     assert page.bold == ["75.0 %"] and "finetune config epochs: 5" in page.text
 
 
+def test_scores_of_steps_rise_by_step_and_end_with_the_runs_own(tmp_path):
+    run = make_run(tmp_path / "run", metric_lines()[:9], evaluation={**EVALUATION, "data": "photos"})
+    for step, knn in ((12_000, 0.55), (6_000, 0.4)):
+        place = run / "snapshots" / f"step-{step:06d}"
+        place.mkdir(parents=True)
+        rows = [{"features": "pretrained", "knn": knn}, {"features": "raw pixels", "knn": 0.99}]
+        (place / "evaluation.json").write_text(json.dumps({"data": "photos", "rows": rows}))
+    _, page = read(run)
+    table = "Weights k-NN Linear probe Few-shot, 5 a class step 6,000 on photos 40.0 % – – "
+    assert f"{table}step 12,000 on photos 55.0 % – – the run on photos 61.2 % 72.4 % 54.8 % ± 2.1" in page.text
+    assert "99.0" not in page.text, "of a step only its own weights"
+
+
+def test_a_run_of_which_a_step_alone_was_evaluated_says_so(tmp_path):
+    run = make_run(tmp_path / "run", metric_lines()[:9])
+    place = run / "snapshots" / "step-000008"
+    place.mkdir(parents=True)
+    rows = [{"features": "pretrained", "knn": 0.5}]
+    (place / "evaluation.json").write_text(json.dumps({"data": "photos", "rows": rows}))
+    (run / "snapshots" / "step-000009").mkdir()
+    _, page = read(run)
+    assert "step 8 on photos 50.0 %" in page.text and "Not evaluated yet" not in page.text
+
+
 def test_encoder_without_a_score_has_a_dash(tmp_path):
     rows = [{"features": "pretrained", "knn": 0.5, "finetune": 0.75}, {"features": "raw pixels", "knn": 0.25}]
     _, page = read(make_run(tmp_path / "run", metric_lines()[:9], evaluation={"rows": rows}))

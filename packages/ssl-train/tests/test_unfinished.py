@@ -98,3 +98,28 @@ def test_a_changed_word_of_the_manifest_is_damage(stopped):
     manifest.write_text(manifest.read_text().replace('"dim": 16', '"dim": 61'))
     with pytest.raises(WeightsError, match="differs from what was written"):
         Tiny.from_pretrained(stopped)
+
+
+def test_figures_of_a_step_lie_beside_the_runs_own_and_the_report_has_both(tmp_path, capsys):
+    run, data = tmp_path / "run", str(write_pictures(tmp_path / "pictures", TRIAL.config))
+    TRIAL.here(run, checkpoint_minutes=60, keep_every=6)
+    line = ["--data", data, "--protocols", "knn", "--device", "cpu"]
+    assert main(RECIPES, ["evaluate", str(run), *line]) == 0
+    own = (run / "evaluation.json").read_bytes()
+    for step in (18, 6):
+        assert main(RECIPES, ["evaluate", f"{run}@{step}", *line]) == 0
+    assert (run / "evaluation.json").read_bytes() == own
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"], "no folder is called run@6"
+    assert sorted(path.name for path in (run / "snapshots").iterdir()) == ["step-000006", "step-000018"]
+    page = (run / "report.html").read_text()
+    names = [f"<tr><th>{name} on pictures</th>" for name in ("step 6", "step 18", "the run")]
+    places = [page.index(name) for name in names]
+    assert places == sorted(places)
+
+
+def test_a_step_knows_what_its_run_was_trained_on(tmp_path, capsys):
+    data = write_pictures(tmp_path / "pictures", TRIAL.config)
+    dataclasses.replace(TRIAL, data=str(data)).here(tmp_path / "run", checkpoint_minutes=60, keep_every=10)
+    line = ["evaluate", f"{tmp_path}/run@10", "--data", str(data), "--protocols", "knn", "--device", "cpu"]
+    assert main(RECIPES, line) == 0
+    assert "SEEN IN TRAINING" in capsys.readouterr().out

@@ -106,10 +106,9 @@ def _channels(values: Tensor, x: Tensor) -> Tensor:
 
 
 def sync_batch_norm(module: nn.Module) -> nn.Module:
-    """`module` with every `nn.BatchNorm1d/2d/3d` in it replaced by `BatchNorm`; parameters, buffers
-    and names stay."""
-    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+    """`module` with every batch norm of torch's kind in it, and of kinds derived from it, replaced
+    by `BatchNorm`; parameters, buffers and names stay."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchNorm):
         joined = BatchNorm(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats, device="meta"
         )

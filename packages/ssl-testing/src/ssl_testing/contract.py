@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import dataclasses
 import json
 import math
 import warnings
@@ -20,6 +21,7 @@ from torch import Tensor
 from ssl_core import distributed
 from ssl_core.config import ConfigError, from_dict, to_dict
 from ssl_core.device import seed_step
+from ssl_core.errors import InputError
 from ssl_core.method import load
 from ssl_core.pixels import normalize
 from ssl_testing import children
@@ -28,8 +30,11 @@ from ssl_testing.faults import KeepDouble, mutate_json
 from ssl_testing.formats import check_released
 from ssl_testing.state import apart, differing, hidden_state, newest
 from ssl_testing.suite import Suite
+from ssl_train.classifier import Classifier, check_encoder
+from ssl_train.finetune import FineTune, finetune, settings
 from ssl_train.fit import passes, wrap
 from ssl_train.optim import build_optimizer
+from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
 
 EXACT = 1e-10
@@ -185,6 +190,28 @@ class Contract(Suite):
     def test_folders_of_every_released_format_load(self):
         folder = Path(inspect.getfile(type(self))).parent / "formats"
         check_released(folder, self.recipe.name, self.method(), self.inputs(2))
+    def test_a_fine_tuned_folder_opens_again_with_equal_predictions(self, tmp_path):
+        method, source, inputs = self.method(), self.samples(), self.inputs()
+        try:
+            check_encoder(method)
+        except InputError as error:
+            pytest.skip(str(error))
+
+        def tune() -> tuple[list[str], bool]:
+            network = Classifier.of(method, source.classes)
+            recipe = settings(network, len(source), 1 / 8, pretrained=True)
+            config = dataclasses.replace(recipe, precision="fp32", warmup_epochs=0.0)
+            labels = torch.from_numpy(source.labels[: len(inputs)])
+            FineTune(network, config)({"views": [inputs], "label": labels}, 0.0)["loss"].backward()
+            idle = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+            finetune(network, source, source, config, tmp_path, options=RunOptions(device="cpu", workers=0))
+            opened = Classifier.from_pretrained(network.save_pretrained(tmp_path / "finetuned"))
+            with torch.inference_mode():
+                return idle, torch.equal(opened.probabilities(inputs), network.eval().probabilities(inputs))
+
+        idle, equal = self.child(tune)
+        assert idle == [], f"no gradient reaches {idle} in fine-tuning, so DDP fails on the second step"
+        assert equal, "the folder gives other predictions; is a tensor that they need no part of the encoder?"
 
     def test_features_are_one_finite_row_per_sample_whatever_else_is_in_the_batch(self):
         method, inputs = self.method(), self.inputs()

@@ -13,6 +13,8 @@ from typing import Any
 from ssl_core.hub.card import OURS, write_card
 from ssl_core.hub.format import SECTION
 from ssl_core.hub.layout import Layout, read_json
+from ssl_train.classifier import LAYOUT, is_classifier
+from ssl_train.data.files import printable
 from ssl_train.evaluate.accuracy import wilson
 
 
@@ -26,9 +28,23 @@ def write_run_card(folder: str | Path, *, name: str, layout: Layout, **options: 
     )
     is_text = layout.inputs[0] == "input_ids"
     task = "text-classification" if is_text else "image-classification"
-    training = _training(config.get(SECTION, {}).get("config", {}), run, _last_metrics(folder / "metrics.jsonl"))
-    parts = [_evaluation(evaluation), training]
+    own, parts = config.get(SECTION, {}).get("config", {}), []
+    if is_classifier(folder):  # trained by its protocol, on labels
+        layout, parts = LAYOUT, [_predicting(name, config)]
+        options |= {"pipeline_tag": task, **({"library_name": "timm"} if "architecture" in config else {})}
+        own = evaluation.get("protocol", {}).get("finetune", {}).get("config", {})
+    parts += [_evaluation(evaluation), _training(own, run, _last_metrics(folder / "metrics.jsonl"))]
     return write_card(folder, name=name, layout=layout, results=_results(evaluation, task), parts=parts, **options)
+
+
+def _predicting(name: str, config: Mapping[str, Any]) -> str:
+    """How to use a fine-tuned network for its classes."""
+    method = config[SECTION]["config"]["method"]
+    command = f"{method.partition('.')[0].replace('_', '-')} predict {name} photos/"
+    timm = f'timm.create_model("hf-hub:{name}", pretrained=True)  # timm opens it too\n'
+    code = f'model.predict("photos/")  # on the command line: {command}\n{timm if "architecture" in config else ""}'
+    classes = f"The encoder is that of `{method}`. Classes: {', '.join(map(printable, config['label_names']))}."
+    return f"## Classify\n\n```python\n{code}```\n\n{classes}"
 
 
 def _results(evaluation: Mapping[str, Any], task: str) -> list[Any]:
@@ -70,7 +86,7 @@ def _figures(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tupl
     k = f" (k = {neighbours['k']})" if isinstance(neighbours, dict) and "k" in neighbours else ""
     tested = _count(evaluation, "test")
     figures = []
-    for key, title in (("knn", f"k-NN{k}"), ("linear", "linear probe")):
+    for key, title in (("knn", f"k-NN{k}"), ("linear", "linear probe"), ("finetune", "fine-tuned")):
         if isinstance(row.get(key), int | float):
             figures.append((title, float(row[key]), _interval(row[key], tested) if tested else ""))
     few = row.get("fewshot")

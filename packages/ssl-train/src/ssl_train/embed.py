@@ -54,17 +54,33 @@ def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
 
 def opened(images: Any, recipe: Recipe, config: Any) -> Any:
     """A source of what was given to `embed`. Raises InputError."""
-    from PIL import Image
-
-    from ssl_train.data.given import open_given
     from ssl_train.data.sources import EXTENSIONS
 
     named = isinstance(images, str | os.PathLike)
     if named and (not str(images).lower().endswith(EXTENSIONS) or Path(images).is_dir()):
         return load(recipe.source)(images, config=config, split="train")
+    return one_by_one(images, config.in_channels)
+
+
+def one_by_one(images: Any, channels: int) -> Any:
+    """A source of images: one or several, as `embed` takes them. A folder in a list of paths stands
+    for the image files below it. Raises InputError."""
+    from PIL import Image
+
+    from ssl_train.data.files import walk
+    from ssl_train.data.given import open_given
+    from ssl_train.data.sources import EXTENSIONS
+
     # an array or a tensor of two or three dimensions is one image
-    if named or isinstance(images, Image.Image) or getattr(images, "ndim", 0) in (2, 3):
+    if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 0) in (2, 3):
         images = [images]
     elif isinstance(images, Iterator):
         images = list(images)
-    return open_given(images, channels=config.in_channels)
+    if isinstance(images, list | tuple):
+        folder = [isinstance(one, str | os.PathLike) and Path(one).is_dir() for one in images]
+        below = [
+            [os.path.join(one, name) for name in walk(Path(one), EXTENSIONS)] if inside else [one]
+            for one, inside in zip(images, folder, strict=True)
+        ]
+        images = [one for several in below for one in several]
+    return open_given(images, channels=channels)

@@ -1,14 +1,19 @@
 """Fine-tuning: the whole encoder trained on labels, and the same network from scratch beside it.
 
-MAE's protocol (arXiv 2111.06377, appendix A.2, table 9): mean of the patch tokens, LayerNorm, a
+A ViT follows MAE (arXiv 2111.06377, appendix A.2, table 9): mean of the patch tokens, LayerNorm, a
 linear head that starts at 2e-5; layer-wise learning-rate decay, drop path, RandAugment, random
-erasing, mixup, cutmix, label smoothing. The encoder's own last LayerNorm is not used. Last epoch,
-no choice on the test data.
+erasing, mixup, cutmix, label smoothing. The encoder's own last LayerNorm is not used.
+
+A ResNet follows SimCLR (arXiv 2002.05709, appendix B.5): SGD with Nesterov momentum at 0.05 for a
+batch of 256, no warm-up, no weight decay, random crops and flips alone. Batch norm stays in
+training mode: it normalises by the statistics of the whole batch, and its running statistics
+become those of the labelled data.
+
+The weights of the last epoch count. Nothing is chosen on the test data.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -20,14 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_core.bounds import Whole
 from ssl_core.config import TrainConfig, to_dict
 from ssl_core.device import pick_device, pick_precision, seed_step
-from ssl_core.errors import DataError, InputError
 from ssl_core.pixels import normalize
-from ssl_core.vit import DropPath, ViT
+from ssl_core.vit import DropPath
+from ssl_train.classifier import Classifier
 from ssl_train.data.names import digest
+from ssl_train.data.sources import Source
+from ssl_train.data.split import Subset
 from ssl_train.data.views import eval_view, random_flip, random_resized_crop
 from ssl_train.evaluate.accuracy import mean_per_class, top1
+from ssl_train.evaluate.evaluate import check_apart, check_classes
 from ssl_train.evaluate.features import extract
 from ssl_train.fit import fit
 from ssl_train.options import RunOptions
@@ -56,36 +65,39 @@ class FinetuneConfig(TrainConfig):
     """cutmix's beta parameter; 0 is off"""
     erase: float = 0.25
     """probability that a rectangle is erased"""
+    rand_augment: Whole = 9
+    """magnitude of RandAugment's two operations; 0 is off"""
+
+
+RESNET: dict[str, Any] = {
+    "optimizer": "sgd", "base_lr": 0.05, "min_lr": 0.0, "warmup_epochs": 0.0, "weight_decay": 0.0, "layer_decay": 1.0,
+    "drop_path": 0.0, "smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "erase": 0.0, "rand_augment": 0,
+}  # fmt: skip
+"""What a ResNet has instead."""
+EPOCHS = {"vit": 100.0, "resnet": 60.0}
+"""MAE's for a ViT-B, and SimCLR's for 1 % of ImageNet; for 10 % they are 30."""
 
 
 class FineTune(nn.Module):
-    """A ViT encoder with a classification head, as a method that `fit` trains."""
+    """A classifier as a method that `fit` trains. Its head is initialised here."""
 
-    accumulates = True
-
-    def __init__(self, encoder: ViT, classes: int, config: FinetuneConfig, image: Any) -> None:
+    def __init__(self, network: Classifier, config: FinetuneConfig) -> None:
         super().__init__()
-        self.config, self.image, self.classes = config, image, classes
-        self.encoder = copy.deepcopy(encoder)
-        if not any(p.requires_grad for p in self.encoder.parameters()):  # an averaged network, a frozen one
-            self.encoder.requires_grad_(True)
-        self.encoder.norm = nn.Identity()  # type: ignore[assignment]
-        for i, block in enumerate(self.encoder.blocks):
-            block.drop_path = DropPath(config.drop_path * i / max(1, len(self.encoder.blocks) - 1))
-        self.fc_norm = nn.LayerNorm(encoder.dim, eps=encoder.norm.eps)
-        self.head = nn.Linear(encoder.dim, classes)
-        nn.init.trunc_normal_(self.head.weight, std=2e-5)
-        nn.init.zeros_(self.head.bias)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Logits (b, classes)."""
-        tokens = self.encoder.tokens(normalize(images, self.image.mean, self.image.std))
-        return self.head(self.fc_norm(tokens[:, 1:].mean(1)))
+        self.network, self.config, self.classes = network, config, len(network.config.classes)
+        resnet = network.is_resnet
+        self.accumulates = not resnet  # batch norm spans the batch
+        self.blocks = [] if resnet else list(network.encoder.blocks)
+        for i, block in enumerate(self.blocks):
+            block.drop_path = DropPath(config.drop_path * i / max(1, len(self.blocks) - 1))
+        head = network.fc if resnet else network.head
+        nn.init.trunc_normal_(head.weight, std=0.01 if resnet else 2e-5)
+        nn.init.zeros_(head.bias)
 
     def forward(self, batch: dict[str, Any], progress: float) -> dict[str, Tensor]:
         """Soft cross-entropy; mixup or cutmix is drawn once per batch."""
-        images, target = self._mix(normalize(batch["views"][0], self.image.mean, self.image.std), batch["label"])
-        return {"loss": torch.sum(-target * F.log_softmax(self.encode(images).float(), -1), -1).mean()}
+        images: Any = self.network.config.network
+        images, target = self._mix(normalize(batch["views"][0], images.mean, images.std), batch["label"])
+        return {"loss": torch.sum(-target * F.log_softmax(self.network(images).float(), -1), -1).mean()}
 
     def _mix(self, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         from torchvision.transforms.v2 import CutMix, MixUp
@@ -103,10 +115,10 @@ class FineTune(nn.Module):
 
     def param_groups(self, config: FinetuneConfig) -> list[dict[str, Any]]:
         """Groups by layer: lr_scale = decay^(depth + 1 - layer), 0 for embeddings, i + 1 for block
-        i; no decay of 1-D tensors, CLS and positions."""
-        depth = len(self.encoder.blocks)
+        i; no decay of 1-D tensors, CLS and positions. SGD has Nesterov's momentum."""
+        depth, sgd = len(self.blocks), {"nesterov": True} if config.optimizer == "sgd" else {}
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.network.named_parameters():
             if not parameter.requires_grad:
                 continue
             layer = layer_of(name, depth)
@@ -115,33 +127,35 @@ class FineTune(nn.Module):
                 "weight_decay": config.weight_decay if decayed else 0.0,
                 "lr_scale": config.layer_decay ** (depth + 1 - layer),
             }
-            groups.setdefault((layer, decayed), {"params": [], **rates})["params"].append((name, parameter))
+            groups.setdefault((layer, decayed), {"params": [], **rates, **sgd})["params"].append((name, parameter))
         return list(groups.values())
 
 
 def layer_of(name: str, depth: int) -> int:
-    """0 for CLS, positions and patch projection, i + 1 for block i, depth + 1 for the rest."""
+    """0 for CLS, positions and patch projection, i + 1 for block i, depth + 1 for the rest, BEiT's
+    shared table of relative positions among it (as in its code)."""
     if name.startswith("encoder.blocks."):
         return int(name.split(".")[2]) + 1
-    return 0 if name.startswith("encoder.") else depth + 1
+    return 0 if name.startswith("encoder.") and not name.startswith("encoder.rel_pos_bias.") else depth + 1
 
 
 @dataclass(frozen=True)
 class FinetuneView:
-    """Random crop, flip, RandAugment (2 operations of magnitude 9) and erasing, all from the
+    """Random crop, flip, RandAugment (2 operations of this magnitude) and erasing, all from the
     sample's own stream."""
 
     size: tuple[int, int]
     erase: float
+    magnitude: int
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
         image = random_flip(random_resized_crop(sample["image"], rng, self.size, (0.08, 1.0)), rng)
-        if image.shape[0] in (1, 3):
+        if image.shape[0] in (1, 3) and self.magnitude:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(rng.integers(2**62)))
-                image = RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR)(image)
+                image = RandAugment(2, self.magnitude, interpolation=InterpolationMode.BILINEAR)(image)
         return {"views": [random_erase(image, rng, self.erase).contiguous()]}
 
 
@@ -161,69 +175,85 @@ def random_erase(image: Tensor, rng: np.random.Generator, p: float) -> Tensor:
 
 
 def finetune(
-    encoder: ViT, image: Any, train: Any, test: Any, config: FinetuneConfig, folder: Path, *, options: RunOptions
+    network: Classifier, train: Source, test: Source, config: FinetuneConfig, folder: Path, *, options: RunOptions
 ) -> dict[str, float]:
-    """Top-1 and mean per class on `test` of `encoder` fine-tuned on `train`.
+    """Top-1 and mean per class on `test` of `network` fine-tuned on `train`, both with a label for
+    every sample; `network` has the trained weights then.
 
-    `image` is the method's config, for size, mean and std. The checkpoints lie in a folder of their
-    own below `folder` for each encoder, data and settings: a run goes on where it was stopped, and
-    no other is taken for it. Raises DataError when a sample has no label.
+    The checkpoints lie in a folder of their own below `folder` for each encoder, data and settings:
+    a run goes on where it was stopped, and no other is taken for it.
     """
-    if train.labels is None or (train.labels < 0).any():
-        raise DataError("fine-tuning needs a label for every training sample")
     device = pick_device(options.device)
     config = dataclasses.replace(config, precision=pick_precision(config.precision, device))  # type: ignore[arg-type]
-    weights = digest(*(tensor.detach().cpu().float().numpy() for tensor in encoder.state_dict().values()))
     identity = {
         "method": "finetune", "config": to_dict(config), "data_fingerprint": train.fingerprint(),
-        "images": to_dict(image), "weights": weights,
+        "network": to_dict(network.config),
+        "weights": digest(*(tensor.detach().cpu().float().numpy() for tensor in network.encoder.state_dict().values())),
     }  # fmt: skip
     folder = folder / digest(json.dumps(identity, sort_keys=True).encode())
     folder.mkdir(parents=True, exist_ok=True)
     run_id = open_run(folder, identity)
     seed_step(config.seed)
-    model = FineTune(encoder, int(train.labels.max()) + 1, config, image).to(device)
-    view = FinetuneView(image.size, config.erase)
+    model, images = FineTune(network, config).to(device), network.config.network
+    view = FinetuneView(images.size, config.erase, config.rand_augment)  # type: ignore[attr-defined]
     fit(model, train, view, config, folder, run_id=run_id, device=device, options=options)
-    logits = extract(model.encode, test, eval_view(image), device=device)
-    rows, labels = logits.labelled()
-    predicted = rows.argmax(1)
-    return {"top1": top1(predicted, labels), "mean_per_class": mean_per_class(predicted, labels)}
-
-
-def check_encoder(method: Any) -> None:
-    """Raises InputError for an encoder that is no ViT, which this protocol needs for its rates by
-    layer."""
-    if not isinstance(getattr(method, "encoder", None), ViT):
-        raise InputError("the protocol finetune is that of a ViT, and this encoder is none: leave it out")
+    rows, labels = extract(network, test, eval_view(images), device=device).labelled()
+    predicted = rows.argmax(1)  # of equal ones the first
+    return {"top1": top1(predicted, labels), "mean_per_class": mean_per_class(predicted, labels), "n": len(labels)}
 
 
 def compare(
     result: dict[str, Any],
-    encoders: dict[str, ViT],
-    image: Any,
-    data: tuple[Any, Any],
+    methods: dict[str, Any],
+    data: tuple[Source, Source],
     folder: Path,
     *,
-    epochs: float,
+    epochs: float | None,
     options: RunOptions,
 ) -> dict[str, Any]:
-    """`result` of `evaluate` with a figure `finetune` for each of `encoders`; only "pretrained" has
-    lower rates below.
+    """`result` of `evaluate` with a figure `finetune` for each of `methods`; only "pretrained" has
+    lower rates below, and is saved in `folder/finetuned`.
 
-    `image` is the method's config, `data` the training and the test source.
+    `data` are the training and the test source, whose samples without a label are left out. Raises
+    EvaluationError if they are the same samples or have different classes.
     """
-    train, test = data
-    batch = min(1024, 2 ** int(np.log2(max(2, len(train) // 8))))
-    config = FinetuneConfig(epochs=epochs, warmup_epochs=epochs / 20, batch_size=batch)
-    scratch = dataclasses.replace(config, layer_decay=1.0)
+    check_apart(*data)
+    train, test = (labelled(source) for source in data)
+    check_classes(train.classes, test.classes, train.labels.tolist(), test.labels.tolist())
+    classes = train.classes or [str(label) for label in range(int(train.labels.max()) + 1)]
     rows = {row["features"]: dict(row) for row in result["rows"]}
-    for name, encoder in encoders.items():
-        settings = config if name == "pretrained" else scratch
-        own = folder / name.replace(" ", "-")
-        scores = finetune(encoder, image, train, test, settings, own, options=options)
+    protocol = {**result["protocol"], "finetune": {}}
+    for name, method in methods.items():
+        network = Classifier.of(method, classes)
+        config = settings(network, len(train), epochs, pretrained=name == "pretrained")
+        own = folder / "finetune" / name.replace(" ", "-")
+        scores = finetune(network, train, test, config, own, options=options)
         row = rows.setdefault(name, {"features": name})
         row["finetune"] = scores["top1"]
         row.setdefault("details", {})["finetune"] = scores
-    settings = {"config": to_dict(config), "scratch": {"layer_decay": scratch.layer_decay}}
-    return {**result, "protocol": {**result["protocol"], "finetune": settings}, "rows": list(rows.values())}
+        if name == "pretrained":
+            network.save_pretrained(folder / "finetuned")
+            protocol = {"train": {"n": len(train)}, "test": {"n": scores["n"]}} | protocol
+            protocol["finetune"] = {"config": to_dict(config), "chosen": "the last epoch"}
+        else:
+            protocol["finetune"]["scratch"] = {"layer_decay": config.layer_decay}
+    return {**result, "protocol": protocol, "rows": list(rows.values())}
+
+
+def labelled(source: Source) -> Any:
+    """The samples of `source` that have a label."""
+    assert source.labels is not None  # `Opened.labelled` has seen to it
+    return Subset(source, np.flatnonzero(source.labels >= 0))
+
+
+def settings(network: Classifier, samples: int, epochs: float | None, *, pretrained: bool) -> FinetuneConfig:
+    """The protocol of the encoder, for so many samples: at least 8 steps an epoch.
+
+    From scratch all layers of a ViT have the same rate.
+    """
+    batch = min(1024, 2 ** int(np.log2(max(2, samples // 8))))
+    if network.is_resnet:
+        return FinetuneConfig(**RESNET, epochs=epochs or EPOCHS["resnet"], batch_size=batch)
+    epochs = epochs or EPOCHS["vit"]
+    decay = FinetuneConfig.layer_decay if pretrained else 1.0
+    return FinetuneConfig(epochs=epochs, warmup_epochs=epochs / 20, batch_size=batch, layer_decay=decay)

@@ -15,6 +15,7 @@ import torch
 from ssl_core.config import TrainConfig
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import DataError, NoTestSplit
+from ssl_core.hub.checkpoint import checkpoint_of
 from ssl_core.method import Recipe, load
 from ssl_train.asked import GIVEN, Asked
 from ssl_train.auto import Choice, settled, starting_point
@@ -129,7 +130,8 @@ class Opened:
         opened = cls(recipe, config, data, test)
         opened.place = ready(recipe, data, Path(weights))[0] if as_trained else data
         opened.method, opened.device = method, target
-        opened.trained_on, opened.init = fingerprint, init
+        step = checkpoint_of(weights)
+        opened.trained_on, opened.init = _of_run(Path(weights) if step is None else step.parents[1])
         return opened
 
     def raw(self, split: str) -> Source:

@@ -17,12 +17,13 @@ hold the same keys.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
 from typing import Any
 
 from ssl_core.bounds import field_hints
-from ssl_core.config import ConfigError, Format, from_dict, to_dict
+from ssl_core.config import ConfigError, Format, from_dict
 
 SECTION = "ssl_core"
 """our key in config.json"""
@@ -32,7 +33,9 @@ def written_by(cls: type) -> dict[str, dict[str, Any]]:
     """Package → version, format, the earliest format whose readers understand this one, and format
     → the fields that it introduced and their defaults, for a config class as it is now."""
     writers: dict[str, dict[str, Any]] = {}
-    unstated = to_dict(cls())
+    stated = {field.name: field.default for field in dataclasses.fields(cls)}
+    # as JSON has them; a field without a default is in every folder
+    unstated = json.loads(json.dumps({name: d for name, d in stated.items() if d is not dataclasses.MISSING}))
     for package, base, formats in _stated(cls):
         by = writers.setdefault(package, writer(package) | {"defaults": {}})
         by["format"] = max([by["format"], *formats])

@@ -15,24 +15,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError
 from ssl_core.hub.checkpoint import checkpoint_of, number
 from ssl_core.hub.layout import layout_of
+from ssl_core.hub.remote import resolve
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
 from ssl_train.auto import table
 from ssl_train.cli import verbs
 from ssl_train.cli.estimate import describe, describe_encoder
 from ssl_train.cost import cost_of
-from ssl_train.data.sources import Source
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
+from ssl_train.report.read import SNAPSHOTS
 from ssl_train.run import resumed, run
+
+FINETUNED = "finetuned"
+"""Where `evaluate --protocols finetune` writes the network, beside evaluation.json."""
 
 
 def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) -> None:
@@ -114,15 +117,18 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
 
 def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
     """Print and write the figures of opened weights and data; returns those of evaluation.json."""
+    from ssl_train.classifier import check_encoder
     from ssl_train.evaluate.evaluate import PROTOCOLS, table
     from ssl_train.evaluate.evaluate import evaluate as compare_features
-    from ssl_train.finetune import check_encoder, compare
+    from ssl_train.finetune import compare
     from ssl_train.report.page import advice
 
     recipe, method, device = opened.recipe, opened.method, opened.device
+    out = Path(args.out) if args.out else place_of(args.weights)
     if "finetune" in args.protocols:
         check_encoder(method)
-    out = Path(args.out or args.weights)
+        if not args.out and not out.is_dir() and out.parent.name != SNAPSHOTS:
+            raise InputError(f"{args.weights} is no folder: give --out, a folder for the fine-tuned network")
 
     result = measured(opened)
     lines = result.get("measured", {}).get("summary", [])
@@ -140,21 +146,48 @@ def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
         encoders = {"pretrained": method.encode, "random init": fresh.encode, raw: load(baseline)}
         view = load(recipe.eval_view)(method.config)
         options = {"device": device, **extraction(args)}
-        shots = args.shots or (smallest_class(train_data, most=5),)
         result |= compare_features(
-            encoders, train_data, test_data, view, frozen, shots, data=result["data"], progress=True, **options
+            encoders, train_data, test_data, view, frozen, args.shots, data=result["data"], progress=True, **options
         )
     if "finetune" in args.protocols:
-        networks = {"pretrained": method.encoder, "random init": fresh.encoder}
+        methods = {"pretrained": method, "random init": fresh}
         how_to_run = RunOptions(device=args.device, workers=args.workers)
         data, epochs = (train_data, test_data), args.finetune_epochs
-        result = compare(result, networks, method.config, data, out / "finetune", epochs=epochs, options=how_to_run)
+        result = compare(result, methods, data, out, epochs=epochs, options=how_to_run)
     result["protocol"]["split"] = how
     _write_evaluation(recipe, args, out, result)
     print(table(result))
     print(f"test data: {how}")
     print(*filter(None, [advice(result)]), *lines, sep="\n")
+    if "finetune" in args.protocols:
+        _describe_finetuned(out / FINETUNED, result)
+        program = recipe.package.replace("_", "-")
+        print(f"\nnext     {program} predict {shlex.quote(str(out / FINETUNED))} your/pictures")
     return result
+
+
+def place_of(weights: str) -> Path:
+    """Where the figures of these weights lie: of a run's step below the run, else beside the
+    weights."""
+    checkpoint = checkpoint_of(weights)
+    return Path(weights) if checkpoint is None else checkpoint.parents[1] / SNAPSHOTS / checkpoint.name
+
+
+def _describe_finetuned(folder: Path, result: dict[str, Any]) -> None:
+    """Write the card of a fine-tuned network, and its part of the evaluation."""
+    from ssl_train.card import write_run_card
+    from ssl_train.classifier import LAYOUT
+
+    kept = {key: value for key, value in result["protocol"].items() if key in ("finetune", "train", "test", "split")}
+    rows = [{"features": row["features"], "finetune": row["finetune"]} for row in result["rows"] if "finetune" in row]
+    write_json(folder, "evaluation.json", {"data": result["data"], "protocol": kept, "rows": rows})
+    write_run_card(folder, name=f"{folder.resolve().parent.name}-{FINETUNED}", layout=LAYOUT)
+
+
+def predict(recipe: Recipe, args: verbs.Predict) -> None:
+    from ssl_train.predict import run
+
+    run(recipe, args, place_of(args.network) / FINETUNED)
 
 
 def measured(opened: Opened) -> dict[str, Any]:
@@ -170,17 +203,11 @@ def measured(opened: Opened) -> dict[str, Any]:
     return {"data": name, "protocol": {}, "rows": [], **own}
 
 
-def smallest_class(source: Source, *, most: int) -> int:
-    """Labels of the class that has the fewest, at most `most`."""
-    labels = source.labels
-    assert labels is not None  # `Opened.labelled` has seen to it
-    return min(most, int(np.unique(labels[labels >= 0], return_counts=True)[1].min()))
-
-
 def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: dict[str, Any]) -> None:
-    if args.out or Path(args.weights).is_dir():
+    of_a_step = out.parent.name == SNAPSHOTS
+    if args.out or of_a_step or out.is_dir():
         write_json(out, "evaluation.json", result)
-        finish(recipe, out)
+        finish(recipe, out.parents[1] if of_a_step else out)
 
 
 def embed(recipe: Recipe, args: verbs.Embed) -> None:
@@ -232,6 +259,13 @@ def push(recipe: Recipe, args: verbs.Push) -> None:
 
 
 def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> None:
+    from ssl_train.classifier import Classifier, is_classifier
+
+    if args.weights is not None and checkpoint_of(args.weights) is None and is_classifier(resolve(args.weights)):
+        network = Classifier.from_pretrained(args.weights)
+        print(describe_encoder(network.config.method, network, network.config.network))
+        print(f"{len(network.config.classes)} classes: {', '.join(network.config.classes)}")
+        return
     method = None if args.weights is None else load(recipe.method).from_pretrained(args.weights)
     config = asked.config if method is None else replace(method.config, **asked.typed)
 
@@ -247,7 +281,7 @@ def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> None:
         device = pick_device(args.device)
         print(describe(recipe, method, cost_of(recipe, method, device), device, samples))
     else:
-        print(describe_encoder(recipe, method))
+        print(describe_encoder(recipe.name, method, method.config))
 
 
 def export(recipe: Recipe, args: verbs.Export) -> None:

@@ -43,13 +43,13 @@ def describe(recipe: Recipe, method: nn.Module, cost: Cost, device: torch.device
     return "\n".join(lines)
 
 
-def describe_encoder(recipe: Recipe, method: Any) -> str:
-    """A line on an encoder that is not trained here."""
-    h, w = method.config.size
+def describe_encoder(name: str, method: Any, images: Any) -> str:
+    """A line on an encoder that is not trained here; `images` is the config of what it sees."""
+    h, w = images.size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        on_meta(method).eval().encode(torch.empty(1, method.config.in_channels, h, w))
+        on_meta(method).eval().encode(torch.empty(1, images.in_channels, h, w))
     parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
-    return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
+    return f"{name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:

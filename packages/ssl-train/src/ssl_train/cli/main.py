@@ -1,6 +1,6 @@
 """The command line that every package has. Imports no torch: `--help` is instant.
 
-    ssl-mae train | evaluate | embed | show | push | info | export
+    ssl-mae train | evaluate | embed | predict | show | push | info | export
 
 Exit codes: 0, done; 2, something that was given cannot be used; 3, a run had to end (loss not
 finite, collapse, disk); 75, the run was told to stop and has saved: repeat the command to resume.

@@ -48,11 +48,11 @@ class Evaluate(Checked):
     """labelled test data, when it is somewhere else"""
     protocols: tuple[Literal["knn", "linear", "fewshot", "finetune"], ...] = ("knn", "linear", "fewshot")
     """what to measure; finetune trains the whole network, and the same one from scratch beside
-    it"""
+    it, and writes the former to finetuned/ for `predict`"""
     shots: tuple[Count, ...] | None = None
     """labels per class of the few-shot protocol; 5 by default, or what the smallest class has"""
-    finetune_epochs: Positive = 100
-    """epochs of the finetune protocol"""
+    finetune_epochs: Positive | None = None
+    """epochs of the finetune protocol; by default its paper's, 100 of a ViT and 60 of a ResNet"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
     batch_size: Count = 256
@@ -64,7 +64,8 @@ class Evaluate(Checked):
     max_pixels: Count | None = None
     """leave out images of more pixels; by default as in training"""
     out: str | None = None
-    """folder of evaluation.json; the run folder by default"""
+    """folder of evaluation.json; by default the run folder, for RUN@STEP its
+    snapshots/step-STEP/"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,26 @@ class Embed(Checked):
     """loader processes"""
     max_pixels: Count | None = None
     """leave out images of more pixels; by default as in training"""
+
+
+@dataclass(frozen=True)
+class Predict(Checked):
+    """Say the classes of pictures, by a network that `evaluate --protocols finetune` trained."""
+
+    network: tyro.conf.Positional[str]
+    """run folder, its finetuned/, or the Hub id of such a network"""
+    pictures: tyro.conf.Positional[tuple[str, ...]]
+    """image files, and folders of them"""
+    top: Count = 3
+    """how many classes of each picture, the likeliest first"""
+    out: str | None = None
+    """also write them to this CSV: path, rank, class, probability"""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the best one here by default"""
+    batch_size: Count = 256
+    """images read at once: fewer need less memory, and the classes are the same"""
+    workers: Whole = 0
+    """loader processes"""
 
 
 @dataclass(frozen=True)
@@ -166,6 +187,6 @@ class Compare:
 
 
 VERBS: dict[str, type] = {
-    "train": Train, "evaluate": Evaluate, "embed": Embed, "show": Show, "push": Push, "info": Info, "export": Export,
-    "compare": Compare,
+    "train": Train, "evaluate": Evaluate, "embed": Embed, "predict": Predict, "show": Show, "push": Push, "info": Info,
+    "export": Export, "compare": Compare,
 }  # fmt: skip

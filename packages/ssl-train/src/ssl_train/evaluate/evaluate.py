@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_core.errors import EvaluationError
 from ssl_train.evaluate.accuracy import mean_per_class, top1, wilson
 from ssl_train.evaluate.features import Encode, Features, extract_each
-from ssl_train.evaluate.fewshot import HEADS, C, draw, fewshot
+from ssl_train.evaluate.fewshot import HEADS, C, draw, fewshot, shots_for
 from ssl_train.evaluate.knn import HEADLINE, TEMPERATURE, knn
 from ssl_train.evaluate.linear import FOLDS, GRID, linear_probe
 
@@ -35,7 +35,7 @@ def evaluate(
     test: Any,
     transform: Any,
     protocols: Sequence[str] = PROTOCOLS,
-    shots: Sequence[int] = (5,),
+    shots: Sequence[int] | None = None,
     *,
     data: str,
     seeds: int = 10,
@@ -51,18 +51,19 @@ def evaluate(
     `features.BASELINES`), or a pair of Features extracted before. `train` and `test` are Sources,
     each read once for all callables; without callables they may be None. `data` is their name.
     `rows` has one dict an encoder: the headline figures `knn`, `linear` and `fewshot` (for the
-    first of `shots`), all others under `details`. `protocol` says how they came about. Samples
-    without a label are left out and counted. Raises EvaluationError when train and test are the
-    same, when their classes differ and where a protocol does, ValueError when rows are not of the
-    same samples.
+    first of `shots`, by default `shots_for`), all others under `details`. `protocol` says how they
+    came about. Samples without a label are left out and counted. Raises EvaluationError when train
+    and test are the same, when their classes differ and where a protocol does, ValueError when rows
+    are not of the same samples.
     """
-    if not encoders or not shots or not protocols or not set(protocols) <= set(PROTOCOLS):
+    if not encoders or shots == () or not protocols or not set(protocols) <= set(PROTOCOLS):
         what = f"evaluate needs encoders, shots and protocols out of {', '.join(PROTOCOLS)}, got"
-        raise ValueError(f"{what} {list(encoders)}, {list(shots)} and {list(protocols)}")
+        raise ValueError(f"{what} {list(encoders)}, {shots} and {list(protocols)}")
     start = time.perf_counter()
     options = dict(batch_size=batch_size, device=device, precision=precision, workers=workers, progress=progress)
     pairs = _extracted(encoders, train, test, transform, options)
     labels = _same_labels(pairs)
+    shots = shots or (shots_for(labels),)
     seconds = round(time.perf_counter() - start, 3)
     first, second = next(iter(pairs.values()))
     facts = {
@@ -130,25 +131,37 @@ def _extracted(
     if callables:
         if train is None or test is None or transform is None:
             raise ValueError("train, test and transform are needed to extract features")
-        if train.fingerprint() == test.fingerprint():
-            what = "train and test are the same samples, so that knowing them by heart would count:"
-            raise EvaluationError(f"{what} give data with a split, or a test set of its own")
+        check_apart(train, test)
         a = extract_each(callables, train, transform, **options)
         b = extract_each(callables, test, transform, **options)
         pairs |= {name: (a[name], b[name]) for name in callables}
     return {name: pairs[name] for name in encoders}
 
 
+def check_apart(train: Any, test: Any) -> None:
+    """Raises EvaluationError if two sources are the same samples."""
+    if train.fingerprint() == test.fingerprint():
+        what = "train and test are the same samples, so that knowing them by heart would count:"
+        raise EvaluationError(f"{what} give data with a split, or a test set of its own")
+
+
+def check_classes(
+    train: Sequence[str] | None, test: Sequence[str] | None, labels: Iterable[int], truth: Iterable[int]
+) -> None:
+    """Raises EvaluationError unless both parts have the same classes, and all labels of the test
+    data, `truth`, occur in the training data."""
+    if train is not None and test is not None and list(train) != list(test):
+        what = "train and test have other classes, so a label does not mean the same in both:"
+        raise EvaluationError(f"{what} {list(train)[:20]} and {list(test)[:20]}")
+    if unseen := set(truth) - set(labels):
+        raise EvaluationError(f"labels {sorted(unseen)[:20]} of the test data have no training sample")
+
+
 def _same_labels(pairs: Mapping[str, Pair]) -> Tensor:
     """Labels (n,) of the training samples. ValueError where rows would not be comparable."""
     name, (train, test) = next(iter(pairs.items()))
-    if train.classes is not None and test.classes is not None:
-        if list(train.classes) != list(test.classes):
-            what = "train and test have other classes, so a label does not mean the same in both:"
-            raise EvaluationError(f"{what} {list(train.classes)[:20]} and {list(test.classes)[:20]}")
     labels, truth = train.labelled()[1], test.labelled()[1]
-    if unseen := set(truth.tolist()) - set(labels.tolist()):
-        raise EvaluationError(f"labels {sorted(unseen)[:20]} of the test data have no training sample")
+    check_classes(train.classes, test.classes, labels.tolist(), truth.tolist())
     for other, (a, b) in pairs.items():
         if not torch.equal(a.labelled()[1], labels) or not torch.equal(b.labelled()[1], truth):
             raise ValueError(f"features {other!r} and {name!r} have other labels: compare features of the same samples")

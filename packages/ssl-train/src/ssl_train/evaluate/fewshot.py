@@ -2,7 +2,9 @@
 
 Draws are seeded by (seed, class), without replacement and nested: the 1-shot sample of a seed is
 part of its 5-shot sample. The heads are those of Tian et al. (arXiv 2003.11539): logistic
-regression with C = 1 on L2-normalised features, or the nearest class mean.
+regression with C = 1 on L2-normalised features, or the nearest class mean. Nothing is chosen: C is
+fixed, every draw is scored on the whole test part, and all draws count. Of equally likely classes
+the one with the smallest label is predicted.
 """
 
 from __future__ import annotations
@@ -76,6 +78,11 @@ def fewshot(
     std = float(np.std(accuracies, ddof=1))
     half = student_t(seeds - 1) * std / math.sqrt(seeds)
     return FewShot(shots, head, float(np.mean(accuracies)), std, half, accuracies, indices)
+
+
+def shots_for(labels: Tensor) -> int:
+    """As many as the smallest class in `labels` (n,) has, at most 5."""
+    return min(5, int(torch.unique(labels, return_counts=True)[1].min()))
 
 
 def draw(labels: Tensor, shots: int, seed: int) -> Tensor:

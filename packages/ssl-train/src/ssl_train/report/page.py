@@ -82,6 +82,7 @@ def render(run: Run) -> str:
             training=charts(run, *TRAINING),
             verdict=verdict(run.evaluation.columns),
             protocol=dict(leaves(run.evaluation.protocol)),
+            snapshots=by_step(run),
             health=charts(run, *HEALTH),
             alarm=alarm(run.series[STD], run.series[RANKME], watched=run.started.get("can_collapse", True)),
             more=more(run),
@@ -134,6 +135,17 @@ def more(run: Run) -> dict[str, list[Chart]]:
         group, _, name = key.rpartition("/")
         groups[group] += charts(run, Curve(key, name, size="small"))
     return dict(sorted(groups.items()))
+
+
+def by_step(run: Run) -> dict[str, dict[str, Score]]:
+    """Title of a protocol -> name of a step -> its score; the run's own weights come last."""
+    columns: dict[str, dict[str, Score]] = defaultdict(dict)
+    own = [("the run", run.evaluation)] if run.snapshots else []
+    for name, evaluation in [*((f"step {step:,}", found) for step, found in run.snapshots), *own]:
+        for title, scores in evaluation.columns.items():
+            if evaluation.encoders[0] in scores:
+                columns[title][f"{name} on {evaluation.data}"] = scores[evaluation.encoders[0]]
+    return columns
 
 
 def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -21,6 +21,8 @@ from ssl_core.hub.format import SECTION
 
 Point = tuple[float, float]  # (step, value); the value is nan where the run logged nan or inf
 PROTOCOLS = {"knn": "k-NN", "linear": "Linear probe", "fewshot": "Few-shot", "finetune": "Fine-tuning"}
+SNAPSHOTS = "snapshots"
+"""Folder of a run with what was measured of its steps, in `step-000123/evaluation.json`."""
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -70,6 +72,7 @@ class Run:
     torn: list[int]  # lines of metrics.jsonl that could not be read
     repeated: list[int]  # steps that were logged again, since the run was resumed
     evaluation: Evaluation
+    snapshots: list[tuple[int, Evaluation]]  # (step, what its weights score), steps rising
     pictures: list[Picture]
     bad_samples: list[tuple[str, str]]  # (name, reason)
     damaged: list[str]  # what could not be read of the other files
@@ -100,6 +103,7 @@ def read_run(run: str | Path) -> Run:
         files={name: _json(folder / name, dict, {}, damaged) for name in ("config.json", "run.json")},
         **_metrics(folder / "metrics.jsonl"),
         evaluation=_json(folder / "evaluation.json", read_evaluation, {}, damaged),
+        snapshots=list(_snapshots(folder / SNAPSHOTS, damaged)),
         pictures=list(_pictures(folder / "figures", damaged)),
         bad_samples=_json(folder / "bad_samples.json", _bad_samples, [], damaged),
         damaged=damaged,
@@ -167,6 +171,14 @@ def read_evaluation(content: dict[str, Any]) -> Evaluation:
         measured_on=measured["of"],
         measured=measured["summary"][1:],  # the first line repeats `of`
     )
+
+
+def _snapshots(folder: Path, damaged: list[str]) -> Iterator[tuple[int, Evaluation]]:
+    steps = {int(path.name[5:]): path for path in folder.glob("step-*") if path.name[5:].isdigit()}
+    for step in sorted(steps):
+        evaluation = _json(steps[step] / "evaluation.json", read_evaluation, {}, damaged)
+        if evaluation.columns:
+            yield step, evaluation
 
 
 def _pictures(folder: Path, damaged: list[str]) -> Iterator[Picture]:
