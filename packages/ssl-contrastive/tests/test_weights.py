@@ -19,7 +19,6 @@ from ssl_core.config import ConfigError
 from ssl_core.hub.card import write_card
 from ssl_core.hub.layout import WeightsMismatch
 from ssl_testing.cards import check_card
-from ssl_train.cli.main import defaults, main
 from ssl_train.classifier import Classifier
 from ssl_train.cli.main import defaults
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import dataclasses
+import inspect
 import json
 import math
 import warnings
@@ -190,6 +190,7 @@ class Contract(Suite):
     def test_folders_of_every_released_format_load(self):
         folder = Path(inspect.getfile(type(self))).parent / "formats"
         check_released(folder, self.recipe.name, self.method(), self.inputs(2))
+
     def test_a_fine_tuned_folder_opens_again_with_equal_predictions(self, tmp_path):
         method, source, inputs = self.method(), self.samples(), self.inputs()
         try:

@@ -118,7 +118,8 @@ class Opened:
         data at all too. Raises DataError where no data are named and the run's own were an object
         in Python.
         """
-        fingerprint, init, trained_on = _of_run(Path(weights))
+        step = checkpoint_of(weights)
+        fingerprint, init, trained_on = _of_run(Path(weights) if step is None else step.parents[1])
         if data is None and trained_on.endswith(GIVEN):
             what = f"{weights} was trained on data that a program gave ({trained_on}): give them in Python, as in"
             raise DataError(f"{what} {recipe.package}.evaluate({weights!r}, data=…), or name other data with --data")
@@ -130,8 +131,7 @@ class Opened:
         opened = cls(recipe, config, data, test)
         opened.place = ready(recipe, data, Path(weights))[0] if as_trained else data
         opened.method, opened.device = method, target
-        step = checkpoint_of(weights)
-        opened.trained_on, opened.init = _of_run(Path(weights) if step is None else step.parents[1])
+        opened.trained_on, opened.init = fingerprint, init
         return opened
 
     def raw(self, split: str) -> Source:
