@@ -363,7 +363,7 @@ def test_a_config_that_contradicts_itself_is_refused_with_the_difference(saved):
         ({"ssl_core": {"config": {"dmi": 6}, "written_by": {}}}, "no field 'dmi'; did you mean 'dim'"),
         (
             {"ssl_core": {"method": "ssl_other.net:Net", "config": {"dmi": 6}, "written_by": {}}},
-            "these are weights of ssl-other's Net, not of Toy: `ssl-other export`",
+            r"these are weights of ssl-other's Net \(ssl_other.net\), not of Toy: open them with it",
         ),
         ({"ssl_core": {"config": {"epochs": -1}, "written_by": {}}}, "epochs = -1: must be above 0"),
     ],

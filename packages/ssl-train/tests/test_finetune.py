@@ -277,8 +277,9 @@ def test_predict_takes_files_folders_pil_images_and_arrays(folder):
     assert name == str(path) and sorted(label for label, _ in row) == sorted(CLASSES)
     shares = [share for _, share in row]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1)
-    for image in (Image.open(path), np.asarray(Image.open(path))):
-        assert list(model.predict(image).values()) == [row]
+    with Image.open(path) as picture:
+        for image in (picture, np.asarray(picture)):
+            assert list(model.predict(image).values()) == [row]
     below = model.predict([folder / "data" / "dark", path.parent.parent / "dim" / "001.png"], top=2)
     assert len(below) == 17 and all(len(row) == 2 for row in below.values())
     assert below[str(path)][0][0] == row[0][0]
@@ -331,7 +332,7 @@ def test_the_other_of_two_kinds_of_weights_is_named(folder):
 @pytest.mark.parametrize("method", ["antigravity:geohash", "os:system", "ssl_train.run:train", "ssl_none.x:X", "", "a"])
 def test_a_strangers_config_imports_nothing_but_methods(method, folder, tmp_path):
     values = json.loads((folder / "run" / "finetuned" / "config.json").read_text())
-    values["ssl"]["config"]["method"] = method
+    values["ssl_core"]["config"]["method"] = method
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "model.safetensors").write_bytes((folder / "run" / "finetuned" / "model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match="is no method of these packages|install ssl-none to open it"):
