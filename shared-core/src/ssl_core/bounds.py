@@ -8,7 +8,6 @@ They hold in every subclass too, even if it gives the field another default and 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import operator
@@ -78,19 +77,6 @@ def field_hints(cls: type) -> dict[str, list[Any]]:
     stated = [get_type_hints(base, include_extras=True) for base in cls.__mro__ if dataclasses.is_dataclass(base)]
     names = [field.name for field in dataclasses.fields(cls)]
     return {name: list(dict.fromkeys(hints[name] for hints in stated if name in hints)) for name in names}
-
-
-def read_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` as the types of the fields of the dataclass `cls`.
-
-    Raises ConfigError as `read`, and for a name that is no field; it offers the nearest.
-    """
-    known = field_hints(cls)
-    for name in values.keys() - known:
-        near = difflib.get_close_matches(str(name), known, n=1) or [field for field in known if str(name) in field]
-        offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ConfigError(f"{cls.__name__} has no field {name!r}{offer}")
-    return {name: read(value, known[name][0], name) for name, value in values.items()}
 
 
 def read(value: Any, hint: Any, field: str) -> Any:

@@ -9,6 +9,7 @@ that `--help` is instant.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
-from ssl_core.bounds import Checked, Count, Depth, NonNegative, Portion, Positive, Rate, Whole, Width, read_fields
+from ssl_core.bounds import Checked, Count, Depth, NonNegative, Portion, Positive, Rate, Whole, Width, field_hints, read
 from ssl_core.errors import ConfigError
 
 C = TypeVar("C")
@@ -219,6 +220,19 @@ def check(ok: bool, field: str, value: object, reason: str) -> None:
 def to_dict(config: Any) -> dict[str, Any]:
     """JSON-able dict of a config dataclass."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def read_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` as the types of the fields of the dataclass `cls`.
+
+    Raises ConfigError as `read`, and for a name that is no field; it offers the nearest.
+    """
+    known = field_hints(cls)
+    for name in values.keys() - known:
+        near = difflib.get_close_matches(str(name), known, n=1) or [field for field in known if str(name) in field]
+        offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ConfigError(f"{cls.__name__} has no field {name!r}{offer}")
+    return {name: read(value, known[name][0], name) for name, value in values.items()}
 
 
 def from_dict(cls: type[C], values: dict[str, Any]) -> C:

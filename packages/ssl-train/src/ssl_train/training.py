@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssl_core.bounds import field_hints, read_fields
-from ssl_core.config import ConfigError, TrainConfig
+from ssl_core.bounds import field_hints
+from ssl_core.config import ConfigError, TrainConfig, read_fields
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
