@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from ssl_pretext.ab_bins import ab_bins
 from ssl_pretext.config import RECIPES, ColorizationConfig, JigsawConfig, RelativePatchConfig, RotationConfig
@@ -19,8 +18,7 @@ TILES: dict[str, Any] = {"puzzle_size": 15, "tile_size": 4, "embedding": 6, "hid
 
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
-    """Load the compiler and find the bins once. Otherwise each forked child would do it again."""
-    torch.compile(torch.sin, backend="aot_eager_default_partitioner")(torch.zeros(1))
+    """Find the bins once. Otherwise each forked child would do it again."""
     ab_bins(TestColorization.config.bin_size)
 
 
