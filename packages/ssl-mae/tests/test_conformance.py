@@ -10,7 +10,7 @@ class TestMAE(Conformance):
     recipe = RECIPES["mae"]
     folders = (
         "480 large RGBA of one class",
-        "480 small mixed",
+        "480 small 16-bit in 30 classes",
         "12 small palette of one class",
         "100 medium 16-bit of one class",
     )
