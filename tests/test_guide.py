@@ -481,7 +481,7 @@ def test_k_past_the_bank_fails_in_topk_and_not_here():
 
 
 def test_few_shot_draws_ten_nested_sets():
-    from ssl_core.errors import EvaluationError
+    from ssl_train.errors import EvaluationError
     from ssl_train.evaluate.fewshot import draw, fewshot
 
     x, y = torch.randn(40, 4), torch.arange(40) % 4

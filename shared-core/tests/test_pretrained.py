@@ -471,7 +471,7 @@ def test_a_method_prints_its_parts_and_its_repr_every_layer():
     first, *parts = str(method).splitlines()
     assert first == f"Toy for images {(method.config.in_channels, *method.config.size)}"
     total = sum(p.numel() for p in method.parameters())
-    assert parts[-1].split() == ["in", "all", f"{total:,}", "parameters"]
+    assert parts[-1].split() == ["all", f"{total:,}", "parameters"]
     assert [line.split()[0] for line in parts[:-1]] == [
         name for name, part in method.named_children() if list(part.parameters())
     ]

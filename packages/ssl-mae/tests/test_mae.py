@@ -12,11 +12,10 @@ from torch import nn
 
 from ssl_core.patches import patchify, take_tokens, unpatchify
 from ssl_core.pixels import normalize
-from ssl_core.schedule import warmup_cosine
 from ssl_mae import MAE, MAEConfig, mae_loss, random_masking
 from ssl_mae.config import vit_base
 from ssl_mae.mae import standardize
-from ssl_train.optim import decay_groups
+from ssl_train.optim import decay_groups, warmup_cosine
 
 SMALL = MAEConfig(
     image_size=(8, 12),

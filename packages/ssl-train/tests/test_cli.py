@@ -16,7 +16,7 @@ import pytest
 import tyro
 
 from ssl_core.config import ConfigError
-from ssl_core.errors import InputError, TrainingError
+from ssl_core.errors import InputError
 from ssl_core.method import Verb
 from ssl_testing import children, faults
 from ssl_testing.state import newest
@@ -25,6 +25,7 @@ from ssl_train.asked import Asked
 from ssl_train.cli import commands
 from ssl_train.cli import main as cli
 from ssl_train.cli.verbs import VERBS
+from ssl_train.errors import TrainingError
 from ssl_train.options import RunOptions
 
 SHORT = ("--epochs", "0.5", "--warmup-epochs", "0", "--precision", "fp32", "--device", "cpu", "--workers", "0")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssl_core.batch_norm import BatchNorm
 from ssl_core.config import BackboneConfig, ConfigError, TrainConfig
 from ssl_core.encoder import ImageEncoder, build_encoder
-from ssl_core.errors import EvaluationError, InputError
+from ssl_core.errors import InputError
 from ssl_core.hub.encoders import encoder_layout
 from ssl_core.hub.pretrained import Pretrained
 from ssl_core.method import Recipe
@@ -29,6 +29,7 @@ from ssl_train.classifier import Classifier, check_encoder
 from ssl_train.cli.main import main
 from ssl_train.data.split import Subset
 from ssl_train.data.views import eval_view
+from ssl_train.errors import EvaluationError
 from ssl_train.finetune import FineTune, FinetuneConfig, compare, finetune, layer_of, settings
 from ssl_train.optim import build_optimizer
 from ssl_train.options import RunOptions

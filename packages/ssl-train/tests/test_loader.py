@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from ssl_core.config import ConfigError
-from ssl_core.errors import TrainingError
 from ssl_testing import children
 from ssl_testing.tiny import Pictures, TinyConfig, TwoCrops
 from ssl_train.data import loader
 from ssl_train.data.loader import Batches, Plan, TooManyBadSamples
+from ssl_train.errors import TrainingError
 
 PLAN = Plan(samples=50, batch_size=8, epochs=3, seed=0)
 

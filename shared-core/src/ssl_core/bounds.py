@@ -52,7 +52,7 @@ Jitter = tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Interval(
 class Checked:
     """Base of dataclasses that check every field's type and bounds when they are made.
 
-    `repr` has all fields; `print`, and a notebook, show those that differ from their defaults.
+    `repr` has all fields; `print` shows those that differ from their defaults.
     """
 
     def __str__(self) -> str:
@@ -60,10 +60,6 @@ class Checked:
         changed = ", ".join(f"{name}={value!r}" for name, value, default in known if value != default)
         shown = textwrap.indent(textwrap.fill(changed, 92), "    ")
         return f"{type(self).__name__}(\n{shown}\n)  # otherwise its defaults"
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What IPython shows."""
-        printer.text(str(self))
 
     def __post_init__(self) -> None:
         for name, hints in field_hints(type(self)).items():

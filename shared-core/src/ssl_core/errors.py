@@ -1,6 +1,6 @@
-"""The two kinds of errors that end a command, and that of one bad sample.
+"""Errors of what was given, and of one bad sample.
 
-Any other exception is a bug and keeps its traceback.
+`ssl_train.errors` has those of a run. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -24,14 +24,6 @@ class DataError(InputError, ValueError):
 
 class NoTestSplit(DataError):
     """The data is all there is: no part of it is set apart for tests."""
-
-
-class EvaluationError(InputError, ValueError):
-    """Data cannot be evaluated as asked: too few samples or classes, or no separate test data."""
-
-
-class TrainingError(RuntimeError):
-    """A run had to end: a loss that is not finite, collapsed features, a full disk. Exit code 3."""
 
 
 class BadSample(Exception):

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.config import to_dict
-from ssl_core.errors import ConfigError, TrainingError
+from ssl_core.errors import ConfigError
 from ssl_core.hub.format import later, writer, written_by
 from ssl_core.hub.weights_file import fsync, save_weights, sha256, sum_of
+from ssl_train.errors import TrainingError
 from ssl_train.processes import broadcast_object, by_main
 
 FORMAT = 1

@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl_core import distributed
 from ssl_core.config import ConfigError, TrainConfig
 from ssl_core.device import autocast, seed_step
-from ssl_core.errors import TrainingError
-from ssl_core.schedule import cosine, warmup_cosine
+from ssl_core.schedule import cosine
 from ssl_train.checkpoint import Checkpoints
 from ssl_train.data.loader import Batches, Plan, TooManyBadSamples, default_workers
+from ssl_train.errors import TrainingError
 from ssl_train.log import Log, Meter
-from ssl_train.optim import LossScaler, build_optimizer, schedule
+from ssl_train.optim import LossScaler, build_optimizer, schedule, warmup_cosine
 from ssl_train.options import RunOptions
 from ssl_train.probe import Collapsed, Probe
 from ssl_train.processes import by_main, gather_objects, keep_freed_memory

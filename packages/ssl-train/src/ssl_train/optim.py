@@ -1,4 +1,4 @@
-"""AdamW, SGD, LARS and Adafactor with the field's parameter groups."""
+"""AdamW, SGD, LARS and Adafactor with the field's parameter groups, and the learning rate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core.config import TrainConfig
+from ssl_core.schedule import cosine
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -141,3 +142,14 @@ class LARS(torch.optim.Optimizer):
                 g = g * torch.where((size > 0) & (slope > 0), trust, torch.ones_like(trust))
             scaled.append(g)
         return scaled
+
+
+def warmup_cosine(step: int, *, total: int, warmup: int, peak: float, final: float = 0.0) -> float:
+    """Learning rate of step `step` in [0, total): linear from 0 to `peak`, then half a cosine to
+    `final`.
+
+    lr(k) = peak · k / warmup before the warm-up ends, as MAE's `lr_sched.py` and SimCLR have it.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    return cosine((step - warmup) / max(1, total - warmup), peak, final)

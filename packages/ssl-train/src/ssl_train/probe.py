@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssl_core.errors import TrainingError
 from ssl_train.data.loader import collate
 from ssl_train.data.readable import readable
+from ssl_train.errors import TrainingError
 from ssl_train.evaluate.health import feature_std, rankme
 from ssl_train.evaluate.knn import leave_one_out
 

@@ -86,8 +86,10 @@ def own_config(section: Any, cls: type) -> tuple[Any, str]:
     try:
         return from_dict(cls, values), install
     except ConfigError as error:
-        whose = f"these are weights of {other}'s {method} ({module}), not of {mine}: open them with it, or read what its `export` writes"
-        hint = install or (whose if method not in ("", mine) else "")
+        whose = f"these are weights of {other}'s {method} ({module}), not of {mine}"
+        hint = install or (
+            f"{whose}: open them with it, or read what its `export` writes" if method not in ("", mine) else ""
+        )
         raise ConfigError(f"{error}; {hint}" if hint else str(error)) from error
 
 

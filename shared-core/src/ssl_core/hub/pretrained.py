@@ -65,19 +65,15 @@ class Pretrained:
         return [field.name for field in dataclasses.fields(self.config) if field.name not in free]
 
     def __str__(self) -> str:
-        """Its input and the sizes of its parts, for `print` and notebooks; `repr` shows every
-        layer."""
+        """Its input and the sizes of its parts, for `print`; `repr` shows every layer."""
         assert isinstance(self, nn.Module)
-        parts = {name: (type(part).__name__, part) for name, part in self.named_children()} | {"": ("in all", self)}
-        sizes = {name: sum(p.numel() for p in part.parameters()) for name, (_, part) in parts.items()}
-        rows = [f"  {name:20}{parts[name][0]:20}{size:>13,} parameters" for name, size in sizes.items() if size]
+        sizes = {
+            name: sum(p.numel() for p in part.parameters()) for name, part in [*self.named_children(), ("all", self)]
+        }
         size = getattr(self.config, "size", None)
         given = f"up to {self.config.context} tokens" if size is None else f"images {(self.config.in_channels, *size)}"
-        return "\n".join([f"{type(self).__name__} for {given}", *rows])
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What IPython shows."""
-        printer.text(str(self))
+        rows = (f"\n  {name:20}{size:>13,} parameters" for name, size in sizes.items() if size)
+        return "".join([f"{type(self).__name__} for {given}", *rows])
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the folder that `from_pretrained` and transformers read. Every file is replaced

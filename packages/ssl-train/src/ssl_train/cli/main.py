@@ -24,12 +24,13 @@ import tyro
 
 from ssl_core.bounds import bounds_of, field_hints
 from ssl_core.config import ConfigError, TrainConfig, from_dict, to_dict
-from ssl_core.errors import InputError, TrainingError
+from ssl_core.errors import InputError
 from ssl_core.hub.format import SECTION
 from ssl_core.method import Recipe, Verb, load
 from ssl_train.asked import AUTO, CHOSEN, Asked
 from ssl_train.cli.config_file import read_file
 from ssl_train.cli.verbs import VERBS
+from ssl_train.errors import TrainingError
 from ssl_train.options import RunOptions
 from ssl_train.stop import EXIT_REQUEUE, Interrupted
 

@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ssl_core import distributed
 from ssl_core.config import ConfigError
-from ssl_core.errors import BadSample, TrainingError
+from ssl_core.errors import BadSample
 from ssl_train.data.files import printable
+from ssl_train.errors import TrainingError
 from ssl_train.processes import cores
 from ssl_train.stop import SIGNALS
 

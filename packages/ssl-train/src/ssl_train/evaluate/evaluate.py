@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_core.errors import EvaluationError
+from ssl_train.errors import EvaluationError
 from ssl_train.evaluate.accuracy import mean_per_class, top1, wilson
 from ssl_train.evaluate.features import Encode, Features, extract_each
 from ssl_train.evaluate.fewshot import HEADS, C, draw, fewshot, shots_for

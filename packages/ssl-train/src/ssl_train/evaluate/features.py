@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_core.device import autocast, no_autocast
-from ssl_core.errors import BadSample, EvaluationError
+from ssl_core.errors import BadSample
 from ssl_core.pixels import as_float, top
 from ssl_train.data.files import printable
+from ssl_train.errors import EvaluationError
 
 Encode = Callable[[Tensor], Tensor]  # uint8 (b, c, h, w) -> (b, d)
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
-from ssl_core.errors import EvaluationError
+from ssl_train.errors import EvaluationError
 from ssl_train.evaluate.accuracy import check_labelled, top1
 from ssl_train.evaluate.logistic import logistic_path
 

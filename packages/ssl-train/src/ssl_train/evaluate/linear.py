@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.errors import EvaluationError
+from ssl_train.errors import EvaluationError
 from ssl_train.evaluate.accuracy import check_labelled, mean_per_class, top1
 from ssl_train.evaluate.logistic import path_along_axes, principal_axes
 

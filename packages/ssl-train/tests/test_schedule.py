@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ssl_core.schedule import warmup_cosine
+from ssl_train.optim import warmup_cosine
 
 
 def mae(step, *, per_epoch, epochs, warmup_epochs, lr, min_lr):
