@@ -344,17 +344,6 @@ def test_batch_norm_of_one_value_in_all_is_an_error_on_every_rank():
     assert ranks(2, normed) == [True, True]
 
 
-@pytest.mark.parametrize("sizes", [(3, 3), (4, 2), (0, 5)])
-def test_the_mean_over_ranks_of_batch_means_is_the_mean_of_the_joined_batch(sizes):
-    values = torch.arange(sum(sizes), dtype=torch.float64) ** 2
-
-    def on_a_rank():
-        return distributed.batch_mean(values.split(list(sizes))[distributed.rank()]).item()
-
-    assert sum(ranks(2, on_a_rank)) / 2 == pytest.approx(values.mean().item(), abs=1e-12)
-    assert distributed.batch_mean(values) == values.mean()
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(rank, tmp_path):
     stop = faults.kill(6, signal.SIGTERM, rank=rank)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from ssl_contrastive import byol_loss, info_nce_loss, nt_xent_loss, simsiam_loss
-from ssl_contrastive.loss import NARROW, sum_log_sum_exp_among, unit
+from ssl_contrastive.loss import NARROW, batch_mean, sum_log_sum_exp_among, unit
 from ssl_contrastive.moco import dense_info_nce
 from ssl_contrastive.simclr import dense_nt_xent
+from ssl_core import distributed
+from ssl_testing import children
+from ssl_train.processes import process_group
 
 F64 = torch.float64
 
@@ -240,3 +243,17 @@ def test_simsiam_lies_between_minus_1_and_1_and_stops_the_gradient():
 def test_shapes_that_do_not_fit_raise_an_error(call):
     with pytest.raises(ValueError, match=r"got \(|differ in shape"):
         call()
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 2), (0, 5)])
+def test_the_mean_over_ranks_of_batch_means_is_the_mean_of_the_joined_batch(sizes):
+    values = torch.arange(sum(sizes), dtype=torch.float64) ** 2
+
+    def on_a_rank():
+        with process_group(60):
+            return batch_mean(values.split(list(sizes))[distributed.rank()]).item()
+
+    assert sum(end.value for end in children.run_ranks(2, on_a_rank)) / 2 == pytest.approx(
+        values.mean().item(), abs=1e-12
+    )
+    assert batch_mean(values) == values.mean()

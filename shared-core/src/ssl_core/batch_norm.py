@@ -50,8 +50,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 def check_count(values: int) -> None:
     """Raises ConfigError unless the joined batch has two values per channel: one has no spread."""
     if values < 2:
-        what = f"batch norm cannot train on {values} value per channel"
-        raise ConfigError(f"{what}: the batch of all processes needs two samples, use --batch-size 2 or more")
+        raise ConfigError(f"batch norm has {values} value per channel to train on: use --batch-size 2 or more")
 
 
 class _JoinedNorm(torch.autograd.Function):

@@ -56,9 +56,9 @@ class Checked:
     """
 
     def __str__(self) -> str:
-        known = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
+        known = ((field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self))
         changed = ", ".join(f"{name}={value!r}" for name, value, default in known if value != default)
-        shown = textwrap.indent(textwrap.fill(changed, 92), "    ")
+        shown = textwrap.fill(changed, 96, initial_indent="    ", subsequent_indent="    ")
         return f"{type(self).__name__}(\n{shown}\n)  # otherwise its defaults"
 
     def __post_init__(self) -> None:

@@ -76,16 +76,3 @@ def broadcast(x: Tensor) -> Tensor:
     if is_on():
         dist.broadcast(x, 0)
     return x
-
-
-def batch_mean(x: Tensor) -> Tensor:
-    """Mean of one value per sample, weighted so that DDP's mean over processes is the mean of the
-    joined batch.
-
-    With equal ranks it is the plain mean; with n_r of N samples on this rank, n_r · world / N times
-    it. x (b,), fp32 or wider -> scalar.
-    """
-    if not is_on():
-        return x.mean()
-    total = all_reduce_sum(x.new_tensor([x.shape[0]]))
-    return x.sum() * (world_size() / total[0])

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ssl_contrastive.config import BYOLConfig
 from ssl_contrastive.heads import collapse, mlp
-from ssl_core import distributed
+from ssl_contrastive.loss import batch_mean
 from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.ema import ema_update, frozen_copy
 from ssl_core.encoder import ImageEncoder, build_encoder
@@ -51,7 +51,7 @@ def byol_loss(p: Tensor, z: Tensor) -> Tensor:
     p, z = (F.normalize(x.to(wide), dim=-1, eps=FLOOR) for x in (p, z.detach()))
 
     # Both have length one, so ‖p − z‖² = ‖p‖² + ‖z‖² − 2 p·z = 2 − 2 p·z.
-    return distributed.batch_mean(2 - 2 * (p * z).sum(-1))
+    return batch_mean(2 - 2 * (p * z).sum(-1))
 
 
 class BYOL(nn.Module, ImageEncoder, Pretrained):

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_core import distributed
 from ssl_core.device import no_autocast
 
 NARROW = 40.0
@@ -34,6 +35,19 @@ NARROW = 40.0
 def unit(x: Tensor) -> Tensor:
     """Rows of length one, in at least fp32: exp(1 / 0.07) is infinite in half precision."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def batch_mean(x: Tensor) -> Tensor:
+    """Mean of one value per sample, weighted so that DDP's mean over processes is the mean of the
+    joined batch.
+
+    With equal ranks it is the plain mean; with n_r of N samples on this rank, n_r · world / N times
+    it. x (b,), fp32 or wider -> scalar.
+    """
+    if not distributed.is_on():
+        return x.mean()
+    total = distributed.all_reduce_sum(x.new_tensor([x.shape[0]]))
+    return x.sum() * (distributed.world_size() / total[0])
 
 
 def sum_log_sum_exp(

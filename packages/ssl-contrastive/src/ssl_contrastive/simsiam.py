@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ssl_contrastive.config import SimSiamConfig
 from ssl_contrastive.heads import collapse, mlp
-from ssl_core import distributed
+from ssl_contrastive.loss import batch_mean
 from ssl_core.batch_norm import sync_batch_norm
 from ssl_core.encoder import ImageEncoder, build_encoder
 from ssl_core.hub.pretrained import Pretrained
@@ -40,7 +40,7 @@ def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
         raise ValueError(f"predictions and projections differ in shape: {sorted(shapes)}")
     wide = torch.promote_types(p1.dtype, torch.float32)
     p1, p2, z1, z2 = (x.to(wide) for x in (p1, p2, z1.detach(), z2.detach()))  # detach is sg
-    return distributed.batch_mean(-0.5 * (F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1)))
+    return batch_mean(-0.5 * (F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1)))
 
 
 class SimSiam(nn.Module, ImageEncoder, Pretrained):

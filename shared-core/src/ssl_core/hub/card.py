@@ -57,12 +57,11 @@ def write_card(
     package = own.get("method", "").partition(".")[0].replace("_", "-")
     alone = (None, None, "No other library reads this folder." if own else "")
     library, pipeline, text = layout.others.get(str(config.get("model_type")), alone)
-    opened_by = {"library_name": library or package or None, "pipeline_tag": pipeline}
     data = ModelCardData(
         license=license or (old and old.data.get("license")) or "apache-2.0",
         tags=[tag for tag in ("self-supervised-learning", package, *header.pop("tags", ())) if tag],
         **({"model_name": title, "eval_results": list(results)} if results else {}),
-        **{**opened_by, **header},
+        **{"library_name": library or package or None, "pipeline_tag": pipeline, **header},
     )
     loading = _loading(own, layout.inputs, text).replace("{name}", name)
     block = "\n\n".join([BEGIN, *(part for part in (loading, *parts) if part), END])

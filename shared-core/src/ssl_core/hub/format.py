@@ -77,8 +77,8 @@ def own_config(section: Any, cls: type) -> tuple[Any, str]:
 
     module, _, method = str(section.get("method", "")).partition(":")
     other, mine = _package(module), cls.__name__.removesuffix("Config")
-    known = field_hints(cls) if method == mine else values  # another method's fields are not left out
-    for name in (stated.keys() & values.keys()) - {*known}:
+    # another method's fields are not left out
+    for name in (stated.keys() & values.keys()) - {*(field_hints(cls) if method == mine else values)}:
         package, default = stated[name]
         if (value := values.pop(name)) != default:
             hint = install or _sentence(package, writers[package], "==")

@@ -37,7 +37,6 @@ OPENED = 'transformers reads it too: `AutoModel.from_pretrained("{name}")`.'
 """In `Layout.others`, where others have the network and not the features of `encode`."""
 
 State = Mapping[str, Tensor]
-Read = tuple[dict[str, Tensor], list[str], Any, str]
 Export = Callable[[dict[str, Tensor], Any], tuple[Any, ...]]
 Resize = Callable[[Tensor, Any, Any], Tensor]
 
@@ -106,7 +105,9 @@ def layout_of(method: Any) -> Layout:
     return load(cls.layout)
 
 
-def read_weights(path: Path, config_class: type, layout: Layout, given: Any = None) -> Read:
+def read_weights(
+    path: Path, config_class: type, layout: Layout, given: Any = None
+) -> tuple[State, list[str], Any, str]:
     """(state dict in our names, keys of the file that have none, stored config, what to install if
     a later format wrote it) of a folder or a checkpoint file.
 

@@ -149,9 +149,8 @@ class Pretrained:
         published = (path / CONFIG).is_file() and (path / PREPROCESSOR).is_file()
         if published and SECTION in read_json(path / CONFIG) and not install:
             # transformers names another of its processors when it saves the folder again.
-            free = ("image_processor_type", "do_convert_rgb")
             by = f"mean, std, image_size and crop_pct under {SECTION!r} in {CONFIG}"
-            check_agrees(path / PREPROCESSOR, own.preprocessor(), *free, by=by)
+            check_agrees(path / PREPROCESSOR, own.preprocessor(), "image_processor_type", "do_convert_rgb", by=by)
 
         # Then it is fitted to what is wanted, and built.
         wanted = _adapted(config or stored, in_channels, image_size)
