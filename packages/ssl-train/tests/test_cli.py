@@ -65,7 +65,10 @@ def test_the_version_names_the_package_and_the_core(capsys, monkeypatch):
 def test_an_unknown_command_is_named_with_those_that_there_are(capsys):
     assert cli.main(RECIPES, ["tarin"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("ssl-tiny: no command 'tarin'; there are train, evaluate") and error.count("\n") == 1
+    assert (
+        error.startswith("ssl-tiny: no command 'tarin'; did you mean train? There are train, evaluate")
+        and error.count("\n") == 1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +269,7 @@ def test_help_names_what_is_typed(capsys):
         (["push"], ["FOLDER REPO-ID", "--revision STR"]),
         (["export"], ["WEIGHTS OUT"]),
         (["info"], ["[WEIGHTS]", "--epochs FLOAT", "the paper's recipe"]),
-        (["train"], ["run options", "--preset demo, as no --data is given"]),
+        (["train"], ["machine options", "saving options", "output options", "--preset demo, as no --data is given"]),
         (["train", "--data", "x"], ["are those of the paper's recipe"]),
     ):
         with pytest.raises(SystemExit):

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ssl_core.errors import InputError, NoTestSplit
 from ssl_lm.bytebpe import WordTable, applies
@@ -26,6 +25,7 @@ from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_
 from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
 from ssl_train.data.files import SPLITS, open_file, printable, split_folder
 from ssl_train.lock import LOCK, locked
+from ssl_train.log import Progress, is_quiet, next_steps, note, typed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,19 +45,22 @@ TRAINED_ON = 2**27
 NO_TEST = "give folders train/ and test/, a larger --held-out, or --held-out 0 for none"
 
 
-def run(recipe: Recipe, arguments: Prepare) -> None:
+def run(recipe: Recipe, arguments: Prepare) -> dict[str, Any]:
     """The verb."""
     name = arguments.data
     if name.startswith("hf:"):  # without the columns that are named behind it
         name = name[3:].partition("?")[0]
     out = Path(arguments.out or f"{Path(name).stem}-tokens")
-    meta = prepare_text(**{**vars(arguments), "out": out}, progress=True)
+    meta = prepare_text(**{**vars(arguments), "out": out}, progress=not is_quiet())
+    counts = {}
     for split, records in meta["splits"].items():
         count, size = (sum(record[key] for record in records) for key in ("tokens", "bytes"))
+        counts[split] = {"tokens": count, "bytes": size}
         print(f"{split}: {count:,} tokens of {size:,} bytes, {size / max(1, count):.2f} bytes a token")
     for name, reason in meta["left_out"]:
         print(printable(f"left out: {name}: {reason}"))
-    print(f"next     ssl-lm train --data {out} --preset small --out runs/mine")
+    train = next_steps(typed("ssl-lm", "train", "--data", out, "--out", "runs/mine"))
+    return {"folder": str(out), "splits": counts, "left_out": meta["left_out"], "next": train}
 
 
 def prepare_text(data: str | Path, out: str | Path, *, held_out: float = 0.05, **options: Any) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def _prepare(
     done = {name: record for name, record in _done(out).items() if name in names}
     todo = [(name, pieces, str(out), eos, dtype, digest) for name, pieces in names.items() if name not in done]
     total, there = sum(sizes.values()), sum(sizes[name] for name in done)
-    bar = tqdm(total=total, initial=there, unit="B", unit_scale=True, desc="tokenising", disable=not progress)
+    bar = Progress(total=total, initial=there, unit="B", unit_scale=True, desc="tokenising", quiet=not progress)
     with bar, (out / DONE).open("a") as log:
         for record in _shards(todo, workers, out):
             log.write(json.dumps(record) + "\n")
@@ -304,7 +307,7 @@ def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece], progre
             raise InputError(f"--tokenizer {name}: write train: and a number, as in train:8000")
         if progress:  # in a log, where the library's bars are hidden, too
             size = sum(piece.size for piece in _sample(pieces))
-            print(f"training a tokenizer of {int(name[6:]):,} tokens on {size:,} bytes of text", flush=True)
+            note(f"training a tokenizer of {int(name[6:]):,} tokens on {size:,} bytes of text")
         texts = (text for piece in _sample(pieces) for text in _readable(piece))
         tokenizer = train_tokenizer(texts, int(name[6:]), algorithm, progress)  # type: ignore[arg-type]
     else:

@@ -3,10 +3,9 @@ torch."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-import shlex
+import re
 import sys
 import tempfile
 import warnings
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssl_core.config import to_dict
 from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError
 from ssl_core.hub.checkpoint import checkpoint_of, number
@@ -26,72 +26,83 @@ from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
 from ssl_train.auto import table
 from ssl_train.cli import verbs
-from ssl_train.cli.estimate import describe, describe_encoder
+from ssl_train.cli.estimate import describe, describe_encoder, estimate, estimate_encoder
 from ssl_train.cost import cost_of
 from ssl_train.data.sources import Source
+from ssl_train.log import next_steps, note, typed
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
 from ssl_train.run import resumed, run
 
 
-def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) -> None:
+def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) -> dict[str, Any]:
     if not recipe.views:
         raise InputError(f"{recipe.name} is an encoder that is used as it is: it cannot be trained here")
     out = Path(args.out or f"runs/{recipe.name}")
     main = os.environ.get("RANK", "0") == "0"
-    program = recipe.package.replace("_", "-")
+    program, data = program_of(recipe), data_flag(args.data)
     with process_group():
         # opened and built once: for the estimate, the run and its figures
         asked = resumed(recipe, asked, out)
         opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device)
         if main:
             if opened.choices:
-                print(table(opened.choices))
-                print(f"the same again: {program} train{_flag('--data', args.data)} --config {out} --out ANOTHER\n")
-            print(describe(recipe, opened.method, opened.cost, opened.device, len(opened.raw("train"))), flush=True)
-        method = run(opened, out, options)
+                note(table(opened.choices))
+                again = typed(program, "train", *data, "--config", out, "--out", "ANOTHER")
+                note(f"the same again: {again}\n")
+            cost, samples = opened.cost, len(opened.raw("train"))
+            note(describe(estimate(recipe, opened.method, cost, opened.device, samples)))
+        run(opened, out, options)
     if not main:
-        return
+        return {}
 
     try:
         figures(opened, out / "figures")
     except Exception as error:  # whatever drawing raises, the run is done and its weights are there
         warnings.warn(
             f"the figures could not be drawn ({type(error).__name__}: {error}); the weights are in {out}, "
-            f"and `{program} show {out}` tries again",
+            f"and `{typed(program, 'show', out)}` tries again",
             stacklevel=2,
         )
-    lines = []
+    own: dict[str, Any] = {}
     if recipe.measure is not None:
         try:
             result = measured(opened)
             write_json(out, "evaluation.json", result)
-            lines = result["measured"]["summary"]
+            own = result["measured"]
         except InputError as error:  # too little test data, say: the run is done all the same
             warnings.warn(f"there are no figures of this run: {error}", stacklevel=2)
     finish(recipe, out)
-    print(summary(out), *lines, sep="\n")
+    first, last = ends(out)
+    print(summary(first, last), *own.get("summary", []), sep="\n")
     print(f"\nlook at  {out / 'report.html'}")
-    print(f"next     {program} evaluate {out}{_flag('--data', args.data)}")
-    print(f"         {program} embed {out} --data your/folder --out features.npz")
-    _, inputs, *_ = inspect.signature(type(method).encode).parameters
-    print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
+    evaluation = [typed(program, "evaluate", out, *data)] if own or opened.train.labels is not None else []
+    following = next_steps(*evaluation, typed(program, "embed", out, *data, "--out", "features.npz"))
+    module, name = recipe.method.split(":")
+    print(f"{'Python':8} from {module.partition('.')[0]} import {name}; {name}.from_pretrained({str(out)!r})")
+    began = {"run": str(out), "method": recipe.name, "data": args.data, "report": str(out / "report.html")}
+    return {**began, "first": first, "last": last, "measured": own or None, "next": following}
 
 
 def tell_step(args: Any) -> None:
     """Say at which step the weights stand that a command is given, if they are a checkpoint's."""
     name = getattr(args, "weights", None) or getattr(args, "folder", None) or getattr(args, "init", None)
     if name is not None and (checkpoint := checkpoint_of(name)) is not None:
-        print(f"{name}: weights of step {number(checkpoint):,}, from a checkpoint", file=sys.stderr)
+        note(f"{name}: weights of step {number(checkpoint):,}, from a checkpoint", file=sys.stderr)
 
 
-def _flag(flag: str, value: str | None) -> str:
-    """`flag` with its value, quoted for a shell; empty without a value."""
-    return "" if value is None else f" {flag} {shlex.quote(value)}"
+def program_of(recipe: Recipe) -> str:
+    """The command of the recipe's package."""
+    return recipe.package.replace("_", "-")
 
 
-def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
+def data_flag(data: str | None, flag: str = "--data") -> list[str]:
+    """The words of a command that name data; none for the built-in data."""
+    return [] if data is None else [flag, data]
+
+
+def evaluate(recipe: Recipe, args: verbs.Evaluate) -> dict[str, Any]:
     from ssl_train.evaluate.evaluate import PROTOCOLS, table
     from ssl_train.evaluate.evaluate import evaluate as compare_features
     from ssl_train.finetune import check_encoder, compare
@@ -108,9 +119,8 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
     result = measured(opened)
     lines = result.get("measured", {}).get("summary", [])
     if lines and opened.train.labels is None:  # the method's own figures need no labels
-        _write_evaluation(recipe, args, out, result)
         print(*lines, sep="\n")
-        return
+        return _write_evaluation(recipe, args, out, result)
 
     train_data, test_data, how = opened.labelled()
     seed_step(getattr(method.config, "seed", 0))
@@ -131,10 +141,10 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
         data, epochs = (train_data, test_data), args.finetune_epochs
         result = compare(result, networks, method.config, data, out / "finetune", epochs=epochs, options=how_to_run)
     result["protocol"]["split"] = how
-    _write_evaluation(recipe, args, out, result)
     print(table(result))
     print(f"test data: {how}")
     print(*filter(None, [advice(result)]), *lines, sep="\n")
+    return _write_evaluation(recipe, args, out, result)
 
 
 def measured(opened: Opened) -> dict[str, Any]:
@@ -156,13 +166,30 @@ def smallest_class(source: Source, *, most: int) -> int:
     return min(most, int(np.unique(labels[labels >= 0], return_counts=True)[1].min()))
 
 
-def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: dict[str, Any]) -> None:
-    if args.out or Path(args.weights).is_dir():
+def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Write evaluation.json and what is made of it, and say what may come next. The result, with
+    both."""
+    kept = args.out is not None or Path(args.weights).is_dir()
+    if kept:
         write_json(out, "evaluation.json", result)
         finish(recipe, out)
+    program, data = program_of(recipe), data_flag(args.data)
+    print("" if not (out / "report.html").is_file() else f"\nlook at  {out / 'report.html'}")
+    publish = typed(program, "push", args.weights, f"me/{_hub_name(args.weights)}", "--dry-run")
+    following = next_steps(
+        typed(program, "embed", args.weights, *data, "--out", "features.npz"),
+        *([publish] if Path(args.weights).is_dir() else []),
+    )
+    file = str(out / "evaluation.json") if kept else None
+    return {**result, "weights": args.weights, "file": file, "next": following}
 
 
-def embed(recipe: Recipe, args: verbs.Embed) -> None:
+def _hub_name(weights: str) -> str:
+    """The name of a folder, as far as the Hub takes it for a repository."""
+    return re.sub(r"[^\w.]+|\.\.+", "-", Path(weights).resolve().name, flags=re.ASCII).strip("-.") or "model"
+
+
+def embed(recipe: Recipe, args: verbs.Embed) -> dict[str, Any]:
     from ssl_train.evaluate.features import extract
 
     opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device, max_pixels=args.max_pixels)
@@ -170,7 +197,12 @@ def embed(recipe: Recipe, args: verbs.Embed) -> None:
     features = extract(opened.method.encode, opened.train, view, progress=True, **options)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     features.save(args.out)
-    print(f"{len(features)} features of width {features.features.shape[1]} in {args.out}")
+    count, width = features.features.shape
+    print(f"{count} features of width {width} in {args.out}\n")
+    shown = f'import numpy; print(numpy.load({json.dumps(args.out)})["features"].shape)'
+    following = next_steps(typed(Path(sys.executable).name, "-c", shown))
+    left_out = [{"name": name, "reason": reason} for name, reason in features.skipped]
+    return {"file": args.out, "features": count, "width": width, "left_out": left_out, "next": following}
 
 
 def extraction(args: verbs.Evaluate | verbs.Embed) -> dict[str, Any]:
@@ -178,17 +210,18 @@ def extraction(args: verbs.Evaluate | verbs.Embed) -> dict[str, Any]:
     return {"batch_size": args.batch_size, "precision": args.precision, "workers": args.workers}
 
 
-def show(recipe: Recipe, args: verbs.Show) -> None:
+def show(recipe: Recipe, args: verbs.Show) -> dict[str, Any]:
     opened = Opened.from_weights(recipe, args.weights, data=args.data, device=args.device, max_pixels=args.max_pixels)
     weights = Path(args.weights)
     folder = Path(args.out) if args.out else (weights if weights.is_dir() else Path()) / "figures"
-    for path in figures(opened, folder):
-        print(path)
+    drawn = [str(path) for path in figures(opened, folder)]
+    print(*drawn, sep="\n")
     if args.out is None and weights.is_dir():
         finish(recipe, weights)
+    return {"figures": drawn}
 
 
-def push(recipe: Recipe, args: verbs.Push) -> None:
+def push(recipe: Recipe, args: verbs.Push) -> dict[str, Any]:
     from ssl_core.hub.card import write_card
     from ssl_core.hub.remote import push as upload
     from ssl_train.card import write_run_card
@@ -205,10 +238,13 @@ def push(recipe: Recipe, args: verbs.Push) -> None:
         else:
             write_run_card(folder, name=args.repo_id, layout=layout, license=args.license)
         options = {"revision": args.revision, "create_pr": args.create_pr, "dry_run": args.dry_run}
-        print(upload(folder, args.repo_id, private=args.private or None, **options))
+        said = upload(folder, args.repo_id, private=args.private or None, **options)
+    print(said)
+    files = [line.split(maxsplit=1)[1] for line in said.splitlines()[1:]]
+    return {"repo_id": args.repo_id, **({"files": files} if args.dry_run else {"url": said})}
 
 
-def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> None:
+def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> dict[str, Any]:
     method = None if args.weights is None else load(recipe.method).from_pretrained(args.weights)
     config = asked.config if method is None else replace(method.config, **asked.typed)
 
@@ -222,12 +258,15 @@ def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> None:
             method = load(recipe.method)(config)
     if recipe.views:
         device = pick_device(args.device)
-        print(describe(recipe, method, cost_of(recipe, method, device), device, samples))
+        found = estimate(recipe, method, cost_of(recipe, method, device), device, samples)
+        print(describe(found))
     else:
-        print(describe_encoder(recipe, method))
+        found = estimate_encoder(recipe, method)
+        print(describe_encoder(found))
+    return {**found, "config": to_dict(config)}
 
 
-def export(recipe: Recipe, args: verbs.Export) -> None:
+def export(recipe: Recipe, args: verbs.Export) -> dict[str, Any]:
     from ssl_core.hub.weights_file import save_weights
 
     method = load(recipe.method).from_pretrained(args.weights)
@@ -243,14 +282,19 @@ def export(recipe: Recipe, args: verbs.Export) -> None:
     save_weights(out / "model.safetensors", state)
     write_json(out, named[0] if named else "config.json", config)
     method.save_preprocessor(out)
-    print(f"{sum(t.numel() for t in state.values()):,} parameters in {out}, {args.to}'s layout")
+    parameters = sum(t.numel() for t in state.values())
+    print(f"{parameters:,} parameters in {out}, {args.to}'s layout")
+    return {"folder": str(out), "layout": args.to, "parameters": parameters}
 
 
-def compare(recipe: Recipe, args: verbs.Compare) -> None:
+def compare(recipe: Recipe, args: verbs.Compare) -> dict[str, Any]:
+    from ssl_train.report.compare import as_text, facts, rows
     from ssl_train.report.compare import compare as beside
 
-    print(beside(args.runs, args.out))
+    read = beside(args.runs, args.out)
+    print(as_text(rows(read)))
     print(f"\nlook at  {args.out}")
+    return {"page": args.out, "runs": [facts(run) for run in read]}
 
 
 def figures(opened: Opened, folder: Path) -> list[Path]:
@@ -275,10 +319,14 @@ def finish(recipe: Recipe, folder: Path) -> None:
         write_report(folder)
 
 
-def summary(folder: Path) -> str:
-    """The last line of metrics.jsonl as a small table."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    first, last = json.loads(lines[0]), json.loads(lines[-1])
+def ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first and the last line of metrics.jsonl."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(lines[0]), json.loads(lines[-1])
+
+
+def summary(first: dict[str, Any], last: dict[str, Any]) -> str:
+    """What was logged at last as a small table."""
     names = {"health/knn": "k-NN, leave one out, in training"}  # other than `evaluate`'s
     rows = [
         ("steps", f"{last['step']:,} ({last['epoch']:g} epochs)"),

@@ -18,38 +18,66 @@ SHARE_OF_PEAK = 0.6
 """Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
 
 
-def describe(recipe: Recipe, method: nn.Module, cost: Cost, device: torch.device, samples: int | None) -> str:
-    """A few lines on the cost of pretraining `method` on this machine, and on the whole run if
-    `samples` are known."""
+def estimate(
+    recipe: Recipe, method: nn.Module, cost: Cost, device: torch.device, samples: int | None
+) -> dict[str, Any]:
+    """What pretraining `method` costs on this machine, and the whole run if `samples` are known.
+
+    Sizes are bytes, times seconds.
+    """
     config: Any = method.config
     precision = pick_precision(config.precision, device)
-    parameters = sum(p.numel() for p in method.parameters())
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    flops = cost.multiply_adds
     rate = matmul_rate(device, precision)
-    seconds = 3 * flops * config.batch_size / (SHARE_OF_PEAK * rate)
+    seconds = 3 * cost.multiply_adds * config.batch_size / (SHARE_OF_PEAK * rate)
+    found = {
+        "method": recipe.name,
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "multiply_adds": cost.multiply_adds,
+        "memory": cost.fixed,
+        "memory_of_batch": cost.activations * config.batch_size,
+        "batch_size": config.batch_size,
+        "device": device.type,
+        "precision": precision,
+        "multiply_adds_per_second": rate,
+        "seconds_per_step": seconds,
+    }
+    if samples is not None:
+        steps = Plan(samples, config.batch_size, config.epochs, config.seed).steps
+        found |= {"samples": samples, "steps": steps, "seconds": seconds * steps}
+    return found
+
+
+def describe(found: dict[str, Any]) -> str:
+    """An estimate in a few lines."""
+    flops, batch = found["multiply_adds"], found["batch_size"]
     lines = [
-        f"{recipe.name}: {parameters:,} parameters, {trained:,} trained",
+        f"{found['method']}: {found['parameters']:,} parameters, {found['trained']:,} trained",
         f"{2 * flops / 1e9:.2f} GFLOPs forward per sample ({flops / 1e9:.2f} G multiply-adds), "
         "three times that in training",
-        f"memory: {gigabytes(cost.fixed)}, and {gigabytes(cost.activations * config.batch_size)} for a batch of "
-        f"{config.batch_size}",
-        f"on this {device.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
+        f"memory: {gigabytes(found['memory'])}, and {gigabytes(found['memory_of_batch'])} for a batch of {batch}",
+        f"on this {found['device']} in {found['precision']} ({2 * found['multiply_adds_per_second'] / 1e9:,.0f} "
+        f"GFLOP/s): about {_duration(found['seconds_per_step'])} a step",
     ]
-    if samples is not None:
-        plan = Plan(samples, config.batch_size, config.epochs, config.seed)
-        total = _duration(seconds * plan.steps)
-        lines.append(f"{samples:,} samples, {plan.steps:,} steps of {config.batch_size}: about {total}")
+    if "samples" in found:
+        steps, total = found["steps"], _duration(found["seconds"])
+        lines.append(f"{found['samples']:,} samples, {steps:,} steps of {batch}: about {total}")
     return "\n".join(lines)
 
 
-def describe_encoder(recipe: Recipe, method: Any) -> str:
-    """A line on an encoder that is not trained here."""
+def estimate_encoder(recipe: Recipe, method: Any) -> dict[str, Any]:
+    """What an encoder costs that is not trained here."""
     h, w = method.config.size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         on_meta(method).eval().encode(torch.empty(1, method.config.in_channels, h, w))
     parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
-    return f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
+    return {"method": recipe.name, "parameters": parameters, "flops": flops, "image": [h, w]}
+
+
+def describe_encoder(found: dict[str, Any]) -> str:
+    """Its estimate in a line."""
+    (h, w), flops = found["image"], found["flops"] / 1e9
+    return f"{found['method']}: {found['parameters']:,} parameters, {flops:.2f} GFLOPs an image of {h} x {w}"
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
