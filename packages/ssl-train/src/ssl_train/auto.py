@@ -19,10 +19,11 @@ import torch
 
 from ssl_core.config import ConfigError
 from ssl_core.device import autocast, pick_precision, seed_step
-from ssl_core.errors import BadSample
+from ssl_core.errors import BadSample, DataError
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
 from ssl_train.cost import cost_of
+from ssl_train.data.files import printable
 from ssl_train.data.loader import Batches, Plan, default_workers
 from ssl_train.data.sources import Source, attach
 from ssl_train.fit import to_device
@@ -75,16 +76,20 @@ class Look:
 
 
 def look_at(source: Source, most: int = 24) -> Look:
-    """The number of samples, and the size of a few of them, evenly spread."""
-    sides = []
+    """The number of samples, and the size of a few of them, evenly spread. Raises DataError if none
+    of the few is readable."""
+    sides, bad = [], []
     for index in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int):
         try:
             image = source.load(int(index)).get("image")
-        except BadSample:  # the run will name it, and count
+        except BadSample as error:  # the run will name it, and count
+            bad.append(printable(f"{source.name(int(index))}: {error}"))
             continue
         if image is None:
             break
         sides.append(min(image.shape[-2:]))
+    if len(bad) == min(most, len(source)):
+        raise DataError(f"none of {len(bad)} samples that were looked at is readable. {bad[0]}")
     return Look(len(source), int(statistics.median(sides)) if sides else None)
 
 

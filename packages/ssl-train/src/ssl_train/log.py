@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ssl_core.config import ConfigError
 from ssl_train.options import RunOptions
 
-IN_A_LOG = "{desc}{n_fmt} of {total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
+IN_A_LOG = "{desc} {n_fmt} of {total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
 """A line of progress in a file."""
 _quiet = False
 

@@ -79,7 +79,9 @@ def main(
         recipe, rest = _choose_method(recipes, rest, allowed[0] if allowed else None)
         if allowed and recipe.name not in allowed:
             raise InputError(f"{verb} is for {' and '.join(allowed)}, not for {recipe.name}")
-        output, given = _parse(f"{program} {verb}", verb, own, recipe, rest)
+        methods = ", ".join(allowed or recipes)
+        about = f"\n\nMethods (--method): {methods}." if "," in methods else ""
+        output, given = _parse(f"{program} {verb}", verb, own, recipe, rest, about)
         return _run(verb, own, recipe, output, given)
     except InputError as error:
         _tell(program, error)
@@ -112,8 +114,8 @@ def _run(verb: str, own: Verb | None, recipe: Recipe, output: Output, given: lis
 
     with ExitStack() as stack:
         stack.enter_context(log.quietly(output.quiet))
-        if output.json:  # nothing but the object on stdout
-            stack.enter_context(redirect_stdout(sys.stderr))
+        if output.json:  # nothing but the object on stdout, and its lines are not needed twice
+            stack.enter_context(redirect_stdout(io.StringIO() if output.quiet else sys.stderr))
         if own is not None:
             facts = load(own.run)(recipe, *given)  # loads torch, which --help does without
         else:
@@ -206,10 +208,15 @@ def _peek(arguments: list[str], *flags: str) -> tuple[dict[str, str | None], lis
     return vars(values), rest
 
 
-def _parse(program: str, verb: str, own: Verb | None, recipe: Recipe, arguments: list[str]) -> tuple[Output, list[Any]]:
-    """(how to tell the result, what the verb's command is called with besides the recipe)."""
+def _parse(
+    program: str, verb: str, own: Verb | None, recipe: Recipe, arguments: list[str], more: str
+) -> tuple[Output, list[Any]]:
+    """(how to tell the result, what the verb's command is called with besides the recipe).
+
+    `more` is said in the help.
+    """
     cls: Any = VERBS[verb] if own is None else load(own.arguments)
-    about = " ".join((cls.__doc__ or "").split())
+    about = " ".join((cls.__doc__ or "").split()) + more
     if own is not None or verb not in ("train", "info"):
         command, output = _flags(program, about, [_Part(cls), _Part(Output)], arguments)
         return Output(**output), [cls(**command)]
