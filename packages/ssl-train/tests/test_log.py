@@ -37,10 +37,8 @@ def test_quietly_nothing_is_said(monkeypatch, capsys):
     with quietly():
         note("on the way")
         list(Progress(range(5)))
-        with quietly(False):
-            note("here")
     note("and here")
-    assert capsys.readouterr().out == "here\nand here\n" and not sys.stderr.getvalue()
+    assert capsys.readouterr().out == "and here\n" and not sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize("unit", ["img", "rows"])

@@ -27,7 +27,6 @@ from ssl_core.hub.weights_file import write_whole
 from ssl_train.data.files import printable, walk
 from ssl_train.data.sources import EXTENSIONS
 from ssl_train.data.views import eval_view
-from ssl_train.log import Progress, next_steps, typed
 
 if TYPE_CHECKING:
     from ssl_clip.verbs import Index
@@ -166,6 +165,8 @@ class ImageIndex:
         generator = torch.Generator()  # iterating draws from it, and not from the global one
         batches: Any = DataLoader(files, batch_size, num_workers=workers, collate_fn=list, generator=generator)
         if progress:
+            from ssl_train.log import Progress  # brings tqdm
+
             batches = Progress(batches, desc="index", unit="batches", leave=False)
         device = self.clip.logit_scale.device
         precision = pick_precision("auto", device)
@@ -285,6 +286,8 @@ class _Files(Dataset[tuple[str, Tensor | None, str]]):
 
 def run(recipe: Any, arguments: Index) -> dict[str, Any]:
     """The command `index`."""
+    from ssl_train.log import next_steps, typed
+
     clip = CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device))
     # An absolute path, so that `search` finds the model from any folder. A Hub id stays as it is.
     weights = str(Path(arguments.weights).resolve()) if Path(arguments.weights).exists() else arguments.weights
@@ -293,6 +296,6 @@ def run(recipe: Any, arguments: Index) -> dict[str, Any]:
     print(index.last_update)
     for path, reason in index.unreadable[:10]:
         print(f"  {printable(path)}: {reason}")
-    following = next_steps(typed("ssl-clip", "search", arguments.out, "what you look for"))
+    following = next_steps(typed("ssl-clip", "search", arguments.out, "a dog"))
     counts = dataclasses.asdict(index.last_update) if index.last_update else {}
     return {"index": arguments.out, **counts, "next": following}

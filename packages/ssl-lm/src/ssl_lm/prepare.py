@@ -23,9 +23,10 @@ from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.duplicates import near_duplicates
 from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
 from ssl_lm.texts import BadText, Piece, cut, line_end, list_files, open_hf, read_piece
+from ssl_train import log
 from ssl_train.data.files import SPLITS, open_file, printable, split_folder
 from ssl_train.lock import LOCK, locked
-from ssl_train.log import Progress, is_quiet, next_steps, note, typed
+from ssl_train.log import Progress, next_steps, note, typed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,7 +52,7 @@ def run(recipe: Recipe, arguments: Prepare) -> dict[str, Any]:
     if name.startswith("hf:"):  # without the columns that are named behind it
         name = name[3:].partition("?")[0]
     out = Path(arguments.out or f"{Path(name).stem}-tokens")
-    meta = prepare_text(**{**vars(arguments), "out": out}, progress=not is_quiet())
+    meta = prepare_text(**{**vars(arguments), "out": out}, progress=not log.quiet)
     counts = {}
     for split, records in meta["splits"].items():
         count, size = (sum(record[key] for record in records) for key in ("tokens", "bytes"))
@@ -133,7 +134,7 @@ def _prepare(
     done = {name: record for name, record in _done(out).items() if name in names}
     todo = [(name, pieces, str(out), eos, dtype, digest) for name, pieces in names.items() if name not in done]
     total, there = sum(sizes.values()), sum(sizes[name] for name in done)
-    bar = Progress(total=total, initial=there, unit="B", unit_scale=True, desc="tokenising", quiet=not progress)
+    bar = Progress(total=total, initial=there, unit="B", unit_scale=True, desc="tokenising", disable=not progress)
     with bar, (out / DONE).open("a") as log:
         for record in _shards(todo, workers, out):
             log.write(json.dumps(record) + "\n")

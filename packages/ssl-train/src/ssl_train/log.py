@@ -23,28 +23,24 @@ from ssl_train.options import RunOptions
 
 IN_A_LOG = "{desc} {n_fmt} of {total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
 """A line of progress in a file."""
-_quiet = False
+quiet = False
+"""Whether `quietly` was entered."""
 
 
 @contextmanager
-def quietly(wanted: bool = True) -> Iterator[None]:
-    """Context in which `note` and `Progress` show nothing, if that is wanted."""
-    global _quiet
-    before, _quiet = _quiet, wanted
+def quietly() -> Iterator[None]:
+    """Context in which `note` and `Progress` show nothing."""
+    global quiet
+    before, quiet = quiet, True
     try:
         yield
     finally:
-        _quiet = before
-
-
-def is_quiet() -> bool:
-    """Whether this is inside of `quietly`."""
-    return _quiet
+        quiet = before
 
 
 def note(text: str, file: IO[str] | None = None) -> None:
     """Print what is no result: what a command does and finds on its way."""
-    if not _quiet:
+    if not quiet:
         print(text, file=file, flush=True)
 
 
@@ -64,12 +60,12 @@ def next_steps(*commands: str) -> list[str]:
 class Progress(tqdm):
     """A bar of tqdm that a terminal shows on one line and a file as a line every half minute."""
 
-    def __init__(self, *arguments: Any, quiet: bool = False, **options: Any) -> None:
+    def __init__(self, *arguments: Any, disable: bool = False, **options: Any) -> None:
         if sys.stderr.isatty():
             options |= {"mininterval": 0.5, "dynamic_ncols": True}
         else:
             options |= {"mininterval": 30.0, "bar_format": IN_A_LOG, "file": _Lines(sys.stderr)}
-        super().__init__(*arguments, disable=quiet or _quiet, **options)
+        super().__init__(*arguments, disable=disable or quiet, **options)
 
 
 class _Lines:
@@ -102,7 +98,7 @@ class Log:
         self._quiet, self._torn, self._warned = quiet, False, False
         self._waiting: list[bytes] = []
         self._file: Any = None
-        self.bar = Progress(total=total, initial=start, quiet=quiet, unit="steps")
+        self.bar = Progress(total=total, initial=start, disable=quiet, unit="steps")
 
     def _open(self) -> Any:
         self._torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")

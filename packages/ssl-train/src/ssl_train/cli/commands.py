@@ -23,10 +23,11 @@ from ssl_core.errors import InputError
 from ssl_core.hub.checkpoint import checkpoint_of, number
 from ssl_core.hub.layout import layout_of
 from ssl_core.method import Recipe, load
+from ssl_train import log
 from ssl_train.asked import Asked
 from ssl_train.auto import table
 from ssl_train.cli import verbs
-from ssl_train.cli.estimate import describe, describe_encoder, estimate, estimate_encoder
+from ssl_train.cli.estimate import estimate, estimate_encoder
 from ssl_train.cost import cost_of
 from ssl_train.data.sources import Source
 from ssl_train.log import next_steps, note, typed
@@ -46,13 +47,13 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
         # opened and built once: for the estimate, the run and its figures
         asked = resumed(recipe, asked, out)
         opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device)
-        if main:
+        if main and not log.quiet:
             if opened.choices:
-                note(table(opened.choices))
+                print(table(opened.choices))
                 again = typed(program, "train", *data, "--config", out, "--out", "ANOTHER")
-                note(f"the same again: {again}\n")
-            cost, samples = opened.cost, len(opened.raw("train"))
-            note(describe(estimate(recipe, opened.method, cost, opened.device, samples)))
+                print(f"the same again: {again}\n")
+            _, text = estimate(recipe, opened.method, opened.cost, opened.device, len(opened.raw("train")))
+            print(text, flush=True)
         run(opened, out, options)
     if not main:
         return {}
@@ -258,11 +259,10 @@ def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> dict[str, Any]:
             method = load(recipe.method)(config)
     if recipe.views:
         device = pick_device(args.device)
-        found = estimate(recipe, method, cost_of(recipe, method, device), device, samples)
-        print(describe(found))
+        found, text = estimate(recipe, method, cost_of(recipe, method, device), device, samples)
     else:
-        found = estimate_encoder(recipe, method)
-        print(describe_encoder(found))
+        found, text = estimate_encoder(recipe, method)
+    print(text)
     return {**found, "config": to_dict(config)}
 
 

@@ -20,64 +20,41 @@ SHARE_OF_PEAK = 0.6
 
 def estimate(
     recipe: Recipe, method: nn.Module, cost: Cost, device: torch.device, samples: int | None
-) -> dict[str, Any]:
-    """What pretraining `method` costs on this machine, and the whole run if `samples` are known.
-
-    Sizes are bytes, times seconds.
-    """
+) -> tuple[dict[str, Any], str]:
+    """What pretraining `method` costs on this machine, and the whole run if `samples` are known: in
+    numbers (bytes, seconds), and in a few lines."""
     config: Any = method.config
     precision = pick_precision(config.precision, device)
+    parameters = sum(p.numel() for p in method.parameters())
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    flops, batch = cost.multiply_adds, config.batch_size
     rate = matmul_rate(device, precision)
-    seconds = 3 * cost.multiply_adds * config.batch_size / (SHARE_OF_PEAK * rate)
-    found = {
-        "method": recipe.name,
-        "parameters": sum(p.numel() for p in method.parameters()),
-        "trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        "multiply_adds": cost.multiply_adds,
-        "memory": cost.fixed,
-        "memory_of_batch": cost.activations * config.batch_size,
-        "batch_size": config.batch_size,
-        "device": device.type,
-        "precision": precision,
-        "multiply_adds_per_second": rate,
-        "seconds_per_step": seconds,
-    }
-    if samples is not None:
-        steps = Plan(samples, config.batch_size, config.epochs, config.seed).steps
-        found |= {"samples": samples, "steps": steps, "seconds": seconds * steps}
-    return found
-
-
-def describe(found: dict[str, Any]) -> str:
-    """An estimate in a few lines."""
-    flops, batch = found["multiply_adds"], found["batch_size"]
+    seconds = 3 * flops * batch / (SHARE_OF_PEAK * rate)
     lines = [
-        f"{found['method']}: {found['parameters']:,} parameters, {found['trained']:,} trained",
+        f"{recipe.name}: {parameters:,} parameters, {trained:,} trained",
         f"{2 * flops / 1e9:.2f} GFLOPs forward per sample ({flops / 1e9:.2f} G multiply-adds), "
         "three times that in training",
-        f"memory: {gigabytes(found['memory'])}, and {gigabytes(found['memory_of_batch'])} for a batch of {batch}",
-        f"on this {found['device']} in {found['precision']} ({2 * found['multiply_adds_per_second'] / 1e9:,.0f} "
-        f"GFLOP/s): about {_duration(found['seconds_per_step'])} a step",
+        f"memory: {gigabytes(cost.fixed)}, and {gigabytes(cost.activations * batch)} for a batch of {batch}",
+        f"on this {device.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
     ]
-    if "samples" in found:
-        steps, total = found["steps"], _duration(found["seconds"])
-        lines.append(f"{found['samples']:,} samples, {steps:,} steps of {batch}: about {total}")
-    return "\n".join(lines)
+    found = {"method": recipe.name, "parameters": parameters, "trained": trained, "multiply_adds": flops}
+    found |= {"batch_size": batch, "memory": cost.fixed, "memory_of_batch": cost.activations * batch}
+    found |= {"device": device.type, "precision": precision, "seconds_per_step": seconds}
+    if samples is not None:
+        steps = Plan(samples, batch, config.epochs, config.seed).steps
+        lines.append(f"{samples:,} samples, {steps:,} steps of {batch}: about {_duration(seconds * steps)}")
+        found |= {"samples": samples, "steps": steps, "seconds": seconds * steps}
+    return found, "\n".join(lines)
 
 
-def estimate_encoder(recipe: Recipe, method: Any) -> dict[str, Any]:
-    """What an encoder costs that is not trained here."""
+def estimate_encoder(recipe: Recipe, method: Any) -> tuple[dict[str, Any], str]:
+    """An encoder that is not trained here, in numbers and in a line."""
     h, w = method.config.size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         on_meta(method).eval().encode(torch.empty(1, method.config.in_channels, h, w))
     parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
-    return {"method": recipe.name, "parameters": parameters, "flops": flops, "image": [h, w]}
-
-
-def describe_encoder(found: dict[str, Any]) -> str:
-    """Its estimate in a line."""
-    (h, w), flops = found["image"], found["flops"] / 1e9
-    return f"{found['method']}: {found['parameters']:,} parameters, {flops:.2f} GFLOPs an image of {h} x {w}"
+    text = f"{recipe.name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
+    return {"method": recipe.name, "parameters": parameters, "flops": flops, "image": [h, w]}, text
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:

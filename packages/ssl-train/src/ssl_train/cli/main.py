@@ -113,7 +113,8 @@ def _run(verb: str, own: Verb | None, recipe: Recipe, output: Output, given: lis
     from ssl_train import log
 
     with ExitStack() as stack:
-        stack.enter_context(log.quietly(output.quiet))
+        if output.quiet:
+            stack.enter_context(log.quietly())
         if output.json:  # nothing but the object on stdout, and its lines are not needed twice
             stack.enter_context(redirect_stdout(io.StringIO() if output.quiet else sys.stderr))
         if own is not None:
