@@ -338,7 +338,9 @@ def _tyro(cls: type[Any], program: str, about: str, arguments: Sequence[str]) ->
             return tyro.cli(cls, args=arguments, prog=program, description=about, config=(tyro.conf.OmitArgPrefixes,))
     finally:
         sys.stdout.write(coloured(said.getvalue().replace(RED, BOLD), "", sys.stdout))
-        sys.stderr.write(coloured(faults.getvalue(), "", sys.stderr))
+        # a positional argument by its name in the help, without the group that it is in
+        named = re.sub(r"'group\d+\.([\w-]+)'", lambda found: found[1].upper().center(len(found[0])), faults.getvalue())
+        sys.stderr.write(coloured(named, "", sys.stderr))
 
 
 class _Terminal(io.StringIO):
