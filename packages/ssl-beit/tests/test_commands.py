@@ -83,6 +83,16 @@ def test_beits_own_tokenizer_is_used_and_the_size_may_be_chosen(folders, tmp_pat
     assert "size = 30: must be a multiple of 8" in capsys.readouterr().err
 
 
+def test_tokenize_leaves_out_what_is_too_large_and_tells_its_result_as_json(folders, tmp_path, capsys):
+    line = ("tokenize", folders / "dvae", "--data", folders / "whole", "--out", tmp_path / "t.npz")
+    assert command(*line, "--json", "--quiet") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["images"], result["grid"]) == (10, [4, 4]) and "--tokenizer" in result["next"][0]
+    assert command(*line, "--max-pixels", 100) == 2
+    said = capsys.readouterr()
+    assert "raise the limit with --max-pixels" in said.out and "no readable image" in said.err
+
+
 def test_tokenize_says_what_cannot_be_used(folders, tmp_path, capsys):
     assert command("tokenize", "./nothing") == 2
     assert "nothing" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -75,6 +76,41 @@ def test_index_and_search_find_and_write_a_page(run, capsys):
     assert typed("search", "my.index", "--image", "colours/green/1.png", "--device", "cpu") == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert "green" in first and float(first.split()[0]) > 0.98
+
+
+def test_a_limit_on_pixels_holds_in_every_command(run, capsys):
+    Image.new("RGB", (40, 40)).save("colours/red/large.png")
+    limit = ("--max-pixels", "1000", "--device", "cpu")
+    assert typed("classify", "colours/red/large.png", "--labels", "red", "blue", *limit) == 2
+    assert "raise the limit with --max-pixels" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="large.png: 40 x 40 pixels"):
+        assert typed("classify", "--data", "colours", *limit) == 0
+    assert "9 images" in capsys.readouterr().out
+    assert typed("index", "colours", "--out", "my.index", *limit) == 0
+    assert "1 unreadable; 9 images" in capsys.readouterr().out
+    assert typed("search", "my.index", "--image", "colours/red/large.png", *limit) == 2
+    assert "raise the limit with --max-pixels" in capsys.readouterr().err
+    assert typed("index", "colours", "--out", "my.index", "--max-pixels", "2000", "--device", "cpu") == 0
+    assert "0 unreadable; 10 images" in capsys.readouterr().out, "what was too large is tried again"
+    assert typed("search", "my.index", "a", "--max-pixels", "0") == 2
+    assert "max_pixels = 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_the_results_of_commands_are_json_and_what_comes_next_can_be_typed(run, capsys):
+    Path("colours").rename("my colours (1)")
+    image = "my colours (1)/red/0.png"
+    results = []
+    for line in (
+        ("classify", image, "--labels", "red", "blue"),
+        ("classify", "--data", "my colours (1)", "--out", "c.png"),
+        ("index", "my colours (1)", "--out", "my index"),
+    ):
+        assert typed(*line, "--device", "cpu", "--json", "--quiet") == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0]["images"][image].keys() == {"red", "blue"} and 0 <= results[1]["top1"] <= 1
+    assert results[2]["added"] == 9
+    assert typed(*shlex.split(results[2]["next"][0])[1:], "--device", "cpu", "--json", "--quiet") == 0
+    assert len(json.loads(capsys.readouterr().out)["found"]) == 9
 
 
 def test_classify_prints_its_numbers_without_matplotlib(run, capsys, monkeypatch):

@@ -107,6 +107,7 @@ def test_a_matched_picture_is_read_and_run_once(tmp_path, monkeypatch):
     [
         (["a.png", "b.png", "sub/a.jpg", "--weights", "weights"], "two pictures are called 'a'"),
         (["missing.png", "--weights", "weights"], "missing.png"),
+        (["a.png", "--weights", "weights", "--max-pixels", "100"], "raise the limit with --max-pixels"),
         (["a.png", "--weights", "weights", "--mass", "2"], "mass = 2.0: must be above 0 and at most 1"),
         (["a.png", "--weights", "weights", "--block", "7"], "block 7"),
         (["a.png", "--weights", "nothing"], "nothing"),

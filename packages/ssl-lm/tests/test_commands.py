@@ -24,6 +24,24 @@ def test_generate_writes_to_the_terminal(run, capsys):
     assert re.findall("--- \\d", capsys.readouterr().out) == ["--- 1", "--- 2"]
 
 
+def test_generated_texts_are_json_for_scripts(run, capsys):
+    line = ["generate", str(run), "the", "--tokens", "5", "--seed", "0", "--device", "cpu"]
+    assert main(RECIPES, [*line, "--json"], verbs=VERBS) == 0
+    said = capsys.readouterr()
+    texts = json.loads(said.out)["texts"]
+    assert len(texts) == 1 and texts[0].strip() in said.err
+    assert main(RECIPES, [*line, "--quiet"], verbs=VERBS) == 0
+    assert capsys.readouterr().out == f"the{texts[0]}\n", "a text is the result"
+
+
+def test_a_long_prompt_is_a_text_and_not_the_name_of_a_file(run, capsys):
+    assert main(RECIPES, ["generate", str(run), "the cat " * 40, "--tokens", "1", "--device", "cpu"], verbs=VERBS) in (
+        0,
+        2,
+    )
+    assert "file name too long" not in capsys.readouterr().err
+
+
 def test_prepare_prints_what_it_wrote(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text(write_text(400))

@@ -3,11 +3,15 @@ every verb."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import warnings
 
@@ -24,7 +28,7 @@ from ssl_testing.tiny import RECIPES, Tiny, TinyConfig, write_pictures
 from ssl_train.asked import Asked
 from ssl_train.cli import commands
 from ssl_train.cli import main as cli
-from ssl_train.cli.verbs import VERBS
+from ssl_train.cli.verbs import VERBS, Output
 from ssl_train.errors import TrainingError
 from ssl_train.options import RunOptions
 
@@ -66,7 +70,10 @@ def test_the_version_names_the_package_and_the_core(capsys, monkeypatch):
 def test_an_unknown_command_is_named_with_those_that_there_are(capsys):
     assert cli.main(RECIPES, ["tarin"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("ssl-tiny: no command 'tarin'; there are train, evaluate") and error.count("\n") == 1
+    assert (
+        error.startswith("ssl-tiny: no command 'tarin'; did you mean train? There are train, evaluate")
+        and error.count("\n") == 1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +148,109 @@ def test_flags_set_the_run_the_config_and_the_options(parsed):
     assert asked.config == TinyConfig(epochs=3.0, betas=(0.8, 0.9), clip_grad=1.5, image_size=16)
     assert asked.typed.keys() == {"epochs", "betas", "clip_grad", "image_size"}
     assert options == RunOptions(workers=3, compile=True, accumulate=2)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_flags_that_matter_first_come_first_and_the_rest_under_headings(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(RECIPES, ["train", "--data", "x", "--help"])
+    shown = capsys.readouterr().out
+    boxes = re.split(r"─ ([\w ]*options) ─", shown)
+    headings, found = boxes[1::2], [re.findall(r"^│ --([\w-]+)", box, re.M) for box in boxes[2::2]]
+    order = ["", "views ", "network ", "tiny ", "optimiser ", "machine ", "saving ", "output "]
+    assert headings == [f"{heading}options" for heading in order if f"{heading}options" in headings]
+    names = [name.replace("_", "-") for name in cli.FIRST if name != "context"]
+    assert found[0] == names and len(names) == 13
+    flags = [flag for box in found for flag in box]
+    fields = (f.name for cls in (VERBS["train"], TinyConfig, RunOptions, Output) for f in dataclasses.fields(cls))
+    assert sorted(flags) == sorted(name.replace("_", "-") for name in fields), "each once"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "env", "colours"),
+    [
+        (False, {}, False),
+        (True, {}, True),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {"FORCE_COLOR": "1"}, True),
+        (False, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_colours_are_for_terminals_and_red_is_for_errors(terminal, env, colours, monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **env}.items():
+        monkeypatch.setenv(name, value)
+    stream = Terminal if terminal else io.StringIO
+    for arguments, is_error in ((["tarin"], True), (["train", "--epochz", "3"], True), (["evaluate", "--help"], False)):
+        monkeypatch.setattr(sys, "stdout", stream())
+        monkeypatch.setattr(sys, "stderr", stream())
+        with contextlib.suppress(SystemExit):
+            cli.main(RECIPES, arguments)
+        said = (sys.stderr if is_error else sys.stdout).getvalue()
+        assert said and ("\033" in said) == colours
+        assert bool(re.search(r"\033\[[\d;]*[39]1m", said)) == (colours and is_error), repr(said)
+
+
+def test_quiet_says_the_result_alone_and_json_is_the_only_thing_on_stdout(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["train", *SHORT, "--out", "run"]
+    assert cli.main(RECIPES, [*line, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("steps") and "next     ssl-tiny evaluate run" in said.out and not said.err
+    assert cli.main(RECIPES, [*line, "--json"]) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert (facts["run"], facts["last"]["step"]) == ("run", 4) and "parameters, " in said.err
+    assert cli.main(RECIPES, ["info", "run", "--device", "cpu", "--json", "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["trained"] > 0 and not said.err
+    assert cli.main(RECIPES, ["embed", "nowhere", "--json"]) == 2
+    said = capsys.readouterr()
+    assert not said.out and "nowhere" in said.err
+
+
+def test_the_commands_that_come_next_work_as_they_are_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "my pictures (1)", TinyConfig(), 40)
+    done = ["train", "--data", "my pictures (1)", "--max-steps", "2", "--workers", "0", "--out", "it's mine"]
+    ran = []
+    for _ in range(4):
+        assert cli.main(RECIPES, [*done, "--json"]) == 0
+        ran.append(done[0])
+        following = json.loads(capsys.readouterr().out).get("next", [])
+        if following and following[-1].startswith("python"):
+            done = shlex.split(following[0])
+            break
+        # evaluate after train, then push and embed
+        done = shlex.split(next((c for c in following if c.split()[1] not in ran and "push" not in c), following[0]))[
+            1:
+        ]
+    assert ran == ["train", "evaluate", "embed"]
+    assert subprocess.run([sys.executable, *done[1:]], capture_output=True, text=True).stdout == "(40, 16)\n"
+    assert cli.main(RECIPES, ["push", "it's mine", "me/it-s-mine", "--dry-run"]) == 0
+
+
+def test_ctrl_c_outside_a_run_ends_with_130_and_a_line(capsys, monkeypatch):
+    monkeypatch.setattr(commands, "export", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli.main(RECIPES, ["export", "a", "b"]) == 130
+    assert capsys.readouterr().err == "ssl-tiny: stopped\n"
+
+
+def test_a_reader_that_leaves_ends_the_command_with_141_and_no_words():
+    def typed():
+        reading, writing = os.pipe()
+        os.close(reading)
+        sys.stdout = os.fdopen(writing, "w")
+        sys.exit(cli.main(RECIPES, ["info", "--device", "cpu"]))
+
+    ended = children.run(typed)
+    assert ended.code == 141 and "Error" not in ended.output, ended
 
 
 def test_help_shows_the_bounds_of_every_field_beside_its_default(capsys):
@@ -267,7 +377,7 @@ def test_help_names_what_is_typed(capsys):
         (["push"], ["FOLDER REPO-ID", "--revision STR"]),
         (["export"], ["WEIGHTS OUT"]),
         (["info"], ["[WEIGHTS]", "--epochs FLOAT", "the paper's recipe"]),
-        (["train"], ["run options", "--preset demo, as no --data is given"]),
+        (["train"], ["machine options", "saving options", "output options", "--preset demo, as no --data is given"]),
         (["train", "--data", "x"], ["are those of the paper's recipe"]),
     ):
         with pytest.raises(SystemExit):

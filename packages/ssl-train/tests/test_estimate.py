@@ -15,7 +15,7 @@ from ssl_core.config import ImageConfig, TrainConfig
 from ssl_core.method import Recipe
 from ssl_train.asked import Asked
 from ssl_train.cli import commands
-from ssl_train.cli.estimate import _duration, describe, matmul_rate
+from ssl_train.cli.estimate import _duration, estimate, matmul_rate
 from ssl_train.cli.verbs import Info
 from ssl_train.cost import cost_of, on_meta, sample, step_cost
 
@@ -109,13 +109,14 @@ def test_the_copy_on_meta_is_the_same_network_without_values():
 def test_description_names_parameters_work_memory_and_time(recipe, monkeypatch):
     monkeypatch.setattr("ssl_train.cli.estimate.matmul_rate", lambda device, precision: 1e6)
     method, cpu = Toy(ToyConfig()), torch.device("cpu")
-    text = describe(recipe, method, cost_of(recipe, method, cpu), cpu, 100)
+    found, text = estimate(recipe, method, cost_of(recipe, method, cpu), cpu, 100)
     lines = text.splitlines()
     assert lines[0] == "toy: 1,937 parameters, 1,930 trained"
     assert "in fp32" in lines[3]
     seconds = 3 * 1930 * 16 / (0.6 * 1e6)
     assert lines[3].endswith(f"about {seconds:.2g} s a step")
     assert lines[4].startswith("100 samples, 12 steps of 16: about")
+    assert (found["trained"], found["steps"], found["seconds"]) == (1930, 12, pytest.approx(12 * seconds))
 
 
 def test_without_data_only_the_demo_knows_its_steps(recipe, monkeypatch, capsys):

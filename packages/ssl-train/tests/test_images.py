@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ssl_core.errors import BadSample, DataError
-from ssl_train.data.images import read_image, to_tensor, write_folder
+from ssl_train.data.images import ImageFiles, read_image, to_tensor, write_folder
 
 
 def encoded(image: Image.Image, format: str, **options) -> io.BytesIO:
@@ -138,6 +138,23 @@ def test_deep_colours_keep_their_high_byte_or_are_refused():
     assert read_image(io.BytesIO(deep_rgb(values))).max() == 255
     with pytest.raises(BadSample, match="would be nearly black in 8 bits"):
         read_image(io.BytesIO(deep_rgb(values // 16)))
+
+
+@pytest.mark.parametrize("deep", ["grey", "colour"])
+def test_a_dark_deep_picture_is_kept_where_others_show_the_full_range_and_refused_where_none_does(deep, tmp_path):
+    def write(name, high):
+        values = np.linspace(0, high, 18).astype(np.uint16).reshape(2, 3, 3)
+        data = deep_rgb(values) if deep == "colour" else encoded(Image.fromarray(values[..., 0]), "PNG").getvalue()
+        (tmp_path / name).write_bytes(data)
+
+    names = [f"{i:03}.png" for i in range(70)]
+    for name in names:
+        write(name, 4095)
+    flat("RGB", (255, 255, 255)).save(tmp_path / "8bit.png")  # says nothing of the range of the others
+    with pytest.raises(BadSample, match="would be nearly black"):
+        ImageFiles(tmp_path, [*names, "8bit.png", "nothing.png"], 3).load(5)
+    write("002.png", 65535)
+    assert 0 < ImageFiles(tmp_path, names, 3).load(5)["image"].max() < 16, "as dark as it is"
 
 
 def four_bands(extra: int | None) -> io.BytesIO:

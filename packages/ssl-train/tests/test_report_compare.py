@@ -9,7 +9,7 @@ import pytest
 
 from ssl_testing.tiny import RECIPES
 from ssl_train.cli.main import main
-from ssl_train.report.compare import compare
+from ssl_train.report.compare import as_text, compare, rows
 from ssl_train.report.read import ReportError
 
 KNN = {"features": "pretrained", "knn": 0.5, "fewshot": {"shots": 5, "mean": 0.25, "interval": 0.02}}
@@ -30,7 +30,7 @@ def write_run(folder, *, method="ssl_tiny:Tiny", losses=(2.0, 1.0), evaluation=N
 def test_the_table_has_what_was_reached_and_the_settings_that_differ(tmp_path):
     a = write_run(tmp_path / "a", evaluation=KNN, base_lr=0.1, dim=8)
     b = write_run(tmp_path / "b", losses=(3.0, 2.5, 1.25), base_lr=0.2)
-    lines = [re.split(r"  +", line) for line in compare([a, b], tmp_path / "page.html").splitlines()]
+    lines = [re.split(r"  +", line) for line in as_text(rows(compare([a, b], tmp_path / "page.html"))).splitlines()]
     table = {title: cells for title, *cells in lines}
     assert table["steps"] == ["20", "30"] and table["loss"] == ["1", "1.25"]
     assert table["k-NN"] == ["50.0 %", "–"] and table["Few-shot, 5 a class"] == ["25.0 % ± 2.0", "–"]
@@ -74,3 +74,6 @@ def test_the_command_prints_the_table_and_names_the_page(tmp_path, capsys, monke
     said = capsys.readouterr().out
     assert said.split()[:3] == ["method", "Tiny", "Tiny"] and said.endswith("look at  compare.html\n")
     assert (tmp_path / "compare.html").is_file()
+    assert main(RECIPES, ["compare", "a", "b", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["runs"][0]
+    assert (first["run"], first["steps"], first["loss"], first["config"]["batch_size"]) == ("a", 20, 1.0, 8)

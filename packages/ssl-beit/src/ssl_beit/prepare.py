@@ -11,6 +11,7 @@ from ssl_beit.config import RECIPES, BEiTConfig, DVAEConfig
 from ssl_beit.dvae import DVAE
 from ssl_core import distributed
 from ssl_core.config import ConfigError
+from ssl_train.log import note
 from ssl_train.options import RunOptions
 from ssl_train.run import train
 
@@ -34,7 +35,7 @@ def prepare(
         return
     out = folder / "tokenizer"
     if distributed.is_main():
-        print(f"no tokenizer given: training one first, preset {config.tokenizer!r}, into {out}", flush=True)
+        note(f"no tokenizer given: training one first, preset {config.tokenizer!r}, into {out}")
     sizes = fitted(recipe.presets[config.tokenizer](), config)
     method.adopt(train(recipe, sizes, data=data, out=out, options=options))
 

@@ -23,12 +23,14 @@ from ssl_core.pixels import as_float
 from ssl_train.data.files import printable
 from ssl_train.data.pictures import save_grid
 from ssl_train.data.views import EvalTransform
+from ssl_train.log import next_steps, typed
+from ssl_train.opened import limit_pixels
 
 SHOWN = 16
 BATCH = 64
 
 
-def run(recipe: Recipe, arguments: Tokenize) -> None:
+def run(recipe: Recipe, arguments: Tokenize) -> dict[str, Any]:
     """Write ids, paths and a picture: original | tokens as colours | tokens decoded."""
     device = pick_device(arguments.device)
     method = load(recipe.method).from_pretrained(arguments.weights, device=device)
@@ -40,8 +42,11 @@ def run(recipe: Recipe, arguments: Tokenize) -> None:
 
     # Tokens are those of plain pixels, whatever the encoder's mean and standard deviation.
     channels = method.config.in_channels
-    plain = DVAEConfig(image_size=size, in_channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+    limit = arguments.max_pixels or method.config.max_pixels
+    pixels: Any = {"image_size": size, "in_channels": channels, "max_pixels": limit}
+    plain = DVAEConfig(**pixels, mean=(0.0,) * channels, std=(1.0,) * channels)
     source = load(recipe.source)(arguments.data, config=plain, split="train")
+    limit_pixels(source, plain)
     ids, paths, first = tokens_of(tokenizer, images_of(source, EvalTransform(size, 1.0)), device)
 
     out = Path(arguments.out)
@@ -52,6 +57,10 @@ def run(recipe: Recipe, arguments: Tokenize) -> None:
     save_grid(picture(tokenizer, first.to(device)), sheet, titles=("original", "tokens as colours", "decoded"))
     count, h, w = ids.shape
     print(f"{count} grids of {h} x {w} tokens in {out}, a picture of some in {sheet}")
+    data = [] if arguments.data is None else ["--data", arguments.data]
+    train = ["ssl-beit", "train", *data, "--tokenizer", arguments.weights, "--out", "runs/mine"]
+    following = next_steps(typed(*train)) if isinstance(method, DVAE) else []
+    return {"file": str(out), "images": count, "grid": [h, w], "picture": str(sheet), "next": following}
 
 
 def tokenizer_of(method: DVAE | BEiT) -> tuple[Tokenizer, tuple[int, int]]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import tyro
 
+from ssl_core.bounds import Checked, Count
 from ssl_core.method import Verb
 
 
 @dataclass(frozen=True)
-class Tokenize:
+class Tokenize(Checked):
     """Write the visual tokens of images to an .npz: ids (n, h, w), paths; and a picture of some."""
 
     weights: tyro.conf.Positional[str]
@@ -21,6 +22,8 @@ class Tokenize:
     """the file to write; the picture lies beside it, as .png"""
     size: int | None = None
     """pixels of a side, a multiple of 8; the tokenizer's own by default"""
+    max_pixels: Count | None = None
+    """leave out images of more pixels; by default as in training"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 

@@ -17,21 +17,22 @@ from ssl_train.data.images import read_image
 from ssl_train.data.sources import open_source
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.features import extract
-from ssl_train.opened import Opened
+from ssl_train.opened import Opened, limit_pixels
 
 if TYPE_CHECKING:
     from ssl_clip.verbs import Classify
 
 
-def run(recipe: Any, arguments: Classify) -> None:
+def run(recipe: Any, arguments: Classify) -> dict[str, Any]:
     """The command `classify`."""
     if bool(arguments.images) == (arguments.data is not None):
         raise InputError("give images to classify, or --data with a folder of classes")
     if arguments.data is None:
-        _classify_images(CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device)), arguments)
-    else:
-        weights, data, device = arguments.weights, arguments.data, arguments.device
-        _classify_folder(Opened.from_weights(recipe, weights, data=data, device=device), arguments)
+        return _classify_images(
+            CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device)), arguments
+        )
+    data, how = arguments.data, {"device": arguments.device, "max_pixels": arguments.max_pixels}
+    return _classify_folder(Opened.from_weights(recipe, arguments.weights, data=data, **how), arguments)
 
 
 def read_templates(given: Sequence[str]) -> tuple[str, ...] | None:
@@ -41,22 +42,25 @@ def read_templates(given: Sequence[str]) -> tuple[str, ...] | None:
     return tuple(given) or None
 
 
-def _classify_images(clip: CLIP, arguments: Classify) -> None:
+def _classify_images(clip: CLIP, arguments: Classify) -> dict[str, Any]:
     """A table of probabilities: a row for each image, a column for each label."""
     classifier = ZeroShotClassifier(clip, arguments.labels, read_templates(arguments.templates))
     view, device = eval_view(clip.config), clip.logit_scale.device
+    limit, rows = arguments.max_pixels or clip.config.max_pixels, {}
     width = max(len(printable(path)) for path in arguments.images)
     print(" ".join([" " * width, *(f"{label[:12]:>12}" for label in classifier.labels)]))
     for path in arguments.images:
         try:
-            image = view({"image": read_image(path, clip.config.in_channels)})["views"][0]  # c h w
+            image = view({"image": read_image(path, clip.config.in_channels, limit)})["views"][0]  # c h w
         except Exception as error:  # BadSample carries the reason alone
             raise DataError(f"{printable(path)} cannot be read: {error}") from error
         row = classifier.predict_proba(image[None].to(device))[0].tolist()
         print(" ".join([printable(path).ljust(width), *(f"{100 * p:11.1f}%" for p in row)]))
+        rows[path] = dict(zip(classifier.labels, row, strict=True))
+    return {"images": rows}
 
 
-def _classify_folder(opened: Opened, arguments: Classify) -> None:
+def _classify_folder(opened: Opened, arguments: Classify) -> dict[str, Any]:
     """Accuracies on labelled images, of the test split if there is one, and the confusion matrix as
     a picture."""
     clip, config, data = opened.method, opened.config, arguments.data
@@ -73,9 +77,11 @@ def _classify_folder(opened: Opened, arguments: Classify) -> None:
     if len(labels) != len(source.classes):
         raise InputError(f"{len(labels)} labels for {len(source.classes)} classes: {', '.join(source.classes)}")
     classifier = ZeroShotClassifier(clip, labels, read_templates(arguments.templates))
+    limit_pixels(source, config)
     features = extract(clip.encode_image, source, eval_view(config), device=clip.logit_scale.device, progress=True)
     image, truth = features.labelled()  # n d, n
     scores = image @ classifier.weights.cpu()  # n labels
+    found = {**top_accuracies(scores, truth), "of": which, "images": len(truth), "labels": labels}
     for name, value in top_accuracies(scores, truth).items():
         print(f"{name.replace('_', ' '):15} {100 * value:6.2f} %")
     print(f"measured on {which}")
@@ -84,6 +90,7 @@ def _classify_folder(opened: Opened, arguments: Classify) -> None:
         need_viz("matplotlib")
     except InputError as error:  # the numbers are printed, and only the picture is missing
         warnings.warn(f"there is no picture of the confusion matrix: {error}", stacklevel=2)
-        return
+        return found
     save_figure(confusion_figure(scores.argmax(1), truth, labels), arguments.out)
     print(f"confusion matrix in {Path(arguments.out)}")
+    return {**found, "confusion": arguments.out}

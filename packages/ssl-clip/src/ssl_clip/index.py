@@ -113,26 +113,32 @@ class ImageIndex:
     def update(self, **options: Any) -> Update:
         """Encode files that are new or changed, forget those that are gone.
 
-        `options` are `batch_size` (64), `workers` (0) and `progress` (False). If it is killed, the
-        next update continues where it stopped. Raises IndexMismatch while another process updates
-        the index.
+        `options` are `batch_size` (64), `workers` (0), `progress` (False) and `max_pixels` (that of
+        the training). If it is killed, the next update continues where it stopped. Raises
+        IndexMismatch while another process updates the index.
         """
         with locked(self.files.folder):
             self.files = IndexFiles(self.files.folder, read_meta(self.files.folder))  # others may have updated it
             return self._update(**options)
 
-    def _update(self, *, batch_size: int = 64, workers: int = 0, progress: bool = False) -> Update:
+    def _update(self, **options: Any) -> Update:
         """`update`, while the lock is held."""
         files = self.files
-        # A file is new or changed when its size or its time differs from what its line says.
+        # A file is new or changed when its size or its time differs from what its line says. What
+        # could not be read is tried again where the limit on pixels is another.
+        again = options.get("max_pixels") is not None
         known, now = dict(files.entries), dict(_scan(Path(files.meta["root"]), skip=files.folder.resolve()))
-        todo = [path for path, stamp in now.items() if path not in known or known[path]["stamp"] != stamp]
+        todo = [
+            path
+            for path, stamp in now.items()
+            if path not in known or known[path]["stamp"] != stamp or (again and "error" in known[path])
+        ]
         gone = [path for path in known if path not in now]
         # Lists are read before their file goes; they are brought up to date below.
         lists, before = self._lists(), files.rows
         if todo or gone or not files.lists_are_whole():
             files.lists.unlink(missing_ok=True)  # if this is killed before it is written again, search is exact
-        encoded = self._encoded(todo, batch_size, workers, progress)
+        encoded = self._encoded(todo, **options)
         files.append(gone, ([(path, now[path], *made) for path, *made in batch] for batch in encoded))
 
         # Rows that lost their file are thrown away together; the lists follow.
@@ -145,15 +151,23 @@ class ImageIndex:
         added = sum(path not in known for path in todo)
         return Update(added, len(todo) - added, len(gone), self.unreadable, len(self))
 
-    def _encoded(self, paths: Sequence[str], batch_size: int, workers: int, progress: bool) -> Iterator[list[Any]]:
+    def _encoded(
+        self,
+        paths: Sequence[str],
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+        max_pixels: int | None = None,
+    ) -> Iterator[list[Any]]:
         """(path, fp16 vector or None, what is wrong) of `paths`, a batch at a time."""
-        files: Any = _Files(self.files.meta["root"], paths, self.clip.config)
+        files: Any = _Files(self.files.meta["root"], paths, self.clip.config, max_pixels)
         generator = torch.Generator()  # iterating draws from it, and not from the global one
         batches: Any = DataLoader(files, batch_size, num_workers=workers, collate_fn=list, generator=generator)
         if progress:
-            from tqdm import tqdm
+            from ssl_train.log import Progress  # brings tqdm
 
-            batches = tqdm(batches, desc="index", unit="batch", leave=False)
+            batches = Progress(batches, desc="index", unit="batches", leave=False)
         device = self.clip.logit_scale.device
         precision = pick_precision("auto", device)
         for batch in batches:
@@ -252,31 +266,36 @@ def _scan(root: Path, skip: Path) -> Iterator[tuple[str, list[int]]]:
 class _Files(Dataset[tuple[str, Tensor | None, str]]):
     """(path, view of the image or None, what is wrong with it) of each file."""
 
-    def __init__(self, root: str, paths: Sequence[str], config: Any) -> None:
-        self.root, self.paths, self.channels, self.view = root, paths, config.in_channels, eval_view(config)
+    def __init__(self, root: str, paths: Sequence[str], config: Any, max_pixels: int | None) -> None:
+        from ssl_train.data.images import ImageFiles  # brings Pillow
+
+        self.source, self.view = ImageFiles(Path(root), paths, config.in_channels), eval_view(config)
+        self.source.max_pixels = max_pixels or config.max_pixels
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
-        from ssl_train.data.images import read_image  # brings Pillow
-
-        path = self.paths[index]
+        path = self.source.name(index)
         try:
-            image = read_image(os.path.join(self.root, path), self.channels)
+            sample = self.source.load(index)
         except BadSample as error:
             return path, None, str(error)
-        return path, self.view({"image": image})["views"][0], ""
+        return path, self.view(sample)["views"][0], ""
 
 
-def run(recipe: Any, arguments: Index) -> None:
+def run(recipe: Any, arguments: Index) -> dict[str, Any]:
     """The command `index`."""
+    from ssl_train.log import next_steps, typed
+
     clip = CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device))
     # An absolute path, so that `search` finds the model from any folder. A Hub id stays as it is.
     weights = str(Path(arguments.weights).resolve()) if Path(arguments.weights).exists() else arguments.weights
-    options = {"batch_size": arguments.batch_size, "workers": arguments.workers, "progress": True}
-    index = ImageIndex.build(clip, arguments.folder, arguments.out, weights=weights, **options)
+    options = {name: getattr(arguments, name) for name in ("batch_size", "workers", "max_pixels")}
+    index = ImageIndex.build(clip, arguments.folder, arguments.out, weights=weights, progress=True, **options)
     print(index.last_update)
     for path, reason in index.unreadable[:10]:
         print(f"  {printable(path)}: {reason}")
-    print(f'next     ssl-clip search {arguments.out} "what you look for"')
+    following = next_steps(typed("ssl-clip", "search", arguments.out, "a dog"))
+    counts = dataclasses.asdict(index.last_update) if index.last_update else {}
+    return {"index": arguments.out, **counts, "next": following}

@@ -93,10 +93,11 @@ def sample_pairs(source: Any, config: Any, count: int) -> tuple[Tensor, list[str
     return torch.stack(images), list(dict.fromkeys(texts))
 
 
-def run(recipe: Any, arguments: Map) -> None:
+def run(recipe: Any, arguments: Map) -> dict[str, Any]:
     """The command `map`."""
     need_viz("matplotlib", *(["sklearn"] if arguments.method == "tsne" else []))
-    opened = Opened.from_weights(recipe, arguments.weights, data=arguments.data, device=arguments.device)
+    data, how = arguments.data, {"device": arguments.device, "max_pixels": arguments.max_pixels}
+    opened = Opened.from_weights(recipe, arguments.weights, data=data, **how)
     clip, (source, _) = opened.method, opened.shown()
     # Texts that were given with any images, or the images' own captions.
     texts = list(arguments.texts)
@@ -109,3 +110,4 @@ def run(recipe: Any, arguments: Map) -> None:
     figure = embedding_map(clip, images, texts, arguments.method, centre=arguments.centre)
     save_figure(figure, arguments.out)
     print(f"{figure.axes[0].get_title()}; {len(images)} images and {len(texts)} texts in {arguments.out}")
+    return {"map": arguments.out, "images": len(images), "texts": texts, "title": figure.axes[0].get_title()}

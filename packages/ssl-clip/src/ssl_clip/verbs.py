@@ -7,11 +7,12 @@ from typing import Literal
 
 import tyro
 
+from ssl_core.bounds import Checked, Count
 from ssl_core.method import Verb
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(Checked):
     """Say which of some labels fits an image, or how often that is right for a whole folder."""
 
     images: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -26,12 +27,14 @@ class Classify:
     """run folder, Hub id or open_clip's folder"""
     out: str = "confusion.png"
     """picture of the confusion matrix of --data (needs matplotlib)"""
+    max_pixels: Count | None = None
+    """leave out images of more pixels; by default as in training"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 
 
 @dataclass(frozen=True)
-class Index:
+class Index(Checked):
     """Make a folder of images searchable.
 
     Repeat the command to add what is new or changed and to drop what is gone. If it was stopped, it
@@ -48,12 +51,14 @@ class Index:
     """images encoded at once"""
     workers: int = 0
     """processes that read images"""
+    max_pixels: Count | None = None
+    """leave out images of more pixels; by default as in training"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Checked):
     """Find the images of an index that fit a text or resemble an image, and write a page."""
 
     index: tyro.conf.Positional[str]
@@ -66,6 +71,8 @@ class Search:
     """how many to show"""
     html: str | None = "search.html"
     """page of thumbnails"""
+    max_pixels: Count | None = None
+    """read no images of more pixels; by default as in training"""
     weights: str | None = None
     """the model, where it is no longer at the place that the index remembers"""
     device: str | None = None
@@ -73,7 +80,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Map:
+class Map(Checked):
     """Draw images and texts into one picture, and measure the gap between the two kinds.
 
     Needs matplotlib and scikit-learn.
@@ -93,6 +100,8 @@ class Map:
     """take each kind's mean away first, and with it the gap that otherwise is all that one sees"""
     out: str = "map.png"
     """the picture"""
+    max_pixels: Count | None = None
+    """leave out images of more pixels; by default as in training"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 

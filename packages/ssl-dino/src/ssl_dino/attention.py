@@ -28,8 +28,8 @@ The work of a block grows with the fourth power of the side.
 """
 
 
-def run(recipe: Recipe, arguments: Attention) -> None:
-    """Write the pictures that `ssl-dino attention` promises, and print their names.
+def run(recipe: Recipe, arguments: Attention) -> dict[str, Any]:
+    """Write the pictures that `ssl-dino attention` promises, and print and return their names.
 
     Raises InputError if a picture cannot be read, two have the same name, the block does not exist
     or the network has no attention.
@@ -46,28 +46,32 @@ def run(recipe: Recipe, arguments: Attention) -> None:
     out.mkdir(parents=True, exist_ok=True)
     block = arguments.block % depth
 
-    first = None
+    first, written = None, []
+    limit = arguments.max_pixels or method.config.max_pixels
     with torch.inference_mode():
         for path in arguments.images:
-            image, patches = seen(path, method, arguments.size)
+            image, patches = seen(path, method, arguments.size, limit)
             first = first or (image, patches)
             for name, pictures in drawn(method, image, patches, arguments).items():
                 target = out / f"{Path(path).stem}-{name}.png"
                 save_grid(pictures[None], target, columns=1, gap=4, titles=titles_of(name, len(pictures), block))
                 print(target)
+                written.append(str(target))
 
         # The first picture was read and run above, so only its partner is left to do.
         if first is not None and arguments.match is not None:
-            second = seen(arguments.match, method, arguments.size)
+            second = seen(arguments.match, method, arguments.size, limit)
             target = out / f"{stems[0]}-{Path(arguments.match).stem}-match.png"
             draw_matches(*first, *second).save(target)
             print(target)
+            written.append(str(target))
+    return {"pictures": written}
 
 
-def seen(path: str, method: Any, size: int | None) -> tuple[Tensor, Tensor]:
+def seen(path: str, method: Any, size: int | None, max_pixels: int) -> tuple[Tensor, Tensor]:
     """A picture uint8 (c, h, w) as the network sees it, and its patch features (h', w', d)."""
     try:
-        image = images.read_image(path, method.config.in_channels)
+        image = images.read_image(path, method.config.in_channels, max_pixels)
     except BadSample as error:
         raise InputError(f"{path}: {error}") from error
     image = fit(image, method.config.stride, size)

@@ -30,6 +30,8 @@ class Attention(Checked):
     """pixels of the shorter side; the picture's own by default, at most 480"""
     out: str = "attention"
     """folder of the pictures"""
+    max_pixels: Count | None = None
+    """refuse images of more pixels; by default as in training"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here by default"""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 MASK = "[MASK]"
 
 
-def run(recipe: Recipe, arguments: Fill) -> None:
+def run(recipe: Recipe, arguments: Fill) -> dict[str, Any]:
     """The verb."""
     method = load(recipe.method).from_pretrained(arguments.weights, device=pick_device(arguments.device))
+    filled = []
     for text in arguments.texts:
         print(text)
-        for number, guesses in enumerate(fill(method, text, top_k=arguments.top_k), 1):
+        masks = fill(method, text, top_k=arguments.top_k)
+        filled.append({"text": text, "masks": [[{"word": w, "probability": p} for w, p in mask] for mask in masks]})
+        for number, guesses in enumerate(masks, 1):
             if text.count(MASK) > 1:
                 print(f"  mask {number}")
             for word, probability in guesses:
                 print(f"  {probability:6.1%}  {printable(word) or '(space)'}")
+    return {"texts": filled}
 
 
 def fill(method: BERT, text: str, *, top_k: int = 5) -> list[list[tuple[str, float]]]:

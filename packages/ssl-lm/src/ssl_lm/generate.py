@@ -18,7 +18,7 @@ UNFINISHED = "�"
 """What a decoder shows for a character whose last bytes are still to come."""
 
 
-def run(recipe: Recipe, arguments: Generate) -> None:
+def run(recipe: Recipe, arguments: Generate) -> dict[str, Any]:
     """The verb."""
     method = load(recipe.method).from_pretrained(arguments.weights, device=pick_device(arguments.device))
     settings: dict[str, Any] = {"tokens": arguments.tokens, "stop": arguments.stop, "seed": arguments.seed}
@@ -27,12 +27,13 @@ def run(recipe: Recipe, arguments: Generate) -> None:
     # one text is shown as it comes
     if len(arguments.prompts) == 1:
         print(arguments.prompts[0], end="", flush=True)
-        complete(method, arguments.prompts, on_text=lambda _, text: print(text, end="", flush=True), **settings)
+        texts = complete(method, arguments.prompts, on_text=lambda _, text: print(text, end="", flush=True), **settings)
         print()
-        return
+        return {"texts": texts}
     texts = complete(method, arguments.prompts, **settings)
     for number, (prompt, text) in enumerate(zip(arguments.prompts, texts, strict=True), 1):
         print(f"--- {number}\n{prompt}{text}")
+    return {"texts": texts}
 
 
 def complete(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -17,15 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ssl_core.errors import InputError
 from ssl_lm.bytebpe import WordTable, applies
 from ssl_lm.shards import META, VERSION, ShardError, is_whole, read_meta, token_type, write_shard
 from ssl_lm.splits import LARGEST, digest_of, find_splits, group, sample
 from ssl_lm.texts import BadText, Piece, read_piece
+from ssl_train import log
 from ssl_train.data.files import open_file, printable
 from ssl_train.lock import LOCK, locked
+from ssl_train.log import Progress, next_steps, note, typed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,20 +39,27 @@ STRETCH, SHORT_STRETCH = 2**20, 2**14
 NO_TEST = "give folders train/ and test/, or `ssl-lm prepare` it with a larger --held-out, or with 0 for none"
 
 
-def run(recipe: Recipe, arguments: Prepare) -> None:
+def run(recipe: Recipe, arguments: Prepare) -> dict[str, Any]:
     """The verb."""
     name = arguments.data.removeprefix("hf:").partition("?")[0]  # without the columns that are named behind it
     out = Path(arguments.out or f"{Path(name).stem}-tokens")
-    meta = prepare_text(**{**vars(arguments), "out": out}, progress=True)
+    meta = prepare_text(**{**vars(arguments), "out": out}, progress=not log.quiet)
     print(*facts_of(meta), sep="\n")
-    print(f"next     ssl-lm train --data {shlex.quote(str(out))} --out runs/mine")
+    splits = {split: counted(records) for split, records in meta["splits"].items()}
+    train = next_steps(typed("ssl-lm", "train", "--data", out, "--out", "runs/mine"))
+    return {"folder": str(out), "splits": splits, "left_out": meta["left_out"], "next": train}
+
+
+def counted(records: list[dict[str, int]]) -> dict[str, int]:
+    """Tokens and bytes of a split's shards."""
+    return {key: sum(record[key] for record in records) for key in ("tokens", "bytes")}
 
 
 def facts_of(meta: dict[str, Any]) -> list[str]:
     """What a meta.json says, in lines for the terminal: tokens, and what was left out and why."""
     lines = []
     for split, records in meta["splits"].items():
-        count, size = (sum(record[key] for record in records) for key in ("tokens", "bytes"))
+        count, size = counted(records).values()
         lines.append(f"{split}: {count:,} tokens of {size:,} bytes, {size / max(1, count):.2f} bytes a token")
     return lines + [printable(f"left out: {name}: {reason}") for name, reason in meta["left_out"]]
 
@@ -132,11 +139,11 @@ def _prepare(
     done = {name: record for name, record in _done(out).items() if name in names}
     todo = [(name, pieces, str(out), eos, dtype, digest) for name, pieces in names.items() if name not in done]
     total, there = sum(sizes.values()), sum(sizes[name] for name in done)
-    bar = tqdm(total=total, initial=there, unit="B", unit_scale=True, desc="tokenising", disable=not progress)
-    with bar, (out / DONE).open("a") as log:
+    bar = Progress(total=total, initial=there, unit="B", unit_scale=True, desc="tokenising", disable=not progress)
+    with bar, (out / DONE).open("a") as journal:
         for record in _shards(todo, workers, out):
-            log.write(json.dumps(record) + "\n")
-            log.flush()
+            journal.write(json.dumps(record) + "\n")
+            journal.flush()
             done[record["name"]] = record
             bar.update(sizes[record["name"]])
 
@@ -194,7 +201,7 @@ def _tokenizer(out: Path, name: str, algorithm: str, pieces: list[Piece], progre
             raise InputError(f"--tokenizer {name}: write train: and a number, as in train:8000")
         if progress:  # in a log, where the library's bars are hidden, too
             size = sum(piece.size for piece in sample(pieces))
-            print(f"training a tokenizer of {int(name[6:]):,} tokens on {size:,} bytes of text", flush=True)
+            note(f"training a tokenizer of {int(name[6:]):,} tokens on {size:,} bytes of text")
         texts = (text for piece in sample(pieces) for text in _readable(piece))
         bars = progress and sys.stderr.isatty()  # in a log they are blank lines
         tokenizer = train_tokenizer(texts, int(name[6:]), algorithm, bars)  # type: ignore[arg-type]

@@ -17,9 +17,11 @@ from ssl_lm.corpus import open_text
 from ssl_lm.prepare import PLAN, facts_of, plan_of, prepare_splits, read_plan
 from ssl_lm.shards import META, ShardError
 from ssl_lm.splits import digest_of, find_splits
+from ssl_train import log
 from ssl_train.asked import Asked
 from ssl_train.auto import Choice
 from ssl_train.lock import locked
+from ssl_train.log import note
 from ssl_train.run import PREPARED, has_begun
 
 HELD_OUT = 0.05
@@ -78,7 +80,7 @@ def ready(
             for parent in made[1:]:
                 parent.rmdir()
         raise
-    print(*facts_of(meta), sep="\n")
+    note("\n".join(facts_of(meta)))
     why = f"twice the root of {size:,} bytes of text" if init is None else f"the tokenizer of {init}"
     return place, [] if tokens else [Choice("vocab_size", meta["vocab_size"], why)]
 
@@ -95,7 +97,7 @@ def _prepared(splits: Any, source: str, tokenizer: str, place: Path, staged: Pat
             shutil.rmtree(earlier)
     out = place if place.exists() else staged
     try:
-        meta = prepare_splits(splits, out, source=source, tokenizer=tokenizer, workers=0, progress=True)
+        meta = prepare_splits(splits, out, source=source, tokenizer=tokenizer, workers=0, progress=not log.quiet)
     except InputError:
         shutil.rmtree(staged, ignore_errors=True)
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -38,7 +38,7 @@ PREFIXES = (
 """The beginnings of texts that ask for one of the paper's tasks."""
 
 
-def run(recipe: Recipe, arguments: Text2Text) -> None:
+def run(recipe: Recipe, arguments: Text2Text) -> dict[str, Any]:
     """The verb."""
     texts, task = list(arguments.texts), arguments.task
     if task is not None:
@@ -50,6 +50,7 @@ def run(recipe: Recipe, arguments: Text2Text) -> None:
         if (reason := advice(method, text)) is not None:
             print(f"note: {reason}", file=sys.stderr)
         print(answer if len(texts) == 1 else f"{text}\n  {answer}")
+    return {"answers": [{"text": text, "answer": answer} for text, answer in zip(texts, said, strict=True)]}
 
 
 def prompt(task: str, text: str, *, language: str = "French", context: str | None = None) -> str:

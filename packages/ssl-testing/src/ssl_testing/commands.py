@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,11 @@ class Commands(Suite):
         def typed() -> None:
             os.chdir(tmp_path)
             for line in lines:
-                code = main({self.recipe.name: self.recipe}, [str(word) for word in line])
+                with redirect_stdout(io.StringIO()) as result:
+                    code = main({self.recipe.name: self.recipe}, [*map(str, line), "--json"])
                 assert code == 0, f"{line[0]} exits with code {code}"
+                facts = json.loads(result.getvalue())
+                assert isinstance(facts, dict) and facts, f"{line[0]} --json says nothing"
 
         # one child for all verbs, so that each import happens once
         ended = children.run(typed, warns=True)

@@ -23,6 +23,7 @@ from ssl_core.errors import BadSample, DataError
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
 from ssl_train.cost import cost_of
+from ssl_train.data.files import printable
 from ssl_train.data.loader import Batches, Plan, default_workers
 from ssl_train.data.sources import Source, attach
 from ssl_train.fit import to_device
@@ -76,21 +77,19 @@ class Look:
 
 def look_at(source: Source, most: int = 24) -> Look:
     """The number of samples, and the size of a few of them, evenly spread. Raises DataError if none
-    of these can be read."""
+    of the few is readable."""
     sides, bad = [], []
     for index in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int):
         try:
             image = source.load(int(index)).get("image")
         except BadSample as error:  # the run will name it, and count
-            bad.append(f"{source.name(int(index))}: {error}")
+            bad.append(printable(f"{source.name(int(index))}: {error}"))
             continue
         if image is None:
             break
         sides.append(min(image.shape[-2:]))
-    if bad and len(bad) == min(most, len(source)):
-        raise DataError(
-            f"{len(bad)} of {len(source):,} samples were looked at and none can be read, the first {bad[0]}"
-        )
+    if len(bad) == min(most, len(source)):
+        raise DataError(f"none of {len(bad)} samples that were looked at is readable. {bad[0]}")
     return Look(len(source), int(statistics.median(sides)) if sides else None)
 
 

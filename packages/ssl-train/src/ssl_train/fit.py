@@ -72,7 +72,7 @@ def fit(
     saved_at = time.monotonic()
 
     with StopSignal() as stop, batches.watched(), Log(folder, total, start, options, quiet=rank > 0) as log:
-        meter, steps = Meter(), iter(batches)
+        meter, steps = Meter("img" if hasattr(config, "image_size") else "rows"), iter(batches)
         for step in range(start, total):
             try:
                 parts = meter.wait_for(steps)

@@ -1,21 +1,87 @@
-"""The record of a run: metrics.jsonl always, a progress bar, trackers on request."""
+"""What a command says while it works, and the record of a run: metrics.jsonl always, a progress
+bar, trackers on request."""
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from tqdm.auto import tqdm
 
 from ssl_core.config import ConfigError
 from ssl_train.options import RunOptions
+
+IN_A_LOG = "{desc} {n_fmt} of {total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
+"""A line of progress in a file."""
+quiet = False
+"""Whether `quietly` was entered."""
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Context in which `note` and `Progress` show nothing."""
+    global quiet
+    before, quiet = quiet, True
+    try:
+        yield
+    finally:
+        quiet = before
+
+
+def note(text: str, file: IO[str] | None = None) -> None:
+    """Print what is no result: what a command does and finds on its way."""
+    if not quiet:
+        print(text, file=file, flush=True)
+
+
+def typed(*words: object) -> str:
+    """A command as it can be copied into a shell of this system, with what has to be quoted."""
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([str(word) for word in words])
+
+
+def next_steps(*commands: str) -> list[str]:
+    """Print commands that a user may want to run next, and return them."""
+    for i, command in enumerate(commands):
+        print(f"{'' if i else 'next':8} {command}")
+    return list(commands)
+
+
+class Progress(tqdm):
+    """A bar of tqdm that a terminal shows on one line and a file as a line every half minute."""
+
+    get_lock = tqdm.get_lock  # all bars of a process share one lock, which a forked child can renew
+
+    def __init__(self, *arguments: Any, disable: bool = False, **options: Any) -> None:
+        if sys.stderr.isatty() or any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__):
+            options |= {"mininterval": 0.5, "dynamic_ncols": True}
+        else:
+            options |= {"mininterval": 30.0, "bar_format": IN_A_LOG, "file": _Lines(sys.stderr)}
+        super().__init__(*arguments, disable=disable or quiet, **options)
+
+
+class _Lines:
+    """A text file as tqdm writes to it: what would be drawn over itself becomes a line."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self.file.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 class Log:
@@ -34,9 +100,7 @@ class Log:
         self._quiet, self._torn, self._warned = quiet, False, False
         self._waiting: list[bytes] = []
         self._file: Any = None
-        notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
-        slow = 0.5 if notebook or sys.stderr.isatty() else 30.0
-        self.bar = tqdm(total=total, initial=start, disable=quiet, mininterval=slow, unit="step")
+        self.bar = Progress(total=total, initial=start, disable=quiet, unit="steps")
 
     def _open(self) -> Any:
         self._torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
@@ -103,9 +167,13 @@ class Log:
 
 
 class Meter:
-    """Samples per second, the share of time spent waiting for data, and the last losses."""
+    """Samples per second, the share of time spent waiting for data, and the last losses.
 
-    def __init__(self) -> None:
+    `unit` is the name of samples on the progress bar.
+    """
+
+    def __init__(self, unit: str = "img") -> None:
+        self.unit = unit
         self.losses: list[float] = []
         self.last: dict[str, float] = {}
         self.reset()
@@ -135,7 +203,7 @@ class Meter:
         """The last rates as the progress bar shows them."""
         if not self.last:
             return {}
-        return {"img/s": f"{self.last['images_per_second']:.0f}", "wait": f"{self.last['data_wait']:.0%}"}
+        return {f"{self.unit}/s": f"{self.last['images_per_second']:.0f}", "wait": f"{self.last['data_wait']:.0%}"}
 
 
 class _TensorBoard:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssl_core.device import pick_device
 from ssl_core.errors import InputError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ssl_train.cli.verbs import Predict
 
 
-def run(recipe: Recipe, arguments: Predict, made: Path) -> None:
+def run(recipe: Recipe, arguments: Predict, made: Path) -> dict[str, Any]:
     """The command `predict`; `made` is where `evaluate` puts the fine-tuned network of a run."""
     for name in arguments.pictures:
         if not Path(name).exists():
@@ -33,6 +33,7 @@ def run(recipe: Recipe, arguments: Predict, made: Path) -> None:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(arguments.out), lambda beside: write_csv(beside, found))
         print(f"{len(found)} pictures in {arguments.out}")
+    return {"pictures": {name: dict(row) for name, row in found.items()}, "file": arguments.out}
 
 
 def find(recipe: Recipe, name: str, made: Path) -> str | Path:

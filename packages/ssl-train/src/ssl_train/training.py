@@ -41,7 +41,7 @@ class TrainedRun:
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0"></iframe>'
 
     def __repr__(self) -> str:
-        from ssl_train.cli.commands import summary
+        from ssl_train.cli.commands import ends, summary
 
         name = repr(str(self.folder))
         next_steps = [
@@ -50,7 +50,7 @@ class TrainedRun:
             f"next           {self.recipe.package}.evaluate(run)",
             f"               {type(self.model).__name__}.from_pretrained({name})",
         ]
-        return "\n".join([f"run in {self.folder}", summary(self.folder), "", *next_steps])
+        return "\n".join([f"run in {self.folder}", summary(*ends(self.folder)), "", *next_steps])
 
 
 def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:

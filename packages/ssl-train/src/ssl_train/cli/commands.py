@@ -3,10 +3,9 @@ torch."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-import shlex
+import re
 import sys
 import tempfile
 import warnings
@@ -17,17 +16,20 @@ from typing import Any
 
 import torch
 
+from ssl_core.config import to_dict
 from ssl_core.device import pick_device, seed_step
 from ssl_core.errors import InputError
 from ssl_core.hub.checkpoint import checkpoint_of, number
 from ssl_core.hub.layout import layout_of
 from ssl_core.hub.remote import resolve
 from ssl_core.method import Recipe, load
+from ssl_train import log
 from ssl_train.asked import Asked
 from ssl_train.auto import table
 from ssl_train.cli import verbs
-from ssl_train.cli.estimate import describe, describe_encoder
+from ssl_train.cli.estimate import estimate, estimate_encoder
 from ssl_train.cost import cost_of
+from ssl_train.log import next_steps, note, typed
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
@@ -38,71 +40,81 @@ FINETUNED = "finetuned"
 """Where `evaluate --protocols finetune` writes the network, beside evaluation.json."""
 
 
-def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) -> None:
+def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) -> dict[str, Any]:
     if not recipe.views:
         raise InputError(f"{recipe.name} is an encoder that is used as it is: it cannot be trained here")
     out = Path(args.out or f"runs/{recipe.name}")
     main = os.environ.get("RANK", "0") == "0"
-    program = recipe.package.replace("_", "-")
+    program, data = program_of(recipe), data_flag(args.data)
     with process_group():
         # opened and built once: for the estimate, the run and its figures
         asked = resumed(recipe, asked, out)
         opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device, out=out)
-        if main:
+        if main and not log.quiet:
             if opened.choices:
                 print(table(opened.choices))
-                print(f"the same again: {program} train{_flag('--data', args.data)} --config {out} --out ANOTHER\n")
-            print(describe(recipe, opened.method, opened.cost, opened.device, len(opened.raw("train"))), flush=True)
-        method = run(opened, out, options)
+                again = typed(program, "train", *data, "--config", out, "--out", "ANOTHER")
+                print(f"the same again: {again}\n")
+            _, text = estimate(recipe, opened.method, opened.cost, opened.device, len(opened.raw("train")))
+            print(text, flush=True)
+        run(opened, out, options)
     if not main:
-        return
+        return {}
 
-    lines = complete(opened, out)
-    print(summary(out), *lines, sep="\n")
+    own = complete(opened, out)
+    first, last = ends(out)
+    print(summary(first, last), *own.get("summary", []), sep="\n")
     print(f"\nlook at  {out / 'report.html'}")
-    print(f"next     {program} evaluate {out}{_flag('--data', args.data)}")
-    print(f"         {program} embed {out} --data your/folder --out features.npz")
-    _, inputs, *_ = inspect.signature(type(method).encode).parameters
-    print(f"         {type(method).__name__}.from_pretrained({str(out)!r}).encode({inputs})")
+    evaluation = [typed(program, "evaluate", out, *data)] if own or opened.train.labels is not None else []
+    following = next_steps(*evaluation, typed(program, "embed", out, *data, "--out", "features.npz"))
+    module, name = recipe.method.split(":")
+    print(f"{'Python':8} from {module.partition('.')[0]} import {name}; {name}.from_pretrained({str(out)!r})")
+    began = {"run": str(out), "method": recipe.name, "data": args.data, "report": str(out / "report.html")}
+    return {**began, "first": first, "last": last, "measured": own or None, "next": following}
 
 
-def complete(opened: Opened, out: Path) -> list[str]:
+def complete(opened: Opened, out: Path) -> dict[str, Any]:
     """Draw the figures of a finished run, measure what its recipe measures, write model card and
-    report; returns the measured figures in lines."""
-    recipe, program = opened.recipe, opened.recipe.package.replace("_", "-")
+    report; returns what was measured."""
+    recipe, program = opened.recipe, program_of(opened.recipe)
     try:
         figures(opened, out / "figures")
     except Exception as error:  # whatever drawing raises, the run is done and its weights are there
         warnings.warn(
             f"the figures could not be drawn ({type(error).__name__}: {error}); the weights are in {out}, "
-            f"and `{program} show {out}` tries again",
+            f"and `{typed(program, 'show', out)}` tries again",
             stacklevel=2,
         )
-    lines = []
+    own: dict[str, Any] = {}
     if recipe.measure is not None:
         try:
             result = measured(opened)
             write_json(out, "evaluation.json", result)
-            lines = result["measured"]["summary"]
+            own = result["measured"]
         except InputError as error:  # too little test data, say: the run is done all the same
             warnings.warn(f"there are no figures of this run: {error}", stacklevel=2)
     finish(recipe, out)
-    return lines
+    return own
 
 
 def tell_step(args: Any) -> None:
     """Say at which step the weights stand that a command is given, if they are a checkpoint's."""
     name = getattr(args, "weights", None) or getattr(args, "folder", None) or getattr(args, "init", None)
     if name is not None and (checkpoint := checkpoint_of(name)) is not None:
-        print(f"{name}: weights of step {number(checkpoint):,}, from a checkpoint", file=sys.stderr)
+        note(f"{name}: weights of step {number(checkpoint):,}, from a checkpoint", file=sys.stderr)
 
 
-def _flag(flag: str, value: str | None) -> str:
-    """`flag` with its value, quoted for a shell; empty without a value."""
-    return "" if value is None else f" {flag} {shlex.quote(value)}"
+def program_of(recipe: Recipe) -> str:
+    """The command of the recipe's package."""
+    return recipe.package.replace("_", "-")
 
 
-def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
+def data_flag(data: str | None, flag: str = "--data") -> list[str]:
+    """The words of a command that name data; none for the built-in data."""
+    return [] if data is None else [flag, data]
+
+
+def evaluate(recipe: Recipe, args: verbs.Evaluate) -> dict[str, Any]:
     opened = Opened.from_weights(
         recipe,
         args.weights,
@@ -112,7 +124,15 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
         max_pixels=args.max_pixels,
         as_trained=True,
     )
-    evaluated(opened, args)
+    result, out = evaluated(opened, args), place_of(args)
+    program, file = program_of(recipe), out / "evaluation.json"
+    print("" if not (out / "report.html").is_file() else f"\nlook at  {out / 'report.html'}")
+    following = next_steps(
+        *([typed(program, "predict", out / FINETUNED, "your/pictures")] if "finetune" in args.protocols else []),
+        typed(program, "embed", args.weights, *data_flag(args.data), "--out", "features.npz"),
+        *([typed(program, "push", args.weights, f"me/{_hub_name(args.weights)}", "--dry-run")] if out.is_dir() else []),
+    )
+    return {**result, "weights": args.weights, "file": str(file) if file.is_file() else None, "next": following}
 
 
 def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
@@ -124,7 +144,7 @@ def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
     from ssl_train.report.page import advice
 
     recipe, method, device = opened.recipe, opened.method, opened.device
-    out = Path(args.out) if args.out else place_of(args.weights)
+    out = place_of(args)
     if "finetune" in args.protocols:
         check_encoder(method)
         if not args.out and not out.is_dir() and out.parent.name != SNAPSHOTS:
@@ -133,8 +153,8 @@ def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
     result = measured(opened)
     lines = result.get("measured", {}).get("summary", [])
     if lines and opened.train.labels is None:  # the method's own figures need no labels
-        _write_evaluation(recipe, args, out, result)
         print(*lines, sep="\n")
+        _write_evaluation(recipe, args, out, result)
         return result
 
     train_data, test_data, how = opened.labelled()
@@ -155,20 +175,23 @@ def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
         data, epochs = (train_data, test_data), args.finetune_epochs
         result = compare(result, methods, data, out, epochs=epochs, options=how_to_run)
     result["protocol"]["split"] = how
-    _write_evaluation(recipe, args, out, result)
     print(table(result))
     print(f"test data: {how}")
     print(*filter(None, [advice(result)]), *lines, sep="\n")
     if "finetune" in args.protocols:
         _describe_finetuned(out / FINETUNED, result)
-        program = recipe.package.replace("_", "-")
-        print(f"\nnext     {program} predict {shlex.quote(str(out / FINETUNED))} your/pictures")
+    _write_evaluation(recipe, args, out, result)
     return result
 
 
-def place_of(weights: str) -> Path:
-    """Where the figures of these weights lie: of a run's step below the run, else beside the
-    weights."""
+def place_of(args: verbs.Evaluate) -> Path:
+    """Where the figures lie: as `--out` says, else of a run's step below the run, of other weights
+    beside them."""
+    return Path(args.out) if args.out else folder_of(args.weights)
+
+
+def folder_of(weights: str) -> Path:
+    """The folder of these weights; of a run's step, one of its own below the run."""
     checkpoint = checkpoint_of(weights)
     return Path(weights) if checkpoint is None else checkpoint.parents[1] / SNAPSHOTS / checkpoint.name
 
@@ -184,10 +207,10 @@ def _describe_finetuned(folder: Path, result: dict[str, Any]) -> None:
     write_run_card(folder, name=f"{folder.resolve().parent.name}-{FINETUNED}", layout=LAYOUT)
 
 
-def predict(recipe: Recipe, args: verbs.Predict) -> None:
+def predict(recipe: Recipe, args: verbs.Predict) -> dict[str, Any]:
     from ssl_train.predict import run
 
-    run(recipe, args, place_of(args.network) / FINETUNED)
+    return run(recipe, args, folder_of(args.network) / FINETUNED)
 
 
 def measured(opened: Opened) -> dict[str, Any]:
@@ -210,7 +233,12 @@ def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: d
         finish(recipe, out.parents[1] if of_a_step else out)
 
 
-def embed(recipe: Recipe, args: verbs.Embed) -> None:
+def _hub_name(weights: str) -> str:
+    """The name of a folder, as far as the Hub takes it for a repository."""
+    return re.sub(r"[^\w.]+|\.\.+", "-", Path(weights).resolve().name, flags=re.ASCII).strip("-.") or "model"
+
+
+def embed(recipe: Recipe, args: verbs.Embed) -> dict[str, Any]:
     from ssl_train.evaluate.features import extract
 
     where = {"data": args.data, "device": args.device, "max_pixels": args.max_pixels}
@@ -219,7 +247,12 @@ def embed(recipe: Recipe, args: verbs.Embed) -> None:
     features = extract(opened.method.encode, opened.train, view, progress=True, **options)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     features.save(args.out)
-    print(f"{len(features)} features of width {features.features.shape[1]} in {args.out}")
+    count, width = features.features.shape
+    print(f"{count} features of width {width} in {args.out}\n")
+    shown = f'import numpy; print(numpy.load({json.dumps(args.out)})["features"].shape)'
+    following = next_steps(typed(Path(sys.executable).name, "-c", shown))
+    left_out = [{"name": name, "reason": reason} for name, reason in features.skipped]
+    return {"file": args.out, "features": count, "width": width, "left_out": left_out, "next": following}
 
 
 def extraction(args: verbs.Evaluate | verbs.Embed) -> dict[str, Any]:
@@ -227,18 +260,19 @@ def extraction(args: verbs.Evaluate | verbs.Embed) -> dict[str, Any]:
     return {"batch_size": args.batch_size, "precision": args.precision, "workers": args.workers}
 
 
-def show(recipe: Recipe, args: verbs.Show) -> None:
+def show(recipe: Recipe, args: verbs.Show) -> dict[str, Any]:
     where = {"data": args.data, "device": args.device, "max_pixels": args.max_pixels}
     opened = Opened.from_weights(recipe, args.weights, **where, as_trained=True)
     weights = Path(args.weights)
     folder = Path(args.out) if args.out else (weights if weights.is_dir() else Path()) / "figures"
-    for path in figures(opened, folder):
-        print(path)
+    drawn = [str(path) for path in figures(opened, folder)]
+    print(*drawn, sep="\n")
     if args.out is None and weights.is_dir():
         finish(recipe, weights)
+    return {"figures": drawn}
 
 
-def push(recipe: Recipe, args: verbs.Push) -> None:
+def push(recipe: Recipe, args: verbs.Push) -> dict[str, Any]:
     from ssl_core.hub.card import write_card
     from ssl_core.hub.remote import push as upload
     from ssl_train.card import write_run_card
@@ -255,17 +289,21 @@ def push(recipe: Recipe, args: verbs.Push) -> None:
         else:
             write_run_card(folder, name=args.repo_id, layout=layout, license=args.license)
         options = {"revision": args.revision, "create_pr": args.create_pr, "dry_run": args.dry_run}
-        print(upload(folder, args.repo_id, private=args.private or None, **options))
+        said = upload(folder, args.repo_id, private=args.private or None, **options)
+    print(said)
+    files = [line.split(maxsplit=1)[1] for line in said.splitlines()[1:]]
+    return {"repo_id": args.repo_id, **({"files": files} if args.dry_run else {"url": said})}
 
 
-def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> None:
+def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> dict[str, Any]:
     from ssl_train.classifier import Classifier, is_classifier
 
     if args.weights is not None and checkpoint_of(args.weights) is None and is_classifier(resolve(args.weights)):
         network = Classifier.from_pretrained(args.weights)
-        print(describe_encoder(network.config.method, network, network.config.network))
-        print(f"{len(network.config.classes)} classes: {', '.join(network.config.classes)}")
-        return
+        classes = list(network.config.classes)
+        found, text = estimate_encoder(network.config.method, network, network.config.network)
+        print(text, f"{len(classes)} classes: {', '.join(classes)}", sep="\n")
+        return {**found, "classes": classes}
     method = None if args.weights is None else load(recipe.method).from_pretrained(args.weights)
     config = asked.config if method is None else replace(method.config, **asked.typed)
 
@@ -279,12 +317,14 @@ def info(recipe: Recipe, args: verbs.Info, asked: Asked) -> None:
             method = load(recipe.method)(config)
     if recipe.views:
         device = pick_device(args.device)
-        print(describe(recipe, method, cost_of(recipe, method, device), device, samples))
+        found, text = estimate(recipe, method, cost_of(recipe, method, device), device, samples)
     else:
-        print(describe_encoder(recipe.name, method, method.config))
+        found, text = estimate_encoder(recipe.name, method, method.config)
+    print(text)
+    return {**found, "config": to_dict(config)}
 
 
-def export(recipe: Recipe, args: verbs.Export) -> None:
+def export(recipe: Recipe, args: verbs.Export) -> dict[str, Any]:
     from ssl_core.hub.weights_file import save_weights
 
     method = load(recipe.method).from_pretrained(args.weights)
@@ -300,14 +340,19 @@ def export(recipe: Recipe, args: verbs.Export) -> None:
     save_weights(out / "model.safetensors", state)
     write_json(out, named[0] if named else "config.json", config)
     method.save_preprocessor(out)
-    print(f"{sum(t.numel() for t in state.values()):,} parameters in {out}, {args.to}'s layout")
+    parameters = sum(t.numel() for t in state.values())
+    print(f"{parameters:,} parameters in {out}, {args.to}'s layout")
+    return {"folder": str(out), "layout": args.to, "parameters": parameters}
 
 
-def compare(recipe: Recipe, args: verbs.Compare) -> None:
+def compare(recipe: Recipe, args: verbs.Compare) -> dict[str, Any]:
+    from ssl_train.report.compare import as_text, facts, rows
     from ssl_train.report.compare import compare as beside
 
-    print(beside(args.runs, args.out))
+    read = beside(args.runs, args.out)
+    print(as_text(rows(read)))
     print(f"\nlook at  {args.out}")
+    return {"page": args.out, "runs": [facts(run) for run in read]}
 
 
 def figures(opened: Opened, folder: Path) -> list[Path]:
@@ -332,10 +377,14 @@ def finish(recipe: Recipe, folder: Path) -> None:
         write_report(folder)
 
 
-def summary(folder: Path) -> str:
-    """The last line of metrics.jsonl as a small table."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    first, last = json.loads(lines[0]), json.loads(lines[-1])
+def ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first and the last line of metrics.jsonl."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(lines[0]), json.loads(lines[-1])
+
+
+def summary(first: dict[str, Any], last: dict[str, Any]) -> str:
+    """What was logged at last as a small table."""
     names = {"health/knn": "k-NN, leave one out, in training"}  # other than `evaluate`'s
     rows = [
         ("steps", f"{last['step']:,} ({last['epoch']:g} epochs)"),

@@ -18,38 +18,44 @@ SHARE_OF_PEAK = 0.6
 """Share of the speed of large matrix products that a training step reaches (docs/benchmarks.md)."""
 
 
-def describe(recipe: Recipe, method: nn.Module, cost: Cost, device: torch.device, samples: int | None) -> str:
-    """A few lines on the cost of pretraining `method` on this machine, and on the whole run if
-    `samples` are known."""
+def estimate(
+    recipe: Recipe, method: nn.Module, cost: Cost, device: torch.device, samples: int | None
+) -> tuple[dict[str, Any], str]:
+    """What pretraining `method` costs on this machine, and the whole run if `samples` are known: in
+    numbers (bytes, seconds), and in a few lines."""
     config: Any = method.config
     precision = pick_precision(config.precision, device)
     parameters = sum(p.numel() for p in method.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    flops = cost.multiply_adds
+    flops, batch = cost.multiply_adds, config.batch_size
     rate = matmul_rate(device, precision)
-    seconds = 3 * flops * config.batch_size / (SHARE_OF_PEAK * rate)
+    seconds = 3 * flops * batch / (SHARE_OF_PEAK * rate)
     lines = [
         f"{recipe.name}: {parameters:,} parameters, {trained:,} trained",
         f"{2 * flops / 1e9:.2f} GFLOPs forward per sample ({flops / 1e9:.2f} G multiply-adds), "
         "three times that in training",
-        f"memory: {gigabytes(cost.fixed)}, and {gigabytes(cost.activations * config.batch_size)} for a batch of "
-        f"{config.batch_size}",
+        f"memory: {gigabytes(cost.fixed)}, and {gigabytes(cost.activations * batch)} for a batch of {batch}",
         f"on this {device.type} in {precision} ({2 * rate / 1e9:,.0f} GFLOP/s): about {_duration(seconds)} a step",
     ]
+    found = {"method": recipe.name, "parameters": parameters, "trained": trained, "multiply_adds": flops}
+    found |= {"batch_size": batch, "memory": cost.fixed, "memory_of_batch": cost.activations * batch}
+    found |= {"device": device.type, "precision": precision, "seconds_per_step": seconds}
     if samples is not None:
-        plan = Plan(samples, config.batch_size, config.epochs, config.seed)
-        total = _duration(seconds * plan.steps)
-        lines.append(f"{samples:,} samples, {plan.steps:,} steps of {config.batch_size}: about {total}")
-    return "\n".join(lines)
+        steps = Plan(samples, batch, config.epochs, config.seed).steps
+        lines.append(f"{samples:,} samples, {steps:,} steps of {batch}: about {_duration(seconds * steps)}")
+        found |= {"samples": samples, "steps": steps, "seconds": seconds * steps}
+    return found, "\n".join(lines)
 
 
-def describe_encoder(name: str, method: Any, images: Any) -> str:
-    """A line on an encoder that is not trained here; `images` is the config of what it sees."""
+def estimate_encoder(name: str, method: Any, images: Any) -> tuple[dict[str, Any], str]:
+    """An encoder that is not trained here, in numbers and in a line; `images` is the config of what
+    it sees."""
     h, w = images.size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         on_meta(method).eval().encode(torch.empty(1, images.in_channels, h, w))
     parameters, flops = sum(p.numel() for p in method.parameters()), counter.get_total_flops()
-    return f"{name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
+    text = f"{name}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs an image of {h} x {w}"
+    return {"method": name, "parameters": parameters, "flops": flops, "image": [h, w]}, text
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:

@@ -1,24 +1,34 @@
 """The command line that every package has. Imports no torch: `--help` is instant.
 
-    ssl-mae train | evaluate | embed | predict | show | push | info | export
+    ssl-mae train | evaluate | embed | predict | show | push | info | export | compare
 
 Exit codes: 0, done; 2, something that was given cannot be used; 3, a run had to end (loss not
-finite, collapse, disk); 75, the run was told to stop and has saved: repeat the command to resume.
-An error is one line on stderr.
+finite, collapse, disk); 75, the run was told to stop and has saved: repeat the command to resume;
+130, stopped by Ctrl-C outside a run; 141, nobody reads the output any more. 1 is a bug, with its
+traceback. An error is one line on stderr. Results go to stdout, as lines or, with --json, as one
+JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
 import io
+import itertools
+import json
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import make_dataclass
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import IO, Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
@@ -29,10 +39,16 @@ from ssl_core.hub.format import SECTION
 from ssl_core.method import Recipe, Verb, load
 from ssl_train.asked import AUTO, CHOSEN, Asked
 from ssl_train.cli.config_file import read_file
-from ssl_train.cli.verbs import VERBS
+from ssl_train.cli.verbs import VERBS, Output
 from ssl_train.errors import TrainingError
 from ssl_train.options import RunOptions
 from ssl_train.stop import EXIT_REQUEUE, Interrupted
+
+EXIT_INTERRUPT = 130
+"""Exit code of a command that Ctrl-C stopped outside a run, as shells have it."""
+EXIT_PIPE = 141
+"""Exit code of a command whose output nobody reads any more, as shells have it."""
+BOLD, RED, YELLOW = "\033[1m", "\033[91m", "\033[93m"
 
 
 def main(
@@ -54,7 +70,9 @@ def main(
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS and verb not in verbs:
-        print(f"{program}: no command {verb!r}; there are {', '.join([*VERBS, *verbs])}", file=sys.stderr)
+        near = difflib.get_close_matches(verb, [*VERBS, *verbs], n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        _tell(program, f"no command {verb!r}{meant} There are {', '.join([*VERBS, *verbs])}")
         return 2
     usual, warnings.formatwarning = warnings.formatwarning, _formatted(program, warnings.formatwarning)
     try:
@@ -63,31 +81,71 @@ def main(
         recipe, rest = _choose_method(recipes, rest, allowed[0] if allowed else None)
         if allowed and recipe.name not in allowed:
             raise InputError(f"{verb} is for {' and '.join(allowed)}, not for {recipe.name}")
-        if own is not None:
-            typed = tyro.cli(described(load(own.arguments)), args=rest, prog=f"{program} {verb}")
-            return load(own.run)(recipe, typed) or 0  # loads torch, which --help does without
-        parsed = _parse(f"{program} {verb}", verb, recipe, rest)
-        from ssl_train.cli import commands
-
-        commands.tell_step(parsed[0])
-        return getattr(commands, verb)(recipe, *parsed) or 0
+        methods = ", ".join(allowed or recipes)
+        about = f"\n\nMethods (--method): {methods}." if "," in methods else ""
+        output, given = _parse(f"{program} {verb}", verb, own, recipe, rest, about)
+        return _run(verb, own, recipe, output, given)
     except InputError as error:
-        print(f"{program}: {_in_words(error)}", file=sys.stderr)
+        _tell(program, error)
         return 2
+    except BrokenPipeError:  # the reader of our output has left, as `head` does: nobody is to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except OSError as error:  # without a file it is a bug, and keeps its traceback
         if error.filename is None and not isinstance(error, FileNotFoundError):
             raise
-        print(f"{program}: {_in_words(error)}", file=sys.stderr)
+        _tell(program, error)
         return 2
     except TrainingError as error:
-        print(f"{program}: {_in_words(error)}", file=sys.stderr)
+        _tell(program, error)
         return 3
     except Interrupted as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(f"{program}: told to stop, step {stopped.step:,} is saved: the same command goes on", file=sys.stderr)
         return EXIT_REQUEUE
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        return EXIT_INTERRUPT
     finally:
         warnings.formatwarning = usual
+
+
+def _run(verb: str, own: Verb | None, recipe: Recipe, output: Output, given: list[Any]) -> int:
+    """Run what was parsed. It prints its result, and returns it for --json."""
+    from ssl_train import log
+
+    with ExitStack() as stack:
+        if output.quiet:
+            stack.enter_context(log.quietly())
+        if output.json:  # nothing but the object on stdout, and its lines are not needed twice
+            stack.enter_context(redirect_stdout(io.StringIO() if output.quiet else sys.stderr))
+        if own is not None:
+            facts = load(own.run)(recipe, *given)  # loads torch, which --help does without
+        else:
+            from ssl_train.cli import commands
+
+            commands.tell_step(given[0])
+            facts = getattr(commands, verb)(recipe, *given)
+    if output.json and os.environ.get("RANK", "0") == "0":
+        print(json.dumps(facts, ensure_ascii=False, default=str))
+    sys.stdout.flush()
+    return 0
+
+
+def coloured(text: str, code: str, stream: IO[str]) -> str:
+    """`text` in the colour `code` if `stream` takes colours, else without any.
+
+    A terminal takes them, and what FORCE_COLOR says does; NO_COLOR (no-color.org) wins over both.
+    """
+    wanted = stream.isatty() and os.environ.get("TERM") != "dumb"
+    if os.environ.get("NO_COLOR") or not (wanted or os.environ.get("FORCE_COLOR")):
+        return re.sub(r"\033\[[\d;]*m", "", text)
+    return f"{code}{text}\033[0m" if code else text
+
+
+def _tell(program: str, error: Exception | str) -> None:
+    """An error, on stderr."""
+    print(coloured(f"{program}:", RED, sys.stderr), _in_words(error), file=sys.stderr)
 
 
 def _in_words(error: Exception | Warning | str) -> str:
@@ -102,7 +160,7 @@ def _formatted(program: str, usual: Callable[..., str]) -> Callable[..., str]:
 
     def formatted(message: Any, category: type[Warning], *where: Any, **more: Any) -> str:
         if category is UserWarning:
-            return f"{program}: warning: {_in_words(message)}\n"
+            return f"{coloured(f'{program}: warning:', YELLOW, sys.stderr)} {_in_words(message)}\n"
         return usual(message, category, *where, **more)
 
     return formatted
@@ -153,11 +211,18 @@ def _peek(arguments: list[str], *flags: str) -> tuple[dict[str, str | None], lis
     return vars(values), rest
 
 
-def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tuple[Any, ...]:
-    """What the verb's command is called with."""
-    cls = VERBS[verb]
-    if verb not in ("train", "info"):
-        return (tyro.cli(described(cls), args=arguments, prog=program),)
+def _parse(
+    program: str, verb: str, own: Verb | None, recipe: Recipe, arguments: list[str], more: str
+) -> tuple[Output, list[Any]]:
+    """(how to tell the result, what the verb's command is called with besides the recipe).
+
+    `more` is said in the help.
+    """
+    cls: Any = VERBS[verb] if own is None else load(own.arguments)
+    about = " ".join((cls.__doc__ or "").split()) + more
+    if own is not None or verb not in ("train", "info"):
+        command, output = _flags(program, about, [_Part(cls), _Part(Output)], arguments)
+        return Output(**output), [cls(**command)]
     training = verb == "train"
     known, _ = _peek(arguments, "--preset", "--data")
     # A method that states no rule of its own starts from its paper's preset.
@@ -165,25 +230,17 @@ def _parse(program: str, verb: str, recipe: Recipe, arguments: list[str]) -> tup
     automatic = training and known["data"] is not None and chooses
     asked = defaults(recipe, arguments, built_in=training)
     base, typed = asked.preset, dict(asked.typed)
-    about = f"{(type(base).__doc__ or '').partition('. ')[0].rstrip('.')}. The defaults shown are those of "
-    about += f"{_origin(arguments, built_in=training)}."
-    own: Any = described(cls, "")
-    shown: Any = described(type(base), about, hidden=CHOSEN if automatic else ())
+    about += f"\n\nThe defaults shown are those of {_origin(arguments, built_in=training)}."
+    settings = _Part(type(base), vars(base) | typed, CHOSEN if automatic else (), recipe.name)
+    parts = [_Part(cls), settings, _Part(Output), *([_Part(RunOptions)] if training else [])]
+    command, method, output, *options = _flags(program, about, parts, arguments)
+    typed |= {name: value for name, value in method.items() if _is_typed(name, arguments)}
     # rules between fields are left to the config that is made of the data and of what was typed
-    start: Any = object.__new__(shown)
-    vars(start).update(vars(base) | typed)
-    fields = [("command", own, own()), ("method", shown, start)]
-    if training:
-        options = described(RunOptions)
-        fields.append(("run", options, options()))
-    Arguments = make_dataclass("Arguments", fields, frozen=True)
-    flat, description = (tyro.conf.OmitArgPrefixes,), " ".join((cls.__doc__ or "").split())
-    parsed = tyro.cli(Arguments, args=arguments, prog=program, description=description, config=flat)
-    typed |= {name: value for name, value in vars(parsed.method).items() if _is_typed(name, arguments)}
+    given = cls(**command)
     if not training:
-        return parsed.command, Asked(base, typed)
-    asked = Asked(None if automatic else base, typed, parsed.command.minutes, parsed.command.max_steps)
-    return parsed.command, asked, RunOptions(**vars(parsed.run))
+        return Output(**output), [given, Asked(base, typed)]
+    asked = Asked(None if automatic else base, typed, given.minutes, given.max_steps)
+    return Output(**output), [given, asked, RunOptions(**options[0])]
 
 
 def _is_typed(field: str, arguments: Sequence[str]) -> bool:
@@ -192,22 +249,129 @@ def _is_typed(field: str, arguments: Sequence[str]) -> bool:
     return any(argument.partition("=")[0] in flags for argument in arguments)
 
 
-def described(cls: type[Any], about: str | None = None, hidden: Sequence[str] = ()) -> type[Any]:
-    """A subclass of the dataclass `cls` with readable help; its instances have the same fields.
+@dataclass(frozen=True)
+class _Part:
+    """The fields of a dataclass, as flags."""
 
-    tyro takes a field's help from its docstring. The annotations of the subclass add the rest: the
-    bounds, "(above 0, default: 100)", no default where it is None or empty, the name of a value
-    without a flag, and STR instead of {None}|STR. `about` replaces the docstring. The
-    default of the `hidden` fields is shown as "chosen from the data".
+    cls: type[Any]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """what fields start from, other than their defaults"""
+    chosen: Sequence[str] = ()
+    """fields whose default help shows as "chosen from the data\""""
+    method: str = ""
+    """the method of which `cls` is the config"""
+
+
+def _flags(program: str, about: str, parts: Sequence[_Part], arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """The values of the fields of each part: those in `arguments`, else those that they start from.
+
+    Help has the flags under headings (`_heading`). Besides a field's docstring it says its bounds,
+    "(above 0, default: 100)", no default where it is None or empty, the name of a value without a
+    flag, and STR instead of {None}|STR.
     """
-    annotations = {}
-    for name, hints in field_hints(cls).items():
-        shown = tyro.conf.arg(
-            metavar=_metavar(name, hints[0]), help_behavior_hint=_hint(bounds_in_words(*hints), name in hidden)
+    groups: dict[str, list[tuple[str, Any, Any]]] = {"": []}
+    for part in parts:
+        docs, hints = _docstrings(part.cls), field_hints(part.cls)
+        for stated in dataclasses.fields(part.cls):
+            name, kind = stated.name, hints[stated.name][0]
+            said = _hint(bounds_in_words(*hints[name]), name in part.chosen)
+            shown = tyro.conf.arg(metavar=_metavar(name, kind), help=docs.get(name), help_behavior_hint=said)
+            # a setting may be true in a preset or a file: its flag has a --no-… beside it
+            marks = () if part.method else (tyro.conf.FlagCreatePairsOff,)
+            start = field(default=part.values.get(name, stated.default))
+            groups.setdefault(_heading(name, part), []).append((name, Annotated[(kind, shown, *marks)], start))
+    if len(parts) > 2:
+        groups[""].sort(key=lambda flag: FIRST.index(flag[0]) if flag[0] in FIRST else -1)
+    ordered = sorted(groups, key=lambda heading: ORDER.index(heading if heading in ORDER else "METHOD"))
+    structs = [
+        (
+            f"group{i}",
+            Annotated[make_dataclass(f"Group{i}", groups[heading], kw_only=True), tyro.conf.arg(name=heading)],
         )
-        annotations[name] = Annotated[hints[0], shown]
-    same = {"__doc__": cls.__doc__ if about is None else about, "__module__": cls.__module__}
-    return type(cls.__name__, (cls,), {**same, "__annotations__": annotations})
+        for i, heading in enumerate(ordered)
+    ]
+    parsed = _tyro(make_dataclass("Arguments", structs), program, about, arguments)
+    found = {name: value for group in vars(parsed).values() for name, value in vars(group).items()}
+    return [{stated.name: found[stated.name] for stated in dataclasses.fields(part.cls)} for part in parts]
+
+
+FIRST = (
+    "data", "out", "preset", "epochs", "minutes", "max_steps", "batch_size", "image_size", "context", "init", "config",
+    "seed", "device", "workers",
+)  # fmt: skip
+"""The flags of `train` that matter first; the rest stand below them, under headings."""
+HEADINGS = {
+    "views": (
+        "in_channels", "mean", "std", "crop_pct", "max_pixels", "crop_scale", "flip", "jitter", "jitter_p",
+        "grayscale", "grayscale_p", "blur_p", "blur_sigma", "solarize_p", "color_drop", "global_crops", "global_scale",
+        "local_crops", "local_size", "local_scale", "puzzle_size", "tile_size",
+    ),
+    "network": (
+        "patch_size", "backbone", "tower", "dim", "depth", "heads", "mlp_ratio", "layer_norm_eps", "pos_interp", "pool",
+        "drop_path", "width", "small_stem", "stages", "vit_pool", "vit_mlp_ratio", "vit_layer_norm_eps", "text_dim",
+        "text_depth", "text_heads", "text_pool", "embed_dim", "activation", "head_dim", "decoder_dim", "decoder_depth",
+        "decoder_heads", "swiglu", "registers", "layer_scale", "shared_bias", "final_norm", "vocab_size",
+        "context_length",
+    ),
+    "optimiser": tuple(stated.name for stated in dataclasses.fields(TrainConfig)),
+    "saving": ("log_every", "checkpoint_minutes", "keep_every", "tensorboard", "wandb"),
+}  # fmt: skip
+"""Headings of `--help` and the fields below them. The other settings of a method stand under its
+name, what remains is about the machine."""
+ORDER = ("", "views", "network", "METHOD", "optimiser", "machine", "saving", "output")
+"""The order of the headings; METHOD stands for the method's name."""
+
+
+def _heading(name: str, part: _Part) -> str:
+    """Under which heading a field stands; "" is that of the first flags."""
+    if part.cls is Output:
+        return "output"
+    if name in FIRST or not (part.method or part.cls is RunOptions):
+        return ""
+    found = next((heading for heading, names in HEADINGS.items() if name in names), None)
+    return found or part.method or "machine"
+
+
+def _tyro(cls: type[Any], program: str, about: str, arguments: Sequence[str]) -> Any:
+    """What `tyro.cli` makes of the arguments. What it says is coloured where we would."""
+    said, faults = _Terminal(), _Terminal()
+    try:
+        with redirect_stdout(said), redirect_stderr(faults):
+            return tyro.cli(cls, args=arguments, prog=program, description=about, config=(tyro.conf.OmitArgPrefixes,))
+    finally:
+        sys.stdout.write(coloured(said.getvalue().replace(RED, BOLD), "", sys.stdout))
+        # a positional argument by its name in the help, without the group that it is in
+        named = re.sub(r"'group\d+\.([\w-]+)'", lambda found: found[1].upper().center(len(found[0])), faults.getvalue())
+        sys.stderr.write(coloured(named, "", sys.stderr))
+
+
+class _Terminal(io.StringIO):
+    """Text for stdout or stderr, as a terminal would get it."""
+
+    encoding = property(lambda self: (sys.__stdout__ or sys.stderr).encoding)  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        return True
+
+
+def _docstrings(cls: type[Any]) -> dict[str, str]:
+    """Field -> the string below it in the source, on one line."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for stated, below in itertools.pairwise(_bodies(base.__module__).get(base.__name__, [])):
+            if isinstance(stated, ast.AnnAssign) and isinstance(below, ast.Expr):
+                docs[ast.unparse(stated.target)] = " ".join(ast.literal_eval(below.value).split())
+    return docs
+
+
+@cache
+def _bodies(module: str) -> dict[str, list[ast.stmt]]:
+    """What stands in the classes of a module, by their names; nothing where it has no source."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError):
+        return {}
+    return {found.name: found.body for found in tree.body if isinstance(found, ast.ClassDef)}
 
 
 def _hint(stated: str, chosen: bool) -> Callable[[str], str]:
@@ -217,7 +381,7 @@ def _hint(stated: str, chosen: bool) -> Callable[[str], str]:
         known = [stated] if stated else []
         if chosen:
             known.append("default: chosen from the data")
-        elif default not in ("", "None"):  # None means that the help says what is done
+        elif default not in ("", "None", "False"):  # None means that the help says what is done
             known.append(f"default: {default}")
         return f"({', '.join(known)})" if known else " "
 
@@ -225,18 +389,23 @@ def _hint(stated: str, chosen: bool) -> Callable[[str], str]:
 
 
 def _metavar(name: str, hint: Any) -> str | None:
-    """How help names a value: a positional one by its field, an optional one by its type. None for
-    tyro's own way."""
+    """How help names a value: a positional one by its field, an optional one or a list by its type.
+    None for tyro's own way."""
     kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    options = [option for option in get_args(kind) or (kind,) if option is not type(None)]
     optional = type(None) in get_args(kind)
+    options = [option for option in get_args(kind) if option is not type(None)] if optional else [kind]
     if tyro.conf.Positional[str].__metadata__[0] in marks:  # type: ignore[attr-defined]
         word = name.replace("_", "-").upper()
         return f"[{word}]" if optional else f"{word} ..." if get_origin(kind) is tuple else word
-    if not optional or len(options) > 1:
+    plain, several = options[0], Ellipsis in get_args(options[0])
+    if len(options) > 1 or not (optional or several):
         return None
-    plain = get_args(options[0])[0] if get_origin(options[0]) is Annotated else options[0]
-    return {str: "STR", int: "INT", float: "FLOAT"}.get(plain)
+    plain = get_args(plain)[0] if several else plain
+    plain = get_args(plain)[0] if get_origin(plain) is Annotated else plain
+    word = {str: "STR", int: "INT", float: "FLOAT"}.get(plain)
+    if get_origin(plain) is Literal:
+        word = f"{{{','.join(map(str, get_args(plain)))}}}"
+    return f"{word} ..." if several else word
 
 
 def bounds_in_words(*hints: Any) -> str:

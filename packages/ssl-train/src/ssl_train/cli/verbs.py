@@ -186,6 +186,16 @@ class Compare:
     """the page to write"""
 
 
+@dataclass(frozen=True)
+class Output:
+    """How a command tells its result. Every command has these flags."""
+
+    quiet: bool = False
+    """say errors, warnings and the result, and nothing on the way"""
+    json: bool = False
+    """write the result to stdout as one JSON object, and everything else to stderr"""
+
+
 VERBS: dict[str, type] = {
     "train": Train, "evaluate": Evaluate, "embed": Embed, "predict": Predict, "show": Show, "push": Push, "info": Info,
     "export": Export, "compare": Compare,

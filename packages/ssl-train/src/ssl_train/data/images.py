@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -28,6 +29,8 @@ MAX_PIXELS = 89_478_485
 """Pillow's own limit: a quarter of a gibibyte of RGB."""
 MANY = 10_000
 """From this many files on, importing a faster decoder pays."""
+LOOKED_AT = 64
+"""Files that are searched for a bright one where a 16-bit file is dark."""
 
 _MUTE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -80,8 +83,24 @@ class ImageFiles:
         return len(self.paths)
 
     def load(self, index: int) -> dict[str, Any]:
-        """{"image": uint8 (c, h, w)}. Raises BadSample."""
-        return {"image": read_image(os.path.join(self.root, self.paths[index]), self.channels, self.max_pixels)}
+        """{"image": uint8 (c, h, w)}. Raises BadSample.
+
+        A dark 16-bit picture is read as it is where others of the files show that values go to
+        65535, and refused where none does.
+        """
+        path = os.path.join(self.root, self.paths[index])
+        try:
+            return {"image": read_image(path, self.channels, self.max_pixels)}
+        except TooDark:
+            if not self._full_range:
+                raise
+            return {"image": read_image(path, self.channels, self.max_pixels, dark=True)}
+
+    @cached_property
+    def _full_range(self) -> bool:
+        """Whether one of some 16-bit files, spread over all files, uses much of 0..65535."""
+        some = range(0, len(self), -(-len(self) // LOOKED_AT))
+        return any(2**14 <= _brightest(os.path.join(self.root, self.paths[i])) < 2**16 for i in some)
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -119,19 +138,26 @@ class ImageArray:
         return digest(self.title.encode(), np.array(self.images.shape), ends, self.labels)
 
 
-def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_pixels: int = MAX_PIXELS) -> Tensor:
+class TooDark(BadSample):
+    """A 16-bit file of low values: a dark picture, or one that counts to another end."""
+
+
+def read_image(
+    file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_pixels: int = MAX_PIXELS, *, dark: bool = False
+) -> Tensor:
     """Decode a file into a uint8 tensor (c, h, w) whose memory is (h, w, c), i.e. channels last.
 
     It reads the first frame and turns it as EXIF says. `channels` = 3 gives RGB and 1 gives luma
     (ITU-R 601: .299 R + .587 G + .114 B), from files of any kind. Transparency is laid on white.
     Deep files hold 0..65535 and become 8-bit; single bands (modes I;16, I, F) are divided by 257
     and rounded, so that 65535 becomes 255. A deep file that uses less than a quarter of that range
-    would lose nearly all its levels, so it is refused; one with a single value is not. A fourth
+    would lose nearly all its levels, so it is refused unless it is known to be `dark`; one with a
+    single value is not. A fourth
     band of a TIFF is transparency only if the file says so (its tag ExtraSamples is 1 or 2). Any
     other number of channels must be the file's own.
 
     Raises BadSample, and nothing else, if the file is missing, damaged, no image of `FORMATS`, or
-    larger than `max_pixels` by its header.
+    larger than `max_pixels` by its header; its kind TooDark for values too low.
     """
     if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):  # Pillow refuses images above twice its own limit
         Image.MAX_IMAGE_PIXELS = max_pixels
@@ -147,10 +173,10 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], channels: int = 3, max_
             ImageOps.exif_transpose(image, in_place=True)
             if channels in (1, 3):
                 _check_fourth_band(image)
-            if deep:
+            if deep and not dark:
                 high_bytes = np.asarray(image)
                 _check_range(int(high_bytes.min()) << 8, int(high_bytes.max()) << 8)
-            return pillow_to_tensor(image, channels)
+            return pillow_to_tensor(image, channels, dark=dark)
     except BadSample:
         raise
     except Image.DecompressionBombError as error:
@@ -185,10 +211,10 @@ def _decoded_by_torchvision(image: Image.Image, channels: int) -> Tensor | None:
     return tensor if tensor.shape == (channels, image.height, image.width) else None
 
 
-def pillow_to_tensor(image: Image.Image, channels: int) -> Tensor:
+def pillow_to_tensor(image: Image.Image, channels: int, *, dark: bool = False) -> Tensor:
     """A Pillow image as uint8 (c, h, w), by the rules of `read_image`. Raises BadSample."""
     if channels in (1, 3):
-        image = _flatten(image).convert("L" if channels == 1 else "RGB")
+        image = _flatten(image, dark).convert("L" if channels == 1 else "RGB")
     elif len(image.getbands()) != channels or image.mode.startswith(("I", "F")):
         what = f"the file has {len(image.getbands())} channels ({image.mode}), not {channels}:"
         raise BadSample(f"{what} ask for 1 or 3 channels, or put the bands into an .npz array")
@@ -237,10 +263,10 @@ def write_folder(path: str | os.PathLike[str], images: Iterable[tuple[str, np.nd
     return path
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image, dark: bool) -> Image.Image:
     """Lay transparency on white and bring deep single bands to eight bits."""
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_eight_bits(np.asarray(image)))
+        return Image.fromarray(_to_eight_bits(np.asarray(image), dark))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -251,22 +277,34 @@ def _flatten(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+def _to_eight_bits(values: np.ndarray, dark: bool) -> np.ndarray:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 65535):  # also true for NaN
         raise BadSample(f"values from {low} to {high} are not 16-bit: store 0..65535 or 8-bit")
     if values.dtype.kind == "f" and 0 < high <= 1:
         raise BadSample("floating-point values within 0..1: store 0..65535 or 8-bit")
-    _check_range(low, high)
+    if not dark:
+        _check_range(low, high)
     return np.rint(values / 257.0).astype(np.uint8)
 
 
 def _check_range(low: float, high: float) -> None:
-    """Raises BadSample for deep values in less than a quarter of 0..65535: floats of 0..255, or 12
+    """Raises TooDark for deep values in less than a quarter of 0..65535: floats of 0..255, or 12
     or 14 bits in 16."""
     if low < high < 2**14:
         what = f"values from {low} to {high} of 0..65535 would be nearly black in 8 bits:"
-        raise BadSample(f"{what} scale all files alike to 0..65535, or store 8-bit or a uint16 array in an .npz file")
+        raise TooDark(f"{what} scale all files alike to 0..65535, or store 8-bit or a uint16 array in an .npz file")
+
+
+def _brightest(path: str) -> int:
+    """The largest value of a 16-bit file; 0 for 8 bits, and for a file that cannot be read."""
+    try:
+        with _muted_pillow(), _opened(path) as image:
+            if image.mode.startswith(("I", "F")):
+                return int(np.asarray(image).max())
+            return int(np.asarray(image).max()) << 8 if _is_deep(image) else 0
+    except Exception:  # as in `read_image`, which reports it when the file's turn comes
+        return 0
 
 
 def _is_deep(image: Image.Image) -> bool:

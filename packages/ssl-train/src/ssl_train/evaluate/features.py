@@ -21,6 +21,7 @@ from ssl_core.errors import BadSample
 from ssl_core.pixels import as_float, top
 from ssl_train.data.files import printable
 from ssl_train.errors import EvaluationError
+from ssl_train.log import Progress
 
 Encode = Callable[[Tensor], Tensor]  # uint8 (b, c, h, w) -> (b, d)
 
@@ -120,9 +121,7 @@ def extract_each(
     # its own generator: else every pass would move the global random stream
     batches: Any = DataLoader(_Readable(source, transform), generator=torch.Generator(), **batching)
     if progress:
-        from tqdm.auto import tqdm
-
-        batches = tqdm(batches, desc="features", unit="batch", leave=False)
+        batches = Progress(batches, desc="features", unit="batches", leave=False)
     rows: dict[str, list[Tensor]] = {name: [] for name in encoders}
     kept: list[int] = []
     bad: list[tuple[int, str]] = []

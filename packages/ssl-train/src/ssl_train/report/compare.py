@@ -28,8 +28,8 @@ class Overlay:
     """(number of the run, path data)"""
 
 
-def compare(runs: Sequence[str | Path], out: str | Path) -> str:
-    """Write a page that compares several runs to `out`, and return its table as text.
+def compare(runs: Sequence[str | Path], out: str | Path) -> list[Run]:
+    """Write a page on several runs to `out`, and return what was read of them.
 
     Raises ReportError if a folder holds no run, or for fewer than two or more than MOST runs.
     """
@@ -40,7 +40,22 @@ def compare(runs: Sequence[str | Path], out: str | Path) -> str:
     read = [read_run(run) for run in runs]
     page = NOT_XML.sub("\ufffd", render(read))
     write_whole(Path(out), lambda beside: beside.write_text(page, encoding="utf-8", newline="\n"))
-    return as_text(rows(read))
+    return read
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What `rows` says of a run, as numbers."""
+    columns, series = run.evaluation.columns, run.series
+    return {
+        "run": run.name,
+        "method": method_of(run),
+        "data": str(run.started.get("data", "?")),
+        "steps": int(series["step"][-1][0]) if series["step"] else 0,
+        "seconds": run.seconds,
+        "loss": series["loss"][-1][1] if series["loss"] else None,
+        "scores": {title: vars(next(iter(column.values()))) for title, column in columns.items()},
+        "config": run.started.get("config", {}),
+    }
 
 
 def render(runs: Sequence[Run]) -> str:
