@@ -60,7 +60,8 @@ def next_steps(*commands: str) -> list[str]:
 class Progress(tqdm):
     """A bar of tqdm that a terminal shows on one line and a file as a line every half minute."""
 
-    get_lock = tqdm.get_lock  # all bars of a process share one lock, which a forked child can renew
+    # all bars of a process share one lock, which a forked child can renew
+    get_lock = tqdm.get_lock  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any, disable: bool = False, **options: Any) -> None:
         if sys.stderr.isatty() or any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__):

@@ -105,9 +105,7 @@ def layout_of(method: Any) -> Layout:
     return load(cls.layout)
 
 
-def read_weights(
-    path: Path, config_class: type, layout: Layout, given: Any = None
-) -> tuple[State, list[str], Any, str]:
+def read_weights(path: Path, config_class: type, layout: Layout, given: Any = None) -> tuple[dict, list[str], Any, str]:
     """(state dict in our names, keys of the file that have none, stored config, what to install if
     a later format wrote it) of a folder or a checkpoint file.
 
