@@ -32,7 +32,10 @@ from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
 from ssl_train.report.read import SNAPSHOTS
-from ssl_train.run import resumed, run
+from ssl_train.run import resumed, run, share_of
+
+FEW = 16
+"""Pictures that a figure needs to show something."""
 
 FINETUNED = "finetuned"
 """Where `evaluate --protocols finetune` writes the network, beside evaluation.json."""
@@ -47,11 +50,16 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
     with process_group():
         # opened and built once: for the estimate, the run and its figures
         asked = resumed(recipe, asked, out)
-        opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device, out=out)
+        share = share_of(out, args.held_out)
+        where = {"data": args.data, "init": args.init, "device": options.device, "out": out}
+        opened = Opened.to_train(recipe, asked, **where, held_out=share)
         if main:
             if opened.choices:
                 print(table(opened.choices))
-                print(f"the same again: {program} train{_flag('--data', args.data)} --config {out} --out ANOTHER\n")
+                again = f"{program} train{_flag('--data', args.data)}{_flag('--held-out', share)}"
+                print(f"the same again: {again} --config {out} --out ANOTHER\n")
+            if opened.division:
+                print(opened.division)
             print(describe(recipe, opened.method, opened.cost, opened.device, len(opened.raw("train"))), flush=True)
         method = run(opened, out, options)
     if not main:
@@ -97,9 +105,9 @@ def tell_step(args: Any) -> None:
         print(f"{name}: weights of step {number(checkpoint):,}, from a checkpoint", file=sys.stderr)
 
 
-def _flag(flag: str, value: str | None) -> str:
+def _flag(flag: str, value: str | float | None) -> str:
     """`flag` with its value, quoted for a shell; empty without a value."""
-    return "" if value is None else f" {flag} {shlex.quote(value)}"
+    return "" if value is None else f" {flag} {shlex.quote(str(value))}"
 
 
 def evaluate(recipe: Recipe, args: verbs.Evaluate) -> None:
@@ -213,7 +221,7 @@ def _write_evaluation(recipe: Recipe, args: verbs.Evaluate, out: Path, result: d
 def embed(recipe: Recipe, args: verbs.Embed) -> None:
     from ssl_train.evaluate.features import extract
 
-    where = {"data": args.data, "device": args.device, "max_pixels": args.max_pixels}
+    where = {"data": args.data, "device": args.device, "max_pixels": args.max_pixels, "held_out": 0.0}
     opened = Opened.from_weights(recipe, args.weights, **where, as_trained=args.data is None)
     view, options = load(recipe.eval_view)(opened.config), {"device": opened.device, **extraction(args)}
     features = extract(opened.method.encode, opened.train, view, progress=True, **options)
@@ -312,8 +320,9 @@ def compare(recipe: Recipe, args: verbs.Compare) -> None:
 
 def figures(opened: Opened, folder: Path) -> list[Path]:
     """Draw the package's figures and write their captions into `folder`, of test data if there are
-    any."""
-    source, _ = opened.shown()
+    any, but not of a few that were held out."""
+    few = opened.division and opened.test is not None and len(opened.test) < FEW
+    source = opened.train if few else opened.shown()[0]
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         captions = load(opened.recipe.show)(opened.method, source, folder)

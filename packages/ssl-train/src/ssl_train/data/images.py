@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, Unidentif
 from torch import Tensor
 
 from ssl_core.errors import BadSample, DataError
-from ssl_train.data.files import open_file
+from ssl_train.data.files import excerpt, open_file
 from ssl_train.data.names import digest
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -55,7 +55,8 @@ class PathTable(Sequence[str]):
 class ImageFiles:
     """Image files under `root`; their paths are relative to it, or absolute.
 
-    `parts` holds both splits of a folder that has two: who opens one has listed the other.
+    `parts` holds both splits of a folder that has two: who opens one has listed the other. Without
+    `parts`, a share may be held out.
     """
 
     max_pixels = MAX_PIXELS
@@ -72,7 +73,7 @@ class ImageFiles:
     ) -> None:
         self.root, self.paths, self.channels = str(root), PathTable(paths), channels
         self.labels, self.classes = labels, classes
-        self.parts = {} if parts is None else parts
+        self.parts, self.undivided = {} if parts is None else parts, parts is None
         if len(self) >= MANY:
             faster_jpeg()
 
@@ -83,6 +84,11 @@ class ImageFiles:
         """{"image": uint8 (c, h, w)}. Raises BadSample."""
         return {"image": read_image(os.path.join(self.root, self.paths[index]), self.channels, self.max_pixels)}
 
+    def content(self, index: int) -> bytes:
+        """What tells a file from others, and is the same in its copies. Raises OSError."""
+        with open_file(os.path.join(self.root, self.paths[index])) as stream:
+            return excerpt(stream)
+
     def name(self, index: int) -> str:
         return self.paths[index]
 
@@ -92,6 +98,8 @@ class ImageFiles:
 
 class ImageArray:
     """Images in memory, uint8 or uint16 (n, h, w, c); they keep their type."""
+
+    undivided = True
 
     def __init__(
         self,
@@ -110,6 +118,9 @@ class ImageArray:
     def load(self, index: int) -> dict[str, Any]:
         """{"image": uint8 or uint16 (c, h, w)}, a copy: changing it does not change the data."""
         return {"image": to_tensor(self.images[index].copy(), self.channels)}
+
+    def content(self, index: int) -> bytes:
+        return self.images[index].tobytes()
 
     def name(self, index: int) -> str:
         return f"{self.title}[{index}]"
