@@ -67,6 +67,9 @@ def test_without_a_tokenizer_one_is_trained_first_and_that_is_said(data, tmp_pat
     assert "no tokenizer given: training one first, preset 'demo', into" in capsys.readouterr().out
     dvae = DVAE.from_pretrained(tmp_path / "run" / "tokenizer")
     assert dvae.config.size == trained.config.tokenizer_size
+    # neither has seen what is held out of the data
+    seen = [np.fromfile(tmp_path / "run" / run / "trained_on.keys", np.uint64) for run in ("", "tokenizer")]
+    assert 0 < len(seen[0]) < 32 and np.array_equal(*seen)
     assert torch.equal(trained.tokenize(pixels()), dvae.tokenize(pixels()))
 
 

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from ssl_clip.captions import TokenizedPairs
-from ssl_clip.config import CLIPConfig
+from ssl_clip.config import RECIPES, CLIPConfig
 from ssl_clip.pairs import CaptionedScenes, open_pairs
 from ssl_clip.tokenizer import Tokenizer
 from ssl_clip.views import PairView, build
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.scenes import CLASSES, held_out
+from ssl_train.opened import Opened
 
 CONFIG = CLIPConfig(image_size=32, patch_size=8, vocab_size=600, eos_token_id=599, context_length=8)
 
@@ -61,6 +62,21 @@ def test_captions_beside_the_images_and_their_splits(tmp_path):
         assert (len(source), source.texts(0), source.load(0)["image"].ndim) == (1, ["one", "two"], 3)
 
 
+def test_pairs_are_divided_by_their_pictures(tmp_path):
+    rows = ["path,caption"]
+    for i in range(20):
+        for name in (f"{i}.png", f"copy-of-{i}.png"):
+            Image.new("RGB", (40, 30), (i * 10, 100, 50)).save(tmp_path / name)
+            rows += [f"{name},picture {i}", f"{name},again {i}"]
+    opened = Opened(RECIPES["clip"], CONFIG, written(tmp_path / "pairs.csv", "\n".join(rows)))
+    train, test = opened.raw("train"), opened.raw("test")
+    assert len(train) + len(test) == 40
+    words = [{text.split()[1] for i in range(len(part)) for text in part.texts(i)} for part in (train, test)]
+    assert words[0].isdisjoint(words[1]) and len(words[0] | words[1]) == 20, "a picture and its copy stay together"
+    assert list(test.captions()) == [text for i in range(len(test)) for text in test.texts(i)], "of this part alone"
+    assert len(test.texts(0)) == 2 and test.load(0)["image"].shape == (3, 30, 40)
+
+
 def test_a_data_set_of_the_datasets_package(tmp_path):
     datasets = pytest.importorskip("datasets")
     pictures(tmp_path, "a.png", "b.png")
@@ -70,6 +86,8 @@ def test_a_data_set_of_the_datasets_package(tmp_path):
     source = open_pairs(f"hf:{tmp_path / 'saved'}", config=CONFIG)
     assert [source.texts(i) for i in (0, 1)] == [["one"], ["two"]] and source.load(0)["image"].ndim == 3
     assert list(source.captions()) == ["one", "two"]
+    part = Opened(RECIPES["clip"], CONFIG, f"hf:{tmp_path / 'saved'}").raw("train")
+    assert len(part) == 1 and part.texts(0) == list(part.captions()), "the other one is held out"
 
 
 @pytest.mark.parametrize(

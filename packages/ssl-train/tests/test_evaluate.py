@@ -214,62 +214,6 @@ def test_the_table_has_room_for_fine_tuning_and_for_gaps(result):
     ]  # fmt: skip
 
 
-def write_pictures(folder, names, colour):
-    from PIL import Image
-
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), colour).save(folder / name)
-
-
-@pytest.fixture
-def opened(tmp_path):
-    """An `Opened` of the given data, of a run on the folder `parted` (train and test split)."""
-    from ssl_core.config import ImageConfig
-    from ssl_core.method import Recipe
-    from ssl_train.opened import Opened
-
-    recipe = Recipe("tiny", "a", config="a:B", method="a:B", views="a:b", show="a:c")
-    for part, number in (("parted/train", 4), ("parted/test", 2), ("whole", 6)):
-        write_pictures(tmp_path / part, [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(number)], "red")
-    config = ImageConfig(image_size=8, patch_size=4)
-
-    def open_(data, *, run=None, test=None):
-        it = Opened(recipe, config, tmp_path / data, None if test is None else tmp_path / test)
-        if run is not None:
-            it.trained_on = Opened(recipe, config, tmp_path / run).raw("train").fingerprint()
-        return it
-
-    return open_
-
-
-UNKNOWN = "unknown whether seen in training"
-
-
-@pytest.mark.parametrize(
-    ("data", "test", "run", "said"),
-    [
-        ("whole", None, "whole", "SEEN IN TRAINING"),
-        ("parted", None, "parted", "not seen in training"),
-        ("parted", "whole", "parted", "not seen in training"),
-        ("parted", "whole", "whole", "SEEN IN TRAINING"),
-        ("whole", None, "parted", f"{UNKNOWN}: other data than the run was trained on"),
-        ("parted", None, "whole", f"{UNKNOWN}: other data than the run was trained on"),
-        ("whole", None, None, f"{UNKNOWN}: the weights do not say what they were trained on"),
-    ],
-)
-def test_figures_say_whether_their_samples_were_seen_in_training(opened, data, test, run, said):
-    it = opened(data, test=test, run=run)
-    assert it.labelled()[2].endswith(f"; {said}")
-    assert it.shown()[1].endswith(f"; {said}")
-
-
-def test_weights_that_a_run_started_from_may_have_seen_its_test_data(opened):
-    it = opened("parted", run="parted")
-    it.init = "someone/weights"
-    assert it.shown()[1].endswith("not seen in training, unless by the weights that it started from")
-
-
 def test_the_terminal_has_the_intervals_of_the_card(result):
     row = result["rows"][0]
     low, high = wilson(row["linear"], result["protocol"]["test"]["n"])

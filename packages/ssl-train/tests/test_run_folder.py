@@ -14,7 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from ssl_core.config import ConfigError
-from ssl_core.errors import DataError
+from ssl_core.errors import InputError
 from ssl_testing import faults
 from ssl_testing.state import differing, newest, whole_state
 from ssl_testing.tiny import RECIPES, Tiny, TinyConfig, write_pictures
@@ -44,7 +44,7 @@ def test_a_picture_of_another_size_is_named_and_refused(pictures, tmp_path):
     trial.here(tmp_path / "run")
     rewrite(folder / "dark" / "004.png", b"other")
     with pytest.raises(
-        DataError, match=r"1 data file \(dark/004.png \(\d+ → 5 bytes\)\) changed since .* began.*--out"
+        InputError, match=r"1 data file \(dark/004.png \(\d+ → 5 bytes\)\) changed since .* began.*--out"
     ):
         trial.here(tmp_path / "run")
 
@@ -78,7 +78,7 @@ def test_verify_compares_contents_and_not_times(pictures, tmp_path):
     rewrite(picture, content)
     trial.here(tmp_path / "run", verify=True)
     rewrite(picture, content[:-1] + b"x")
-    with pytest.raises(DataError, match=r"dim/001.png \(same size, other content\)"):
+    with pytest.raises(InputError, match=r"dim/001.png \(same size, other content\)"):
         trial.here(tmp_path / "run", verify=True)
 
 

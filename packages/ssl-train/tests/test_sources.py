@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_core.errors import BadSample, DataError
+from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.images import ImageFiles, PathTable, to_tensor
 from ssl_train.data.names import digest
 from ssl_train.data.scenes import Scenes
@@ -457,7 +457,15 @@ def test_an_image_folder_is_read_through_datasets(hf, tmp_path: Path):
     assert [value(source, i) for i in range(3)] == [1, 2, 3]
     assert source.labels.tolist() == [0, 1, 1]
     assert source.classes == test.classes == ["cat", "dog"]
-    assert value(test, 0) == 4
+    assert value(test, 0) == 4 and not source.undivided
+
+
+def test_a_data_set_without_a_test_part_tells_its_rows_by_their_bytes(hf, tmp_path: Path):
+    hf_rows(hf, tmp_path / "files").to_parquet(tmp_path / "rows.parquet")
+    source, files = open_source(f"hf:{tmp_path}/rows.parquet"), open_source(tmp_path / "files")
+    assert source.undivided and [source.content(i) for i in range(3)] == [files.content(i) for i in range(3)]
+    with pytest.raises(NoTestSplit):
+        open_source(f"hf:{tmp_path}/rows.parquet:train", split="test")
 
 
 def test_a_saved_dataset_is_read_and_damaged_rows_are_bad_samples(hf, tmp_path: Path):

@@ -31,6 +31,7 @@ from ssl_testing.trial import Trial
 from ssl_train.cli import commands
 from ssl_train.cli.main import main
 from ssl_train.data.names import digest
+from ssl_train.data.split import Trained
 from ssl_train.opened import Opened
 
 
@@ -226,8 +227,10 @@ def test_data_settles_fields_and_figures_without_labels_end_a_run(tmp_path, monk
     assert json.loads(Path("run/evaluation.json").read_text()) == {
         "data": "counts", "protocol": {}, "rows": [],
         "measured": {
-            "tokens": 64, "of": "the data's own test split; SEEN IN TRAINING",  # this source has one stream
-            "summary": ["measured on the data's own test split; SEEN IN TRAINING", "20 tokens are known"],
+            "tokens": 64, "of": "the data's own test split; 64 samples, all of them TRAINED ON",  # this source has one stream
+            "summary": [
+                "measured on the data's own test split; 64 samples, all of them TRAINED ON", "20 tokens are known",
+            ],
         },
     }  # fmt: skip
     assert main({"bigram": recipe}, ["evaluate", "run", "--device", "cpu"]) == 0, (
@@ -253,14 +256,16 @@ def report_source(method, source):
     [
         ("parted", None, ("parted", "test", "the data's own test split")),
         ("whole", None, ("whole", "train", "all data, for there is no test split")),
-        ("whole", "held", ("held", "train", "test data: held")),
-        ("parted", "held", ("held", "train", "test data: held")),
+        ("whole", "held", ("held", "train", "held")),
+        ("parted", "held", ("held", "train", "held")),
     ],
 )
 def test_figures_say_which_data_they_are_of(data, test, expected):
     recipe = dataclasses.replace(RECIPE, source=f"{__name__}:open_named", measure=f"{__name__}:report_source")
-    figures = commands.measured(Opened(recipe, None, data, test))["measured"]
-    unknown = "unknown whether seen in training: the weights do not say what they were trained on"
+    opened = Opened(recipe, None, data, test)
+    opened.weights = Trained("")
+    figures = commands.measured(opened)["measured"]
+    unknown = "unknown whether trained on: the weights do not say what they were trained on"
     assert (figures["data"], figures["split"], figures["of"]) == (*expected[:2], f"{expected[2]}; {unknown}")
     assert figures["summary"] == [f"measured on {figures['of']}"]
 

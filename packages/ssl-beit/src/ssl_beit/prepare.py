@@ -17,12 +17,19 @@ from ssl_train.run import train
 
 
 def prepare(
-    method: BEiT, *, data: str | Path | None, init: str | Path | None, folder: Path, options: RunOptions
+    method: BEiT,
+    *,
+    data: str | Path | None,
+    held_out: float | None,
+    init: str | Path | None,
+    folder: Path,
+    options: RunOptions,
 ) -> None:
     """Give `method` the tokenizer that its config names, for a run in `folder`.
 
-    If the config names a preset, a tokenizer is trained first, into `folder/tokenizer`, and a line
-    says so. Raises ConfigError if there is no tokenizer, or one of another vocabulary.
+    If the config names a preset, a tokenizer is trained first, into `folder/tokenizer`, on the same
+    part of the data, and a line says so. Raises ConfigError if there is no tokenizer, or one of
+    another vocabulary.
     """
     config = method.config
     if config.tokenizer is None:
@@ -37,7 +44,7 @@ def prepare(
     if distributed.is_main():
         note(f"no tokenizer given: training one first, preset {config.tokenizer!r}, into {out}")
     sizes = fitted(recipe.presets[config.tokenizer](), config)
-    method.adopt(train(recipe, sizes, data=data, out=out, options=options))
+    method.adopt(train(recipe, sizes, data=data, held_out=held_out, out=out, options=options))
 
 
 def fitted(preset: DVAEConfig, config: BEiTConfig) -> DVAEConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,9 @@ from ssl_clip.clip import CLIP
 from ssl_clip.figures import confusion_figure, need_viz, save_figure
 from ssl_clip.zero_shot import ZeroShotClassifier, top_accuracies
 from ssl_core.device import pick_device
-from ssl_core.errors import DataError, InputError, NoTestSplit
+from ssl_core.errors import DataError, InputError
 from ssl_train.data.files import printable
 from ssl_train.data.images import read_image
-from ssl_train.data.sources import open_source
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.features import extract
 from ssl_train.opened import Opened, limit_pixels
@@ -28,9 +28,10 @@ def run(recipe: Any, arguments: Classify) -> dict[str, Any]:
     if bool(arguments.images) == (arguments.data is not None):
         raise InputError("give images to classify, or --data with a folder of classes")
     if arguments.data is None:
-        return _classify_images(
-            CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device)), arguments
-        )
+        method = CLIP.from_pretrained(arguments.weights, device=pick_device(arguments.device))
+        return _classify_images(method, arguments)
+    # as images alone: a folder of classes may have captions too
+    recipe = replace(recipe, source="ssl_train.data.sources:open_images")
     data, how = arguments.data, {"device": arguments.device, "max_pixels": arguments.max_pixels}
     return _classify_folder(Opened.from_weights(recipe, arguments.weights, data=data, **how), arguments)
 
@@ -64,12 +65,7 @@ def _classify_folder(opened: Opened, arguments: Classify) -> dict[str, Any]:
     """Accuracies on labelled images, of the test split if there is one, and the confusion matrix as
     a picture."""
     clip, config, data = opened.method, opened.config, arguments.data
-    # As images alone: a folder of classes may have captions too.
-    as_images = {"channels": config.in_channels, "size": max(config.size)}
-    try:
-        source, which = open_source(data, split="test", **as_images), f"the data's own test split; {opened.seen(True)}"
-    except NoTestSplit:
-        source, which = open_source(data, **as_images), f"all data, for there is no test split; {opened.seen(False)}"
+    source, which = opened.shown()
     if source.labels is None or not source.classes:
         raise DataError(f"{data} has no classes: one sub-folder for each, or a CSV with a column 'label'")
     # The sub-folders name the classes, unless the labels are given, in their order.

@@ -19,6 +19,7 @@ from ssl_train.data.images import ImageFiles, PathTable, to_tensor
 from ssl_train.data.names import contained, digest, number_labels, read_table
 from ssl_train.data.scenes import CLASSES, SLOTS, draw, held_out, render
 from ssl_train.data.sources import Source, built_in, open_source
+from ssl_train.data.split import Subset
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "title", "sentences")
@@ -117,12 +118,18 @@ class PairFiles(ImageFiles):
     def captions(self) -> Iterator[str]:
         return iter(self._texts)
 
+    def part(self, indices: np.ndarray) -> PairSubset:
+        return PairSubset(self, indices)
+
     def fingerprint(self) -> str:
         return digest(self.paths.buffer, self._texts.buffer, self._texts.offsets, self._first, self.labels)
 
 
 class GivenPairs(Given):
     """Samples (picture, caption or captions), or dicts, that a program gives by number."""
+
+    def part(self, indices: np.ndarray) -> PairSubset:
+        return PairSubset(self, indices)
 
     def label(self, item: Any) -> Any:
         return item.get("label", ()) if isinstance(item, Mapping) else ()
@@ -162,6 +169,20 @@ def _given(data: Any, title: str, channels: int) -> Given:
     """Pairs, or pictures alone if the samples have no text."""
     pairs = GivenPairs(data, title, channels)
     return pairs if any(pairs.words(index) for index in pairs.looked) else Given(data, title, channels)
+
+
+class PairSubset(Subset):
+    """Some images of a source, with all of their captions."""
+
+    source: Any
+
+    def texts(self, index: int) -> list[str]:
+        return self.source.texts(int(self.indices[index]))
+
+    def captions(self) -> Iterator[str]:
+        for index in range(len(self)):
+            with suppress(BadSample):  # the loader names it
+                yield from self.texts(index)
 
 
 class CaptionedScenes:
@@ -213,7 +234,7 @@ class HuggingFacePairs:
     def __init__(self, source: Any, column: str) -> None:
         self.source, self.column = source, column
         self.labels, self.classes = source.labels, source.classes
-        self.load, self.name = source.load, source.name
+        self.load, self.name, self.content, self.undivided = source.load, source.name, source.content, source.undivided
         # Without the image column, so that reading a caption decodes no image.
         self._texts = source.dataset.select_columns([column])
 
@@ -231,6 +252,9 @@ class HuggingFacePairs:
         for row in self._texts:
             value = row[self.column]
             yield from (value,) if isinstance(value, str) else (caption for caption in value or () if caption)
+
+    def part(self, indices: np.ndarray) -> PairSubset:
+        return PairSubset(self, indices)
 
     def fingerprint(self) -> str:
         return digest(self.source.fingerprint().encode(), self.column.encode())
@@ -264,7 +288,9 @@ def _open_folder(folder: Path, channels: int, split: str, size: int) -> Any:
     if not all(texts):
         empty = pictures[texts.index([])].with_suffix(".txt")
         raise DataError(f"{empty}: the caption is missing or empty: write one")
-    return PairFiles(folder, list(source.paths), texts, channels, source.labels, source.classes)
+    pairs = PairFiles(folder, list(source.paths), texts, channels, source.labels, source.classes)
+    pairs.undivided = source.undivided
+    return pairs
 
 
 def _lines(file: Path) -> list[str]:

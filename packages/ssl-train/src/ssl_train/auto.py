@@ -295,7 +295,10 @@ def pace(recipe: Recipe, config: Any, source: Source, device: torch.device) -> f
 
 
 def table(choices: list[Choice]) -> str:
-    """The choices as text, one per line: field, value, reason, and the flag that changes it."""
+    """The choices as text, one per line: field, value, reason, and the flag that changes it; empty
+    without choices."""
+    if not choices:
+        return ""
     shown = [f"{row.value:g}" if isinstance(row.value, float) else str(row.value) for row in choices]
     rows = [(row.name, value, row.why, row.flag) for row, value in zip(choices, shown, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]

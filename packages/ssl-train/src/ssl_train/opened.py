@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,12 @@ import torch
 from ssl_core.config import TrainConfig
 from ssl_core.device import pick_device, pick_precision, seed_step
 from ssl_core.errors import DataError, NoTestSplit
-from ssl_core.hub.checkpoint import checkpoint_of
 from ssl_core.method import Recipe, load
 from ssl_train.asked import GIVEN, Asked
 from ssl_train.auto import Choice, settled, starting_point
 from ssl_train.cost import Cost, cost_of
 from ssl_train.data.sources import Source, attach
-from ssl_train.data.split import Subset, held_out
+from ssl_train.data.split import FIFTH, By, Trained, divide, has_labels, held_out, keys_of, taken, told_by, trained_on
 from ssl_train.processes import broadcast_object, by_main
 
 
@@ -45,10 +43,11 @@ class Opened:
 
     `data` is what the user named or gave as an object, None the built-in data. `place` is what is
     opened for it, which a recipe may have made of it. `test` names test data that lie elsewhere.
-    `init` names the weights that training starts from.
+    `init` names the weights that training starts from. `held_out` is the share that is held out of
+    data without a test part; None leaves it to `divide`.
     """
 
-    def __init__(self, recipe: Recipe, config: Any, data: Any, test: Any = None) -> None:
+    def __init__(self, recipe: Recipe, config: Any, data: Any, test: Any = None, held_out: float | None = None) -> None:
         self.recipe, self.config, self.data, self.named_test = recipe, config, data, test
         self.place = data
         self.data_name = called(data)
@@ -56,8 +55,12 @@ class Opened:
         self.device = torch.device("cpu")
         self.init: str | Path | None = None
         self.choices: list[Choice] = []
-        self.trained_on: str | None = None  # fingerprint of the run's training data, where it is known
+        self.held_out = held_out
+        self.division = ""  # how the data were divided, in words
+        self.told_by: By = "name"
+        self.weights: Trained | None = None  # what weights have seen that were given; of a training see `trained`
         self._raw: dict[str, Source] = {}
+        self._keys: dict[str, np.ndarray] = {}
 
     @classmethod
     def to_train(
@@ -69,6 +72,7 @@ class Opened:
         init: str | Path | None = None,
         device: str | None = None,
         out: Path | None = None,
+        held_out: float | None = None,
     ) -> Opened:
         """The training data, and the method with the weights that a run of this seed starts from.
 
@@ -80,7 +84,7 @@ class Opened:
         target = pick_device(device)
         place, rows = ready(recipe, data, out, config, init)
         if isinstance(config, Asked):
-            opened = cls(recipe, starting_point(recipe, config, place), data)
+            opened = cls(recipe, starting_point(recipe, config, place), data, held_out=held_out)
             opened.place = place
             made = settled(recipe, config, opened.raw("train"), place, target)  # all ranks run the timed steps
             opened.config, choices = broadcast_object(made)
@@ -88,10 +92,9 @@ class Opened:
             if recipe.settle is not None:  # samples of text are as long as the chosen context
                 opened._raw.clear()
         else:
-            opened = cls(recipe, recipe.settled(config, place), data)
+            opened = cls(recipe, recipe.settled(config, place), data, held_out=held_out)
             opened.place = place
         opened.choices = rows
-        opened.trained_on = opened.raw("train").fingerprint()
         opened.device, opened.init = target, init
         precision: Any = pick_precision(opened.config.precision, target)
         opened.config = dataclasses.replace(opened.config, precision=precision)
@@ -111,38 +114,74 @@ class Opened:
         device: str | None = None,
         max_pixels: int | None = None,
         as_trained: bool = False,
+        held_out: float | None = None,
     ) -> Opened:
         """A method from its weights, on `device`, and the data that the user named.
 
         `max_pixels` replaces the config's. `as_trained` takes what the run made of the data, for no
-        data at all too. Raises DataError where no data are named and the run's own were an object
-        in Python.
+        data at all too. With `held_out` = 0, data without a test part stay whole, even if they are
+        those of the weights' run. Raises DataError where no data are named and the run's own were
+        an object in Python.
         """
-        step = checkpoint_of(weights)
-        fingerprint, init, trained_on = _of_run(Path(weights) if step is None else step.parents[1])
-        if data is None and trained_on.endswith(GIVEN):
-            what = f"{weights} was trained on data that a program gave ({trained_on}): give them in Python, as in"
+        run = trained_on(weights)
+        if data is None and run.data.endswith(GIVEN):
+            what = f"{weights} was trained on data that a program gave ({run.data}): give them in Python, as in"
             raise DataError(f"{what} {recipe.package}.evaluate({weights!r}, data=…), or name other data with --data")
         target = pick_device(device)
         method = load(recipe.method).from_pretrained(weights, device=target)
         config = method.config
         if max_pixels is not None and hasattr(config, "max_pixels"):
             config = dataclasses.replace(config, max_pixels=max_pixels)
-        opened = cls(recipe, config, data, test)
+        opened = cls(recipe, config, data, test, held_out if test is None else 0.0)
         opened.place = ready(recipe, data, Path(weights))[0] if as_trained else data
-        opened.method, opened.device = method, target
-        opened.trained_on, opened.init = fingerprint, init
+        opened.method, opened.device, opened.weights = method, target, run
         return opened
 
     def raw(self, split: str) -> Source:
-        """A split as the recipe opens it, before the method attaches to it. Raises NoTestSplit if
-        there is none."""
+        """A split as the recipe opens it, before the method attaches to it: "train", "test", or the
+        test data that the user "named". Raises NoTestSplit if there is none.
+
+        The test split of undivided data is what is held out of them.
+        """
         if split not in self._raw:
-            source = load(self.recipe.source)(self.place, config=self.config, split=split)
-            self._raw |= {**getattr(source, "parts", {}), split: source}
-            for part in self._raw.values():
-                limit_pixels(part, self.config)
+            data, name = (self.named_test, "train") if split == "named" else (self.place, split)
+            try:
+                source = load(self.recipe.source)(data, config=self.config, split=name)
+            except NoTestSplit:
+                self.raw("train")
+                if split not in self._raw:
+                    raise
+                return self._raw[split]
+            parts = {} if split == "named" else getattr(source, "parts", {})
+            self._raw |= {**parts, split: source}
+            for opened in self._raw.values():
+                limit_pixels(opened, self.config)
+            if split == "train" and getattr(source, "undivided", False):
+                division = divide(source, self.held_out, self.weights)
+                self.held_out, self.told_by, self.division = division.share, division.by, division.words
+                self._raw |= division.parts
+                self._keys |= division.keys
         return self._raw[split]
+
+    def keys(self, split: str) -> np.ndarray | None:
+        """Keys of the samples of a split; None where samples have no content and no share is held
+        out."""
+        source = self.raw(split)
+        if split not in self._keys and told_by(source) == "content":
+            self.told_by = "content"
+            self._keys[split] = keys_of(source, "content")
+        return self._keys.get(split)
+
+    @cached_property
+    def trained(self) -> Trained:
+        """What the weights have seen; of a training, what they have at its end."""
+        if self.weights is not None:
+            return self.weights
+        fingerprint, keys, start = self.raw("train").fingerprint(), self.keys("train"), self.init
+        before = Trained() if start is None else trained_on(start)
+        if keys is not None and before.keys is not None and before.by == self.told_by:
+            keys, start = np.union1d(keys, before.keys), before.start
+        return Trained(fingerprint, self.held_out, self.told_by, keys, None if start is None else str(start))
 
     @cached_property
     def cost(self) -> Cost:
@@ -153,65 +192,77 @@ class Opened:
     def train(self) -> Source:
         return attach(self.method, self.raw("train"))
 
+    @property
+    def _test(self) -> str:
+        return "test" if self.named_test is None else "named"
+
     @cached_property
     def test(self) -> Source | None:
         """The test data that the user named, else the test split, else None."""
-        if self.named_test is not None:
-            source = load(self.recipe.source)(self.named_test, config=self.config, split="train")
-            return attach(self.method, limit_pixels(source, self.config))
         try:
-            return attach(self.method, self.raw("test"))
+            return attach(self.method, self.raw(self._test))
         except NoTestSplit:
             return None
 
-    def seen(self, test: bool) -> str:
-        """Whether the run was trained on these data, in words, by the fingerprints of both.
+    def seen(self, split: str) -> str:
+        """How many samples a split has, and whether the run was trained on them, in words.
 
-        "These" are the test data if `test`, else the data without a test split. Data with another
-        fingerprint may still share pictures with the run's data, so they count as unknown.
+        Contents are compared where both sides have them, else fingerprints: then other data may
+        still share pictures with the run's, and count as unknown.
         """
-        if self.trained_on is None:
-            return "unknown whether seen in training: the weights do not say what they were trained on"
-        if test and self.test is not None and self._fingerprint_of_test() == self.trained_on:
-            return "SEEN IN TRAINING"
-        if self.raw("train").fingerprint() != self.trained_on:
-            return "unknown whether seen in training: other data than the run was trained on"
-        if not test or self.test is None:
-            return "SEEN IN TRAINING"
-        return "not seen in training" + (", unless by the weights that it started from" if self.init else "")
+        run = self.trained
+        if not run.fingerprint:
+            return "unknown whether trained on: the weights do not say what they were trained on"
+        samples, keys = len(self.raw(split)), self.keys(split)
+        if keys is not None and run.keys is not None and run.by == self.told_by == "content":
+            found, ours = int(np.isin(keys, run.keys).sum()), self.keys("train")
+            own = ours is not None and run.knows(ours)
+        else:
+            same = {name for name in (split, "train") if self.raw(name).fingerprint() == run.fingerprint}
+            if not same:
+                return "unknown whether trained on: other data than the run was trained on"
+            found, own = (samples if split in same or split == "probe" else 0), True
+        number = f"{samples:,} sample{'s' * (samples != 1)}"
+        if found:
+            return f"{number}, {'all' if found == samples else f'{found:,}'} of them TRAINED ON"
+        said = ", never trained on" if own else " of other data, with no copy of one that was trained on"
+        return number + said + (", unless by the weights that it started from" if run.start else "")
 
     def shown(self) -> tuple[Source, str]:
         """(test data, or the training data if there are no other; which of them these are, and
         whether they were seen in training)."""
         if self.test is None:
-            return self.train, f"all data, for there is no test split; {self.seen(False)}"
-        return self.test, f"{self._own_split()}; {self.seen(True)}"
+            return self.train, f"all data, for there is no test split; {self.seen('train')}"
+        return self.test, f"{self._own_split()}; {self.seen(self._test)}"
 
     def _own_split(self) -> str:
-        return "the data's own test split" if self.named_test is None else f"test data: {called(self.named_test)}"
+        if self.named_test is not None:
+            return called(self.named_test)
+        return "what the run held out" if self.division else "the data's own test split"
 
-    def _fingerprint_of_test(self) -> str:
-        """As runs note it: before the method attaches to the data."""
-        if self.named_test is None:
-            return self.raw("test").fingerprint()
-        return load(self.recipe.source)(self.named_test, config=self.config, split="train").fingerprint()
-
-    def labelled(self, seed: int = 0) -> tuple[Source, Source, str]:
+    def labelled(self) -> tuple[Source, Source, str]:
         """(training data, test data, how they were split and whether the test data were seen in
         training).
 
-        Without test data a fifth of every class is held out, the same for every method. Raises
+        Without test data a fifth is held out of the probes, the same for every method. Raises
         DataError if the data have no labels.
         """
-        if self.train.labels is None or not (self.train.labels >= 0).any():
+        if not has_labels(self.train):
             what = f"{self.data_name} has no labels, and an evaluation needs them: one sub-folder per class,"
             raise DataError(f"{what} a CSV with a column 'label', or (picture, label) in Python")
         if self.test is not None:
-            return self.train, self.test, f"{self._own_split()}; {self.seen(True)}"
-        held = held_out(self.train.labels, 0.2, seed)
-        kept = np.setdiff1d(np.arange(len(self.train)), held)
-        how = f"a fifth of every class, the probes not fitted on it; {self.seen(False)}"
-        return Subset(self.train, kept), Subset(self.train, held), how
+            return self.train, self.test, f"{self._own_split()}; {self.seen(self._test)}"
+        whole, keys = self.raw("train"), self.keys("train")
+        held = held_out(keys_of(whole, "name") if keys is None else keys, FIFTH, whole.labels)
+        if not held.any():
+            raise DataError(
+                f"{self.data_name}: no class has two different samples, so none is left to test: give --test"
+            )
+        self._raw["probe"] = taken(whole, held)
+        if keys is not None:
+            self._keys["probe"] = keys[held]
+        how = f"a fifth of the data, the probes not fitted on it; {self.seen('probe')}"
+        return taken(self.train, ~held), taken(self.train, held), how
 
 
 def ready(recipe: Recipe, data: Any, folder: Path | None, *asked: Any) -> tuple[Any, list[Choice]]:
@@ -222,13 +273,3 @@ def ready(recipe: Recipe, data: Any, folder: Path | None, *asked: Any) -> tuple[
     if recipe.ready is None or folder is None:
         return data, []
     return by_main(lambda: load(recipe.ready or "")(data, folder, *asked))
-
-
-def _of_run(folder: Path) -> tuple[str | None, str | None, str]:
-    """(fingerprint of the training data, weights it started from, name of the data) of a run
-    folder; None or "" for what run.json does not say."""
-    try:
-        run = json.loads((folder / "run.json").read_text())
-        return run.get("data_fingerprint"), run.get("init"), str(run.get("data", ""))
-    except (OSError, ValueError, AttributeError):  # a Hub id, a file, a damaged record: not known
-        return None, None, ""

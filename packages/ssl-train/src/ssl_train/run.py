@@ -32,6 +32,7 @@ from ssl_train.auto import table
 from ssl_train.checkpoint import CheckpointError, bytes_needed, free_bytes, rescue
 from ssl_train.cost import check_memory
 from ssl_train.data.loader import ONE_COLOUR
+from ssl_train.data.split import SEEN
 from ssl_train.data_files import RECORD, check_files, files_of
 from ssl_train.fit import fit
 from ssl_train.opened import Opened
@@ -39,7 +40,7 @@ from ssl_train.options import RunOptions
 from ssl_train.probe import Probe
 from ssl_train.processes import by_main, gather_objects, process_group
 
-OWN = (".holder", ".run.json.tmp", "run.json", RECORD, "checkpoints", ".lock")
+OWN = (".holder", ".run.json.tmp", "run.json", RECORD, SEEN, "checkpoints", ".lock")
 """What a run folder holds before the first step."""
 PREPARED = ("data", ".data.part")
 """Folders in it where a recipe makes raw data ready, whole and while it is at work."""
@@ -61,14 +62,18 @@ def trained(
     data: Any,
     out: str | Path,
     init: str | Path | None = None,
+    held_out: float | None = None,
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Opened:
     """Train `recipe`'s method on `data` into the folder `out`; the method, in eval mode, and its
     data.
 
     If `out` already holds this run, it resumes from the last checkpoint and ends with the same
-    bits; changed settings are refused. `init` is anything that `from_pretrained` reads. Raises
-    RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after
+    bits; changed settings are refused. `init` is anything that `from_pretrained` reads. `held_out`
+    is the share that is held out of data without a test part: by default that of the run in `out`,
+    for a new one a fifth, or nothing of data without labels.
+
+    Raises RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after
     SIGTERM, saved.
     """
     # Processes that do not start as copies of this one would have to import the class of a Dataset,
@@ -79,30 +84,44 @@ def trained(
     with process_group():
         if isinstance(config, Asked):
             config = resumed(recipe, config, Path(out))
-        opened = Opened.to_train(recipe, config, data=data, init=init, device=options.device, out=Path(out))
-        if opened.choices and distributed.is_main():
-            print(table(opened.choices), flush=True)
+        held_out = share_of(Path(out), held_out)
+        where = {"data": data, "init": init, "device": options.device, "out": Path(out)}
+        opened = Opened.to_train(recipe, config, **where, held_out=held_out)
+        if distributed.is_main():
+            print(*filter(None, [table(opened.choices), opened.division]), sep="\n", flush=True)
         run(opened, Path(out), options)
         return opened
 
 
 def resumed(recipe: Recipe, asked: Asked, out: Path) -> Asked:
     """What was asked, on the settings that the run in `out` was begun with if it chose any: a
-    choice is made once. The main process looks."""
-
-    def begun() -> Any:
-        """The config of the run in `out`; None where there is none of this method to be read, of
-        which `open_run` will tell."""
-        try:
-            stored = json.loads((out / "run.json").read_text())
-            return own_config(stored, load(recipe.config))[0] if stored["method"] == recipe.method else None
-        except (OSError, ValueError, KeyError, TypeError, ConfigError):
-            return None
-
+    choice is made once."""
     if asked.preset is not None and asked.minutes is None and asked.max_steps is None:
         return asked
-    config = by_main(begun)
-    return asked if config is None else Asked(config, asked.typed)
+    stored = begun(out)
+    try:
+        begun_with = own_config(stored, load(recipe.config))[0] if stored["method"] == recipe.method else None
+    except (ValueError, KeyError, TypeError, ConfigError):  # `open_run` will tell
+        return asked
+    return asked if begun_with is None else Asked(begun_with, asked.typed)
+
+
+def share_of(out: Path, held_out: float | None) -> float | None:
+    """The share to hold out: as given, else that of the run in `out`; None for a new run."""
+    return begun(out).get("held_out") if held_out is None else held_out
+
+
+def begun(out: Path) -> dict[str, Any]:
+    """run.json of the run in `out`, at which the main process looks; empty where there is none to
+    be read, of which `open_run` will tell."""
+
+    def read() -> dict[str, Any]:
+        try:
+            return dict(json.loads((out / "run.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    return by_main(read)
 
 
 def run(opened: Opened, out: Path, options: RunOptions) -> Any:
@@ -122,7 +141,9 @@ def run(opened: Opened, out: Path, options: RunOptions) -> Any:
 
         # Get what the method needs besides its config, and see that there is room for checkpoints.
         if recipe.prepare is not None:
-            load(recipe.prepare)(method, data=opened.data, init=opened.init, folder=out, options=options)
+            load(recipe.prepare)(
+                method, data=opened.data, held_out=opened.held_out, init=opened.init, folder=out, options=options
+            )
         method = method.to(device)
         by_main(lambda: check_space(out, bytes_needed(method)))
 
@@ -152,8 +173,14 @@ def _opened_folder(opened: Opened, out: Path, identity: dict[str, Any], *, verif
             except DataError as which:
                 raise RunError(f"{error}\n{which}") from error
         raise
+    if opened.held_out is not None and not opened.division:
+        what = f"held_out = {opened.held_out:g}: {opened.data_name} has a test part of its own,"
+        raise DataError(f"{what} which is never trained on: leave --held-out out")
+    keys = opened.trained.keys
     with _disk_errors(out):
         check_files(out, files, begun=begun, verify=verify)
+        if keys is not None and not (begun and (out / SEEN).exists()):
+            write_whole(out / SEEN, keys.tofile)
         # A kill may have left parts of files, which nothing reads.
         for left in (*out.glob(".saving-*"), *out.glob(".*.part")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -178,6 +205,7 @@ def identity_of(opened: Opened) -> dict[str, Any]:
         "config": to_dict(opened.config),
         "data": opened.data_name,
         "data_fingerprint": opened.raw("train").fingerprint(),
+        "held_out": opened.held_out,
         "init": str(opened.init) if opened.init is not None else None,
     }
 
@@ -190,6 +218,7 @@ def facts_of(opened: Opened) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in opened.method.parameters()),
         "can_collapse": getattr(opened.method, "can_collapse", False),
         "samples": len(opened.raw("train")),
+        "split": {"rule": opened.division, "by": opened.trained.by, "start": opened.trained.start},
     }
 
 

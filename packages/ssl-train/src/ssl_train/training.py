@@ -64,6 +64,7 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         minutes: float | None = None,
         max_steps: int | None = None,
         init: str | Path | None = None,
+        held_out: float | None = None,
         options: RunOptions = RunOptions(),  # noqa: B008 - frozen
         **typed: Any,
     ) -> TrainedRun:
@@ -78,7 +79,9 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         `data` is what the command reads (a folder, a table, hf:NAME), or an object: a `Dataset` of
         torch, a list of paths, of PIL images or of arrays, a source; or {"train": …, "test": …} of
         these. A sample of a `Dataset` is a picture, (picture, label) or a dict with "image" and
-        "label". To resume such a run, give the same data again.
+        "label". To resume such a run, give the same data again. `held_out` is the share that is not
+        trained on, of data without a test part: by default a fifth if there are labels, else
+        nothing.
 
         Raises InputError, which names what cannot be used; see `ssl_train.run.train`.
         """
@@ -100,7 +103,7 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         else:
             raise ConfigError("a config has its epochs: minutes and max_steps are for a run without one")
         folder = Path(out or f"runs/{recipe.name}")
-        opened = trained(recipe, asked, data=data, out=folder, init=init, options=options)
+        opened = trained(recipe, asked, data=data, out=folder, init=init, held_out=held_out, options=options)
         if os.environ.get("RANK", "0") == "0":
             complete(opened, folder)
         return TrainedRun(folder, opened.method, recipe, data)

@@ -34,7 +34,10 @@ from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
 from ssl_train.report.read import SNAPSHOTS
-from ssl_train.run import resumed, run
+from ssl_train.run import resumed, run, share_of
+
+FEW = 16
+"""Pictures that a figure needs to show something."""
 
 FINETUNED = "finetuned"
 """Where `evaluate --protocols finetune` writes the network, beside evaluation.json."""
@@ -49,12 +52,17 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
     with process_group():
         # opened and built once: for the estimate, the run and its figures
         asked = resumed(recipe, asked, out)
-        opened = Opened.to_train(recipe, asked, data=args.data, init=args.init, device=options.device, out=out)
+        share = share_of(out, args.held_out)
+        where = {"data": args.data, "init": args.init, "device": options.device, "out": out}
+        opened = Opened.to_train(recipe, asked, **where, held_out=share)
         if main and not log.quiet:
             if opened.choices:
                 print(table(opened.choices))
-                again = typed(program, "train", *data, "--config", out, "--out", "ANOTHER")
+                kept = [] if share is None else ["--held-out", share]
+                again = typed(program, "train", *data, *kept, "--config", out, "--out", "ANOTHER")
                 print(f"the same again: {again}\n")
+            if opened.division:
+                print(opened.division)
             _, text = estimate(recipe, opened.method, opened.cost, opened.device, len(opened.raw("train")))
             print(text, flush=True)
         run(opened, out, options)
@@ -241,7 +249,7 @@ def _hub_name(weights: str) -> str:
 def embed(recipe: Recipe, args: verbs.Embed) -> dict[str, Any]:
     from ssl_train.evaluate.features import extract
 
-    where = {"data": args.data, "device": args.device, "max_pixels": args.max_pixels}
+    where = {"data": args.data, "device": args.device, "max_pixels": args.max_pixels, "held_out": 0.0}
     opened = Opened.from_weights(recipe, args.weights, **where, as_trained=args.data is None)
     view, options = load(recipe.eval_view)(opened.config), {"device": opened.device, **extraction(args)}
     features = extract(opened.method.encode, opened.train, view, progress=True, **options)
@@ -357,8 +365,9 @@ def compare(recipe: Recipe, args: verbs.Compare) -> dict[str, Any]:
 
 def figures(opened: Opened, folder: Path) -> list[Path]:
     """Draw the package's figures and write their captions into `folder`, of test data if there are
-    any."""
-    source, _ = opened.shown()
+    any, but not of a few that were held out."""
+    few = opened.division and opened.test is not None and len(opened.test) < FEW
+    source = opened.train if few else opened.shown()[0]
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         captions = load(opened.recipe.show)(opened.method, source, folder)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from ssl_core.bounds import Checked, Count, Positive, Whole
+from ssl_core.bounds import Checked, Count, Positive, Rate, Whole
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Train(Checked):
     files, tables, a folder of them, or one that `prepare` made; the built-in data by default"""
     out: str | None = None
     """run folder; runs/<method> by default"""
+    held_out: Rate | None = None
+    """share of the data that is never trained on, for `evaluate`, if they have no test part; by
+    default a fifth (0.2) if there are labels, else nothing"""
     preset: str | None = None
     """a named recipe, fitted to the data where it could not run on them; `auto` chooses from the
     data and the machine, the default with --data; `demo` without"""
@@ -43,7 +46,7 @@ class Evaluate(Checked):
     weights: tyro.conf.Positional[str]
     """run folder, Hub id or checkpoint file"""
     data: str | None = None
-    """labelled data; a folder with train/ and test/ is split so, other data 80 to 20 by class"""
+    """labelled data; the test part is test/, or what the run held out of these data, or a fifth"""
     test: str | None = None
     """labelled test data, when it is somewhere else"""
     protocols: tuple[Literal["knn", "linear", "fewshot", "finetune"], ...] = ("knn", "linear", "fewshot")

@@ -51,7 +51,10 @@ def open_given(data: Any, *, channels: int, split: str = "train", kind: Callable
         if "train" not in data or not data.keys() <= {"train", "test"}:
             raise DataError(f"data is a dict with {', '.join(map(repr, data)) or 'nothing'}: give {KINDS}")
         if split in data:
-            return open_given(data[split], channels=channels, kind=kind)
+            source = open_given(data[split], channels=channels, kind=kind)
+            if "test" in data and hasattr(source, "undivided"):
+                source.undivided = False
+            return source
     if split == "test":
         raise NoTestSplit("data given in Python have a test part if they are {'train': …, 'test': …}")
     if hasattr(data, "load") and hasattr(data, "fingerprint"):
@@ -76,6 +79,9 @@ class Given:
     samples; otherwise every sample is read once for its label.
     """
 
+    undivided = True
+    many = MANY
+    """up to so many samples are read to tell them apart"""
     max_pixels = MAX_PIXELS
     """`Opened` sets it from the config"""
 
@@ -140,10 +146,13 @@ class Given:
                 raise DataError(f"{what} for the method makes random views itself, which a resumed run repeats")
         return digest(type(self.data).__name__.encode(), np.array(len(self)), *first, self.labels)
 
+    def content(self, index: int) -> bytes:
+        return self.load(index)["image"].contiguous().numpy().tobytes()
+
     def looks(self, index: int) -> bytes:
         """What a fingerprint takes of a sample; empty for one that cannot be read."""
         try:
-            return self.load(index)["image"].contiguous().numpy().tobytes()
+            return self.content(index)
         except BadSample:
             return b""
 

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, Unidentif
 from torch import Tensor
 
 from ssl_core.errors import BadSample, DataError
-from ssl_train.data.files import open_file
+from ssl_train.data.files import excerpt, open_file
 from ssl_train.data.names import digest
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -58,7 +58,8 @@ class PathTable(Sequence[str]):
 class ImageFiles:
     """Image files under `root`; their paths are relative to it, or absolute.
 
-    `parts` holds both splits of a folder that has two: who opens one has listed the other.
+    `parts` holds both splits of a folder that has two: who opens one has listed the other. Without
+    `parts`, a share may be held out.
     """
 
     max_pixels = MAX_PIXELS
@@ -75,7 +76,7 @@ class ImageFiles:
     ) -> None:
         self.root, self.paths, self.channels = str(root), PathTable(paths), channels
         self.labels, self.classes = labels, classes
-        self.parts = {} if parts is None else parts
+        self.parts, self.undivided = {} if parts is None else parts, parts is None
         if len(self) >= MANY:
             faster_jpeg()
 
@@ -102,6 +103,11 @@ class ImageFiles:
         some = range(0, len(self), -(-len(self) // LOOKED_AT))
         return any(2**14 <= _brightest(os.path.join(self.root, self.paths[i])) < 2**16 for i in some)
 
+    def content(self, index: int) -> bytes:
+        """What tells a file from others, and is the same in its copies. Raises OSError."""
+        with open_file(os.path.join(self.root, self.paths[index])) as stream:
+            return excerpt(stream)
+
     def name(self, index: int) -> str:
         return self.paths[index]
 
@@ -111,6 +117,8 @@ class ImageFiles:
 
 class ImageArray:
     """Images in memory, uint8 or uint16 (n, h, w, c); they keep their type."""
+
+    undivided = True
 
     def __init__(
         self,
@@ -129,6 +137,9 @@ class ImageArray:
     def load(self, index: int) -> dict[str, Any]:
         """{"image": uint8 or uint16 (c, h, w)}, a copy: changing it does not change the data."""
         return {"image": to_tensor(self.images[index].copy(), self.channels)}
+
+    def content(self, index: int) -> bytes:
+        return self.images[index].tobytes()
 
     def name(self, index: int) -> str:
         return f"{self.title}[{index}]"

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ssl_core.errors import BadSample, DataError, NoTestSplit
-from ssl_train.data.files import SPLITS
+from ssl_train.data.files import SPLITS, excerpt, open_file
 from ssl_train.data.given import labels_beside, numbered
 from ssl_train.data.images import MAX_PIXELS, pillow_to_tensor, read_image
 from ssl_train.data.names import digest, hf_options, near, number_labels
@@ -21,6 +21,8 @@ from ssl_train.data.names import digest, hf_options, near, number_labels
 
 class TorchvisionImages:
     """A torchvision data set whose samples are (Pillow image, …)."""
+
+    undivided = False
 
     def __init__(self, dataset: Any, title: str, channels: int) -> None:
         self.dataset, self.title, self.channels = dataset, title, channels
@@ -48,6 +50,7 @@ class HuggingFaceImages:
     """The image column of a `datasets.Dataset`, decoded here by the rules of `read_image`."""
 
     max_pixels = MAX_PIXELS
+    undivided = False
 
     def __init__(self, dataset: Any, title: str, channels: int, options: Mapping[str, str]) -> None:
         """`options` are those of `hf_options`. Raises DataError if a column could be meant, but not
@@ -68,11 +71,18 @@ class HuggingFaceImages:
         return len(self.rows)
 
     def load(self, index: int) -> dict[str, Any]:
+        return {"image": read_image(self._file(index), self.channels, self.max_pixels)}
+
+    def content(self, index: int) -> bytes:
+        file = self._file(index)
+        with open_file(file) if isinstance(file, str) else file as stream:
+            return excerpt(stream)
+
+    def _file(self, index: int) -> str | io.BytesIO:
         image = self.rows[index][self.column]
         if image is None:
             raise BadSample("this row has no image")
-        file = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-        return {"image": read_image(file, self.channels, self.max_pixels)}
+        return io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
 
     def name(self, index: int) -> str:
         image = self.rows[index][self.column]
@@ -95,12 +105,16 @@ def open_torchvision(name: str, channels: int, split: str) -> TorchvisionImages:
     factory = getattr(known, name, None)
     if name not in known.__all__ or factory is None:
         raise DataError(f"torchvision has no data set {name!r}.{near(name, known.__all__)}")
+    if chosen and split == "test":
+        raise NoTestSplit(f"torchvision:{name}:{chosen} is one split: name the test data's own")
     root = os.environ.get("TORCHVISION_DATA", "data")
     dataset = _torchvision_split(factory, root, (chosen,) if chosen else SPLITS[split])
     first = dataset[0] if len(dataset) else None
     if not (isinstance(first, tuple) and isinstance(first[0], Image.Image)):
         raise DataError(f"torchvision's {name} does not hold (image, label) pairs")
-    return TorchvisionImages(dataset, f"torchvision:{name}:{chosen or split}", channels)
+    source = TorchvisionImages(dataset, f"torchvision:{name}:{chosen or split}", channels)
+    source.undivided = bool(chosen) or not {"train", "split"} & inspect.signature(factory).parameters.keys()
+    return source
 
 
 def _torchvision_split(factory: Callable[..., Any], root: str, names: tuple[str, ...]) -> Any:
@@ -162,10 +176,12 @@ def open_hf(name: str, channels: int, split: str) -> HuggingFaceImages:
     title = f"hf:{name}:{chosen or split}"
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
-    for candidate in (chosen,) if chosen else SPLITS[split]:
+    for candidate in (chosen,) if chosen and split == "train" else () if chosen else SPLITS[split]:
         if candidate in loaded:
-            return HuggingFaceImages(loaded[candidate], title, channels, options)
-    missing = NoTestSplit if split == "test" and not chosen else DataError
+            source = HuggingFaceImages(loaded[candidate], title, channels, options)
+            source.undivided = bool(chosen) or not set(SPLITS["test"]) & set(loaded)
+            return source
+    missing = NoTestSplit if split == "test" else DataError
     raise missing(f"{name} has the splits {list(loaded)}: choose one with hf:{name}:<split>")
 
 

@@ -27,7 +27,12 @@ _KINDS = (
 
 class Source(Protocol):
     """What the loader and the evaluation read. `labels` is int64 (n,) with -1 for no label, or
-    None."""
+    None.
+
+    It may have more: `undivided`, true if there is no test part, so that one may be held out of it;
+    `content(index) -> bytes`, which is the same for copies; `part(indices)`, some of its samples
+    with all that the source knows of them.
+    """
 
     @property
     def classes(self) -> list[str] | None: ...
@@ -164,7 +169,7 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
         labels = np.array([number.get(top, -1) for top in tops[name]], dtype=np.int64)
         known = (labels, classes) if len(classes) > 1 else (None, None)
         if full:  # an empty part is an error of whoever asks for it
-            parts[name] = ImageFiles(folder, full, channels, *known, parts=parts)
+            parts[name] = ImageFiles(folder, full, channels, *known, parts=None if place == folder else parts)
     return parts[split]
 
 

@@ -1,13 +1,31 @@
-"""Parts of a source: some of its samples, and a share of every class that is held out."""
+"""Parts of a source: what is held out of training, and which samples a run was trained on.
+
+A share is held out by a hash of each sample, so it depends neither on the order of the samples nor
+on what else is there: files that are added later leave the others where they are.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ssl_core.errors import BadSample
+from ssl_core.hub.checkpoint import checkpoint_of
 from ssl_train.data.names import digest
 from ssl_train.data.sources import Source
+
+By = Literal["content", "name"]
+
+FIFTH = 0.2
+MANY = 100_000
+"""Up to so many samples are told apart by what they hold, more by their names."""
+SEEN = "trained_on.keys"
+"""The file of a run folder that holds the keys of the samples that its weights have seen, eight
+bytes each."""
 
 
 class Subset:
@@ -31,15 +49,138 @@ class Subset:
         return digest(self.source.fingerprint().encode(), self.indices)
 
 
-def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Sorted indices of `share` of every class, at least one sample of each class that has two or
-    more.
+def taken(source: Any, chosen: np.ndarray) -> Any:
+    """The samples of `source` where `chosen`, bool (n,), is true: as its own `part` makes them, if
+    it has one."""
+    make = source.part if hasattr(source, "part") else lambda indices: Subset(source, indices)
+    return make(np.flatnonzero(chosen))
 
-    The draw is seeded per class. Samples without a label, -1, are never drawn.
+
+def told_by(source: Any) -> By:
+    """What the keys of a source are made of."""
+    return "content" if hasattr(source, "content") and len(source) <= getattr(source, "many", MANY) else "name"
+
+
+def keys_of(source: Any, by: By) -> np.ndarray:
+    """A hash of each sample, uint64 (n,): if it is by content, copies have the same.
+
+    A sample whose content cannot be read has the hash of its name.
     """
-    chosen = []
-    for label in np.unique(labels[labels >= 0]):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, round(len(members) * share)), len(members) - 1)
-        chosen.append(np.random.default_rng((seed, int(label))).permutation(members)[:count])
-    return np.sort(np.concatenate(chosen))
+
+    def key(index: int) -> int:
+        content = source.name(index).encode(errors="surrogateescape")
+        if by == "content":
+            try:
+                content = source.content(index)
+            except (OSError, BadSample):  # the loader reports it
+                pass
+        return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
+
+    return np.fromiter(map(key, range(len(source))), np.uint64, len(source))
+
+
+def held_out(keys: np.ndarray, share: float, labels: np.ndarray | None = None) -> np.ndarray:
+    """Which samples are held out, bool (n,): those whose keys are in the first `share` of all
+    possible keys.
+
+    If some samples have labels, only these and their copies are drawn. Equal keys stay together.
+    There are three exceptions. Each class keeps a sample for training. A class of 1 / `share`
+    different samples or more has one held out. If any class has two, the whole has one held out.
+    """
+    kinds = np.zeros(len(keys), np.int64) if labels is None or not (labels >= 0).any() else labels
+    drawn = np.isin(keys, keys[kinds >= 0])
+    below = keys / 2.0**64 < share
+    if not share or not len(keys):
+        return drawn & False
+
+    # the first and the last of the different keys of each class, and how many there are
+    order = np.lexsort((keys, kinds))[np.count_nonzero(kinds < 0) :]
+    new = np.append(True, (np.diff(kinds[order]) > 0) | (np.diff(keys[order]) > 0))
+    kind, key = kinds[order][new], keys[order][new]
+    _, first, count = np.unique(kind, return_index=True, return_counts=True)
+    low, high = key[first], key[first + count - 1]
+
+    promised, kept = low[count * share >= 1], high[(high / 2.0**64 < share) | (count == 1)]
+    held = ((drawn & below) | np.isin(keys, promised)) & ~np.isin(keys, kept)
+    spare = low[(count > 1) & ~np.isin(low, high)]
+    return held if held.any() or not len(spare) else keys == spare.min()
+
+
+class Trained(NamedTuple):
+    """What a run says about the samples that its weights have seen."""
+
+    fingerprint: str = ""
+    """of its training data; empty if it is not known"""
+    held_out: float | None = None
+    """share that was held out of them; None if they have a test part of their own"""
+    by: By = "name"
+    keys: np.ndarray | None = None
+    """of all samples that were seen; None if they are not known"""
+    start: str | None = None
+    """weights that it started from, if what they have seen is not among the keys"""
+    data: str = ""
+    """name of its training data"""
+
+    def knows(self, keys: np.ndarray) -> bool:
+        """Whether these are the keys of the run's data, to which some may have been added."""
+        if self.keys is None:
+            return False
+        return 2 * np.isin(keys, self.keys).sum() >= min(len(keys), len(self.keys)) > 0
+
+
+class Division(NamedTuple):
+    """Data without a test part, divided."""
+
+    share: float
+    by: By
+    words: str
+    """how they were divided, as a line for the terminal"""
+    parts: dict[str, Any]
+    """"train", and "test" if anything is held out"""
+    keys: dict[str, np.ndarray]
+    """of the samples of each part"""
+
+
+def divide(whole: Any, share: float | None, run: Trained | None) -> Division:
+    """Hold out a share of `whole`: as asked, else what the `run` held out, if these are its data.
+
+    For a new run, without `run`, it is a fifth if there are labels or captions.
+    """
+    by = told_by(whole) if run is None or run.keys is None else run.by
+    keys = keys_of(whole, by)
+    if share is None and run is not None:
+        share = (run.held_out or 0.0) if run.knows(keys) else 0.0
+    elif share is None:
+        share = FIFTH if hasattr(whole, "texts") or has_labels(whole) else 0.0
+    held = held_out(keys, share, whole.labels)
+    if run is not None and run.keys is not None:
+        held &= ~np.isin(keys, run.keys)  # an exception for a small class that has grown since
+    if not held.any():
+        why = "so evaluations are of what was trained on; --held-out 0.2 changes it"
+        why = "for no class has two different samples" if share else why
+        return Division(share, by, f"held out: nothing, {why}", {"train": whole}, {"train": keys})
+    parts = {"train": taken(whole, ~held), "test": taken(whole, held)}
+    words = f"held out: {len(parts['test']):,} of {len(whole):,} samples, by a hash of their {by}"
+    return Division(
+        share, by, f"{words}; --held-out 0 trains on all", parts, {"train": keys[~held], "test": keys[held]}
+    )
+
+
+def has_labels(source: Any) -> bool:
+    return source.labels is not None and bool((source.labels >= 0).any())
+
+
+def trained_on(weights: str | Path) -> Trained:
+    """What a run was trained on, by a run folder, a step of it or its file of weights; nothing is
+    known of others."""
+    step = checkpoint_of(weights)
+    run = Path(weights) if step is None else step.parents[1]
+    run = run.parent if run.is_file() else run
+    try:
+        stored = json.loads((run / "run.json").read_text())
+        keys = np.fromfile(run / SEEN, np.uint64) if (run / SEEN).exists() else None
+        split = stored["split"]
+        facts = stored["held_out"], split["by"], keys, split["start"], str(stored["data"])
+        return Trained(stored["data_fingerprint"], *facts)
+    except (OSError, ValueError, LookupError, TypeError):  # a Hub id, a file, a damaged record: not known
+        return Trained()
