@@ -87,11 +87,9 @@ def test_commands_without_data_say_that_these_have_to_be_given_in_python(run, ve
 def test_a_run_is_evaluated_on_its_own_data_by_itself_and_by_the_name_of_its_folder(run, capsys):
     found = evaluate(run, protocols=("knn",))
     assert found["data"] == "Mine given in Python" and found["rows"][0]["knn"] == 1.0
-    assert "SEEN IN TRAINING" in found["protocol"]["split"] and "top-1 in %" in capsys.readouterr().out
+    assert "never trained on" in found["protocol"]["split"] and "top-1 in %" in capsys.readouterr().out
     other = evaluate(str(run.folder), Mine(seed=5), test=Mine(10, seed=6), protocols=("knn",), device="cpu")
-    assert (
-        other["protocol"]["test"]["n"] == 10 and "other data than the run was trained on" in other["protocol"]["split"]
-    )
+    assert other["protocol"]["test"]["n"] == 10 and "10 samples of other data" in other["protocol"]["split"]
     assert json.loads((run.folder / "evaluation.json").read_text()) == other
 
 

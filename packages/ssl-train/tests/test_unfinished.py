@@ -122,4 +122,4 @@ def test_a_step_knows_what_its_run_was_trained_on(tmp_path, capsys):
     dataclasses.replace(TRIAL, data=str(data)).here(tmp_path / "run", checkpoint_minutes=60, keep_every=10)
     line = ["evaluate", f"{tmp_path}/run@10", "--data", str(data), "--protocols", "knn", "--device", "cpu"]
     assert main(RECIPES, line) == 0
-    assert "SEEN IN TRAINING" in capsys.readouterr().out
+    assert "what the run held out; 15 samples, never trained on" in capsys.readouterr().out
