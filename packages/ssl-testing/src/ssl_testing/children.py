@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch._dynamo  # every optimiser imports it: seconds, once here instead of in each child
 from tqdm import tqdm
+from tqdm.auto import tqdm as AutoTqdm
 
 LIMIT = 120.0
 """Seconds a child may take."""
@@ -194,7 +195,8 @@ def _run(function: Callable[[], Any], env: dict[str, str], warns: bool, written:
     # first.
     torch.set_num_threads(torch.get_num_threads())
     # The inherited lock is shared with the parent, and a killed child would leave it locked.
-    tqdm.set_lock(threading.RLock())
+    for bars in (tqdm, AutoTqdm):  # either may have made the lock that it uses
+        bars.set_lock(threading.RLock())
     try:
         value = function()
     except Exception as error:
