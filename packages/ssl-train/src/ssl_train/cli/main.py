@@ -39,7 +39,7 @@ from ssl_core.hub.format import SECTION
 from ssl_core.method import Recipe, Verb, load
 from ssl_train.asked import AUTO, CHOSEN, Asked
 from ssl_train.cli.config_file import read_file
-from ssl_train.cli.verbs import VERBS, Output
+from ssl_train.cli.verbs import VERBS, Output, Train
 from ssl_train.errors import TrainingError
 from ssl_train.options import RunOptions
 from ssl_train.stop import EXIT_REQUEUE, Interrupted
@@ -301,8 +301,9 @@ FIRST = (
 )  # fmt: skip
 """The flags of `train` that matter first; the rest stand below them, under headings."""
 HEADINGS = {
+    "data": ("held_out", "max_pixels"),
     "views": (
-        "in_channels", "mean", "std", "crop_pct", "max_pixels", "crop_scale", "flip", "jitter", "jitter_p",
+        "in_channels", "mean", "std", "crop_pct", "crop_scale", "flip", "jitter", "jitter_p",
         "grayscale", "grayscale_p", "blur_p", "blur_sigma", "solarize_p", "color_drop", "global_crops", "global_scale",
         "local_crops", "local_size", "local_scale", "puzzle_size", "tile_size",
     ),
@@ -318,7 +319,7 @@ HEADINGS = {
 }  # fmt: skip
 """Headings of `--help` and the fields below them. The other settings of a method stand under its
 name, what remains is about the machine."""
-ORDER = ("", "views", "network", "METHOD", "optimiser", "machine", "saving", "output")
+ORDER = ("", "data", "views", "network", "METHOD", "optimiser", "machine", "saving", "output")
 """The order of the headings; METHOD stands for the method's name."""
 
 
@@ -326,7 +327,7 @@ def _heading(name: str, part: _Part) -> str:
     """Under which heading a field stands; "" is that of the first flags."""
     if part.cls is Output:
         return "output"
-    if name in FIRST or not (part.method or part.cls is RunOptions):
+    if name in FIRST or not (part.method or part.cls in (RunOptions, Train)):
         return ""
     found = next((heading for heading, names in HEADINGS.items() if name in names), None)
     return found or part.method or "machine"
