@@ -19,7 +19,8 @@ def test_new_pictures_find_their_captions_after_a_short_run(
     loss, epochs, least, tmp_path, write_pairs, trainable, options
 ):
     config = dataclasses.replace(trainable, loss=loss, epochs=epochs, warmup_epochs=2, batch_size=32, base_lr=0.03)
-    trained = train(config, write_pairs(tmp_path / "train"), tmp_path / "run", options=options).model
+    pairs = write_pairs(tmp_path / "train")
+    trained = train(config, pairs, tmp_path / "run", held_out=0.0, options=options).model
     test = open_pairs(write_pairs(tmp_path / "test", seed=1, each=5), config=config)
     torch.manual_seed(0)
     fresh = CLIP(config).eval()

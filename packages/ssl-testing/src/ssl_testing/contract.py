@@ -8,6 +8,7 @@ import json
 import math
 import warnings
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +282,12 @@ class Contract(Suite):
 
 @cache
 def load_compiler() -> None:
-    """Import what a first compilation imports: seconds, once here instead of in each child."""
-    torch.compile(torch.sin, backend=BACKEND)(torch.zeros(1))
+    """Import what a first compilation imports: seconds, once here instead of in each child.
+
+    A compilation itself would start autograd's threads, after which no forked child can train.
+    """
+    for module in ("torch._dynamo.backends.debugging", "torch._functorch.aot_autograd"):
+        import_module(module)
 
 
 def _double(batch: Any) -> Any:
