@@ -161,7 +161,7 @@ def test_the_flags_that_matter_first_come_first_and_the_rest_under_headings(caps
     shown = capsys.readouterr().out
     boxes = re.split(r"─ ([\w ]*options) ─", shown)
     headings, found = boxes[1::2], [re.findall(r"^│ --([\w-]+)", box, re.M) for box in boxes[2::2]]
-    order = ["", "views ", "network ", "tiny ", "optimiser ", "machine ", "saving ", "output "]
+    order = ["", "data ", "views ", "network ", "tiny ", "optimiser ", "machine ", "saving ", "output "]
     assert headings == [f"{heading}options" for heading in order if f"{heading}options" in headings]
     names = [name.replace("_", "-") for name in cli.FIRST if name != "context"]
     assert found[0] == names and len(names) == 13

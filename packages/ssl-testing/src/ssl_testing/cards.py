@@ -28,7 +28,7 @@ def check_card(method: Any, recipe: Recipe, inputs: Tensor, folder: Path) -> Non
     layout = layout_of(method)
     card = write_card(method.save_pretrained(folder), name=str(folder), layout=layout).read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    cls, scope = type(method), {layout.inputs[0]: inputs}
+    cls, scope = type(method), dict[str, Any]({layout.inputs[0]: inputs})
     if not all(part.isidentifier() for part in cls.__module__.split(".")):  # a test file's own method
         code, scope[cls.__name__] = code.replace(f"from {cls.__module__} import {cls.__name__}\n", ""), cls
     with torch.inference_mode():
