@@ -59,6 +59,13 @@ def test_a_packages_own_command_returns_its_result_and_has_a_limit_on_pixels(mod
     assert not flags & {field.name for field in dataclasses.fields(Output)}
 
 
+def test_the_engines_commands_that_read_pictures_have_a_limit_on_pixels():
+    fields = {verb: {field.name for field in dataclasses.fields(cls)} for verb, cls in VERBS.items()}
+    reading = {verb for verb, names in fields.items() if names & {"data", "pictures"}}
+    limited = {verb for verb, names in fields.items() if "max_pixels" in names}
+    assert reading == limited | {"train", "info"}, "these two have it among the settings of the method"
+
+
 def test_the_engines_commands_return_their_results():
     from ssl_train.cli import commands
 

@@ -95,6 +95,16 @@ def test_unreadable_images_are_left_out_and_named(method, folder, tmp_path):
     assert found.names == [str(images[0])] and [name for name, _ in found.skipped][1] == "images[2]"
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["folder", "paths"])
+def test_images_of_more_pixels_than_the_config_allows_are_left_out(several, folder, tmp_path):
+    Image.new("RGB", (30, 30)).save(tmp_path / "large.png")
+    Image.open(files(folder)[0]).save(tmp_path / "small.png")
+    method = Tiny(TinyConfig(max_pixels=500)).eval()
+    with pytest.warns(UserWarning, match="1 of 2 samples cannot be read and are left out: .*large.png"):
+        found = embed(method, sorted(tmp_path.iterdir()) if several else tmp_path)
+    assert [Path(name).name for name in found.names] == ["small.png"]
+
+
 def test_precision_batch_size_and_mode_change_the_features_by_rounding_alone(method, folder):
     expected = embed(method, folder).features
     torch.testing.assert_close(embed(method, folder, batch_size=1).features, expected)

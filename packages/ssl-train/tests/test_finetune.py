@@ -323,6 +323,15 @@ def test_a_picture_that_does_not_exist_is_named_and_an_unreadable_one_left_out(f
     assert len(found) == 1
 
 
+def test_the_command_leaves_out_pictures_of_more_pixels_than_it_was_told(folder, tmp_path, capsys):
+    Image.new("RGB", (60, 60)).save(tmp_path / "large.png")
+    pictures = [str(folder / "data" / "dark" / "000.png"), str(tmp_path / "large.png")]
+    with pytest.warns(UserWarning, match="1 of 2 samples cannot be read and are left out: .*large.png"):
+        line = ["predict", str(folder / "run"), *pictures, "--max-pixels", "3000", "--device", "cpu"]
+        assert main(RECIPES, line) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == pictures[:1]
+
+
 def test_the_other_of_two_kinds_of_weights_is_named(folder):
     with pytest.raises(ConfigError, match="weights of .*'s Small .*, not of Classifier"):
         Classifier.from_pretrained(folder / "run")

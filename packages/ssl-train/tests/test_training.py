@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ssl_core.config import ConfigError
 from ssl_core.errors import DataError, InputError
 from ssl_testing.tiny import RECIPES, TinyConfig
+from ssl_train import log
 from ssl_train.cli.main import main
 from ssl_train.run import RunError
 from ssl_train.stop import Interrupted
@@ -61,6 +62,14 @@ def test_a_stopped_run_on_a_dataset_goes_on_to_the_same_weights(run, tmp_path):
         assert torch.equal(again.model.state_dict()[name], tensor), name
     started = json.loads((tmp_path / "run" / "run.json").read_text())
     assert started["data"] == "Mine given in Python" and len(started["data_fingerprint"]) == 16
+
+
+def test_a_run_from_python_says_what_is_held_out_unless_it_is_to_be_quiet(tmp_path, capsys):
+    train(CONFIG, Mine(), tmp_path / "a", held_out=0.0, **QUICK)
+    assert "held out: nothing" in capsys.readouterr().out
+    with log.quietly():
+        train(CONFIG, Mine(), tmp_path / "b", held_out=0.0, **QUICK)
+    assert capsys.readouterr().out == ""
 
 
 def test_without_forked_processes_data_in_memory_are_read_by_this_one_and_that_is_said(monkeypatch, tmp_path):

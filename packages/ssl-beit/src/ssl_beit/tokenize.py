@@ -45,8 +45,7 @@ def run(recipe: Recipe, arguments: Tokenize) -> dict[str, Any]:
     limit = arguments.max_pixels or method.config.max_pixels
     pixels: Any = {"image_size": size, "in_channels": channels, "max_pixels": limit}
     plain = DVAEConfig(**pixels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    source = load(recipe.source)(arguments.data, config=plain, split="train")
-    limit_pixels(source, plain)
+    source = limit_pixels(load(recipe.source)(arguments.data, config=plain, split="train"), plain)
     ids, paths, first = tokens_of(tokenizer, images_of(source, EvalTransform(size, 1.0)), device)
 
     out = Path(arguments.out)

@@ -17,7 +17,7 @@ from ssl_train.data.files import printable
 from ssl_train.data.images import read_image
 from ssl_train.data.views import eval_view
 from ssl_train.evaluate.features import extract
-from ssl_train.opened import Opened, limit_pixels
+from ssl_train.opened import Opened
 
 if TYPE_CHECKING:
     from ssl_clip.verbs import Classify
@@ -73,7 +73,6 @@ def _classify_folder(opened: Opened, arguments: Classify) -> dict[str, Any]:
     if len(labels) != len(source.classes):
         raise InputError(f"{len(labels)} labels for {len(source.classes)} classes: {', '.join(source.classes)}")
     classifier = ZeroShotClassifier(clip, labels, read_templates(arguments.templates))
-    limit_pixels(source, config)
     features = extract(clip.encode_image, source, eval_view(config), device=clip.logit_scale.device, progress=True)
     image, truth = features.labelled()  # n d, n
     scores = image @ classifier.weights.cpu()  # n labels

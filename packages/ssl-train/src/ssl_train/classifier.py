@@ -6,6 +6,7 @@ where timm has such a network, what `timm.create_model("local-dir:FOLDER", pretr
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,17 +133,21 @@ class Classifier(nn.Module, Pretrained):
         """Probabilities (b, classes), float32."""
         return self(images).float().softmax(-1)
 
-    def predict(self, images: Any, *, top: int | None = None, **options: Any) -> dict[str, list[tuple[str, float]]]:
+    def predict(
+        self, images: Any, *, top: int | None = None, max_pixels: int | None = None, **options: Any
+    ) -> dict[str, list[tuple[str, float]]]:
         """Name of each image -> its classes with their probabilities, the likeliest first; of
         equally likely ones the first class. With `top` only as many.
 
         `images` is a path, a PIL image or an array, or a list of these; a folder stands for all
         images below it. They are resized and cropped as in an evaluation. Images that cannot be
-        read are left out, and a warning names them. `options` are those of `extract`. Raises
-        InputError if `images` is something else, or if none can be read.
+        read are left out, and a warning names them, and so are those of more pixels than
+        `max_pixels`, by default as in training. `options` are those of `extract`. Raises InputError
+        if `images` is something else, or if none can be read.
         """
         seen: Any = self.config.network
-        source, device = one_by_one(images, seen.in_channels), next(self.parameters()).device
+        seen = seen if max_pixels is None else dataclasses.replace(seen, max_pixels=max_pixels)
+        source, device = one_by_one(images, seen), next(self.parameters()).device
         found = extract(self.probabilities, source, eval_view(seen), device=device, **options)
         shares, order = found.features.sort(dim=1, descending=True, stable=True)
         rows = zip(found.names, order[:, :top].tolist(), shares[:, :top].tolist(), strict=True)

@@ -55,21 +55,26 @@ def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
 def opened(images: Any, recipe: Recipe, config: Any) -> Any:
     """A source of what was given to `embed`. Raises InputError."""
     from ssl_train.data.sources import EXTENSIONS
+    from ssl_train.opened import limit_pixels
 
     named = isinstance(images, str | os.PathLike)
     if named and (not str(images).lower().endswith(EXTENSIONS) or Path(images).is_dir()):
-        return load(recipe.source)(images, config=config, split="train")
-    return one_by_one(images, config.in_channels)
+        return limit_pixels(load(recipe.source)(images, config=config, split="train"), config)
+    return one_by_one(images, config)
 
 
-def one_by_one(images: Any, channels: int) -> Any:
-    """A source of images: one or several, as `embed` takes them. A folder in a list of paths stands
-    for the image files below it. Raises InputError."""
+def one_by_one(images: Any, config: Any) -> Any:
+    """A source of images for a method's `config`: one or several, as `embed` takes them.
+
+    A folder in a list of paths stands for the image files below it. Images of more pixels than
+    `config.max_pixels` are left out. Raises InputError.
+    """
     from PIL import Image
 
     from ssl_train.data.files import walk
     from ssl_train.data.given import open_given
     from ssl_train.data.sources import EXTENSIONS
+    from ssl_train.opened import limit_pixels
 
     # an array or a tensor of two or three dimensions is one image
     if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 0) in (2, 3):
@@ -83,4 +88,4 @@ def one_by_one(images: Any, channels: int) -> Any:
             for one, inside in zip(images, folder, strict=True)
         ]
         images = [one for several in below for one in several]
-    return open_given(images, channels=channels)
+    return limit_pixels(open_given(images, channels=config.in_channels), config)

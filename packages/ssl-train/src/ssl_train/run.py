@@ -35,6 +35,7 @@ from ssl_train.data.loader import ONE_COLOUR
 from ssl_train.data.split import SEEN
 from ssl_train.data_files import RECORD, check_files, files_of
 from ssl_train.fit import fit
+from ssl_train.log import note
 from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.probe import Probe
@@ -87,8 +88,9 @@ def trained(
         held_out = share_of(Path(out), held_out)
         where = {"data": data, "init": init, "device": options.device, "out": Path(out)}
         opened = Opened.to_train(recipe, config, **where, held_out=held_out)
-        if distributed.is_main():
-            print(*filter(None, [table(opened.choices), opened.division]), sep="\n", flush=True)
+        opened.raw("train")  # how the data are divided is known once they are open
+        for line in filter(None, (table(opened.choices), opened.division)) if distributed.is_main() else ():
+            note(line)
         run(opened, Path(out), options)
         return opened
 

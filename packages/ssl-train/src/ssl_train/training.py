@@ -136,7 +136,7 @@ def evaluator(recipes: Mapping[str, Recipe]) -> Callable[..., dict[str, Any]]:
             raise InputError(f"{what}, not a {type(run).__name__}")
         args = Evaluate(weights, **read_fields(Evaluate, options))
         opened = Opened.from_weights(
-            recipe, weights, data=data, test=test, device=args.device, max_pixels=args.max_pixels
+            recipe, weights, data=data, test=test, device=args.device, max_pixels=args.max_pixels, as_trained=True
         )
         return evaluated(opened, args)
 

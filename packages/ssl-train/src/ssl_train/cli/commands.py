@@ -218,7 +218,7 @@ def _describe_finetuned(folder: Path, result: dict[str, Any]) -> None:
 def predict(recipe: Recipe, args: verbs.Predict) -> dict[str, Any]:
     from ssl_train.predict import run
 
-    return run(recipe, args, folder_of(args.network) / FINETUNED)
+    return run(recipe, args, folder_of(args.network) / FINETUNED, program=program_of(recipe))
 
 
 def measured(opened: Opened) -> dict[str, Any]:

@@ -111,6 +111,8 @@ class Predict(Checked):
     """images read at once: fewer need less memory, and the classes are the same"""
     workers: Whole = 0
     """loader processes"""
+    max_pixels: Count | None = None
+    """leave out images of more pixels; by default as in training"""
 
 
 @dataclass(frozen=True)
