@@ -125,6 +125,13 @@ class PairFiles(ImageFiles):
         return digest(self.paths.buffer, self._texts.buffer, self._texts.offsets, self._first, self.labels)
 
 
+def each_caption(source: Any) -> Iterator[str]:
+    """The captions of a source that is read sample by sample, without those of bad samples."""
+    for index in range(len(source)):
+        with suppress(BadSample):  # the loader names it
+            yield from source.texts(index)
+
+
 class GivenPairs(Given):
     """Samples (picture, caption or captions), or dicts, that a program gives by number."""
 
@@ -150,9 +157,7 @@ class GivenPairs(Given):
         return captions
 
     def captions(self) -> Iterator[str]:
-        for index in range(len(self)):
-            with suppress(BadSample):  # the loader names it
-                yield from self.texts(index)
+        return each_caption(self)
 
     def looks(self, index: int) -> bytes:
         return super().looks(index) + self.words(index)
@@ -180,9 +185,7 @@ class PairSubset(Subset):
         return self.source.texts(int(self.indices[index]))
 
     def captions(self) -> Iterator[str]:
-        for index in range(len(self)):
-            with suppress(BadSample):  # the loader names it
-                yield from self.texts(index)
+        return each_caption(self)
 
 
 class CaptionedScenes:
@@ -222,7 +225,7 @@ class CaptionedScenes:
         return [draw(self.seed, int(self.indices[index]), second_object=True).caption]
 
     def captions(self) -> Iterator[str]:
-        return (self.texts(i)[0] for i in range(len(self)))
+        return each_caption(self)
 
     def fingerprint(self) -> str:
         return digest(f"pairs {SLOTS} {self.seed} {self.size} {self.channels}".encode(), self.indices)
