@@ -27,7 +27,7 @@ class Repository:
         self.env["GIT_CONFIG_GLOBAL"] = os.devnull
         for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
             self.env |= {f"{name}_NAME": "A", f"{name}_EMAIL": "a@example.com"}
-        tools = ("floors", "import_graph", "package", "projects", "release", "tags")
+        tools = ("floors", "import_graph", "package", "projects", "release", "tags", "wheels")
         for name in ("pyproject.toml", *(f"tools/{tool}.py" for tool in tools)):
             self.write(name, (ROOT / name).read_text())
         for project in ("shared-core", "packages/ssl-train", "packages/ssl-mae"):

@@ -29,6 +29,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from projects import ROOT, Project, projects
 from tags import ReleaseError, folder_of, tagged
+from wheels import build, run
 
 TREE = "the tree"
 """Stands for a release where there is none yet."""
@@ -143,12 +144,6 @@ def read(project: Project, folder: Path) -> dict[str, Path]:
     return checkouts
 
 
-def run(*command: str | Path, cwd: Path) -> None:
-    """Print and run a command; CalledProcessError when it fails."""
-    print("$", *command, flush=True)
-    subprocess.run(command, cwd=cwd, check=True, stdin=subprocess.DEVNULL)
-
-
 def third_parties(project: Project) -> list[str]:
     """What a project requires of others, extras included."""
     table = project.table["project"]
@@ -165,16 +160,14 @@ def suite(project: Project, checkouts: dict[str, Path], folder: Path) -> None:
     # tests use the suite and what it needs; it has no releases that a package admits or refuses
     for name in ("ssl-testing", "ssl-train", "ssl-core"):
         sources.setdefault(name, folder_of(name))
-    wheels = folder / "wheels"
-    for source in sources.values():
-        run("uv", "build", "--quiet", "--wheel", "-o", wheels, source, cwd=folder)
+    wheels = [build(source, folder / f"{name}-dist") for name, source in sources.items()]
     venv = folder / "venv"
     run("uv", "venv", "--quiet", "--python", sys.executable, venv, cwd=folder)
     # uv lowers what it is asked for directly, so the wheels' own requirements are asked for too
     wanted = {line for source in sources.values() for line in third_parties(Project(source))}
     (python,) = [*venv.glob("bin/python"), *venv.glob("Scripts/python.exe")]
     install = ("uv", "pip", "install", "--quiet", "--resolution", "lowest-direct", "--python", python)
-    run(*install, *sorted(wheels.glob("*.whl")), *sorted(wanted), *OLDEST, cwd=folder)
+    run(*install, *wheels, *sorted(wanted), *OLDEST, cwd=folder)
     run(python, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", project.folder / "tests", cwd=folder)
 
 

@@ -53,7 +53,7 @@ def run(*command: str | Path, cwd: Path) -> None:
 
 
 def build(project: Path, folder: Path) -> Path:
-    """Build a project's wheel from its sdist, in a new `folder`; returns the wheel's path."""
+    """Build the wheel of a project's folder from its sdist, in a new `folder`; returns its path."""
     folder.mkdir()
     run("uv", "build", "--quiet", "-b", CONSTRAINTS, "-o", folder, project, cwd=folder)
     (wheel,) = folder.glob("*.whl")
