@@ -405,8 +405,11 @@ def test_a_damaged_weights_file_is_refused(saved):
     assert equal(Toy.from_pretrained(saved), toy())
 
 
-def test_a_folder_without_weights_lists_what_it_holds(saved):
+def test_a_folder_without_weights_lists_what_it_holds(saved, tmp_path):
     (saved / "model.safetensors").unlink()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors; it holds nothing"):
+        Toy.from_pretrained(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors; it holds .*config\.json"):
         Toy.from_pretrained(saved)
 

@@ -369,3 +369,13 @@ def test_shapes_are_read_from_the_header_alone(tmp_path: Path) -> None:
     shapes = load_shapes(tmp_path / "w.safetensors")
     assert {name: t.shape for name, t in shapes.items()} == {name: t.shape for name, t in state().items()}
     assert all(tensor.is_meta for tensor in shapes.values())
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"PNG", b"# a text\n", b"GIF89a"])
+def test_a_file_that_is_no_checkpoint_is_not_taken_for_a_pickle(content, tmp_path):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(
+        WeightsError, match=r"x\.pt is no intact file of torch\.save; nothing of it was executed"
+    ) as told:
+        load_pickle(tmp_path / "x.pt")
+    assert "weights_only=False" not in str(told.value), "no advice to execute a file of unknown kind"

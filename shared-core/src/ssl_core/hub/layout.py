@@ -148,7 +148,7 @@ def read_state(path: Path, layout: Layout, *, shapes: bool = False) -> tuple[dic
     file = next((path / name for name in (WEIGHTS, INDEX, PICKLE) if (path / name).exists()), None)
     if file is None:
         found = sorted(p.name for p in path.iterdir())[:20]
-        raise FileNotFoundError(f"{path} holds no {WEIGHTS}; it holds {found}")
+        raise FileNotFoundError(f"{path} holds no {WEIGHTS}; it holds {found or 'nothing'}")
     shards = read_index(file) if file.name == INDEX else {}
     files = [file.name, *shards] if file.name != PICKLE else []
     heads = [HEADS] if (path / HEADS).exists() else []

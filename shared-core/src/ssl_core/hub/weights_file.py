@@ -157,7 +157,8 @@ def load_pickle(path: str | Path) -> Any:
             why = f"besides tensors it asks for {refused[1]}, and that could run any code"
             advice = "If you trust its author, open it with their code and save its state_dict alone"
             raise WeightsError(f"{path} was not loaded and nothing of it was executed: {why}. {advice}") from error
-        if operand := re.search(r"Unsupported operand (\d+)", str(error)):
+        operand = re.search(r"Unsupported operand (\d+)", str(error))
+        if operand and (is_zip or path.read_bytes()[:1] == b"\x80"):  # other files have opcodes by chance
             what = f"has opcode {operand[1]}, which pickles of another protocol than torch's 2 have"
             how = _resave(f"torch.load({path.name!r}, weights_only=False)")
             raise WeightsError(f"{path} {what}; nothing of it was executed. {how}") from error
