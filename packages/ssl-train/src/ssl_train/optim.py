@@ -13,10 +13,10 @@ from ssl_core.schedule import cosine
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with `weight_decay`; biases and other tensors of at most one dimension
-    without.
+    """Two parameter groups: matrices decay by `weight_decay`, and tensors of at most one dimension
+    (biases, norms) do not decay.
 
-    Parameters without gradient (fixed positions, a teacher) are left out.
+    Parameters that need no gradient (fixed positions, a teacher) are in neither group.
     """
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     decayed = [(name, p) for name, p in trained if p.ndim > 1]
@@ -29,11 +29,11 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def build_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """`config.optimizer` over `method.param_groups(config)`, or `decay_groups`; the fused kernels
-    where torch has them, on a CPU too.
+    """The optimiser that `config.optimizer` names, with fused kernels where torch has them.
 
-    A group without a `weight_decay` has the config's; its `lr_scale` multiplies the schedule's
-    learning rate; one with `fixed_lr` stays at the peak.
+    Its groups are `method.param_groups(config)` if the method defines them, else `decay_groups`. A
+    group may set `weight_decay` (default: the config's), `lr_scale`, which multiplies the
+    schedule's learning rate, and `fixed_lr`, which keeps its rate at the peak.
     """
     own = getattr(method, "param_groups", None)
     groups = own(config) if own else decay_groups(method, config.weight_decay)
@@ -43,15 +43,14 @@ def build_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optim
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     if config.optimizer == "adafactor":
-        # torch clamps squared gradients at the square of the first, the paper's 1e-30; its own
-        # choice, 1e-7, is larger than most mean squares of a gradient, which then count as that
+        # torch clamps mean squared gradients from below at the square of its first eps: 1e-15 gives
+        # the paper's 1e-30. Its default, 1.2e-7, gives 1.4e-14, which is above most of them
         return torch.optim.Adafactor(groups, lr=config.lr, eps=(1e-15, 1e-3))
     return LARS(groups, lr=config.lr, momentum=config.momentum)
 
 
 def schedule(optimizer: torch.optim.Optimizer, *, lr: float, peak: float, weight_decay: float) -> None:
-    """Give every group its learning rate, and those that decay at all the weight decay of this
-    step."""
+    """Set this step's learning rate in every group, and its weight decay in groups that decay."""
     for group in optimizer.param_groups:
         group["lr"] = (peak if group.get("fixed_lr") else lr) * group["lr_scale"]
         if group["weight_decay"]:
@@ -59,16 +58,16 @@ def schedule(optimizer: torch.optim.Optimizer, *, lr: float, peak: float, weight
 
 
 class LossScaler(torch.amp.GradScaler):
-    """torch's scaler for fp16, which also says whether training may go on after a gradient.
+    """torch's scaler for fp16, plus a rule for when non-finite gradients end the run.
 
-    A non-finite gradient is skipped and halves the scale. At first that is how the scale finds its
-    size: it starts at 65,536, and many methods need far less. So before the first finite gradient
-    it may happen until the scale is 1, after that twice in a row. What the rule needs to know is
-    part of the state, so a resumed run decides as an uninterrupted one.
+    torch skips a step with a non-finite gradient and halves the scale. The scale starts at 65,536,
+    and many methods need far less, so the first steps are often skipped. Before the first finite
+    gradient, steps may be skipped until the scale is 1. After it, two in a row may be skipped. The
+    rule's counters are part of the state, so a resumed run decides as an uninterrupted one would.
     """
 
     HALVINGS = 16
-    """from torch's first scale, 65,536, to 1"""
+    """The halvings that take torch's first scale, 65,536, to 1."""
 
     def __init__(self, device: str, *, enabled: bool) -> None:
         super().__init__(device, enabled=enabled)
@@ -95,15 +94,14 @@ class LossScaler(torch.amp.GradScaler):
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (arXiv 1708.03888), as BYOL and MoCo v3 use it.
 
-    For a tensor w of more than one dimension, with gradient g, decay λ, trust coefficient η and
-    momentum μ
+    A tensor w of more than one dimension has gradient g, decay λ, trust coefficient η, momentum μ:
 
-        g' = g + λ w,   q = η ‖w‖ / ‖g'‖ (1 where either norm is 0),   v ← μ v + q g',   w ← w - lr
-        · v
+        g' = g + λ w
+        q = η ‖w‖ / ‖g'‖, or 1 if either norm is 0
+        v ← μ v + q g'
+        w ← w - lr · v
 
-    SimCLR's code has lr inside, v ← μ v + lr · q g': the same while lr is constant, a little behind
-    it where it is not.
-
+    SimCLR's code puts lr inside: v ← μ v + lr · q g'. The two are equal while lr is constant.
     Biases and batch norm (at most one dimension) are neither decayed nor scaled: q = 1, λ = 0.
     """
 
@@ -130,7 +128,7 @@ class LARS(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
     def _scaled(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """q · g' of every tensor, the gradients themselves untouched."""
+        """q · g' of every tensor. The gradients themselves are not changed."""
         scaled = []
         for w in weights:
             g = w.grad
@@ -145,10 +143,10 @@ class LARS(torch.optim.Optimizer):
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, peak: float, final: float = 0.0) -> float:
-    """Learning rate of step `step` in [0, total): linear from 0 to `peak`, then half a cosine to
-    `final`.
+    """Learning rate of step `step` in [0, total).
 
-    lr(k) = peak · k / warmup before the warm-up ends, as MAE's `lr_sched.py` and SimCLR have it.
+    It rises linearly from 0, lr(k) = peak · k / warmup, then falls to `final` along half a cosine.
+    The first step therefore has a rate of 0, as in MAE's `lr_sched.py` and in SimCLR.
     """
     if step < warmup:
         return peak * step / warmup

@@ -1,7 +1,7 @@
 """Signs of collapse that need no labels: how far features spread, and over how many directions.
 
-Read them before an output batch norm without affine weights: behind one, the standard deviation is
-1 whatever happens.
+Measure features before any last batch norm without affine weights. Behind such a norm the standard
+deviation is always 1, collapsed or not.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SAMPLES = 2048
 def feature_std(x: Tensor) -> float:
     """Mean over dimensions of the standard deviation of L2-normalised x (n, d), times sqrt(d).
 
-    About 1 when features point everywhere, 0 when all point the same way (SimSiam, arXiv
-    2011.10566, section 4.1). ValueError with fewer than two rows or non-finite ones.
+    About 1 if features point everywhere, 0 if all point the same way (SimSiam, arXiv 2011.10566,
+    section 4.1). Raises ValueError for fewer than two rows or non-finite ones.
     """
     _check(x)
     z = F.normalize(x.detach().float(), dim=1)
@@ -27,12 +27,12 @@ def feature_std(x: Tensor) -> float:
 
 
 def rankme(x: Tensor) -> float:
-    """exp of the entropy of the singular values of x (n, d), as shares of their sum: from 1 to
-    min(n, d).
+    """The effective rank of x (n, d): exp(-Σ p log p), where p are the singular values over their
+    sum. It lies between 1 and min(n, d), and is 0 if all features are zero.
 
-    Garrido et al. (arXiv 2210.02885, equation 1); features are not centred. Past 2,048 rows, as
-    many evenly spaced ones are read. Features that are all zero have rank 0. ValueError with fewer
-    than two rows or non-finite ones.
+    Garrido et al. (arXiv 2210.02885, equation 1). Features are not centred. With more than 2,048
+    rows, 2,048 evenly spaced ones are used. Raises ValueError for fewer than two rows or non-finite
+    ones.
     """
     _check(x)
     if len(x) > SAMPLES:

@@ -6,7 +6,7 @@ import math
 
 
 def number(value: float, digits: int = 4) -> str:
-    """1,234 or 0.1234 or 1.23e-7; a true minus sign, "not finite" for nan."""
+    """`value` as 1,234, 0.1234 or 1.23e-7, with a true minus sign; nan is "not finite"."""
     if math.isnan(value):
         return "not finite"
     if value and not 1e-3 <= abs(value) < 1e15:
@@ -17,12 +17,12 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def with_unit(value: float, unit: str = "") -> str:
-    """A number with its unit; a measured share in % does not deserve a fourth digit."""
+    """A number with its unit. Values with a unit are measured, so they get three digits."""
     return number(float(f"{value:.3g}")) + unit if unit and not math.isnan(value) else number(value)
 
 
 def labels(values: list[float]) -> list[str]:
-    """Labels in one unit (12k, 3.5M) with as many digits as it takes to tell them apart."""
+    """Axis labels in one unit (12k, 3.5M), with just enough digits to tell them apart."""
     top = max(map(abs, values), default=0.0)
     units = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"), (0.0, 1.0, ""))
     unit, suffix = next((u, s) for floor, u, s in units if floor <= top < 1e15 or not floor)
@@ -35,7 +35,7 @@ def labels(values: list[float]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s or 6 h 07 min."""
+    """`seconds` as 12.3 s, 4 min 05 s or 6 h 07 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -44,5 +44,5 @@ def duration(seconds: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """1 line, 2 lines."""
+    """The count with its noun: 1 line, 2 lines."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
