@@ -76,6 +76,15 @@ def test_an_unknown_command_is_named_with_those_that_there_are(capsys):
     )
 
 
+def test_predict_is_no_command_of_methods_that_learn_from_more_than_images(capsys):
+    pairs = {name: dataclasses.replace(recipe, blank="ssl_tiny:blank_pair") for name, recipe in RECIPES.items()}
+    assert cli.main(pairs, ["predict", "run", "pictures"]) == 2
+    assert "no command 'predict'. There are train" in capsys.readouterr().err
+    assert cli.main(pairs, ["--help"]) == 0
+    assert "\n  predict " not in capsys.readouterr().out
+    assert "predict" in cli.shared_verbs({**pairs, **RECIPES}), "one method of images alone is enough"
+
+
 @dataclasses.dataclass(frozen=True)
 class Count:
     """Count upwards."""

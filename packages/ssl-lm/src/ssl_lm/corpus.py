@@ -60,7 +60,8 @@ def settle(config: LMConfig, data: Any) -> Any:
     """`config` with the vocabulary of the data's tokenizer. Raises DataError for raw text."""
     folder = _path(data)
     if not (folder / META).is_file():
-        raise DataError(f"{data} is not prepared: run `ssl-lm prepare {data}`, then train on the folder it makes")
+        does = f"`ssl-lm train --data {data}` does it first, `ssl-lm prepare {data}` does it alone"
+        raise DataError(f"{data} is not prepared: {does}")
     return tokens.settle(config, tokens.load_tokenizer(folder))
 
 

@@ -69,10 +69,11 @@ def main(
         print(_version(program) if arguments[:1] == ["--version"] else _overview(program, recipes, verbs))
         return 0
     verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS and verb not in verbs:
-        near = difflib.get_close_matches(verb, [*VERBS, *verbs], n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        _tell(program, f"no command {verb!r}{meant} There are {', '.join([*VERBS, *verbs])}")
+    names = [*shared_verbs(recipes), *verbs]
+    if verb not in names:
+        near = difflib.get_close_matches(verb, names, n=1)
+        meant = f"; did you mean {near[0]}?" if near else "."
+        _tell(program, f"no command {verb!r}{meant} There are {', '.join(names)}")
         return 2
     usual, warnings.formatwarning = warnings.formatwarning, _formatted(program, warnings.formatwarning)
     try:
@@ -108,6 +109,13 @@ def main(
         return EXIT_INTERRUPT
     finally:
         warnings.formatwarning = usual
+
+
+def shared_verbs(recipes: Mapping[str, Recipe]) -> dict[str, type]:
+    """The commands of `VERBS` that these recipes have. `predict` is for methods whose samples are
+    images alone."""
+    images = any(recipe.blank == Recipe.blank for recipe in recipes.values())
+    return {verb: cls for verb, cls in VERBS.items() if images or verb != "predict"}
 
 
 def _run(verb: str, own: Verb | None, recipe: Recipe, output: Output, given: list[Any]) -> int:
@@ -453,7 +461,7 @@ def _origin(arguments: list[str], *, built_in: bool) -> str:
 
 def _overview(program: str, recipes: Mapping[str, Recipe], verbs: Mapping[str, Verb]) -> str:
     lines = [f"usage: {program} COMMAND [options]      {program} COMMAND --help", ""]
-    for verb, cls in {**VERBS, **{name: load(own.arguments) for name, own in verbs.items()}}.items():
+    for verb, cls in {**shared_verbs(recipes), **{name: load(own.arguments) for name, own in verbs.items()}}.items():
         lines.append(f"  {verb:10s}{' '.join((cls.__doc__ or '').split())}")
     if len(recipes) > 1:
         lines += ["", f"methods (--method): {', '.join(recipes)}"]
