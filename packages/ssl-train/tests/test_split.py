@@ -21,6 +21,7 @@ from ssl_train.opened import Opened
 
 RECIPE = RECIPES["tiny"]
 CONFIG = ImageConfig(image_size=8, patch_size=4)
+COPIES = " of them COPIES of training samples, which raise every figure: remove them"
 SHORT = ("--max-steps", "1", "--precision", "fp32", "--device", "cpu", "--workers", "0")
 
 
@@ -247,12 +248,21 @@ def opened(tmp_path):
         ("parted", "whole", {}, "8 samples, never trained on"),
         ("other", "whole", {}, "3 samples of other data, with no copy of one that was trained on"),
         ("whole", "parted", {"test": "other"}, "other; 20 samples, never trained on"),
-        ("parted", "whole", {"test": "whole"}, "whole; 40 samples, 35 of them TRAINED ON"),
+        ("parted", "whole", {"test": "whole"}, f"whole; 40 samples, 35 of them TRAINED ON; 32{COPIES}"),
         ("whole", None, {}, "unknown whether trained on: the weights do not say what they were trained on"),
     ],
 )
 def test_figures_say_whether_their_samples_were_trained_on(opened, data, run, how, said):
     assert opened(data, run, **how).labelled()[2].endswith(said)
+
+
+def test_copies_of_training_pictures_in_a_test_part_are_counted(opened, tmp_path):
+    pictures = sorted((tmp_path / "parted/train").rglob("*.png"))
+    for picture in (pictures[0], pictures[-1]):
+        shutil.copy(picture, tmp_path / "parted/test" / picture.parent.name / "a copy.png")
+    assert opened("parted").labelled()[2].endswith(f"; 2{COPIES}")
+    assert opened("parted", test="parted/test").labelled()[2].endswith(f"; 2{COPIES}")
+    assert "COPIES" not in opened("whole", "whole").labelled()[2], "what is held out has none"
 
 
 def test_probes_are_not_fitted_on_what_they_are_tested_on(opened):

@@ -240,6 +240,13 @@ class Opened:
             return called(self.named_test)
         return "what the run held out" if self.division else "the data's own test split"
 
+    def _copies(self) -> str:
+        """How many test samples are copies of training samples, in words; nothing if none is."""
+        ours, theirs = self.keys("train"), self.keys(self._test)
+        if ours is None or theirs is None or not (found := int(np.isin(theirs, ours).sum())):
+            return ""
+        return f"; {found:,} of them COPIES of training samples, which raise every figure: remove them"
+
     def labelled(self) -> tuple[Source, Source, str]:
         """(training data, test data, how they were split and whether the test data were seen in
         training).
@@ -251,7 +258,7 @@ class Opened:
             what = f"{self.data_name} has no labels, and an evaluation needs them: one sub-folder per class,"
             raise DataError(f"{what} a CSV with a column 'label', or (picture, label) in Python")
         if self.test is not None:
-            return self.train, self.test, f"{self._own_split()}; {self.seen(self._test)}"
+            return self.train, self.test, f"{self._own_split()}; {self.seen(self._test)}{self._copies()}"
         whole, keys = self.raw("train"), self.keys("train")
         held = held_out(keys_of(whole, "name") if keys is None else keys, FIFTH, whole.labels)
         if not held.any():
