@@ -128,7 +128,7 @@ def main() -> None:
     suites = {project.word for project in projects().values()}
     print(json.dumps(environments))
     if output := os.environ.get("GITHUB_OUTPUT"):
-        with Path(output).open("a") as file:
+        with Path(output).open("a", encoding="utf-8") as file:
             file.write(f"suites={json.dumps([word for word in environments if word in suites])}\n")
             file.write(f"checks={json.dumps([word for word in environments if word not in suites])}\n")
 

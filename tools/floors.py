@@ -89,7 +89,7 @@ def imports(project: Project) -> Iterator[tuple[str, str, str]]:
     for path in sorted(project.module.rglob("*.py*")):
         if path.suffix not in (".py", ".pyi"):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 for alias in node.names if node.module.partition(".")[0] in ours else ():
                     yield path.name, node.module, alias.name
@@ -102,7 +102,7 @@ def imports(project: Project) -> Iterator[tuple[str, str, str]]:
 def defined(path: Path) -> set[str]:
     """Names that a module binds at its top: what can be imported from it."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):

@@ -43,7 +43,7 @@ def graph_of(files: Mapping[str, Path]) -> dict[str, set[str]]:
 
 def _imported(module: str, files: Mapping[str, Path]) -> Iterator[str]:
     package = module if files[module].stem == "__init__" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(files[module].read_text())):
+    for node in ast.walk(ast.parse(files[module].read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -90,13 +90,13 @@ def changed(config: Any, settings: Sequence[str]) -> Any:
 def once(file: Path, settings: Mapping[str, Any], run: Callable[[], Figures]) -> Figures:
     """The figures of `run()`, or those in `file`. SystemExit if its settings differ."""
     if file.exists():
-        kept = json.loads(file.read_text())
+        kept = json.loads(file.read_text("utf-8"))
         if kept["settings"] != json.loads(json.dumps(settings)):
             raise SystemExit(f"{file} has other settings: choose another --out, or remove it")
         return kept["figures"]
     figures = run()
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"settings": settings, "figures": figures}, indent=1))
+    file.write_text(json.dumps({"settings": settings, "figures": figures}, indent=1), "utf-8")
     return figures
 
 

@@ -63,7 +63,7 @@ def total(counts: Iterable[Count]) -> Count:
 def files(name: str) -> dict[Path, Count]:
     """Source file of a distribution -> its count."""
     source = projects()[name].folder / "src"
-    return {path.relative_to(ROOT): count(path.read_text()) for path in sorted(source.rglob("*.py"))}
+    return {path.relative_to(ROOT): count(path.read_text("utf-8")) for path in sorted(source.rglob("*.py"))}
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def measure(package: str, name: str, batch: int) -> dict[str, float]:
 
 def resident(field: str) -> int:
     """Bytes of resident memory of this process: VmRSS now, VmHWM the most so far."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
     return int(lines[field].split()[0]) * 1024
 
 

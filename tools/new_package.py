@@ -38,18 +38,18 @@ def copy_template(name: str) -> Path:
     (folder / "src" / "ssl_template").rename(folder / "src" / module)
     for path in folder.rglob("*"):
         if path.is_file():
-            text = path.read_text()
-            path.write_text(text.replace("ssl-template", name).replace("ssl_template", module))
+            text = path.read_text("utf-8")
+            path.write_text(text.replace("ssl-template", name).replace("ssl_template", module), "utf-8")
     return folder
 
 
 def replace_once(file: str, pattern: str, replacement: str) -> None:
     """Edit a file of the root in one place. Raises ValueError unless exactly one place matches."""
     path = ROOT / file
-    text, count = re.subn(pattern, replacement, path.read_text(), flags=re.MULTILINE)
+    text, count = re.subn(pattern, replacement, path.read_text("utf-8"), flags=re.MULTILINE)
     if count != 1:
         raise ValueError(f"{file} has {count} places that match {pattern!r}, expected one")
-    path.write_text(text)
+    path.write_text(text, "utf-8")
 
 
 def register(name: str) -> None:

@@ -58,10 +58,10 @@ def main() -> None:
         parser.error(f"{packages} is not empty")
     try:
         project, version = tag_of(arguments.tag)
-        text = notes((project.folder / "CHANGELOG.md").read_text(), version)
+        text = notes((project.folder / "CHANGELOG.md").read_text("utf-8"), version)
         packages.mkdir(parents=True, exist_ok=True)
         build(project, packages)
-        (arguments.out / "notes.md").write_text(text)
+        (arguments.out / "notes.md").write_text(text, "utf-8")
     except ReleaseError as error:
         sys.exit(f"not built: {error}")
 

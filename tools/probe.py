@@ -52,11 +52,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("probe.jsonl"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # edges of the grid, small classes, iterations of scikit-learn
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    lines = args.out.read_text("utf-8").splitlines() if args.out.exists() else []
     rows = [json.loads(line) for line in lines][: args.problems]
     for seed in range(len(rows), args.problems):
         rows.append(measured(seed, args.labels))
-        with args.out.open("a") as file:
+        with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print(rows[-1], flush=True)
     print(table(rows))

@@ -26,7 +26,7 @@ class Project:
     @property
     def table(self) -> dict[str, Any]:
         """Its pyproject.toml."""
-        return tomllib.loads((self.folder / "pyproject.toml").read_text())
+        return tomllib.loads((self.folder / "pyproject.toml").read_text("utf-8"))
 
     @property
     def name(self) -> str:

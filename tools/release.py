@@ -30,7 +30,7 @@ VERSION_LINE = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
 def check(name: str, version: str) -> None:
     """Raises ReleaseError unless this version may be released from the tree as it is."""
     folder = folder_of(name)
-    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         raise ReleaseError(f"{version} is no release version: give three numbers, such as 1.2.0")
     if version in tagged(name):
@@ -51,10 +51,10 @@ def check(name: str, version: str) -> None:
 def write_version(folder: Path, version: str) -> None:
     """Put `version` into the one version line of a folder's pyproject.toml."""
     path = folder / "pyproject.toml"
-    text, count = VERSION_LINE.subn(f'version = "{version}"', path.read_text())
+    text, count = VERSION_LINE.subn(f'version = "{version}"', path.read_text("utf-8"))
     if count != 1:
         raise ReleaseError(f"{path} has {count} lines `version = …`, expected one")
-    path.write_text(text)
+    path.write_text(text, "utf-8")
 
 
 def write_urls(folder: Path) -> None:
@@ -63,7 +63,7 @@ def write_urls(folder: Path) -> None:
     Raises ReleaseError if the remote has no web page.
     """
     path = folder / "pyproject.toml"
-    if "[project.urls]" in (text := path.read_text()):
+    if "[project.urls]" in (text := path.read_text("utf-8")):
         return
     found = re.fullmatch(r"(?:git@|https://)([\w.-]+)[:/](.+?)(?:\.git)?/?", git("remote", "get-url", "origin").strip())
     if not found:
@@ -76,7 +76,7 @@ def write_urls(folder: Path) -> None:
         "Issues": f"{web}/issues",
     }
     lines = "".join(f'{name} = "{url}"\n' for name, url in table.items())
-    path.write_text(text.replace("\n[tool.", f"\n[project.urls]\n{lines}\n[tool.", 1))
+    path.write_text(text.replace("\n[tool.", f"\n[project.urls]\n{lines}\n[tool.", 1), "utf-8")
 
 
 def towncrier(name: str, version: str, *flags: str) -> None:

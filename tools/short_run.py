@@ -33,6 +33,8 @@ def import_all(module: str) -> int:
 def main() -> None:
     """Exit with an error where something fails."""
     for project in projects().values():
+        if project.name == "ssl-testing" and sys.platform == "win32":
+            continue  # it forks
         print(f"{project.name}: {import_all(project.module.name)} modules", flush=True)
     with tempfile.TemporaryDirectory(prefix="short-") as temporary:
         for name, project in methods().items():

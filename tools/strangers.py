@@ -42,7 +42,7 @@ def try_all(package: str, name: str) -> None:
             write_strangers(Path(place, "data"), stranger)
             if package == "ssl_clip":
                 for number, file in enumerate(sorted(Path(place, "data").rglob("picture*"))):
-                    file.with_suffix(".txt").write_text(f"picture {number} of a stranger\n")
+                    file.with_suffix(".txt").write_text(f"picture {number} of a stranger\n", "utf-8")
             said, start = io.StringIO(), time.perf_counter()
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 try:
@@ -60,7 +60,7 @@ def try_all(package: str, name: str) -> None:
 
 
 def steps(run: Path) -> int:
-    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    return json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])["step"]
 
 
 def main() -> None:

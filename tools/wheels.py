@@ -80,7 +80,7 @@ def needed(name: str, wheels: dict[str, Path]) -> list[Path]:
 def torch_alone(folder: Path) -> set[str]:
     """Names of torch, torchvision and everything they need."""
     wanted = folder / "torch.in"
-    wanted.write_text("torch\ntorchvision\n")
+    wanted.write_text("torch\ntorchvision\n", "utf-8")
     command = ("uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header", "-c", CONSTRAINTS)
     listed = subprocess.run((*command, wanted), cwd=folder, check=True, text=True, stdout=subprocess.PIPE)
     return {Requirement(line).name for line in listed.stdout.splitlines()}
@@ -120,7 +120,7 @@ def check(name: str, wheels: dict[str, Path], torch: set[str], folder: Path) -> 
     run(*install, *needed(name, wheels), cwd=folder)
     line = check_footprint(name, venv, torch)
     script = folder / "import_all.py"
-    script.write_text(IMPORT_ALL)
+    script.write_text(IMPORT_ALL, "utf-8")
     run(python, "-I", script, module, cwd=folder)
     for command in projects()[name].table["project"].get("scripts", {}):
         run(venv / "bin" / command, "--help", cwd=folder)

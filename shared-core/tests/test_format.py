@@ -54,8 +54,9 @@ def release(number: int, monkeypatch, **changes: Any) -> Any:
     table = {n: entry for n, entry in TABLE.items() if n <= number}
     if changes:
         table[number] = Format(**{**vars(table.get(number, Format())), **changes})
-    bases, names = (ImageConfig, TrainConfig), {"__module__": "ssl_plain.config", "FORMATS": table}
+    bases, names = (ImageConfig, TrainConfig), {"FORMATS": table}
     config_class = make_dataclass("PlainConfig", fields, bases=bases, namespace=names, frozen=True, kw_only=True)
+    config_class.__module__ = "ssl_plain.config"  # the namespace's own does not last from Python 3.12 on
     install(monkeypatch, number)
 
     class Plain(nn.Module, Pretrained):

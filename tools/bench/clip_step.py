@@ -92,7 +92,7 @@ def of_transformers() -> tuple[Any, Callable[..., Tensor]]:
 
     with tempfile.TemporaryDirectory() as folder:
         _clip().save_pretrained(folder)
-        config = transformers.CLIPConfig.from_dict(json.loads(Path(folder, "config.json").read_text()))
+        config = transformers.CLIPConfig.from_dict(json.loads(Path(folder, "config.json").read_text("utf-8")))
         model = transformers.CLIPModel(config)
         model.load_state_dict(load_file(Path(folder, "model.safetensors")))
     return model.train(), lambda images, ids: model(pixel_values=images, input_ids=ids, return_loss=True).loss

@@ -118,7 +118,7 @@ def waiting(run: Path) -> str:
     log = run / "metrics.jsonl"
     if not log.exists():
         return f"{log} is not there: run `tox -e demo` first, or name a run with --run"
-    shares = [line["data_wait"] for line in map(json.loads, log.read_text().splitlines()) if "data_wait" in line]
+    shares = [line["data_wait"] for line in map(json.loads, log.read_text("utf-8").splitlines()) if "data_wait" in line]
     return (
         f"{run} waited for data {statistics.median(shares):.1%} of the time "
         f"(median of {len(shares)} lines of metrics.jsonl; mean {statistics.mean(shares):.1%}, most {max(shares):.1%})"

@@ -222,13 +222,13 @@ def _timed(work: Work) -> tuple[dict[str, Time], float, float]:
 def _restart_peak() -> float:
     """Reset the kernel's record of the peak; the MB now resident, or 0 without /proc."""
     if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
     return _status("VmRSS")
 
 
 def _status(key: str) -> float:
     status = Path("/proc/self/status")
-    found = re.search(rf"^{key}:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
+    found = re.search(rf"^{key}:\s+(\d+) kB", status.read_text("utf-8"), re.MULTILINE) if status.exists() else None
     return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
@@ -296,13 +296,13 @@ def report(title: str, results: Sequence[Result], chosen: Settings, text: str | 
     if chosen.json:
         rows = [asdict(result) | {"rounds": [dict(r) for r in result.rounds]} for result in results]
         line = {"title": title, "machine": machine, "settings": asdict(chosen) | {"json": None}, "rows": rows}
-        with chosen.json.open("a") as file:
+        with chosen.json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
 
 
 def hardware(chosen: Settings) -> str:
     """One line: processor and its features, settings, versions, and the load of the machine."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    info = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
     name, family, model = (_cpuinfo(info, key) for key in ("model name", "cpu family", "model"))
     flags = [flag for flag in FLAGS if flag in _cpuinfo(info, "flags").split()]
     memory = "" if chosen.keep else ", memory given back"

@@ -93,7 +93,7 @@ def _place(run: Path) -> str:
 def _lost(run: Path) -> int:
     """Steps that were logged but not saved."""
     log = run / "metrics.jsonl"
-    logged = json.loads(log.read_text().splitlines()[-1])["step"] if log.exists() and log.stat().st_size else 0
+    logged = json.loads(log.read_text("utf-8").splitlines()[-1])["step"] if log.exists() and log.stat().st_size else 0
     saved = [int(path.name[5:]) for path in run.glob("checkpoints/step-*")]
     return logged - max(saved, default=0)
 

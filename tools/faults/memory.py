@@ -57,6 +57,6 @@ def _held() -> int:
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     total = 0
     for pid in pids:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8").splitlines()
         total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total

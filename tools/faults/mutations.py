@@ -35,7 +35,7 @@ def mutations(trial: Trial, place: Path, count: int, seed: int) -> list[Row]:
 
 
 def _checkpoints(trial: Trial, place: Path, count: int, rng: np.random.Generator) -> Row:
-    run_id = json.loads((place / "run" / "run.json").read_text())["run_id"]
+    run_id = json.loads((place / "run" / "run.json").read_text("utf-8"))["run_id"]
     method = load(trial.recipe.method)(trial.config)
     optimizer = build_optimizer(method, trial.config)
     good = {step: whole_state(place / "run" / "checkpoints" / f"step-{step:06d}") for step in (2, 3)}

@@ -25,7 +25,7 @@ def ranks(trial: Trial, place: Path, count: int, seed: int, world: int) -> list[
     """Kill a random rank `count` times in a run; compare the run with an undisturbed one."""
     rng = np.random.default_rng(seed)
     trial = trial.replace(epochs=(count + 1) * STEPS_BETWEEN / 8)
-    (place / "config.json").write_text(json.dumps(to_dict(trial.config)))
+    (place / "config.json").write_text(json.dumps(to_dict(trial.config)), "utf-8")
     data = write_pictures(place / "data", trial.config)
     _finish(_start(trial, place, data, "whole", world, 0))
     agent = _start(trial, place, data, "run", world, count + 3)
@@ -68,7 +68,7 @@ def _living(agent: int) -> dict[int, int]:
     """rank -> pid of the processes that torchrun started."""
     found = {}
     for task in Path(f"/proc/{agent}/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
+        for pid in map(int, (task / "children").read_text("utf-8").split()):
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             rank = [int(entry[5:]) for entry in environment if entry.startswith(b"RANK=")]
             found.update({r: pid for r in rank})

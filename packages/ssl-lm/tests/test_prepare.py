@@ -660,7 +660,7 @@ class TestShards:
 
     def test_text_that_is_not_prepared_says_so(self, tmp_path):
         (tmp_path / "a.txt").write_text("text")
-        with pytest.raises(DataError, match="run `ssl-lm prepare"):
+        with pytest.raises(DataError, match="`ssl-lm prepare .* does it alone"):
             settle(SMALL, tmp_path / "a.txt")
         with pytest.raises(DataError, match="there is no"):
             settle(SMALL, tmp_path / "nowhere")

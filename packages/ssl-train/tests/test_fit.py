@@ -491,7 +491,7 @@ def test_data_that_vanish_in_mid_run_are_an_error_after_the_last_step_is_saved(t
 
 
 def test_the_report_of_a_loss_that_is_not_finite_is_no_condition_of_its_error(tmp_path, monkeypatch):
-    def full(path, text):
+    def full(path, text, encoding):
         raise OSError(28, "No space left on device")
 
     def fill(method):

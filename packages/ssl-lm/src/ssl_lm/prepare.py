@@ -140,7 +140,7 @@ def _prepare(
     todo = [(name, pieces, str(out), eos, dtype, digest) for name, pieces in names.items() if name not in done]
     total, there = sum(sizes.values()), sum(sizes[name] for name in done)
     bar = Progress(total=total, initial=there, unit="B", unit_scale=True, desc="tokenising", disable=not progress)
-    with bar, (out / DONE).open("a") as journal:
+    with bar, (out / DONE).open("a", encoding="utf-8") as journal:
         for record in _shards(todo, workers, out):
             journal.write(json.dumps(record) + "\n")
             journal.flush()
@@ -185,7 +185,7 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
 def read_plan(file: Path) -> Any:
     """The plan in a prepared folder's file. Raises ShardError if it is damaged."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ShardError(f"{file} is damaged ({error}): delete the folder, or give another --out") from error
 
@@ -222,7 +222,7 @@ def _readable(piece: Piece) -> Iterator[str]:
 def _done(out: Path) -> dict[str, dict[str, Any]]:
     """Records of the shards that an earlier call finished and that are whole."""
     records = {}
-    for line in (out / DONE).read_text().splitlines() if (out / DONE).exists() else ():
+    for line in (out / DONE).read_text("utf-8").splitlines() if (out / DONE).exists() else ():
         try:
             record = json.loads(line)
         except ValueError:  # torn by a kill
@@ -234,8 +234,9 @@ def _done(out: Path) -> dict[str, dict[str, Any]]:
 
 def _shards(todo: list[tuple], workers: int | None, out: Path) -> Iterator[dict[str, Any]]:
     """Records of shards as they are finished."""
-    if workers is None:  # macOS and Windows do not say which cores are ours
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from ssl_train.processes import cores  # brings torch, which the workers do without
+
+    workers = cores() if workers is None else workers
     if workers < 2 or len(todo) < 2:  # starting processes would cost more than it saves
         _begin(str(out))
         yield from map(_shard, todo)
@@ -374,5 +375,5 @@ def _place(path: str, split: str | None, at: int) -> str:
 def _write(file: Path, value: dict[str, Any]) -> None:
     """Replace a JSON file whole or not at all."""
     staged = file.with_name(f"{file.name}.tmp")
-    staged.write_text(json.dumps(value, indent=1))
+    staged.write_text(json.dumps(value, indent=1), "utf-8")
     os.replace(staged, file)

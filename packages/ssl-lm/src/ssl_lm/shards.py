@@ -77,7 +77,7 @@ def is_whole(folder: Path, record: dict[str, Any]) -> bool:
 def read_meta(folder: Path) -> dict[str, Any]:
     """meta.json of a prepared folder. Raises ShardError if it is missing or damaged."""
     try:
-        meta = json.loads((folder / META).read_text())
+        meta = json.loads((folder / META).read_text("utf-8"))
         if meta["format"] != VERSION or not isinstance(meta["splits"], dict):
             raise ValueError("it is of another version")
     except FileNotFoundError:

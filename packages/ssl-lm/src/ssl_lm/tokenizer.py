@@ -122,7 +122,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int | None = 
     if context is not None:
         facts["model_max_length"] = context
     tokenizer.save(str(folder / FILE))
-    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
 def train_tokenizer(texts: Iterable[str], size: int, algorithm: Algorithm = "bpe", progress: bool = False) -> Tokenizer:

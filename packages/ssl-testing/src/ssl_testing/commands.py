@@ -37,7 +37,7 @@ class Commands(Suite):
     def test_the_commands_work_on_a_small_run(self, tmp_path):
         data = self.write_data(tmp_path / "data")
         config = self.settings(epochs=3 / 8, warmup_epochs=0.0)
-        (tmp_path / "tiny.json").write_text(json.dumps(to_dict(config)))
+        (tmp_path / "tiny.json").write_text(json.dumps(to_dict(config)), "utf-8")
         exports = layout_of(load(self.recipe.method)).exports if self.exports is None else self.exports
         lines = [
             ("train", "--config", "tiny.json", "--data", data, "--out", "run", "--device", "cpu", "--workers", "0"),
@@ -63,7 +63,7 @@ class Commands(Suite):
         run = tmp_path / "run"
         made = ("config.json", "model.safetensors", "metrics.jsonl", "evaluation.json", "report.html", "README.md")
         assert [name for name in made if not (run / name).is_file()] == []
-        assert json.loads((run / "figures" / "captions.json").read_text()), "show drew nothing"
+        assert json.loads((run / "figures" / "captions.json").read_text("utf-8")), "show drew nothing"
         with np.load(tmp_path / "features.npz") as features:
             assert features["features"].shape[0] == len(features["paths"]) == 64
             assert np.isfinite(features["features"]).all()
@@ -87,7 +87,7 @@ class Commands(Suite):
             run = tmp_path / f"run {name}"
             made = ("model.safetensors", "report.html", "README.md", "figures/captions.json")
             assert [file for file in made if not (run / file).is_file()] == [], name
-            last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+            last = json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
             assert last["step"] == 3 and np.isfinite(last["loss"]), name
 
     @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class Contract(Suite):
     def test_three_steps_in_bf16_are_finite_and_leave_fp32_weights(self, tmp_path):
         ended = self.trial(precision="bf16", epochs=3 / 8, warmup_epochs=0.0).train(tmp_path / "run")
         assert ended.code == 0, f"the method does not train under bf16 autocast; look for mixed dtypes: {ended}"
-        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines():
             odd = {k: v for k, v in json.loads(line).items() if not math.isfinite(v)}
             assert not odd, f"under bf16 autocast the log holds {odd}: compute the loss in fp32"
         state = load_file(newest(tmp_path / "run") / "model.safetensors")

@@ -102,7 +102,7 @@ class Survival(Suite):
         ended = children.run(attempt)
         assert ended.code == 0, ended
         assert ended.value == [], f"a NaN in step 7 reached the weights: {ended.value}"
-        report = json.loads((run / "nan-7.json").read_text())
+        report = json.loads((run / "nan-7.json").read_text("utf-8"))
         [batch] = [keys for step, keys in enumerate(trial.plan.micro_batches(0, parts=1, rank=0, world=1)) if step == 7]
         assert report["ranks"][0]["samples"] == [sample for _, sample in batch]
         assert len(report["last_losses"]) == 5
@@ -141,7 +141,7 @@ class Survival(Suite):
     def test_a_damaged_checkpoint_is_never_loaded(self, reference, tmp_path):
         names = [f"step-{step:06d}" for step in (STEPS - 1, STEPS)]
         good = {name: whole_state(reference / "checkpoints" / name) for name in names}
-        run_id = json.loads((reference / "run.json").read_text())["run_id"]
+        run_id = json.loads((reference / "run.json").read_text("utf-8"))["run_id"]
         method, rng = self.method(), np.random.default_rng(0)
         optimizer = build_optimizer(method, method.config)
         for _ in range(MUTATIONS):

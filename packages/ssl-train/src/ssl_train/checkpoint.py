@@ -123,7 +123,7 @@ class Checkpoints:
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "files": {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())},
             }
-            (temporary / "state.json").write_text(json.dumps({**state, "sha256": sum_of(state)}, indent=1))
+            (temporary / "state.json").write_text(json.dumps({**state, "sha256": sum_of(state)}, indent=1), "utf-8")
             for path in (temporary / "state.json", temporary):
                 fsync(path)
             if final.exists():
@@ -269,7 +269,7 @@ def _from_main(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _read_state(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint. Raises ValueError if it is damaged, ConfigError if a later format
     of ssl-train wrote it."""
-    state = json.loads((folder / "state.json").read_text())
+    state = json.loads((folder / "state.json").read_text("utf-8"))
     if not isinstance(state, dict) or state.pop("sha256", None) != sum_of(state):
         raise ValueError("state.json differs from what was written")
     later(state["written_by"], {"ssl-train": writer("ssl-train", FORMAT)})

@@ -44,10 +44,10 @@ def check_files(folder: Path, files: dict[str, Path], *, begun: bool, verify: bo
     now = {name: _facts(path, verify) for name, path in files.items()}
     if not begun or not record.exists():
         written = json.dumps({"host": platform.node(), "files": now})
-        write_whole(record, lambda path: path.write_text(written))
+        write_whole(record, lambda path: path.write_text(written, "utf-8"))
         return
     try:
-        stored = json.loads(record.read_text())
+        stored = json.loads(record.read_text("utf-8"))
         before, host = dict(stored["files"]), stored["host"]
         changed, touched, unknown = _compared(before, now)
     except (ValueError, KeyError, TypeError) as error:

@@ -246,7 +246,9 @@ def _non_finite(folder: Path, step: int, loss: Tensor, parts: list[dict[str, Any
     where = f"The samples are in {report}"
     if distributed.is_main():
         try:
-            report.write_text(json.dumps({"step": step, "ranks": ranks, "last_losses": meter.losses}, indent=1))
+            report.write_text(
+                json.dumps({"step": step, "ranks": ranks, "last_losses": meter.losses}, indent=1), "utf-8"
+            )
         except OSError as error:
             where = f"{report} could not be written ({error}); the samples are {[rank['samples'] for rank in ranks]}"
     return NonFiniteLoss(

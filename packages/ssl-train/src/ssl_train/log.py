@@ -239,7 +239,7 @@ class _Wandb:
 
 
 def _run_id(folder: Path) -> str:
-    return json.loads((folder / "run.json").read_text())["run_id"]
+    return json.loads((folder / "run.json").read_text("utf-8"))["run_id"]
 
 
 def _trackers(folder: Path, options: RunOptions) -> list[Any]:

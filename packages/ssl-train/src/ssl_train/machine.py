@@ -29,7 +29,7 @@ def _available(meminfo: Path) -> int | None:
     """MemAvailable of Linux: what is free, and what the system keeps only as a cache."""
     if not meminfo.exists():
         return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in meminfo.read_text("utf-8").splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
 
 
@@ -41,7 +41,7 @@ def _left_in(cgroup: Path) -> int | None:
     ):
         files = [cgroup / name for name in (limit, used, stat)]
         if all(file.exists() for file in files):
-            most, taken, facts = (file.read_text() for file in files)
+            most, taken, facts = (file.read_text("utf-8") for file in files)
             if most.strip() == "max":
                 return None
             counts = dict(line.split() for line in facts.splitlines())

@@ -119,7 +119,7 @@ def begun(out: Path) -> dict[str, Any]:
 
     def read() -> dict[str, Any]:
         try:
-            return dict(json.loads((out / "run.json").read_text()))
+            return dict(json.loads((out / "run.json").read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -238,8 +238,8 @@ def publish(method: Any, folder: Path, bad: dict[int, tuple[str, str]]) -> None:
             raise OSError(f"{folder} was moved or deleted")
         method.save_pretrained(folder)
         if file.exists():  # the run was repeated or resumed
-            listed = [*{row["name"]: row for row in (*json.loads(file.read_text()), *listed)}.values()]
-        write_whole(file, lambda path: path.write_text(json.dumps(listed, indent=1)))
+            listed = [*{row["name"]: row for row in (*json.loads(file.read_text("utf-8")), *listed)}.values()]
+        write_whole(file, lambda path: path.write_text(json.dumps(listed, indent=1), "utf-8"))
     except (OSError, SafetensorError) as error:
         place = rescue(folder, method.save_pretrained)
         saved = "" if place is None else f"The weights were saved in {place} instead. "
@@ -284,11 +284,11 @@ def open_run(
         }
         staged = folder / ".run.json.tmp"
         with _disk_errors(folder):
-            staged.write_text(json.dumps(started, indent=1))
+            staged.write_text(json.dumps(started, indent=1), "utf-8")
             os.replace(staged, record)
         return run_id
     try:
-        stored = json.loads(record.read_text())
+        stored = json.loads(record.read_text("utf-8"))
         run_id, old = str(stored["run_id"]), {key: stored[key] for key in identity}
         old["config"] = to_dict(own_config(stored, config_class)[0]) if config_class else dict(old["config"])
     except ConfigError as error:
@@ -374,7 +374,7 @@ def _lock(lock: FileLock, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-        (folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
+        (folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}", "utf-8")
     except Timeout as error:  # an OSError too
         raise RunError(f"{folder} is in use by {_holder(folder)}: wait for it, or give another --out") from error
     except OSError as error:
@@ -399,6 +399,6 @@ def _clear(folder: Path, made: list[Path]) -> None:
 
 def _holder(folder: Path) -> str:
     try:
-        return (folder / ".holder").read_text()
+        return (folder / ".holder").read_text("utf-8")
     except OSError:
         return "another process"

@@ -183,12 +183,12 @@ def _check_content(folder: Path, hashes: Mapping[str, str | None]) -> None:
             continue
         stat, mark = blob.stat(), marks / expected
         stamp = f"{stat.st_size} {stat.st_mtime_ns}"
-        if mark.is_file() and mark.read_text() == stamp:
+        if mark.is_file() and mark.read_text("utf-8") == stamp:
             continue
         if expected in _hashes(blob, len(expected)):
             with suppress(OSError):  # a cache that we may not write is checked at each call
                 marks.mkdir(exist_ok=True)
-                mark.write_text(stamp)
+                mark.write_text(stamp, "utf-8")
         else:
             damaged[file] = blob
     for file, blob in damaged.items():

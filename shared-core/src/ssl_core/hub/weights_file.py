@@ -89,7 +89,7 @@ def write_sums(folder: str | Path, files: Iterable[str]) -> None:
     """Write `folder/SHA256SUMS` for these file names of the folder."""
     folder = Path(folder)
     lines = [f"{sha256(folder / name)}  {name}\n" for name in files]
-    write_whole(folder / SUMS, lambda temporary: temporary.write_text("".join(lines)))
+    write_whole(folder / SUMS, lambda temporary: temporary.write_text("".join(lines), "utf-8"))
 
 
 def verify_sums(folder: str | Path, files: Iterable[str] | None = None) -> bool:

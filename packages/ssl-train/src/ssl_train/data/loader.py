@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -181,7 +182,7 @@ def default_workers() -> int:
 def _signals_wait() -> Iterator[None]:
     """Signals to this process, and to those that it forks inside the block, arrive when the block
     ends."""
-    if not hasattr(signal, "pthread_sigmask"):
+    if sys.platform == "win32":  # which neither forks nor masks signals
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -196,7 +197,7 @@ def _init_worker(worker: int) -> None:
     # away before it saved.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
+    if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if (info := get_worker_info()) is not None:
         info.dataset.reading[worker, 0] = os.getpid()  # type: ignore[attr-defined]
@@ -304,14 +305,15 @@ class Batches:
         reading = [(pid, index) for pid, index in self._samples.reading.tolist() if pid > 0]
         # Workers ignore SIGTERM, so torch cannot stop them that way; if we kill them, torch's
         # SIGCHLD handler reports an error. So we disable that handler first.
-        quiet = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if quiet else None
+        main, handler = threading.current_thread() is threading.main_thread(), None
+        if sys.platform != "win32" and main:
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         alive = [worker for worker in self._workers if worker.is_alive()]
         for worker in alive:
             worker.kill()
         for worker in alive:
             worker.join()
-        if quiet:
+        if sys.platform != "win32" and main:
             signal.signal(signal.SIGCHLD, handler)
         ended = {worker.pid for worker in alive}
         return [entry for entry in reading if entry[0] not in ended] or reading

@@ -177,7 +177,7 @@ def trained_on(weights: str | Path) -> Trained:
     run = Path(weights) if step is None else step.parents[1]
     run = run.parent if run.is_file() else run
     try:
-        stored = json.loads((run / "run.json").read_text())
+        stored = json.loads((run / "run.json").read_text("utf-8"))
         keys = np.fromfile(run / SEEN, np.uint64) if (run / SEEN).exists() else None
         split = stored["split"]
         facts = stored["held_out"], split["by"], keys, split["start"], str(stored["data"])
