@@ -24,6 +24,7 @@ SUBJECTS = (
     "optimizer",
     "loader",
     "views",
+    "photographs",
     "knn",
     "contrastive_loss",
     "contrastive_step",

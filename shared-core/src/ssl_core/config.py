@@ -111,6 +111,8 @@ class ImageConfig(Checked):
     """share of the shorter side that an evaluation's centre crop keeps"""
     max_pixels: Count = 89_478_485
     """images of more pixels are left out: a small file can hold more than the memory does"""
+    exact_decode: bool = False
+    """decode photographs whole for training too; else only as far as a view needs"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

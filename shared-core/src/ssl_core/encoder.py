@@ -64,8 +64,7 @@ def build_encoder(config: BackboneConfig, *, zero_init_residual: bool = False) -
     """
     if config.is_vit:
         return PooledViT.of(config, pool=config.pool, drop_path=config.drop_path)
-    options = {"in_channels": config.in_channels, "width": config.width, "small_stem": config.small_stem}
-    resnet = ResNet(config.backbone, **options)
+    resnet = ResNet(config.backbone, in_channels=config.in_channels, width=config.width, small_stem=config.small_stem)
     return resnet.zero_residuals() if zero_init_residual else resnet
 
 

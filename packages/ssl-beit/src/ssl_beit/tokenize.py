@@ -24,7 +24,7 @@ from ssl_train.data.files import printable
 from ssl_train.data.pictures import save_grid
 from ssl_train.data.views import EvalTransform
 from ssl_train.log import next_steps, typed
-from ssl_train.opened import limit_pixels
+from ssl_train.opened import set_decoding
 
 SHOWN = 16
 BATCH = 64
@@ -45,7 +45,7 @@ def run(recipe: Recipe, arguments: Tokenize) -> dict[str, Any]:
     limit = arguments.max_pixels or method.config.max_pixels
     pixels: Any = {"image_size": size, "in_channels": channels, "max_pixels": limit}
     plain = DVAEConfig(**pixels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    source = limit_pixels(load(recipe.source)(arguments.data, config=plain, split="train"), plain)
+    source = set_decoding(load(recipe.source)(arguments.data, config=plain, split="train"), plain)
     ids, paths, first = tokens_of(tokenizer, images_of(source, EvalTransform(size, 1.0)), device)
 
     out = Path(arguments.out)

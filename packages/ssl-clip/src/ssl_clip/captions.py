@@ -111,12 +111,19 @@ class TokenizedPairs:
         return len(self.source)
 
     def load(self, index: int) -> dict[str, Any]:
+        return {"image": self.source.load(index)["image"], "input_ids": self._ids(index)}
+
+    def encoded(self, index: int) -> dict[str, Any]:
+        """As `load`, with an image that may not be decoded yet."""
+        image = getattr(self.source, "encoded", self.source.load)(index)["image"]
+        return {"image": image, "input_ids": self._ids(index)}
+
+    def _ids(self, index: int) -> Tensor:
         # A caption that is too long counts as an unreadable sample, which the loader replaces.
         try:
-            ids = self.tokenizer(self.texts(index), self.config.context_length, truncate=self.config.truncate)
+            return self.tokenizer(self.texts(index), self.config.context_length, truncate=self.config.truncate)
         except TextError as error:
             raise BadSample(str(error)) from error
-        return {"image": self.source.load(index)["image"], "input_ids": ids}
 
     def fingerprint(self) -> str:
         """Sixteen hex digits of the fingerprints of source and tokenizer, each after its length."""

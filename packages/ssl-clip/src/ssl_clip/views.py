@@ -24,6 +24,7 @@ class PairView:
     """
 
     config: CLIPConfig
+    crops_first = True
 
     def check(self, source: Any) -> None:
         """DataError for a source without captions."""

@@ -18,6 +18,7 @@ class TwoViews:
 
     first: Augment
     second: Augment
+    crops_first = True
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image = sample["image"]

@@ -22,6 +22,7 @@ class MultiCrop:
     """
 
     crops: tuple[Augment, ...]
+    crops_first = True
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         return {"views": [crop(sample["image"], rng) for crop in self.crops]}

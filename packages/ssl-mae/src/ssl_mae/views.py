@@ -28,6 +28,7 @@ class MAEView:
     """mirror half of the views"""
     patches: int
     """patches of a view"""
+    crops_first = True
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         view = random_resized_crop(sample["image"], rng, self.size, self.crop_scale)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ssl_pretext.config import JigsawConfig, PretextConfig, RelativePatchConfig, TilesConfig
+from ssl_train.data.images import Encoded
 from ssl_train.data.scenes import Scenes
 from ssl_train.data.sources import Source, open_images
-from ssl_train.data.views import random_flip, random_grayscale, resize
+from ssl_train.data.views import cropped, random_flip, random_grayscale
 
 
-def square_crop(image: Tensor, rng: np.random.Generator, size: int, scale: tuple[float, float]) -> Tensor:
+def square_crop(image: Tensor | Encoded, rng: np.random.Generator, size: int, scale: tuple[float, float]) -> Tensor:
     """A random square of `image` (c, h, w), resized to (c, size, size).
 
     Its area is a share in `scale` of the largest square's. Both axes are scaled alike: a crop of
@@ -29,7 +30,7 @@ def square_crop(image: Tensor, rng: np.random.Generator, size: int, scale: tuple
     h, w = image.shape[1:]
     side = max(1, round(min(h, w) * math.sqrt(rng.uniform(*scale))))
     top, left = int(rng.integers(h - side + 1)), int(rng.integers(w - side + 1))
-    return resize(image[:, top : top + side, left : left + side], size, size)
+    return cropped(image, (top, left, side, side), (size, size))
 
 
 def cut_tiles(square: Tensor, rng: np.random.Generator, size: int) -> Tensor:
@@ -60,6 +61,7 @@ class SquareView:
     """
 
     config: PretextConfig
+    crops_first = True
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         view = square_crop(sample["image"], rng, self.config.size[0], self.config.crop_scale)
@@ -73,6 +75,7 @@ class TilesView:
     """One sample -> {"views": [uint8 (9, c, t, t)]}, the tiles of a square in their true places."""
 
     config: TilesConfig
+    crops_first = True
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         config = self.config

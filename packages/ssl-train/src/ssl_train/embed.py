@@ -55,11 +55,11 @@ def embedder(recipes: Mapping[str, Recipe]) -> Callable[..., Features]:
 def opened(images: Any, recipe: Recipe, config: Any) -> Any:
     """A source of what was given to `embed`. Raises InputError."""
     from ssl_train.data.sources import EXTENSIONS
-    from ssl_train.opened import limit_pixels
+    from ssl_train.opened import set_decoding
 
     named = isinstance(images, str | os.PathLike)
     if named and (not str(images).lower().endswith(EXTENSIONS) or Path(images).is_dir()):
-        return limit_pixels(load(recipe.source)(images, config=config, split="train"), config)
+        return set_decoding(load(recipe.source)(images, config=config, split="train"), config)
     return one_by_one(images, config)
 
 
@@ -74,7 +74,7 @@ def one_by_one(images: Any, config: Any) -> Any:
     from ssl_train.data.files import walk
     from ssl_train.data.given import open_given
     from ssl_train.data.sources import EXTENSIONS
-    from ssl_train.opened import limit_pixels
+    from ssl_train.opened import set_decoding
 
     # an array or a tensor of two or three dimensions is one image
     if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 0) in (2, 3):
@@ -88,4 +88,4 @@ def one_by_one(images: Any, config: Any) -> Any:
             for one, inside in zip(images, folder, strict=True)
         ]
         images = [one for several in below for one in several]
-    return limit_pixels(open_given(images, channels=config.in_channels), config)
+    return set_decoding(open_given(images, channels=config.in_channels), config)

@@ -23,11 +23,12 @@ from ssl_train.data.split import FIFTH, By, Trained, divide, has_labels, held_ou
 from ssl_train.processes import broadcast_object, by_main
 
 
-def limit_pixels(source: Source, config: Any) -> Source:
-    """Make `source` leave out images of more pixels than the config allows, and return it."""
+def set_decoding(source: Source, config: Any) -> Source:
+    """Make `source` decode images as the config says, and return it."""
     for part in (source, getattr(source, "source", None)):  # captions may come with a source of their own
-        if hasattr(part, "max_pixels"):
-            part.max_pixels = config.max_pixels  # type: ignore[union-attr]
+        for name in ("max_pixels", "exact_decode"):
+            if hasattr(part, name):
+                setattr(part, name, getattr(config, name))
     return source
 
 
@@ -155,7 +156,7 @@ class Opened:
             parts = {} if split == "named" else getattr(source, "parts", {})
             self._raw |= {**parts, split: source}
             for opened in self._raw.values():
-                limit_pixels(opened, self.config)
+                set_decoding(opened, self.config)
             if split == "train" and getattr(source, "undivided", False):
                 division = divide(source, self.held_out, self.weights)
                 self.held_out, self.told_by, self.division = division.share, division.by, division.words

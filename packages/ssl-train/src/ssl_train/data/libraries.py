@@ -15,7 +15,7 @@ from PIL import Image
 from ssl_core.errors import BadSample, DataError, NoTestSplit
 from ssl_train.data.files import SPLITS, excerpt, open_file
 from ssl_train.data.given import labels_beside, numbered
-from ssl_train.data.images import MAX_PIXELS, pillow_to_tensor, read_image
+from ssl_train.data.images import MAX_PIXELS, encoded_or, pillow_to_tensor, read_image
 from ssl_train.data.names import digest, hf_options, near, number_labels
 
 
@@ -49,7 +49,7 @@ class TorchvisionImages:
 class HuggingFaceImages:
     """The image column of a `datasets.Dataset`, decoded here by the rules of `read_image`."""
 
-    max_pixels = MAX_PIXELS
+    max_pixels, exact_decode = MAX_PIXELS, False
     undivided = False
 
     def __init__(self, dataset: Any, title: str, channels: int, options: Mapping[str, str]) -> None:
@@ -72,6 +72,12 @@ class HuggingFaceImages:
 
     def load(self, index: int) -> dict[str, Any]:
         return {"image": read_image(self._file(index), self.channels, self.max_pixels)}
+
+    def encoded(self, index: int) -> dict[str, Any]:
+        """As `load`, but a JPEG file is not decoded yet, unless the config wants it exact."""
+        if self.exact_decode:
+            return self.load(index)
+        return encoded_or(self._file(index), self.channels, self.max_pixels, lambda: self.load(index))
 
     def content(self, index: int) -> bytes:
         file = self._file(index)

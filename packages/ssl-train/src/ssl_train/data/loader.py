@@ -28,6 +28,7 @@ from ssl_core import distributed
 from ssl_core.config import ConfigError
 from ssl_core.errors import BadSample
 from ssl_train.data.files import printable
+from ssl_train.data.images import Encoded
 from ssl_train.errors import TrainingError
 from ssl_train.processes import cores
 from ssl_train.stop import SIGNALS
@@ -97,6 +98,9 @@ class _Samples(Dataset):
         # (pid, sample that is being read or -1) of every worker, for the error about one that dies
         # or hangs
         self.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
+        # a view that begins with its crops needs no whole picture
+        lazy = getattr(transform, "crops_first", False)
+        self._load = getattr(source, "encoded", source.load) if lazy else source.load
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """{"sample": what the transform made, or None if TRIES substitutes were unreadable too,
@@ -107,9 +111,10 @@ class _Samples(Dataset):
         while True:
             self._mark(index)
             try:
-                loaded = self.source.load(index)
-                blank = is_one_colour(loaded.get("image"))
+                loaded = self._load(index)
                 sample = self.transform(loaded, np.random.default_rng((self.seed, epoch, wanted, 0)))
+                image = loaded.get("image")
+                blank = is_one_colour(image.pixels() if isinstance(image, Encoded) else image)
                 break
             except BadSample as error:
                 bad.append((index, self.source.name(index), str(error)))

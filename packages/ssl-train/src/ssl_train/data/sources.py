@@ -31,7 +31,8 @@ class Source(Protocol):
 
     It may have more: `undivided`, true if there is no test part, so that one may be held out of it;
     `content(index) -> bytes`, which is the same for copies; `part(indices)`, some of its samples
-    with all that the source knows of them.
+    with all that the source knows of them; `encoded(index)`, as `load` but with an image that may
+    not be decoded yet, for views that begin with their crops.
     """
 
     @property

@@ -42,6 +42,9 @@ class Subset:
     def load(self, index: int) -> dict[str, Any]:
         return self.source.load(int(self.indices[index]))
 
+    def encoded(self, index: int) -> dict[str, Any]:
+        return getattr(self.source, "encoded", self.source.load)(int(self.indices[index]))
+
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_core.pixels import moved, top
+from ssl_train.data.images import Encoded
 from ssl_train.data.operations import Operation, chain, need_rgb
 
 Jitter = tuple[float, float, float, float]
@@ -59,12 +60,22 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def cropped(image: Tensor | Encoded, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+    """The box (top, left, height, width) of an image, resized to (c, *size). A file that is not
+    decoded yet is decoded as far as that needs."""
+    y, x, h, w = box
+    if isinstance(image, Encoded):
+        if (scale := image.scale_for(h, w, size)) > 1:
+            return image.cropped(scale, box, size)
+        image = image.whole()
+    return resize(image[:, y : y + h, x : x + w], *size)
+
+
 def random_resized_crop(
-    image: Tensor, rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float]
+    image: Tensor | Encoded, rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float]
 ) -> Tensor:
     """A random crop resized to `size` (h, w)."""
-    top, left, h, w = crop_box(rng, *image.shape[1:], scale=scale)
-    return resize(image[:, top : top + h, left : left + w], *size)
+    return cropped(image, crop_box(rng, *image.shape[1:], scale=scale), size)
 
 
 def random_flip(image: Tensor, rng: np.random.Generator, p: float = 0.5) -> Tensor:
@@ -164,7 +175,7 @@ class Augment:
         if self.rotate90 and self.size[0] != self.size[1]:
             raise ValueError(f"rotate90 needs a square view, not {self.size[0]} x {self.size[1]} pixels")
 
-    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+    def __call__(self, image: Tensor | Encoded, rng: np.random.Generator) -> Tensor:
         return self.apply(image, self.draw(rng, *image.shape))
 
     def check(self, channels: int) -> None:
@@ -199,10 +210,9 @@ class Augment:
             dropped=tuple(dropped.tolist()) if len(dropped) < channels else (),
         )
 
-    def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
+    def apply(self, image: Tensor | Encoded, drawn: Drawn) -> Tensor:
         """The view that was drawn, contiguous."""
-        y, x, h, w = drawn.box
-        view = resize(image[:, y : y + h, x : x + w], *self.size)
+        view = cropped(image, drawn.box, self.size)
         mirrored = [axis for axis, on in ((-2, drawn.upside_down), (-1, drawn.mirror)) if on]
         if mirrored:
             view = moved(view, lambda pixels: pixels.flip(mirrored))
