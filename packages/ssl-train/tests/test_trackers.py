@@ -70,7 +70,9 @@ def test_an_entry_point_is_read_from_an_installed_package(tmp_path, monkeypatch)
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{GROUP}]\nother = other_tracker:Other\n")
-    (tmp_path / "other_tracker.py").write_text("class Other:\n    def __init__(self, project):\n        self.p = project\n")
+    (tmp_path / "other_tracker.py").write_text(
+        "class Other:\n    def __init__(self, project):\n        self.p = project\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert [point.name for point in importlib.metadata.entry_points(group=GROUP)] == ["other"]
     assert vars(tracker("other:x")) == {"p": "x"}
