@@ -1,4 +1,4 @@
-"""Programs of torch and ONNX compute what the encoder does, at other sizes too, or are not written."""
+"""Programs of torch and ONNX compute what the encoder does, or are not written."""
 
 from __future__ import annotations
 
