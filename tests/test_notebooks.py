@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from ssl_train.data.scenes import write_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 TINY = {
-    "first-run": {"STEPS": 3},
-    "your-images": {"STEPS": 3},
-    "which-method": {"MINUTES": 0.01},
-    "fine-tune-and-publish": {"STEPS": 3, "EPOCHS": 1},
+    "first-run": {"DATA": "./few", "STEPS": 3},
+    "your-images": {"PHOTOS": "./few", "STEPS": 3},
+    "which-method": {"PHOTOS": "./few", "MINUTES": 0.01},
+    "fine-tune-and-publish": {"LABELLED": "./few", "STEPS": 3, "EPOCHS": 1},
     "clip-search": {"EPOCHS": 0.02},
 }
 """What replaces the values of a notebook's cell "parameters"."""
@@ -71,6 +73,7 @@ def test_a_notebook_is_stripped_and_says_what_to_install_and_to_set(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    write_folder("few", 60, 0, 32)
     names: dict[str, object] = {"__name__": "__main__"}
     for number, source in code_of(path, TINY[path.stem]):
         body = ast.parse(source)

@@ -140,7 +140,7 @@ def free_sizes(method: Any) -> tuple[int, int, str]:
     if positions.pos_interp == "offset":
         return 0, 0, f"{fixed}its positions are resampled by a factor (pos_interp = offset) that depends on the size"
     side = h // positions.grid[0]
-    return side, 1, f"images of any sides that {side} divides"
+    return side, 2, f"images of any sides from {2 * side} that {side} divides"  # a graph's axis is never of 1
 
 
 def _of_images(name: str, function: str, method: Any) -> Tower:
