@@ -79,7 +79,7 @@ def test_an_onnx_program_in_int8_says_how_well_it_agrees(tmp_path):
     assert found["samples"] == 10 and found["of"] == "made pictures"
     assert abs(found["least"] - cosine.min().item()) < 1e-4 and 0.98 < found["least"] < 1
     sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("whole", "small")]
-    assert sizes[1] < 0.6 * sizes[0] and "int8: cosine" in as_text(said, tmp_path)
+    assert sizes[1] < 0.8 * sizes[0] and "int8: cosine" in as_text(said, tmp_path)
 
 
 def test_a_resnet_has_any_size_and_no_int8(tmp_path):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim
 
 from ssl_core.errors import InputError
@@ -171,7 +172,10 @@ def _write(method: Any, tower: Tower, file: Path) -> dict[str, Any]:
     """Trace a tower into `file`, read that again, and compare it with the module."""
     module = _Call(method, tower.function)
     with torch.no_grad(), _quiet():
-        program = torch.export.export(module, (tower.examples[0],), dynamic_shapes=({**tower.shape},), strict=False)
+        try:
+            program = torch.export.export(module, (tower.examples[0],), dynamic_shapes=({**tower.shape},), strict=False)
+        except UserError as error:
+            raise InputError(f"{type(method).__name__} has no program: its code fixes the shape of inputs") from error
         if file.suffix == ".pt2":
             torch.export.save(program, file)
             run: Run = torch.export.load(file).module()
