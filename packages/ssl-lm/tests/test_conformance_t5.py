@@ -9,4 +9,5 @@ from ssl_lm.config import RECIPES
 
 class TestT5(TextConformance):
     recipe = RECIPES["t5"]
+    has_program = False
     config = t5_config(context=14, gated=True, tied=False, dropout=0.1, clip_grad=None)

@@ -332,18 +332,12 @@ def test_a_tracker_that_fails_changes_nothing(moment, whole, tmp_path):
         run = types.SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None)
         setattr(run, moment, broken)
         sys.modules["wandb"] = types.SimpleNamespace(init=broken if moment == "init" else lambda **k: run)
-        TRIAL.here(tmp_path / "run", wandb="project", checkpoint_minutes=60)
+        TRIAL.here(tmp_path / "run", track=("wandb:project",), checkpoint_minutes=60)
 
     ended = children.run(train, warns=True)
     assert ended.code == 0, ended
     assert ended.output.count("no network") == 1, ended
     assert same(tmp_path / "run", whole) and len(lines(tmp_path / "run")) == 20
-
-
-def test_a_tracker_that_is_not_installed_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"pip install 'ssl-train\[wandb\]'"):
-        TRIAL.here(tmp_path / "run", wandb="project")
 
 
 def test_looking_at_the_features_changes_nothing(whole, tmp_path):

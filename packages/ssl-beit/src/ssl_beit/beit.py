@@ -147,7 +147,7 @@ class Encoder(nn.Module):
             if self.mask_token is None:
                 raise ConfigError("vocab = 0: this is an encoder alone, it has no mask token")
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], 1)  # b 1+n d
+        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)  # b 1+n d
 
         # Positions enter in the attention of each block.
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)

@@ -183,4 +183,4 @@ class TextTower(nn.Module):
         x = self.final_layer_norm(self.encoder(self.embeddings(ids)))  # b t d
         # The causal tower has read the whole text at its end token. OpenAI's has the largest id.
         end = ids.argmax(1) if self.pool == "argmax" else (ids == self.eos).int().argmax(1)
-        return x[torch.arange(len(x), device=x.device), end]  # b d
+        return x[torch.arange(x.shape[0], device=x.device), end]  # b d

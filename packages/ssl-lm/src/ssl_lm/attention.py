@@ -51,7 +51,7 @@ def attend(
     # a single query is the last token and may look everywhere
     if causal and 1 < n < m:
         mask, causal = causal_mask(n, m, q.device), False
-    causal = causal and n > 1
+    causal = bool(causal and n > 1)  # a traced n makes a symbol of it
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale)
 
 

@@ -46,6 +46,7 @@ class Commands(Suite):
             ("show", "run", "--data", data, "--device", "cpu"),
             ("info", "run", "--device", "cpu"),
             *(("export", "run", f"to-{name}", "--to", name) for name in exports),
+            *([("export", "run", "program", "--to", "torch")] if self.has_program else []),
         ]
 
         def typed() -> None:
@@ -69,6 +70,9 @@ class Commands(Suite):
             assert np.isfinite(features["features"]).all()
         for name in exports:
             assert (tmp_path / f"to-{name}" / "model.safetensors").is_file(), f"export --to {name} wrote no weights"
+        assert bool(list((tmp_path / "program").glob("*.pt2"))) == self.has_program, (
+            "export --to torch wrote no program"
+        )
 
     def test_any_folder_trains_with_nothing_but_its_name(self, tmp_path):
         for name in self.folders:

@@ -30,6 +30,8 @@ class Suite:
     """settings that switch off the model's own noise, such as dropout, to compare computations"""
     exports: tuple[str, ...] | None = None
     """layouts that `config` can be exported to; all of the package's by default"""
+    has_program: bool = True
+    """whether `export --to torch` can trace the method"""
     folders: tuple[str, ...] = ("12 large 16-bit", "100 small RGBA")
     """the folders of `ssl_testing.strangers` on which it trains without settings"""
 

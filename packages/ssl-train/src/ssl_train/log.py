@@ -18,7 +18,6 @@ from typing import IO, Any
 
 from tqdm.auto import tqdm
 
-from ssl_core.config import ConfigError
 from ssl_train.options import RunOptions
 
 IN_A_LOG = "{desc} {n_fmt} of {total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
@@ -89,7 +88,7 @@ class Log:
     """Appends a JSON object per logged step to `folder/metrics.jsonl` and shows a bar over `total`
     steps.
 
-    TensorBoard and Weights & Biases get the same scalars. The record is metrics.jsonl: a tracker
+    Trackers (`ssl_train.trackers`) get the same scalars. The record is metrics.jsonl: a tracker
     that fails is named in a warning and dropped. Lines that cannot be written wait in memory until
     they can, and one warning says so. So no log ends a run.
     """
@@ -97,7 +96,7 @@ class Log:
     def __init__(self, folder: Path, total: int, start: int, options: RunOptions, *, quiet: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
         self.start = time.perf_counter()
-        self.trackers = [] if quiet else _trackers(folder, options)
+        self.trackers = {} if quiet else _started(folder, options.track)
         self._quiet, self._torn, self._warned = quiet, False, False
         self._waiting: list[bytes] = []
         self._file: Any = None
@@ -120,11 +119,11 @@ class Log:
             warnings.warn(f"{len(self._waiting)} lines of {self.path} are lost", stacklevel=2)
         if self._file is not None:
             self._file.close()
-        for tracker in self.trackers:
+        for name, tracker in self.trackers.items():
             try:
-                tracker.close()
+                tracker.finish()
             except Exception as error:
-                warnings.warn(f"{tracker.name} failed at its end: {error}", stacklevel=2)
+                warnings.warn(f"{name} failed at its end: {error}", stacklevel=2)
 
     def write(self, step: int, scalars: dict[str, float | int]) -> None:
         """One line for `step`; seconds since the process began training are added."""
@@ -133,12 +132,12 @@ class Log:
         line = {"step": step, **scalars, "seconds": round(time.perf_counter() - self.start, 3)}
         self._waiting.append(json.dumps(line).encode() + b"\n")
         self._flush()
-        for tracker in list(self.trackers):
+        for name, tracker in list(self.trackers.items()):
             try:
                 tracker.log(step, scalars)
             except Exception as error:
-                self.trackers.remove(tracker)
-                warnings.warn(f"{tracker.name} failed and is left alone from here on: {error}", stacklevel=2)
+                del self.trackers[name]
+                warnings.warn(f"{name} failed and is left alone from here on: {error}", stacklevel=2)
 
     def _flush(self) -> None:
         """Write the lines that wait, as far as the disk takes them."""
@@ -207,53 +206,18 @@ class Meter:
         return {f"{self.unit}/s": f"{self.last['images_per_second']:.0f}", "wait": f"{self.last['data_wait']:.0%}"}
 
 
-class _TensorBoard:
-    name = "TensorBoard"
+def _started(folder: Path, asked: tuple[str, ...]) -> dict[str, Any]:
+    """The trackers that `--track` asked for, by what was typed, without those that fail at their
+    start."""
+    if not asked:
+        return {}
+    from ssl_train.trackers import tracker
 
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, step: int, scalars: dict[str, float | int]) -> None:
-        for key, value in scalars.items():
-            self.writer.add_scalar(key, value, step)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class _Wandb:
-    name = "Weights & Biases"
-
-    def __init__(self, folder: Path, project: str) -> None:
-        import wandb
-
-        self.run = wandb.init(project=project, dir=str(folder), id=_run_id(folder), resume="allow")
-
-    def log(self, step: int, scalars: dict[str, float | int]) -> None:
-        self.run.log(scalars, step=step)
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-def _run_id(folder: Path) -> str:
-    return json.loads((folder / "run.json").read_text("utf-8"))["run_id"]
-
-
-def _trackers(folder: Path, options: RunOptions) -> list[Any]:
-    wanted: list[tuple[str, Any]] = []
-    if options.tensorboard:
-        wanted.append(("tensorboard", lambda: _TensorBoard(folder)))
-    if options.wandb:
-        wanted.append(("wandb", lambda: _Wandb(folder, options.wandb or "")))
-    trackers = []
-    for extra, make in wanted:
+    made, run = {name: tracker(name) for name in asked}, json.loads((folder / "run.json").read_text("utf-8"))
+    for name in asked:
         try:
-            trackers.append(make())
-        except ImportError as error:
-            raise ConfigError(f"logging to {extra} needs the extra: pip install 'ssl-train[{extra}]'") from error
+            made[name].start(folder, run)
         except Exception as error:
-            warnings.warn(f"{extra} could not be started and is left alone: {error}", stacklevel=3)
-    return trackers
+            del made[name]
+            warnings.warn(f"{name} could not be started and is left alone: {error}", stacklevel=4)
+    return made

@@ -32,7 +32,6 @@ class RunOptions(Checked):
     """keep a checkpoint of every so many steps; commands read that of step 1,000 as RUN@1000"""
     stop_on_collapse: bool = False
     """end the run when the features have collapsed, instead of warning"""
-    tensorboard: bool = False
-    """also log to TensorBoard (extra `tensorboard`)"""
-    wandb: str | None = None
-    """also log to this Weights & Biases project (extra `wandb`)"""
+    track: tuple[str, ...] = ()
+    """also log to these: tensorboard, wandb:PROJECT, mlflow:EXPERIMENT, trackio:PROJECT, or what
+    another package brings"""

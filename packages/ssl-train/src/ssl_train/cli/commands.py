@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -337,12 +338,23 @@ def export(recipe: Recipe, args: verbs.Export) -> dict[str, Any]:
 
     method = load(recipe.method).from_pretrained(args.weights)
     exports = layout_of(method).exports
-    if args.to not in exports:
-        raise InputError(f"{recipe.name} exports to {', '.join(exports)}, not to {args.to}")
+    programs = ("torch", "onnx")
+    if args.to not in (*exports, *programs):
+        raise InputError(f"{recipe.name} exports to {', '.join([*exports, *programs])}, not to {args.to}")
     out = Path(args.out)
     if (out / "SHA256SUMS").exists() or (out / "run.json").exists():
         what = f"{out} is a run or holds published weights, which the export would overwrite: give another OUT"
         raise InputError(what)
+    if args.to in programs:
+        from ssl_train.graph import as_text, export_program, sample_of
+
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        sample = partial(sample_of, recipe, args.weights, args.data) if args.int8 else None
+        said = export_program(method, args.to, out.absolute(), sample)
+        print(as_text(said, out))
+        return {"folder": str(out), **said}
+    if args.int8:
+        raise InputError("--int8 is for --to onnx")
     state, config, *named = exports[args.to](method.state_dict(), method.config)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(out / "model.safetensors", state)

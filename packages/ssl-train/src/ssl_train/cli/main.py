@@ -323,7 +323,7 @@ HEADINGS = {
         "context_length",
     ),
     "optimiser": tuple(stated.name for stated in dataclasses.fields(TrainConfig)),
-    "saving": ("log_every", "checkpoint_minutes", "keep_every", "tensorboard", "wandb"),
+    "saving": ("log_every", "checkpoint_minutes", "keep_every", "track"),
 }  # fmt: skip
 """Headings of `--help` and the fields below them. The other settings of a method stand under its
 name, what remains is about the machine."""

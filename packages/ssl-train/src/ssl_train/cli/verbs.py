@@ -171,14 +171,18 @@ class Info(Checked):
 
 @dataclass(frozen=True)
 class Export(Checked):
-    """Write the encoder in another project's layout."""
+    """Write the encoder in another project's layout, or as a program of torch or ONNX."""
 
     weights: tyro.conf.Positional[str]
     """run folder, Hub id or checkpoint file"""
     out: tyro.conf.Positional[str]
     """folder to write"""
     to: str = "transformers"
-    """whose layout: transformers, or another that the package writes"""
+    """whose layout: transformers, or another that the package writes; or a program: torch, onnx"""
+    int8: bool = False
+    """with --to onnx: matrix products in int8, and how well the features agree"""
+    data: str | None = None
+    """with --int8: data to compare the features on; by default the run's held-out part"""
 
 
 @dataclass(frozen=True)
