@@ -65,6 +65,7 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         max_steps: int | None = None,
         init: str | Path | None = None,
         held_out: float | None = None,
+        group: str | None = None,
         options: RunOptions = RunOptions(),  # noqa: B008 - frozen
         **typed: Any,
     ) -> TrainedRun:
@@ -81,7 +82,7 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         these. A sample of a `Dataset` is a picture, (picture, label) or a dict with "image" and
         "label". To resume such a run, give the same data again. `held_out` is the share that is not
         trained on, of data without a test part: by default a fifth if there are labels, else
-        nothing.
+        nothing. `group` names a column of a table: pictures with the same cell stay together.
 
         Raises InputError, which names what cannot be used; see `ssl_train.run.train`.
         """
@@ -103,7 +104,8 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         else:
             raise ConfigError("a config has its epochs: minutes and max_steps are for a run without one")
         folder = Path(out or f"runs/{recipe.name}")
-        opened = trained(recipe, asked, data=data, out=folder, init=init, held_out=held_out, options=options)
+        where = {"data": data, "out": folder, "init": init, "held_out": held_out, "group": group}
+        opened = trained(recipe, asked, **where, options=options)
         if os.environ.get("RANK", "0") == "0":
             complete(opened, folder)
         return TrainedRun(folder, opened.method, recipe, data)
@@ -135,9 +137,8 @@ def evaluator(recipes: Mapping[str, Recipe]) -> Callable[..., dict[str, Any]]:
             what = "evaluate(run, data=…) takes what train returned, or the name of a run folder or of weights"
             raise InputError(f"{what}, not a {type(run).__name__}")
         args = Evaluate(weights, **read_fields(Evaluate, options))
-        opened = Opened.from_weights(
-            recipe, weights, data=data, test=test, device=args.device, max_pixels=args.max_pixels, as_trained=True
-        )
+        where = {"data": data, "test": test, "device": args.device, "group": args.group}
+        opened = Opened.from_weights(recipe, weights, **where, max_pixels=args.max_pixels, as_trained=True)
         return evaluated(opened, args)
 
     return evaluate

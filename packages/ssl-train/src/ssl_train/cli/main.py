@@ -309,7 +309,7 @@ FIRST = (
 )  # fmt: skip
 """The flags of `train` that matter first; the rest stand below them, under headings."""
 HEADINGS = {
-    "data": ("held_out", "max_pixels", "exact_decode"),
+    "data": ("held_out", "group", "max_pixels", "exact_decode"),
     "views": (
         "in_channels", "mean", "std", "crop_pct", "crop_scale", "flip", "jitter", "jitter_p",
         "grayscale", "grayscale_p", "blur_p", "blur_sigma", "solarize_p", "color_drop", "global_crops", "global_scale",
