@@ -152,6 +152,7 @@ def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
     from ssl_train.evaluate.evaluate import evaluate as compare_features
     from ssl_train.finetune import compare
     from ssl_train.report.page import advice
+    from ssl_train.report.read import curves_of, of_rows
 
     recipe, method, device = opened.recipe, opened.method, opened.device
     out = place_of(args)
@@ -187,6 +188,11 @@ def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
     result["protocol"]["split"] = how
     print(table(result))
     print(f"test data: {how}")
+    if more := of_rows(result):
+        print("", *in_columns(more), sep="\n")
+    for name, points in curves_of(result).items():
+        shown = ", ".join(f"{share:.0%} {100 * mean:.1f}" for share, mean, _ in points)
+        print(f"linear probe on a share of the labels, {name}: {shown}")
     print(*filter(None, [advice(result)]), *lines, sep="\n")
     if "finetune" in args.protocols:
         _describe_finetuned(out / FINETUNED, result)
@@ -406,6 +412,12 @@ def summary(first: dict[str, Any], last: dict[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def in_columns(rows: list[list[str]]) -> list[str]:
+    """Lines of a table, its head first; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
 
 def write_json(folder: Path, name: str, value: Any) -> None:

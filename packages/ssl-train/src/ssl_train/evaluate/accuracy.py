@@ -31,7 +31,7 @@ def macro_f1(predicted: Tensor, labels: Tensor) -> float:
     classes, which = torch.unique(torch.cat([labels, predicted]), return_inverse=True)
     both = torch.bincount(which, minlength=len(classes))
     hits = torch.bincount(which[: len(labels)][correct], minlength=len(classes))
-    return (2 * hits / both).double().mean().item()
+    return (2 * hits.double() / both).mean().item()
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -41,10 +41,16 @@ def drawn(labels: Tensor, share: float, seed: int, groups: np.ndarray | None = N
 
 
 def curve(
-    score: Callable[[np.ndarray], float], labels: Tensor, groups: np.ndarray | None = None
+    score: Callable[[np.ndarray], float],
+    labels: Tensor,
+    groups: np.ndarray | None = None,
+    *,
+    whole: float | None = None,
 ) -> list[dict[str, Any]]:
     """For each of SHARES the mean of `score(rows)` over DRAWS draws, and half the width of its 95 %
-    interval by Student's t. "mean" is None for a share that is too small to fit anything."""
+    interval by Student's t. "mean" is None for a share that is too small to fit anything. `whole`
+    is the score of all labels, where it is known.
+    """
     points = []
     for share in SHARES:
         rows = [drawn(labels, share, seed, groups) for seed in range(DRAWS if share < 1 else 1)]
@@ -52,7 +58,7 @@ def curve(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a C at the end of the grid is usual for a few samples
-                values = [score(row) for row in rows]
+                values = [whole] if share == 1 and whole is not None else [score(row) for row in rows]
         except EvaluationError as error:
             points.append({**point, "why": str(error)})
             continue

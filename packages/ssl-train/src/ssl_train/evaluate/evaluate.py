@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,7 +102,6 @@ def evaluate(
         "train": _facts(first, train),
         "test": _facts(second, test),
         **({"classes": len(torch.unique(labels))} if labels.ndim == 1 else {"findings": labels.shape[1]}),
-        "metric": "top-1" if labels.ndim == 1 else "AUROC",
         "precision": precision,  # of the network that gave the features
         "seconds": seconds,  # reading the data and encoding it, all encoders together
         **_settings(protocols, labels, shots, seeds),
@@ -135,7 +135,7 @@ def table(result: Mapping[str, Any]) -> str:
     notes += [f"k = {protocol['knn']['k']}"] if "knn" in protocol else []
     notes += ["95 % intervals"] if tested else []
     notes += [f"± over {len(protocol['fewshot']['seeds'])} draws"] if shots else []
-    metric = {"AUROC": f"mean AUROC of {protocol.get('findings')} findings"}.get(protocol.get("metric"), "top-1")
+    metric = f"mean AUROC of {protocol['findings']} findings" if "findings" in protocol else "top-1"
     text.append(f"{metric} in % on {result['data']}" + (f": {', '.join(notes)}" if notes else ""))
     for part in ("train", "test"):
         left_out = {key: protocol.get(part, {}).get(key, 0) for key in ("skipped", "unlabelled")}
@@ -241,7 +241,8 @@ def _row(data: Data, protocols: Sequence[str], shots: Sequence[int], seeds: int)
         elif protocol == "linear":
             row["linear"], details["linear"], ends["linear"] = _linear(data)
         elif protocol == "curve":
-            details["curve"] = curve(lambda rows: _linear(_some(data, rows), COARSE)[0], data.y, data.groups)
+            some = partial(_share, data)
+            details["curve"] = curve(some, data.y, data.groups, whole=row.get("linear"))
         else:
             row["fewshot"], details["fewshot"] = _fewshot(data, shots, seeds)
         seconds[protocol] = round(time.perf_counter() - start, 3)
@@ -299,11 +300,11 @@ def _ends(predicted: Tensor, data: Data) -> tuple[float, float] | None:
     return None if data.test_groups is None else clustered(predicted == data.truth, data.test_groups)
 
 
-def _some(data: Data, rows: np.ndarray) -> Data:
-    """`data` with these training rows alone."""
+def _share(data: Data, rows: np.ndarray) -> float:
+    """The figure of the linear probe on these training rows alone."""
     where = torch.from_numpy(rows).to(data.x.device)
     groups = None if data.groups is None else data.groups[rows]
-    return data._replace(x=data.x[where], y=data.y[where], groups=groups)
+    return _linear(data._replace(x=data.x[where], y=data.y[where], groups=groups), COARSE)[0]
 
 
 def _fewshot(data: Data, shots: Sequence[int], seeds: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -25,7 +25,7 @@ from ssl_train.evaluate.logistic import path_along_axes, principal_axes
 
 # DINOv2's range, two points a decade. C multiplies the sum of the losses, as in scikit-learn.
 GRID = tuple(10 ** (-6 + i / 2) for i in range(23))
-COARSE = tuple(10.0**power for power in range(-4, 2))
+COARSE = tuple(10.0**power for power in range(-4, 3))
 """Where many probes are fitted: of each finding, and of each share of the labels."""
 FOLDS = 10
 ENOUGH = 1000  # held-out samples, at which no further fold is looked at
