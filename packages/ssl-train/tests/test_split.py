@@ -343,7 +343,7 @@ def patients(folder, number=60, each=4, classes=("ill", "well")):
             picture = np.clip(face + rng.integers(-20, 21, face.shape), 0, 255).astype(np.uint8)
             Image.fromarray(picture).save(folder / f"{patient}-{shot}.png")
             rows.append(f"{patient}-{shot}.png,p{patient},{label}")
-    (folder / "table.csv").write_text("\n".join(rows))
+    (folder / "table.csv").write_text("\n".join(rows), encoding="utf-8")
     return folder / "table.csv"
 
 

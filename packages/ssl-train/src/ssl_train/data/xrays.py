@@ -52,7 +52,7 @@ def write_xrays(folder: str | Path, patients: int = 100, pictures: int = 4, *, s
     path, patient and FINDINGS; returns the path of that table."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "findings.csv").open("w", newline="") as file:
+    with (folder / "findings.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "patient", *FINDINGS])
         for patient in range(patients):
