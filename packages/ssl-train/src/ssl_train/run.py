@@ -87,9 +87,8 @@ def trained(
     with process_group():
         if isinstance(config, Asked):
             config = resumed(recipe, config, Path(out))
-        held_out, group = share_of(Path(out), held_out), group_of(Path(out), group)
-        where = {"data": data, "init": init, "device": options.device, "out": Path(out), "group": group}
-        opened = Opened.to_train(recipe, config, **where, held_out=held_out)
+        where = {"data": data, "init": init, "device": options.device, "out": Path(out)}
+        opened = Opened.to_train(recipe, config, **where, **split_of(Path(out), held_out, group))
         opened.raw("train")  # how the data are divided is known once they are open
         for line in filter(None, (table(opened.choices), opened.division)) if distributed.is_main() else ():
             note(line)
@@ -110,14 +109,12 @@ def resumed(recipe: Recipe, asked: Asked, out: Path) -> Asked:
     return asked if begun_with is None else Asked(begun_with, asked.typed)
 
 
-def share_of(out: Path, held_out: float | None) -> float | None:
-    """The share to hold out: as given, else that of the run in `out`; None for a new run."""
-    return begun(out).get("held_out") if held_out is None else held_out
-
-
-def group_of(out: Path, group: str | None) -> str | None:
-    """The column by which to divide: as given, else that of the run in `out`."""
-    return begun(out).get("split", {}).get("group") if group is None else group
+def split_of(out: Path, held_out: float | None, group: str | None) -> dict[str, Any]:
+    """The share to hold out and the column by which: as given, else those of the run in `out`; None
+    for a new run."""
+    stored = begun(out) if held_out is None or group is None else {}
+    group = stored.get("split", {}).get("group") if group is None else group
+    return {"held_out": stored.get("held_out") if held_out is None else held_out, "group": group}
 
 
 def begun(out: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ssl_core.config import ConfigError, TrainConfig, read_fields
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
+from ssl_train.domains import views_of
 from ssl_train.options import RunOptions
 
 
@@ -61,6 +62,7 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         data: Any = None,
         out: str | Path | None = None,
         *,
+        views: str | None = None,
         minutes: float | None = None,
         max_steps: int | None = None,
         init: str | Path | None = None,
@@ -75,7 +77,7 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         be left out for the package's first method: then the settings are chosen from the data, and
         `minutes` or `max_steps` cut the run; on the built-in data they are the demo's. Other
         keywords are fields of the config or of `RunOptions`, as flags are: `batch_size=64`,
-        `workers=0`.
+        `workers=0`. `views` is one of `ssl_train.domains.VIEWS`, such as "medical".
 
         `data` is what the command reads (a folder, a table, hf:NAME), or an object: a `Dataset` of
         torch, a list of paths, of PIL images or of arrays, a source; or {"train": …, "test": …} of
@@ -92,6 +94,8 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         recipe = _recipe_of(recipes, config)
         how = {name: typed.pop(name) for name in field_hints(RunOptions).keys() & typed.keys()}
         options, typed = replace(options, **read_fields(RunOptions, how)), read_fields(load(recipe.config), typed)
+        if views is not None:
+            typed = views_of(config if isinstance(config, TrainConfig) else recipe.preset(None), views) | typed
         asked: TrainConfig | Asked
         if config is None or isinstance(config, str):
             if init is not None:  # its architecture is taken, as by the command

@@ -34,7 +34,7 @@ from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
 from ssl_train.report.read import SNAPSHOTS
-from ssl_train.run import group_of, resumed, run, share_of
+from ssl_train.run import resumed, run, split_of
 
 FEW = 16
 """Pictures that a figure needs to show something."""
@@ -52,14 +52,14 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
     with process_group():
         # opened and built once: for the estimate, the run and its figures
         asked = resumed(recipe, asked, out)
-        share, group = share_of(out, args.held_out), group_of(out, args.group)
-        where = {"data": args.data, "init": args.init, "device": options.device, "out": out, "group": group}
-        opened = Opened.to_train(recipe, asked, **where, held_out=share)
+        split = split_of(out, args.held_out, args.group)
+        where = {"data": args.data, "init": args.init, "device": options.device, "out": out}
+        opened = Opened.to_train(recipe, asked, **where, **split)
         if main and not log.quiet:
             if opened.choices:
                 print(table(opened.choices))
-                kept = [] if share is None else ["--held-out", share]
-                kept += [] if group is None else ["--group", group]
+                flags = {"--held-out": split["held_out"], "--group": split["group"]}
+                kept = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
                 again = typed(program, "train", *data, *kept, "--config", out, "--out", "ANOTHER")
                 print(f"the same again: {again}\n")
             if opened.division:

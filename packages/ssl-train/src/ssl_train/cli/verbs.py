@@ -27,6 +27,8 @@ class Train(Checked):
     group: str | None = None
     """column of a CSV, such as patient: pictures with the same cell are all trained on, or all held
     out"""
+    views: Literal["natural", "medical", "satellite", "microscopy"] | None = None
+    """what the pictures are: sets the flags of their views, each of which may be given besides"""
     preset: str | None = None
     """a named recipe, fitted to the data where it could not run on them; `auto` chooses from the
     data and the machine, the default with --data; `demo` without"""
