@@ -10,10 +10,10 @@ from lines import Count, count, files, total
 from projects import methods, paper_modules, projects
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST = {"ssl-core": 2300, "ssl-train": 6960, "ssl-testing": 1550}
+MOST = {"ssl-core": 2300, "ssl-train": 7560, "ssl-testing": 1550}
 """Lines of code of the shared distributions; docs/decisions.md#size-limits names the features that
 raised them."""
-MOST_OF_ALL = 20_230
+MOST_OF_ALL = 20_870
 METHODS = methods(ROOT)
 
 EXAMPLE = '''"""Module docstring,

@@ -209,6 +209,10 @@ def test_test_data_that_are_the_training_data_or_have_other_classes_are_refused(
     other.classes = ["cat", "cow", "dog", "hen"]
     with pytest.raises(EvaluationError, match="a label does not mean the same"):
         compared(tmp_path, labelled(32), other)
+    findings = labelled(32)
+    findings.labels = np.eye(4, dtype=np.int64)[findings.labels]
+    with pytest.raises(EvaluationError, match="one label a sample"):
+        compared(tmp_path, findings, labelled(16))
     with pytest.raises(EvaluationError, match=r"labels \[2, 3\] of the test data have no training sample"):
         compared(tmp_path, Subset(labelled(32), np.flatnonzero(labelled(32).labels < 2)), labelled(16))
     assert not list(tmp_path.iterdir())

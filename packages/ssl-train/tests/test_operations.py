@@ -146,8 +146,43 @@ def test_colour_of_other_than_rgb_is_an_error_that_says_so(channels, name):
 
 
 def test_other_types_are_an_error():
-    with pytest.raises(DataError, match=r"uint8 or uint16 \(c, h, w\), not torch.float32"):
-        one("brightness", torch.rand(3, 4, 4), 0.5)
+    with pytest.raises(DataError, match=r"uint8 or uint16 \(c, h, w\), not torch.int32"):
+        one("brightness", torch.zeros(3, 4, 4, dtype=torch.int32), 0.5)
+
+
+def test_other_stains_are_those_of_the_equations_and_the_same_stains_change_nothing():
+    image = picture()
+    for pixels in (image, (image.to(torch.int32) * 257).to(torch.uint16)):
+        same = one("stain", pixels, (1.0, 1.0, 1.0, 0.0, 0.0, 0.0))
+        assert (same.int() - pixels.int()).abs().max() <= (0 if pixels.dtype == torch.uint8 else 1)
+    scale, shift = np.array([1.2, 0.9, 1.1]), np.array([0.1, -0.05, 0.02])
+    changed = one("stain", image, (*scale, *shift))
+    density = -np.log(np.maximum(image.numpy().astype(np.float64), 0.5) / 255)
+    amounts = np.einsum("chw,cs->shw", density, np.linalg.inv(operations.STAINS))
+    again = np.einsum("shw,sc->chw", amounts * scale[:, None, None] + shift[:, None, None], operations.STAINS)
+    assert np.abs(changed.numpy() - np.clip(255 * np.exp(-again), 0, 255)).max() <= 0.51
+
+
+def test_stains_are_told_apart_as_scikit_image_does():
+    color = pytest.importorskip("skimage.color")
+    assert np.allclose(operations.STAINS, color.rgb_from_hed)
+    amounts = np.random.default_rng(0).uniform(0.005, 0.03, (20, 20, 3))
+    stained = [color.hed2rgb(amounts * factor) for factor in ([1, 1, 1], [1.5, 1, 1])]
+    image = torch.from_numpy(stained[0]).permute(2, 0, 1).float()
+    changed = one("stain", image, (1.5, 1.0, 1.0, 0.0, 0.0, 0.0))
+    assert np.abs(changed.permute(1, 2, 0).numpy() - stained[1]).max() < 1e-5
+
+
+def test_noise_has_its_deviation_and_is_its_seeds():
+    image = torch.full((2, 200, 200), 30_000, dtype=torch.int32).to(torch.uint16)
+    noisy = one("noise", image, (0.02, 7.0))
+    assert noisy.float().std().item() == pytest.approx(0.02 * 65535, rel=0.02)
+    assert noisy.float().mean().item() == pytest.approx(30_000, abs=20)
+    assert torch.equal(noisy, one("noise", image, (0.02, 7.0))) and not torch.equal(
+        noisy, one("noise", image, (0.02, 8.0))
+    )
+    assert not torch.equal(noisy[0], noisy[1]), "each band has its own"
+    assert one("noise", picture(), (0.5, 1.0)).dtype == torch.uint8, "cut off at both ends"
 
 
 def test_a_chain_is_its_operations_one_by_one_and_leaves_the_image_alone():
@@ -176,3 +211,19 @@ def test_sixteen_bits_are_the_same_operation_at_257_times_the_levels(name, value
     assert (out.float() / 257 - one(name, image, value).float()).abs().max() <= 1.01
     fine = (picture(c=3).to(torch.int32) + 1000).to(torch.uint16)  # 256 levels that 8 bits would make one of
     assert len(one(name, fine, value).to(torch.int32).unique()) > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [*EACH.items(), ("solarize", 0.5), ("noise", (0.1, 3.0)), ("stain", (1.2, 1, 0.9, 0, 0.1, 0))]
+)
+def test_floats_are_the_same_operation_within_eight_bits(name, value):
+    image = picture()
+    floats = one(name, image.float() / 255, value)
+    assert floats.dtype == torch.float32 and floats.min() >= 0 and floats.max() <= 1
+    off = (one(name, image, value).float() - 255 * floats).abs()
+    off = off[:, image.amin(0) > 0]  # the darkest level of eight bits is no other's
+    assert off.mean() < 1.001 and (name in ("hue", "solarize") or off.max() <= 2), (
+        "eight bits are cut off to whole levels"
+    )
+    fine = torch.linspace(0.3, 0.31, 3 * 40 * 40).view(3, 40, 40)  # three levels of eight bits
+    assert name in ("noise", "blur") or len(one(name, fine, value).unique()) > 100

@@ -328,3 +328,126 @@ def test_embed_writes_all_pictures_of_a_run(train, tmp_path, capsys):
     train("data")
     assert main({"tiny": RECIPE}, ["embed", "run", "--data", "data", "--device", "cpu"]) == 0
     assert "40 features" in capsys.readouterr().out
+
+
+# ---- groups: patients
+
+
+def patients(folder, number=60, each=4, classes=("ill", "well")):
+    """Pictures that show who it is and nothing else, and a class by lot for each patient."""
+    rng, rows = np.random.default_rng(0), ["path,patient,label"]
+    folder.mkdir()
+    for patient in range(number):
+        face, label = rng.integers(60, 196, (8, 8, 3)), classes[patient % 2]
+        for shot in range(each):
+            picture = np.clip(face + rng.integers(-20, 21, face.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(folder / f"{patient}-{shot}.png")
+            rows.append(f"{patient}-{shot}.png,p{patient},{label}")
+    (folder / "table.csv").write_text("\n".join(rows), encoding="utf-8")
+    return folder / "table.csv"
+
+
+def evaluated(run, *more):
+    line = ["evaluate", run, "--data", "data/table.csv", "--protocols", "knn", "linear", "--device", "cpu", *more]
+    assert main({"tiny": RECIPE}, line) == 0
+    with open(f"{run}/evaluation.json") as file:
+        return json.load(file)
+
+
+def test_a_split_by_picture_flatters_where_patients_look_alike_and_one_by_patient_does_not(train, tmp_path):
+    table = patients(tmp_path / "data")
+    assert "by a hash of their content" in train(table, "by-picture")
+    assert "by a hash of their group" in train(table, "by-patient", "--group", "patient")
+    flattered, honest = evaluated("by-picture"), evaluated("by-patient")
+    raw = [result["rows"][2] for result in (flattered, honest)]
+    assert [row["features"] for row in raw] == ["raw pixels"] * 2
+    for figure in ("knn", "linear"):
+        assert raw[0][figure] > 0.8, "it knows the patients"
+        assert abs(raw[1][figure] - 0.5) < 0.25, "there is nothing else to know"
+    assert honest["protocol"]["split"].startswith("what the run held out, by patient; ")
+    assert honest["protocol"]["split"].endswith("never trained on")
+    low, high = raw[1]["intervals"]["knn"]
+    assert high - low > 0.3, "a dozen patients, whatever the number of their pictures"
+
+
+def test_no_patient_is_on_both_sides_in_training_and_the_run_remembers_it(train, tmp_path):
+    table = patients(tmp_path / "data")
+    train(table, "run", "--group", "patient")
+    assert stored()["split"]["group"] == "patient"
+    seen = Opened(RECIPE, CONFIG, table)
+    seen.weights = split.trained_on("run")
+    sides = [{name.split("-")[0] for name in names(seen.raw(part))} for part in ("train", "test")]
+    assert sides[0].isdisjoint(sides[1]) and len(sides[0] | sides[1]) == 60
+    train(table, "run")  # resumed without the flag
+    rows = table.read_text().split("\n")  # more pictures of all patients
+    for row in rows[1::4]:
+        patient, label = row.split(",")[1:]
+        write(tmp_path / "data", [f"{patient}-new.png"], seed=1)
+        rows.append(f"{patient}-new.png,{patient},{label}")
+    table.write_text("\n".join(rows))
+    later = Opened(RECIPE, CONFIG, table)
+    later.weights = split.trained_on("run")
+    tested = {name.removeprefix("p").split("-")[0] for name in names(later.raw("test"))}
+    assert tested == sides[1]
+
+
+def test_patients_of_test_data_that_lie_elsewhere_are_looked_for(train, tmp_path):
+    table = patients(tmp_path / "data")
+    train(table, "run", "--group", "patient")
+    lines = table.read_text().split("\n")
+    (tmp_path / "data/test.csv").write_text("\n".join([lines[0], *lines[1::4][:10], *lines[2::4][:10]]))
+    assert (
+        "10 groups of the test data are ON BOTH SIDES"
+        in evaluated("run", "--test", "data/test.csv")["protocol"]["split"]
+    )
+
+
+@pytest.mark.parametrize(("group", "said"), [("patent", "Did you mean patient"), ("path", "")])
+def test_a_column_that_is_not_there_is_named(tmp_path, monkeypatch, capsys, group, said):
+    monkeypatch.chdir(tmp_path)
+    patients(tmp_path / "data", 4, 2)
+    line = ["train", "--data", "data/table.csv", "--group", group, "--out", "run", *SHORT]
+    assert main({"tiny": RECIPE}, line) == (2 if said else 0)
+    assert said in capsys.readouterr().err
+    line = ["train", "--data", "data", "--group", "patient", "--out", "other", *SHORT]
+    assert main({"tiny": RECIPE}, line) == 2
+    assert "give a .csv with the columns path and patient" in capsys.readouterr().err
+
+
+# ---- findings
+
+
+def test_findings_are_read_from_one_column_or_from_several(tmp_path):
+    write(tmp_path, [f"{i}.png" for i in range(5)])
+    rows = ["a|b,1,0.0,x", "a,1,,y", "|,0,0,x", ",-1,1,y", "b | c,0,1,x"]
+    (tmp_path / "t.csv").write_text(
+        "\n".join(["path,label,A,B,kind", *(f"{i}.png,{row}" for i, row in enumerate(rows))])
+    )
+    several = open_source(tmp_path / "t.csv")
+    assert several.classes == ["a", "b", "c"]
+    assert several.labels.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0], [-1, -1, -1], [0, 1, 1]]
+    columns = open_source(f"{tmp_path}/t.csv?label=A,B")
+    assert columns.classes == ["A", "B"]
+    assert columns.labels.tolist() == [[1, 0], [1, -1], [0, 0], [-1, 1], [0, 1]]
+    assert open_source(f"{tmp_path}/t.csv?label=kind").labels.tolist() == [0, 1, 0, 1, 0]
+    for columns, said in (("A,kind", "row 2 of column 'kind' holds 'x'"), ("A,C", "has no column 'C'")):
+        with pytest.raises(DataError, match=said):
+            open_source(f"{tmp_path}/t.csv?label={columns}")
+
+
+def test_findings_are_measured_by_auroc_in_terminal_card_report_and_file(train, tmp_path, capsys):
+    table = patients(tmp_path / "data", classes=("ill|old", "old|"))
+    train(table, "run", "--group", "patient")
+    line = ["evaluate", "run", "--data", "data/table.csv", "--device", "cpu"]
+    assert main({"tiny": RECIPE}, line) == 0
+    said = capsys.readouterr().out
+    assert "mean AUROC of 2 findings in % on table.csv" in said and "linear probe on a share of the labels" in said
+    with open("run/evaluation.json") as file:
+        row = json.load(file)["rows"][0]
+    assert row["details"]["linear"]["each"]["old"]["auroc"]["mean"] is None, "all have it"
+    assert row["linear"] == row["details"]["linear"]["each"]["ill"]["auroc"]["mean"]
+    assert [point["share"] for point in row["details"]["curve"]] == [0.01, 0.05, 0.1, 1.0]
+    assert row["details"]["curve"][-1]["mean"] == row["linear"]
+    card, report = (tmp_path / "run/README.md").read_text(), (tmp_path / "run/report.html").read_text()
+    assert "Mean AUROC of the findings in %" in card and "| ill |" in card and "type: roc_auc" in card
+    assert "Linear probe by share of the labels" in report and "<th>ill</th>" in report

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from ssl_core.pixels import normalize
 from ssl_testing.tiny import TinyConfig
 from ssl_train.data import operations
 from ssl_train.data.views import (
-    PRESETS,
     Augment,
     EvalTransform,
     color_jitter,
@@ -25,8 +26,24 @@ from ssl_train.data.views import (
     random_flip,
     random_grayscale,
     random_resized_crop,
+    random_turn,
     resize,
 )
+from ssl_train.domains import VIEWS
+
+
+def domain(name, size):
+    """The view of a method that has every setting of `VIEWS`, as ssl-contrastive's."""
+    if name == "natural":
+        return natural(size)
+    values = dict(VIEWS[name])
+    turn = values.pop("turn", False)
+    for left_out in ("grayscale", "global_scale", "local_scale"):
+        values.pop(left_out, None)
+    return Augment(size=size, scale=values.pop("crop_scale"), vertical_flip=turn, rotate90=turn, **values)
+
+
+DOMAINS = {name: partial(domain, name) for name in VIEWS}
 
 
 def picture(h, w, c=3, seed=0):
@@ -314,28 +331,37 @@ def test_a_view_of_the_whole_image_does_not_share_its_memory():
     assert torch.equal(view, image) and view.data_ptr() != image.data_ptr()
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("name", ["natural", "medical", "satellite", "microscopy"])
 @pytest.mark.parametrize("channels", [1, 3, 13])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
-def test_presets_take_what_they_are_for(preset, channels, dtype):
+def test_views_of_a_domain_take_what_they_are_for(name, channels, dtype):
     image, rng = picture(30, 40, channels).to(torch.int32), np.random.default_rng(0)
     image = (image * (257 if dtype == torch.uint16 else 1)).to(dtype)
-    if preset == "natural" and channels != 3:
+    augment = DOMAINS[name]((16, 16))
+    if name in ("natural", "microscopy") and channels != 3:
+        what = "saturation" if name == "natural" else "stain"
         for refused in (lambda view: view.check(channels), lambda view: view(image, rng)):
-            with pytest.raises(DataError, match=rf"saturation needs RGB images of 3 channels, these have {channels}"):
-                refused(PRESETS[preset]((16, 16)))
+            with pytest.raises(DataError, match=rf"{what} needs RGB images of 3 channels, these have {channels}"):
+                refused(augment)
         return
     for _ in range(30):
-        view = PRESETS[preset]((16, 16))(image, rng)
+        view = augment(image, rng)
         assert view.shape == (channels, 16, 16) and view.dtype == dtype and view.is_contiguous()
 
 
 def test_a_medical_view_is_neither_mirrored_nor_blurred_and_has_no_colour():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        drawn = PRESETS["medical"]((16, 16)).draw(rng, 1, 30, 40)
+        drawn = DOMAINS["medical"]((16, 16)).draw(rng, 1, 30, 40)
         assert not (drawn.mirror or drawn.upside_down or drawn.turns or drawn.dropped)
-        assert {name for name, _ in drawn.steps} <= {"brightness", "contrast", "gamma"}
+        assert {name for name, _ in drawn.steps} <= {"brightness", "contrast", "gamma", "noise"}
+
+
+def test_views_from_above_have_neither_grey_nor_hue_nor_negatives():
+    rng = np.random.default_rng(0)
+    for name, extra in (("satellite", set()), ("microscopy", {"stain"})):
+        steps = [step for _ in range(200) for step, _ in DOMAINS[name]((16, 16)).draw(rng, 3, 30, 40).steps]
+        assert set(steps) == {"brightness", "contrast"} | extra
 
 
 def test_turned_and_mirrored_satellite_views_are_exact():
@@ -347,6 +373,15 @@ def test_turned_and_mirrored_satellite_views_are_exact():
     assert {augment(image, rng).numpy().tobytes() for _ in range(200)} == group
 
 
+@pytest.mark.parametrize(("size", "number"), [((6, 6), 8), ((6, 8), 4)])
+def test_a_random_turn_is_one_of_the_symmetries_equally_often(size, number):
+    image, rng = (picture(*size, 2).to(torch.int32) * 257).to(torch.uint16), np.random.default_rng(0)
+    seen = Counter(random_turn(image, rng).numpy().tobytes() for _ in range(800))
+    assert len(seen) == number and max(seen.values()) < 800 / number * 1.5
+    turned = random_turn(image, rng)
+    assert turned.shape == image.shape and torch.equal(turned.int().flatten().msort(), image.int().flatten().msort())
+
+
 def test_a_quarter_turn_of_an_oblong_view_is_an_error():
     with pytest.raises(ValueError, match="rotate90 needs a square view, not 16 x 20 pixels"):
         Augment(size=(16, 20), rotate90=True)
@@ -355,7 +390,7 @@ def test_a_quarter_turn_of_an_oblong_view_is_an_error():
 def test_sixteen_bits_keep_their_levels_through_a_view_and_the_normalisation():
     rng = np.random.default_rng(0)
     image = torch.from_numpy(rng.integers(0, 4096, (1, 40, 50), dtype=np.uint16))  # 12 bits: 16 levels if made 8
-    view = PRESETS["medical"]((32, 32))(image, rng)
+    view = DOMAINS["medical"]((32, 32))(image, rng)
     assert view.dtype == torch.uint16 and len(view.to(torch.int32).unique()) > 300
     out = normalize(view[None], (0.1,), (0.2,))
     assert torch.allclose(out[0], (view.to(torch.float64) / 65535 - 0.1).div(0.2).float(), rtol=0, atol=1e-5)

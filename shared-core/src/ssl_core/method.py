@@ -87,8 +87,8 @@ class Recipe:
     """`ready(data, folder, asked=None, init=None) -> (data, choices)` makes of raw data what
     `source` opens, in the run's folder; without `asked` it only finds what is there"""
     prepare: str | None = None
-    """`prepare(method, *, data, held_out, init, folder, options)` makes what else a run needs, at
-    its start"""
+    """`prepare(method, *, data, held_out, group, init, folder, options)` makes what else a run
+    needs, at its start"""
     measure: str | None = None
     """`measure(method, source) -> dict`: figures without labels, such as a perplexity, for
     evaluation.json; its "summary" holds lines for the terminal"""

@@ -76,6 +76,8 @@ class DVAEConfig(ImageConfig, TrainConfig):
     """share of the image's area in a random crop; BEiT's, whose crops it will tokenize"""
     flip: bool = True
     """mirror at random"""
+    turn: bool = False
+    """turn and mirror a view in all ways that leave its shape, for pictures from above"""
 
     image_size: int | tuple[int, int] = 256
     patch_size: int = STRIDE
@@ -137,6 +139,8 @@ class BEiTConfig(ViTConfig, TrainConfig):
     """share of the image's area in a random crop"""
     flip: bool = True
     """mirror at random"""
+    turn: bool = False
+    """turn and mirror a view in all ways that leave its shape, for pictures from above"""
     jitter: NonNegative = 0.4
     """strength of the change of brightness, contrast and saturation"""
 

@@ -210,7 +210,7 @@ LAYOUTS = {
             (r"encoder\..*relative_position_bias_table", resized_table),
             *convert_dvae.LAYOUT.resize,
         ),
-        recipe=("drop_path", "mask_patches", "mask_block", "crop_pct", "crop_scale", "flip", "jitter"),
+        recipe=("drop_path", "mask_patches", "mask_block", "crop_pct", "crop_scale", "flip", "turn", "jitter"),
         others={"beit": ("transformers", "image-feature-extraction", OPENED)},
         exports={"transformers": to_transformers},
     ),

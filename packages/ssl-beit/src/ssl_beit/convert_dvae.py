@@ -105,6 +105,16 @@ LAYOUT = Layout(
         (r"\w+\.decoder\.blocks\.output\.conv\.(weight|bias)", pixels),
     ),
     copies={"online.": "average."},
-    recipe=("kl_weight", "kl_warmup", "temperature", "temperature_decay", "ema", "crop_pct", "crop_scale", "flip"),
+    recipe=(
+        "kl_weight",
+        "kl_warmup",
+        "temperature",
+        "temperature_decay",
+        "ema",
+        "crop_pct",
+        "crop_scale",
+        "flip",
+        "turn",
+    ),
     exports={"transformers": to_transformers},
 )

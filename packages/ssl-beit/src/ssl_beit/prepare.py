@@ -21,6 +21,7 @@ def prepare(
     *,
     data: str | Path | None,
     held_out: float | None,
+    group: str | None,
     init: str | Path | None,
     folder: Path,
     options: RunOptions,
@@ -44,7 +45,7 @@ def prepare(
     if distributed.is_main():
         note(f"no tokenizer given: training one first, preset {config.tokenizer!r}, into {out}")
     sizes = fitted(recipe.presets[config.tokenizer](), config)
-    method.adopt(train(recipe, sizes, data=data, held_out=held_out, out=out, options=options))
+    method.adopt(train(recipe, sizes, data=data, held_out=held_out, group=group, out=out, options=options))
 
 
 def fitted(preset: DVAEConfig, config: BEiTConfig) -> DVAEConfig:

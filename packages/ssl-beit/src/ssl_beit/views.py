@@ -17,7 +17,7 @@ from torch import Tensor
 from ssl_beit.config import BEiTConfig, DVAEConfig
 from ssl_beit.masking import block_mask
 from ssl_core.config import ConfigError
-from ssl_train.data.views import color_jitter, crop_box, random_flip, random_resized_crop, resize
+from ssl_train.data.views import color_jitter, crop_box, random_flip, random_resized_crop, random_turn, resize
 
 Sample = dict[str, Any]
 View = Callable[[Sample, np.random.Generator], Sample]
@@ -41,6 +41,8 @@ def dvae_view(config: DVAEConfig, sample: Sample, rng: np.random.Generator) -> S
     view = random_resized_crop(sample["image"], rng, config.size, config.crop_scale)
     if config.flip:
         view = random_flip(view, rng)
+    if config.turn:
+        view = random_turn(view, rng)
     # The seed of the sample's own Gumbel noise.
     seed = torch.tensor(int(rng.integers(2**63)))
     return {"views": [view.contiguous()], "seed": seed}
@@ -58,6 +60,8 @@ def beit_view(config: BEiTConfig, sample: Sample, rng: np.random.Generator) -> S
     image = color_jitter(sample["image"], rng, config.jitter, config.jitter, saturation)
     if config.flip:
         image = random_flip(image, rng)
+    if config.turn:
+        image = random_turn(image, rng)
 
     # One box, in two sizes.
     top, left, h, w = crop_box(rng, *image.shape[1:], scale=config.crop_scale)

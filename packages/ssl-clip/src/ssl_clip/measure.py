@@ -75,7 +75,7 @@ def measure(method: CLIP, source: Any) -> dict[str, Any]:
         row = {name: i for i, name in enumerate(features.names)}
         captions = [(row[source.name(i)], source.texts(i)) for i in range(len(source)) if source.name(i) in row]
         result |= _of_captions(method, image, captions, result["summary"])
-    if features.labels is not None and features.classes and (features.labels >= 0).any():
+    if features.labels is not None and features.labels.ndim == 1 and features.classes and (features.labels >= 0).any():
         try:
             classifier = ZeroShotClassifier(method, features.classes, getattr(source, "templates", None))
         except TextError as error:  # a short context may not hold a template and a label

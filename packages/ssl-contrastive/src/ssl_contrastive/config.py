@@ -12,6 +12,7 @@ from ssl_core.bounds import Count, Jitter, Positive, Scale, Share, Width, rising
 from ssl_core.config import BackboneConfig, Optimizer, TrainConfig, check
 from ssl_core.method import Recipe
 
+Range = Annotated[tuple[Positive, Positive], Predicate(rising)]
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -26,6 +27,8 @@ class ContrastiveConfig(BackboneConfig, TrainConfig):
     """share of the image's area in a random crop"""
     flip: bool = True
     """mirror at random"""
+    turn: bool = False
+    """turn and mirror a view in all ways that leave its shape, for pictures from above"""
     jitter: Jitter = (0.8, 0.8, 0.8, 0.2)
     """strength of brightness, contrast, saturation and hue; the last two need RGB"""
     jitter_p: Share = 0.8
@@ -34,10 +37,18 @@ class ContrastiveConfig(BackboneConfig, TrainConfig):
     """share of views without colour"""
     blur_p: tuple[Share, Share] = (0.5, 0.5)
     """share of first and of second views that are blurred"""
-    blur_sigma: Annotated[tuple[Positive, Positive], Predicate(rising)] = (0.1, 2.0)
+    blur_sigma: Range = (0.1, 2.0)
     """range of the blur's standard deviation in pixels"""
     solarize_p: tuple[Share, Share] = (0.0, 0.0)
     """share of first and of second views whose bright pixels are inverted"""
+    gamma: Range | None = None
+    """range of the exponent of every pixel, in [0, 1]"""
+    noise: Share = 0.0
+    """largest standard deviation of noise, as a share of the range"""
+    band_drop_p: Share = 0.0
+    """share of bands set to 0; one is always left"""
+    stain: Share = 0.0
+    """largest change of the density of the stains of a tissue; needs RGB"""
     batch_size: Annotated[int, Ge(2)] = 256
     """samples per optimiser step, over all processes and micro-batches"""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssl_contrastive.config import ContrastiveConfig
 from ssl_core.config import check
-from ssl_train.data.views import Augment
+from ssl_train.data.views import Augment, of_domain
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def build(config: ContrastiveConfig) -> TwoViews:
         jitter_p=config.jitter_p,
         grayscale_p=config.grayscale_p,
         blur_sigma=config.blur_sigma,
+        **of_domain(config),
     )
     first, second = (
         replace(both, blur_p=blur_p, solarize_p=solarize_p)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Interval
+from annotated_types import Interval, Predicate
 
-from ssl_core.bounds import Jitter, Positive, Scale, Share, Whole, Width
+from ssl_core.bounds import Jitter, Positive, Scale, Share, Whole, Width, rising
 from ssl_core.config import VIT_SIZES, BackboneConfig, PosInterp, TrainConfig, ViTConfig, check, patch_for
 from ssl_core.method import Recipe
 
@@ -91,6 +91,8 @@ class DINOConfig(BackboneConfig, TrainConfig):
     """share of the image's area in them"""
     flip: bool = True
     """mirror crops at random"""
+    turn: bool = False
+    """turn and mirror a crop in all ways that leave its shape, for pictures from above"""
     jitter: Jitter = (0.4, 0.4, 0.2, 0.1)
     """strength of brightness, contrast, saturation, hue; the last two only where images are RGB"""
     jitter_p: Share = 0.8
@@ -101,6 +103,14 @@ class DINOConfig(BackboneConfig, TrainConfig):
     """of the first global crop, the other ones, the local ones: paper 1 .1 .5, released 0 .9 .5"""
     solarize_p: Share = 0.2
     """probability of solarizing in every global crop but the first"""
+    gamma: Annotated[tuple[Positive, Positive], Predicate(rising)] | None = None
+    """range of the exponent of every pixel, in [0, 1]"""
+    noise: Share = 0.0
+    """largest standard deviation of noise, as a share of the range"""
+    band_drop_p: Share = 0.0
+    """share of bands set to 0; one is always left"""
+    stain: Share = 0.0
+    """largest change of the density of the stains of a tissue; needs RGB"""
 
     epochs: float = 100
     batch_size: int = 1024

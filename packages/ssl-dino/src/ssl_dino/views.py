@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ssl_dino.config import DINOConfig
-from ssl_train.data.views import Augment
+from ssl_train.data.views import Augment, of_domain
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def build(config: DINOConfig) -> MultiCrop:
         jitter=config.jitter if rgb else (*config.jitter[:2], 0.0, 0.0),
         jitter_p=config.jitter_p,
         grayscale_p=config.grayscale_p if rgb else 0.0,
+        **of_domain(config),
     )
     first, others, local = (replace(plain, blur_p=blur_p) for blur_p in config.blurs)
     others = replace(others, solarize_p=config.solarize_p)

@@ -47,6 +47,8 @@ class MAEConfig(ViTConfig, TrainConfig):
     """share of the image's area in a random crop"""
     flip: bool = True
     """mirror at random"""
+    turn: bool = False
+    """turn and mirror a view in all ways that leave its shape, for pictures from above"""
 
     epochs: float = 800
     batch_size: int = 4096

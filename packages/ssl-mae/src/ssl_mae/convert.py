@@ -158,7 +158,7 @@ LAYOUTS = {
         ),
         heads=("decoder.",),
         head_fields=("decoder_dim", "decoder_depth", "decoder_heads"),
-        recipe=("mask_ratio", "norm_pix_loss", "crop_pct", "crop_scale", "flip"),
+        recipe=("mask_ratio", "norm_pix_loss", "crop_pct", "crop_scale", "flip", "turn"),
         others={"vit_mae": ("transformers", None, OTHERS)},
         exports={"transformers": to_transformers, "timm": to_timm},
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ssl_mae.config import MAEConfig
-from ssl_train.data.views import random_flip, random_resized_crop
+from ssl_train.data.views import random_flip, random_resized_crop, random_turn
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class MAEView:
     """range of the share of the image's area in a crop"""
     flip: bool
     """mirror half of the views"""
+    turn: bool
+    """turn and mirror them in all ways"""
     patches: int
     """patches of a view"""
     crops_first = True
@@ -34,10 +36,12 @@ class MAEView:
         view = random_resized_crop(sample["image"], rng, self.size, self.crop_scale)
         if self.flip:
             view = random_flip(view, rng)
+        if self.turn:
+            view = random_turn(view, rng)
         noise = rng.random(self.patches, dtype=np.float32)
         return {"views": [view.contiguous()], "noise": torch.from_numpy(noise)}
 
 
 def build(config: MAEConfig) -> MAEView:
     """The transform of training samples."""
-    return MAEView(config.size, config.crop_scale, config.flip, config.patches)
+    return MAEView(config.size, config.crop_scale, config.flip, config.turn, config.patches)

@@ -29,6 +29,8 @@ class PretextConfig(BackboneConfig, TrainConfig):
     """area of the random square over that of the largest square in the image"""
     flip: bool = True
     """mirror left to right at random, before anything else is done"""
+    turn: bool = False
+    """turn and mirror the square in all eight ways, for pictures from above"""
     feature_stage: Literal[1, 2, 3, 4] = 4
     """stage of a ResNet whose mean `encode` returns; the last one suits the task best"""
 
@@ -51,6 +53,11 @@ class RotationConfig(PretextConfig):
     """Rotation prediction (arXiv 1803.07728)."""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        why = "turns are what rotation predicts, and pictures from above have no up: take jigsaw, or another method"
+        check(not self.turn, "turn", self.turn, why)
 
 
 @dataclass(frozen=True, kw_only=True)

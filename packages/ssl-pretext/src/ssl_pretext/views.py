@@ -18,7 +18,7 @@ from ssl_pretext.config import JigsawConfig, PretextConfig, RelativePatchConfig,
 from ssl_train.data.images import Encoded
 from ssl_train.data.scenes import Scenes
 from ssl_train.data.sources import Source, open_images
-from ssl_train.data.views import cropped, random_flip, random_grayscale
+from ssl_train.data.views import cropped, random_flip, random_grayscale, random_turn
 
 
 def square_crop(image: Tensor | Encoded, rng: np.random.Generator, size: int, scale: tuple[float, float]) -> Tensor:
@@ -67,6 +67,8 @@ class SquareView:
         view = square_crop(sample["image"], rng, self.config.size[0], self.config.crop_scale)
         if self.config.flip:
             view = random_flip(view, rng)
+        if self.config.turn:
+            view = random_turn(view, rng)
         return {"views": [view.contiguous()]}
 
 
@@ -82,6 +84,8 @@ class TilesView:
         square = square_crop(sample["image"], rng, config.puzzle_size, config.crop_scale)
         if config.flip:
             square = random_flip(square, rng)
+        if config.turn:
+            square = random_turn(square, rng)
         tiles = cut_tiles(random_grayscale(square, rng, config.grayscale), rng, config.tile_size)
         if isinstance(config, RelativePatchConfig) and config.color_drop:
             tiles = drop_colours(tiles, rng)

@@ -15,7 +15,8 @@ from ssl_core.hub.format import SECTION
 from ssl_core.hub.layout import Layout, read_json
 from ssl_train.classifier import LAYOUT, is_classifier
 from ssl_train.data.files import printable
-from ssl_train.evaluate.accuracy import wilson
+from ssl_train.evaluate.accuracy import interval_of
+from ssl_train.report.read import of_rows
 
 
 def write_run_card(folder: str | Path, *, name: str, layout: Layout, **options: Any) -> Path:
@@ -53,6 +54,8 @@ def _results(evaluation: Mapping[str, Any], task: str) -> list[Any]:
 
     data, tested = _public(evaluation.get("data", "unnamed")), _count(evaluation, "test")
     what = {"task_type": task, "dataset_type": data, "dataset_name": data, "metric_type": "accuracy"}
+    if "findings" in evaluation.get("protocol", {}):
+        what["metric_type"] = "roc_auc"
     found = []
     for row in (row for row in evaluation.get("rows", []) if row.get("features") == "pretrained"):
         for title, value, spread in _figures(row, evaluation):
@@ -74,10 +77,15 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
         lines.append(" | ".join([f"| {features}", *(cells.get(t, "") for t in titles), ""]).strip())
     counts = [f"{part} n = {n:,}" for part in ("train", "test") if (n := _count(evaluation, part))]
     data = _public(evaluation.get("data", "unnamed data"))
-    note = f"Top-1 in %, 95 % intervals, on {data}: {', '.join(counts) or 'n was not recorded'}."
+    metric = "Mean AUROC of the findings" if "findings" in evaluation.get("protocol", {}) else "Top-1"
+    note = f"{metric} in %, 95 % intervals, on {data}: {', '.join(counts) or 'n was not recorded'}."
     if isinstance(split := evaluation.get("protocol", {}).get("split"), str):
         note += f" The test data are {_public(split)}."
-    return "\n".join(["## Evaluation", "", *lines, "", note])
+    more = [f"| {' | '.join(cells)} |" for cells in of_rows(dict(evaluation))]
+    if more:
+        more.insert(1, "| --- |" + " ---: |" * (more[0].count(" | ")))
+        more = ["", "Of the linear probe, and of k-NN where it says so, in %:", "", *more]
+    return "\n".join(["## Evaluation", "", *lines, "", note, *more])
 
 
 def _figures(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, float, str]]:
@@ -88,16 +96,13 @@ def _figures(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tupl
     figures = []
     for key, title in (("knn", f"k-NN{k}"), ("linear", "linear probe"), ("finetune", "fine-tuned")):
         if isinstance(row.get(key), int | float):
-            figures.append((title, float(row[key]), _interval(row[key], tested) if tested else ""))
+            ends = interval_of(row, key, tested or 0)
+            figures.append((title, float(row[key]), "({:.1f}–{:.1f})".format(*(100 * e for e in ends)) if ends else ""))
     few = row.get("fewshot")
     if isinstance(few, dict) and "mean" in few:
         spread = f"± {100 * few['interval']:.1f}" if few.get("interval") is not None else ""
         figures.append((f"{few.get('shots', 'few')}-shot", float(few["mean"]), spread))
     return figures
-
-
-def _interval(share: float, n: int) -> str:
-    return "({:.1f}–{:.1f})".format(*(100 * end for end in wilson(share, n)))
 
 
 def _count(evaluation: Mapping[str, Any], part: str) -> int | None:

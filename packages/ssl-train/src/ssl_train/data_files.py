@@ -16,6 +16,7 @@ from typing import Any
 
 from ssl_core.errors import DataError
 from ssl_core.hub.weights_file import sha256, write_whole
+from ssl_train.data.sources import table_of
 
 RECORD = "data_files.json"
 
@@ -26,7 +27,7 @@ def files_of(source: Any, data: Any) -> dict[str, Path]:
     while not hasattr(source, "paths") and hasattr(source, "source"):
         source = source.source
     files = {name: Path(source.root, name) for name in getattr(source, "paths", ())}
-    table = Path(data).expanduser() if isinstance(data, str | os.PathLike) else None
+    table = table_of(data)[0] if isinstance(data, str | os.PathLike) else None
     if table is not None and table.is_file():  # a table of paths, or an array
         files[table.name] = table
     return files

@@ -35,6 +35,7 @@ from ssl_train.data.names import digest
 from ssl_train.data.sources import Source
 from ssl_train.data.split import Subset
 from ssl_train.data.views import eval_view, random_flip, random_resized_crop
+from ssl_train.errors import EvaluationError
 from ssl_train.evaluate.accuracy import mean_per_class, top1
 from ssl_train.evaluate.evaluate import check_apart, check_classes
 from ssl_train.evaluate.features import extract
@@ -218,6 +219,8 @@ def compare(
     EvaluationError if they are the same samples or have different classes.
     """
     check_apart(*data)
+    if any(source.labels is None or source.labels.ndim != 1 for source in data):
+        raise EvaluationError("fine-tuning is for one label a sample, not for findings that occur together")
     train, test = (labelled(source) for source in data)
     check_classes(train.classes, test.classes, train.labels.tolist(), test.labels.tolist())
     classes = train.classes or [str(label) for label in range(int(train.labels.max()) + 1)]

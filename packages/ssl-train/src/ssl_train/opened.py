@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,19 @@ from ssl_train.asked import GIVEN, Asked
 from ssl_train.auto import Choice, settled, starting_point
 from ssl_train.cost import Cost, cost_of
 from ssl_train.data.sources import Source, attach
-from ssl_train.data.split import FIFTH, By, Trained, divide, has_labels, held_out, keys_of, taken, told_by, trained_on
+from ssl_train.data.split import (
+    FIFTH,
+    By,
+    Trained,
+    divide,
+    groups_of,
+    has_labels,
+    held_out,
+    keys_of,
+    taken,
+    told_by,
+    trained_on,
+)  # fmt: skip
 from ssl_train.processes import broadcast_object, by_main
 
 
@@ -45,10 +58,19 @@ class Opened:
     `data` is what the user named or gave as an object, None the built-in data. `place` is what is
     opened for it, which a recipe may have made of it. `test` names test data that lie elsewhere.
     `init` names the weights that training starts from. `held_out` is the share that is held out of
-    data without a test part; None leaves it to `divide`.
+    data without a test part; None leaves it to `divide`. `group` is the column of a table whose
+    equal cells stay on one side.
     """
 
-    def __init__(self, recipe: Recipe, config: Any, data: Any, test: Any = None, held_out: float | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: Any,
+        data: Any,
+        test: Any = None,
+        held_out: float | None = None,
+        group: str | None = None,
+    ) -> None:
         self.recipe, self.config, self.data, self.named_test = recipe, config, data, test
         self.place = data
         self.data_name = called(data)
@@ -56,7 +78,7 @@ class Opened:
         self.device = torch.device("cpu")
         self.init: str | Path | None = None
         self.choices: list[Choice] = []
-        self.held_out = held_out
+        self.held_out, self.group = held_out, group
         self.division = ""  # how the data were divided, in words
         self.told_by: By = "name"
         self.weights: Trained | None = None  # what weights have seen that were given; of a training see `trained`
@@ -74,6 +96,7 @@ class Opened:
         device: str | None = None,
         out: Path | None = None,
         held_out: float | None = None,
+        group: str | None = None,
     ) -> Opened:
         """The training data, and the method with the weights that a run of this seed starts from.
 
@@ -85,7 +108,7 @@ class Opened:
         target = pick_device(device)
         place, rows = ready(recipe, data, out, config, init)
         if isinstance(config, Asked):
-            opened = cls(recipe, starting_point(recipe, config, place), data, held_out=held_out)
+            opened = cls(recipe, starting_point(recipe, config, place), data, held_out=held_out, group=group)
             opened.place = place
             made = settled(recipe, config, opened.raw("train"), place, target)  # all ranks run the timed steps
             opened.config, choices = broadcast_object(made)
@@ -93,7 +116,7 @@ class Opened:
             if recipe.settle is not None:  # samples of text are as long as the chosen context
                 opened._raw.clear()
         else:
-            opened = cls(recipe, recipe.settled(config, place), data, held_out=held_out)
+            opened = cls(recipe, recipe.settled(config, place), data, held_out=held_out, group=group)
             opened.place = place
         opened.choices = rows
         opened.device, opened.init = target, init
@@ -116,13 +139,14 @@ class Opened:
         max_pixels: int | None = None,
         as_trained: bool = False,
         held_out: float | None = None,
+        group: str | None = None,
     ) -> Opened:
         """A method from its weights, on `device`, and the data that the user named.
 
         `max_pixels` replaces the config's. `as_trained` takes what the run made of the data, for no
         data at all too. With `held_out` = 0, data without a test part stay whole, even if they are
-        those of the weights' run. Raises DataError where no data are named and the run's own were
-        an object in Python.
+        those of the weights' run. `group` is by default the run's, of a table that has it. Raises
+        DataError where no data are named and the run's own were an object in Python.
         """
         run = trained_on(weights)
         if data is None and run.data.endswith(GIVEN):
@@ -133,7 +157,7 @@ class Opened:
         config = method.config
         if max_pixels is not None and hasattr(config, "max_pixels"):
             config = dataclasses.replace(config, max_pixels=max_pixels)
-        opened = cls(recipe, config, data, test, held_out if test is None else 0.0)
+        opened = cls(recipe, config, data, test, held_out if test is None else 0.0, group)
         opened.place = ready(recipe, data, Path(weights))[0] if as_trained else data
         opened.method, opened.device, opened.weights = method, target, run
         return opened
@@ -157,12 +181,22 @@ class Opened:
             self._raw |= {**parts, split: source}
             for opened in self._raw.values():
                 set_decoding(opened, self.config)
+            self._set_groups(source)
             if split == "train" and getattr(source, "undivided", False):
                 division = divide(source, self.held_out, self.weights)
                 self.held_out, self.told_by, self.division = division.share, division.by, division.words
                 self._raw |= division.parts
                 self._keys |= division.keys
         return self._raw[split]
+
+    def _set_groups(self, source: Any) -> None:
+        """Give `source` its groups: raises DataError where a column was asked for and is not there,
+        while other data than the run's need not have the run's column."""
+        if self.group is not None:
+            source.groups = groups_of(source, self.group)
+        elif self.weights is not None and self.weights.group is not None:
+            with suppress(DataError):
+                source.groups = groups_of(source, self.weights.group)
 
     def keys(self, split: str) -> np.ndarray | None:
         """Keys of the samples of a split; None where samples have no content and no share is held
@@ -178,11 +212,15 @@ class Opened:
         """What the weights have seen; of a training, what they have at its end."""
         if self.weights is not None:
             return self.weights
-        fingerprint, keys, start = self.raw("train").fingerprint(), self.keys("train"), self.init
+        train, start = self.raw("train"), self.init
+        fingerprint, keys = train.fingerprint(), self.keys("train")
+        if self.group is not None and keys is not None:
+            keys = np.union1d(keys, train.groups)  # type: ignore[attr-defined]  # `_set_groups` has set them
         before = Trained() if start is None else trained_on(start)
         if keys is not None and before.keys is not None and before.by == self.told_by:
             keys, start = np.union1d(keys, before.keys), before.start
-        return Trained(fingerprint, self.held_out, self.told_by, keys, None if start is None else str(start))
+        start = None if start is None else str(start)
+        return Trained(fingerprint, self.held_out, self.told_by, keys, start, self.data_name, self.group)
 
     @cached_property
     def cost(self) -> Cost:
@@ -239,7 +277,17 @@ class Opened:
     def _own_split(self) -> str:
         if self.named_test is not None:
             return called(self.named_test)
-        return "what the run held out" if self.division else "the data's own test split"
+        if not self.division:
+            return "the data's own test split"
+        group = self.group or self.trained.group
+        return "what the run held out" + (f", by {group}" if group else "")
+
+    def _shared(self) -> str:
+        """How many groups have samples in both parts, in words; empty if none has, or there are no
+        groups."""
+        mine, theirs = (getattr(part, "groups", None) for part in (self.train, self.test))
+        shared = 0 if mine is None or theirs is None else len(np.intersect1d(mine, theirs))
+        return f"; {shared:,} groups of the test data are ON BOTH SIDES" if shared else ""
 
     def _copies(self) -> str:
         """How many test samples are copies of training samples, in words; nothing if none is."""
@@ -259,9 +307,12 @@ class Opened:
             what = f"{self.data_name} has no labels, and an evaluation needs them: one sub-folder per class,"
             raise DataError(f"{what} a CSV with a column 'label', or (picture, label) in Python")
         if self.test is not None:
-            return self.train, self.test, f"{self._own_split()}; {self.seen(self._test)}{self._copies()}"
+            how = f"{self._own_split()}; {self.seen(self._test)}{self._copies()}{self._shared()}"
+            return self.train, self.test, how
         whole, keys = self.raw("train"), self.keys("train")
-        held = held_out(keys_of(whole, "name") if keys is None else keys, FIFTH, whole.labels)
+        groups = getattr(whole, "groups", None)
+        together = groups if groups is not None else keys_of(whole, "name") if keys is None else keys
+        held = held_out(together, FIFTH, whole.labels)
         if not held.any():
             raise DataError(
                 f"{self.data_name}: no class has two different samples, so none is left to test: give --test"
@@ -269,7 +320,8 @@ class Opened:
         self._raw["probe"] = taken(whole, held)
         if keys is not None:
             self._keys["probe"] = keys[held]
-        how = f"a fifth of the data, the probes not fitted on it; {self.seen('probe')}"
+        by = "" if groups is None else f" by {self.group or self.trained.group}"
+        how = f"a fifth of the data{by}, the probes not fitted on it; {self.seen('probe')}"
         return taken(self.train, ~held), taken(self.train, held), how
 
 

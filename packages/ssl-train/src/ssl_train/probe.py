@@ -11,6 +11,7 @@ from torch import nn
 
 from ssl_train.data.loader import collate
 from ssl_train.data.readable import readable
+from ssl_train.data.split import kinds_of
 from ssl_train.errors import TrainingError
 from ssl_train.evaluate.health import feature_std, rankme
 from ssl_train.evaluate.knn import leave_one_out
@@ -96,9 +97,10 @@ class Probe:
 
     def _load(self) -> None:
         samples, labels = [], []
+        known = None if self.source.labels is None else kinds_of(self.source.labels)
         for index, sample in readable(self.source, self.size):  # the training loader counts and names the others
             samples.append(self.transform(sample, np.random.default_rng(0)))
-            labels.append(-1 if self.source.labels is None else int(self.source.labels[index]))
+            labels.append(-1 if known is None else int(known[index]))
         self.batches = [collate(samples[i : i + 64]) for i in range(0, len(samples), 64)]
         if min(labels) >= 0 and len(set(labels)) > 1:
             self.labels = torch.tensor(labels)

@@ -64,6 +64,7 @@ def trained(
     out: str | Path,
     init: str | Path | None = None,
     held_out: float | None = None,
+    group: str | None = None,
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Opened:
     """Train `recipe`'s method on `data` into the folder `out`; the method, in eval mode, and its
@@ -72,7 +73,8 @@ def trained(
     If `out` already holds this run, it resumes from the last checkpoint and ends with the same
     bits; changed settings are refused. `init` is anything that `from_pretrained` reads. `held_out`
     is the share that is held out of data without a test part: by default that of the run in `out`,
-    for a new one a fifth, or nothing of data without labels.
+    for a new one a fifth, or nothing of data without labels. `group` is a column of a table of
+    pictures: those with the same cell are all trained on, or all held out.
 
     Raises RunError, ConfigError, DataError and what `fit` raises; Interrupted (exit code 75) after
     SIGTERM, saved.
@@ -85,9 +87,8 @@ def trained(
     with process_group():
         if isinstance(config, Asked):
             config = resumed(recipe, config, Path(out))
-        held_out = share_of(Path(out), held_out)
         where = {"data": data, "init": init, "device": options.device, "out": Path(out)}
-        opened = Opened.to_train(recipe, config, **where, held_out=held_out)
+        opened = Opened.to_train(recipe, config, **where, **split_of(Path(out), held_out, group))
         opened.raw("train")  # how the data are divided is known once they are open
         for line in filter(None, (table(opened.choices), opened.division)) if distributed.is_main() else ():
             note(line)
@@ -108,9 +109,12 @@ def resumed(recipe: Recipe, asked: Asked, out: Path) -> Asked:
     return asked if begun_with is None else Asked(begun_with, asked.typed)
 
 
-def share_of(out: Path, held_out: float | None) -> float | None:
-    """The share to hold out: as given, else that of the run in `out`; None for a new run."""
-    return begun(out).get("held_out") if held_out is None else held_out
+def split_of(out: Path, held_out: float | None, group: str | None) -> dict[str, Any]:
+    """The share to hold out and the column by which: as given, else those of the run in `out`; None
+    for a new run."""
+    stored = begun(out) if held_out is None or group is None else {}
+    group = stored.get("split", {}).get("group") if group is None else group
+    return {"held_out": stored.get("held_out") if held_out is None else held_out, "group": group}
 
 
 def begun(out: Path) -> dict[str, Any]:
@@ -143,9 +147,8 @@ def run(opened: Opened, out: Path, options: RunOptions) -> Any:
 
         # Get what the method needs besides its config, and see that there is room for checkpoints.
         if recipe.prepare is not None:
-            load(recipe.prepare)(
-                method, data=opened.data, held_out=opened.held_out, init=opened.init, folder=out, options=options
-            )
+            same = {"data": opened.data, "held_out": opened.held_out, "group": opened.group}
+            load(recipe.prepare)(method, **same, init=opened.init, folder=out, options=options)
         method = method.to(device)
         by_main(lambda: check_space(out, bytes_needed(method)))
 
@@ -220,7 +223,12 @@ def facts_of(opened: Opened) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in opened.method.parameters()),
         "can_collapse": getattr(opened.method, "can_collapse", False),
         "samples": len(opened.raw("train")),
-        "split": {"rule": opened.division, "by": opened.trained.by, "start": opened.trained.start},
+        "split": {
+            "rule": opened.division,
+            "group": opened.group,
+            "by": opened.trained.by,
+            "start": opened.trained.start,
+        },
     }
 
 

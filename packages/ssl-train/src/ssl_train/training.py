@@ -14,6 +14,7 @@ from ssl_core.config import ConfigError, TrainConfig, read_fields
 from ssl_core.errors import InputError
 from ssl_core.method import Recipe, load
 from ssl_train.asked import Asked
+from ssl_train.domains import views_of
 from ssl_train.options import RunOptions
 
 
@@ -61,10 +62,12 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         data: Any = None,
         out: str | Path | None = None,
         *,
+        views: str | None = None,
         minutes: float | None = None,
         max_steps: int | None = None,
         init: str | Path | None = None,
         held_out: float | None = None,
+        group: str | None = None,
         options: RunOptions = RunOptions(),  # noqa: B008 - frozen
         **typed: Any,
     ) -> TrainedRun:
@@ -74,14 +77,14 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         be left out for the package's first method: then the settings are chosen from the data, and
         `minutes` or `max_steps` cut the run; on the built-in data they are the demo's. Other
         keywords are fields of the config or of `RunOptions`, as flags are: `batch_size=64`,
-        `workers=0`.
+        `workers=0`. `views` is one of `ssl_train.domains.VIEWS`, such as "medical".
 
         `data` is what the command reads (a folder, a table, hf:NAME), or an object: a `Dataset` of
         torch, a list of paths, of PIL images or of arrays, a source; or {"train": …, "test": …} of
         these. A sample of a `Dataset` is a picture, (picture, label) or a dict with "image" and
         "label". To resume such a run, give the same data again. `held_out` is the share that is not
         trained on, of data without a test part: by default a fifth if there are labels, else
-        nothing.
+        nothing. `group` names a column of a table: pictures with the same cell stay together.
 
         Raises InputError, which names what cannot be used; see `ssl_train.run.train`.
         """
@@ -91,6 +94,8 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         recipe = _recipe_of(recipes, config)
         how = {name: typed.pop(name) for name in field_hints(RunOptions).keys() & typed.keys()}
         options, typed = replace(options, **read_fields(RunOptions, how)), read_fields(load(recipe.config), typed)
+        if views is not None:
+            typed = views_of(config if isinstance(config, TrainConfig) else recipe.preset(None), views) | typed
         asked: TrainConfig | Asked
         if config is None or isinstance(config, str):
             if init is not None:  # its architecture is taken, as by the command
@@ -103,7 +108,8 @@ def trainer(recipes: Mapping[str, Recipe]) -> Callable[..., TrainedRun]:
         else:
             raise ConfigError("a config has its epochs: minutes and max_steps are for a run without one")
         folder = Path(out or f"runs/{recipe.name}")
-        opened = trained(recipe, asked, data=data, out=folder, init=init, held_out=held_out, options=options)
+        where = {"data": data, "out": folder, "init": init, "held_out": held_out, "group": group}
+        opened = trained(recipe, asked, **where, options=options)
         if os.environ.get("RANK", "0") == "0":
             complete(opened, folder)
         return TrainedRun(folder, opened.method, recipe, data)
@@ -135,9 +141,8 @@ def evaluator(recipes: Mapping[str, Recipe]) -> Callable[..., dict[str, Any]]:
             what = "evaluate(run, data=…) takes what train returned, or the name of a run folder or of weights"
             raise InputError(f"{what}, not a {type(run).__name__}")
         args = Evaluate(weights, **read_fields(Evaluate, options))
-        opened = Opened.from_weights(
-            recipe, weights, data=data, test=test, device=args.device, max_pixels=args.max_pixels, as_trained=True
-        )
+        where = {"data": data, "test": test, "device": args.device, "group": args.group}
+        opened = Opened.from_weights(recipe, weights, **where, max_pixels=args.max_pixels, as_trained=True)
         return evaluated(opened, args)
 
     return evaluate

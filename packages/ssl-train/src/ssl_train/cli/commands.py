@@ -35,7 +35,7 @@ from ssl_train.opened import Opened
 from ssl_train.options import RunOptions
 from ssl_train.processes import process_group
 from ssl_train.report.read import SNAPSHOTS
-from ssl_train.run import resumed, run, share_of
+from ssl_train.run import resumed, run, split_of
 
 FEW = 16
 """Pictures that a figure needs to show something."""
@@ -53,13 +53,14 @@ def train(recipe: Recipe, args: verbs.Train, asked: Asked, options: RunOptions) 
     with process_group():
         # opened and built once: for the estimate, the run and its figures
         asked = resumed(recipe, asked, out)
-        share = share_of(out, args.held_out)
+        split = split_of(out, args.held_out, args.group)
         where = {"data": args.data, "init": args.init, "device": options.device, "out": out}
-        opened = Opened.to_train(recipe, asked, **where, held_out=share)
+        opened = Opened.to_train(recipe, asked, **where, **split)
         if main and not log.quiet:
             if opened.choices:
                 print(table(opened.choices))
-                kept = [] if share is None else ["--held-out", share]
+                flags = {"--held-out": split["held_out"], "--group": split["group"]}
+                kept = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
                 again = typed(program, "train", *data, *kept, "--config", out, "--out", "ANOTHER")
                 print(f"the same again: {again}\n")
             if opened.division:
@@ -129,6 +130,7 @@ def evaluate(recipe: Recipe, args: verbs.Evaluate) -> dict[str, Any]:
         args.weights,
         data=args.data,
         test=args.test,
+        group=args.group,
         device=args.device,
         max_pixels=args.max_pixels,
         as_trained=True,
@@ -151,6 +153,7 @@ def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
     from ssl_train.evaluate.evaluate import evaluate as compare_features
     from ssl_train.finetune import compare
     from ssl_train.report.page import advice
+    from ssl_train.report.read import curves_of, of_rows
 
     recipe, method, device = opened.recipe, opened.method, opened.device
     out = place_of(args)
@@ -186,6 +189,11 @@ def evaluated(opened: Opened, args: verbs.Evaluate) -> dict[str, Any]:
     result["protocol"]["split"] = how
     print(table(result))
     print(f"test data: {how}")
+    if more := of_rows(result):
+        print("", *in_columns(more), sep="\n")
+    for name, points in curves_of(result).items():
+        shown = ", ".join(f"{share:.0%} {100 * mean:.1f}" for share, mean, _ in points)
+        print(f"linear probe on a share of the labels, {name}: {shown}")
     print(*filter(None, [advice(result)]), *lines, sep="\n")
     if "finetune" in args.protocols:
         _describe_finetuned(out / FINETUNED, result)
@@ -416,6 +424,12 @@ def summary(first: dict[str, Any], last: dict[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def in_columns(rows: list[list[str]]) -> list[str]:
+    """Lines of a table, its head first; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
 
 def write_json(folder: Path, name: str, value: Any) -> None:

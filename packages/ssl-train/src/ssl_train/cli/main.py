@@ -40,6 +40,7 @@ from ssl_core.method import Recipe, Verb, load
 from ssl_train.asked import AUTO, CHOSEN, Asked
 from ssl_train.cli.config_file import read_file
 from ssl_train.cli.verbs import VERBS, Output, Train
+from ssl_train.domains import VIEWS, views_of
 from ssl_train.errors import TrainingError
 from ssl_train.options import RunOptions
 from ssl_train.stop import EXIT_REQUEUE, Interrupted
@@ -304,15 +305,16 @@ def _flags(program: str, about: str, parts: Sequence[_Part], arguments: Sequence
 
 
 FIRST = (
-    "data", "out", "preset", "epochs", "minutes", "max_steps", "batch_size", "image_size", "context", "init", "config",
+    "data", "out", "preset", "views", "epochs", "minutes", "max_steps", "batch_size", "image_size", "context", "init", "config",
     "seed", "device", "workers",
 )  # fmt: skip
 """The flags of `train` that matter first; the rest stand below them, under headings."""
 HEADINGS = {
-    "data": ("held_out", "max_pixels", "exact_decode"),
+    "data": ("held_out", "group", "max_pixels", "exact_decode"),
     "views": (
-        "in_channels", "mean", "std", "crop_pct", "crop_scale", "flip", "jitter", "jitter_p",
-        "grayscale", "grayscale_p", "blur_p", "blur_sigma", "solarize_p", "color_drop", "global_crops", "global_scale",
+        "in_channels", "mean", "std", "crop_pct", "crop_scale", "flip", "turn", "jitter", "jitter_p",
+        "grayscale", "grayscale_p", "blur_p", "blur_sigma", "solarize_p", "gamma", "noise",
+        "band_drop_p", "stain", "color_drop", "global_crops", "global_scale",
         "local_crops", "local_size", "local_scale", "puzzle_size", "tile_size",
     ),
     "network": (
@@ -431,10 +433,10 @@ def bounds_in_words(*hints: Any) -> str:
 def defaults(recipe: Recipe, arguments: list[str], *, built_in: bool = True) -> Asked:
     """What flags start from: the preset, then the architecture of --init, then the --config file.
     Without a name the preset is `demo` for the built-in data, if `built_in`, else the paper's."""
-    known, _ = _peek(arguments, "--preset", "--config", "--init", "--data")
+    known, _ = _peek(arguments, "--preset", "--config", "--init", "--data", "--views")
     named = None if known["preset"] == AUTO else known["preset"]
     base = recipe.preset(named, built_in=built_in and known["data"] is None)
-    typed: dict[str, Any] = {}
+    typed = views_of(base, known["views"]) if known["views"] in VIEWS else {}
     if known["init"] is not None:
         method = load(recipe.method).sketched(known["init"])
         stored = to_dict(method.config)

@@ -24,6 +24,11 @@ class Train(Checked):
     held_out: Rate | None = None
     """share of the data that is never trained on, for `evaluate`, if they have no test part; by
     default a fifth (0.2) if there are labels, else nothing"""
+    group: str | None = None
+    """column of a CSV, such as patient: pictures with the same cell are all trained on, or all held
+    out"""
+    views: Literal["natural", "medical", "satellite", "microscopy"] | None = None
+    """what the pictures are: sets the flags of their views, each of which may be given besides"""
     preset: str | None = None
     """a named recipe, fitted to the data where it could not run on them; `auto` chooses from the
     data and the machine, the default with --data; `demo` without"""
@@ -49,9 +54,13 @@ class Evaluate(Checked):
     """labelled data; the test part is test/, or what the run held out of these data, or a fifth"""
     test: str | None = None
     """labelled test data, when it is somewhere else"""
-    protocols: tuple[Literal["knn", "linear", "fewshot", "finetune"], ...] = ("knn", "linear", "fewshot")
-    """what to measure; finetune trains the whole network, and the same one from scratch beside
-    it, and writes the former to finetuned/ for `predict`"""
+    group: str | None = None
+    """column of a CSV, such as patient, whose equal cells stay together in every split; the run's
+    by default"""
+    protocols: tuple[Literal["knn", "linear", "fewshot", "curve", "finetune"], ...] = ("knn", "linear", "fewshot")
+    """what to measure; curve is the linear probe on 1, 5, 10 and 100 % of the labels; finetune
+    trains the whole network, and the same one from scratch beside it, and writes the former to
+    finetuned/ for `predict`"""
     shots: tuple[Count, ...] | None = None
     """labels per class of the few-shot protocol; 5 by default, or what the smallest class has"""
     finetune_epochs: Positive | None = None

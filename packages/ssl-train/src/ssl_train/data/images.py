@@ -65,6 +65,8 @@ class ImageFiles:
 
     max_pixels, exact_decode = MAX_PIXELS, False
     """`open_images` and `Opened` set them from the config"""
+    table: Path | None = None
+    """the .csv that lists them"""
 
     def __init__(
         self,

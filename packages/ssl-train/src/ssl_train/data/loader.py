@@ -123,7 +123,7 @@ class _Samples(Dataset):
                 index = int(substitutes.integers(len(self.source)))
         sample["index"] = torch.tensor(index)
         if self.source.labels is not None:
-            sample["label"] = torch.tensor(int(self.source.labels[index]))
+            sample["label"] = torch.as_tensor(self.source.labels[index])
         self._mark(-1)
         return {"sample": sample, "bad": bad, "blank": blank}
 

@@ -123,6 +123,31 @@ def number_labels(words: Sequence[str]) -> tuple[np.ndarray | None, list[str] | 
     return np.array([number.get(word, -1) for word in words], dtype=np.int64), classes
 
 
+def findings(words: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """(int64 (n, c) of 0, 1 and -1 for not known, names) of cells that name several findings,
+    "a|b". "" is not known at all; "|" has none of them."""
+    named = [[part.strip() for part in word.split("|") if part.strip()] for word in words]
+    names = sorted({part for parts in named for part in parts})
+    place = {name: i for i, name in enumerate(names)}
+    found = np.full((len(words), len(names)), -1, np.int64)
+    for row, word, parts in zip(found, words, named, strict=True):
+        row[:] = 0 if word else -1
+        row[[place[part] for part in parts]] = 1
+    return found, names
+
+
+def marked(cells: Iterable[str], name: str) -> list[int]:
+    """1 or 0 of each cell of a column that marks a finding; -1 for what is not known ("" or
+    -1)."""
+    values = {"1": 1, "0": 0, "": -1, "-1": -1}
+    listed = [cell.strip().removesuffix(".0") for cell in cells]
+    for row, cell in enumerate(listed, 2):
+        if cell not in values:
+            what = f"row {row} of column {name!r} holds {cell[:30]!r}: a column of a finding holds 1, 0, or nothing"
+            raise DataError(f"{what} where it is not known")
+    return [values[cell] for cell in listed]
+
+
 def hf_options(data: str) -> tuple[str, dict[str, str]]:
     """(name, options) of "name?config=…&image=…&label=…&text=…", as it stands after "hf:".
 

@@ -1,5 +1,5 @@
-"""Operations on the pixels of one image (c, h, w), uint8 or uint16. Their parameters are given, not
-drawn.
+"""Operations on the pixels of one image (c, h, w): uint8, uint16, or floats in [0, 1], which are
+taken as 24-bit levels. Their parameters are given, not drawn.
 
 They give the results of torchvision and Pillow within one grey level of 255 on average, and mostly
 to the bit: like theirs, a blend `f x + (1 - f) y` is cut off to whole levels. `chain` works on
@@ -14,10 +14,11 @@ its side is the sign of G - B. This needs no branches and no sorting.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,12 +28,17 @@ from ssl_core.pixels import top
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 
-Operation = Literal["brightness", "contrast", "saturation", "hue", "gamma", "grayscale", "blur", "solarize"]
+STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+"""Optical density in R, G and B of haematoxylin, eosin and DAB (Ruifrok & Johnston 2001)."""
+
+Operation = Literal[
+    "brightness", "contrast", "saturation", "hue", "gamma", "grayscale", "blur", "solarize", "stain", "noise"
+]
+Step = tuple[Operation, float | tuple[float, ...]]
 
 
-def chain(image: Tensor, steps: Iterable[tuple[Operation, float]]) -> Tensor:
-    """`image` (c, h, w), uint8 or uint16, after each (operation, parameter) of `steps`: the same
-    type, contiguous.
+def chain(image: Tensor, steps: Iterable[Step]) -> Tensor:
+    """`image` (c, h, w) after each (operation, parameter) of `steps`: the same type, contiguous.
 
     - brightness f: pixels times f; 0 is black, 1 the image;
     - contrast f: blended with the mean grey level of an RGB image, else of each band; 0 is flat;
@@ -41,14 +47,20 @@ def chain(image: Tensor, steps: Iterable[tuple[Operation, float]]) -> Tensor:
     - gamma p: top (x / top)^p with top = 255 or 65535;
     - grayscale: the luma of RGB in all three channels; of other bands, their mean in all of them;
     - blur σ: Gaussian of σ pixels, cut off at 3 σ, mirrored at the borders;
-    - solarize t: pixels of at least t of the range inverted; at 0.5, x from 128 on becomes 255 - x.
+    - solarize t: pixels of at least t of the range inverted; at 0.5, x from 128 on becomes 255 - x;
+    - stain (a1, a2, a3, b1, b2, b3): the optical density of each of STAINS times a, plus b;
+    - noise (σ, seed): normal noise of σ of the range, from a generator of that seed.
 
-    Raises DataError if saturation or hue meets an image of other than 3 channels.
+    Raises DataError if saturation, hue or stain meets an image of other than 3 channels.
     """
+    floats = image.is_floating_point()
+    levels = 2**24 - 1 if floats else top(image)
     planes = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    if floats:
+        planes.clamp_(0, 1).mul_(levels).round_()
     for name, value in steps:
-        planes = _OPERATIONS[name](planes, value, top(image))
-    return planes.to(image.dtype)
+        planes = _OPERATIONS[name](planes, value, levels)
+    return (planes.div_(levels) if floats else planes).to(image.dtype)
 
 
 # Each takes planes (c, h, w), float32 with whole numbers in [0, top], and returns such planes.
@@ -97,6 +109,22 @@ def _grayscale(planes: Tensor, _: float, top: int) -> Tensor:
 
 def _solarize(planes: Tensor, threshold: float, top: int) -> Tensor:
     return torch.where(planes < threshold * (top + 1), planes, top - planes)
+
+
+def _stain(planes: Tensor, value: tuple[float, ...], top: int) -> Tensor:
+    need_rgb(len(planes), "stain")
+    stains = np.array(STAINS)  # stain x channel
+    # density = amounts @ stains: new density = density @ inverse @ scaled stains + shift @ stains
+    scaled = torch.from_numpy(np.linalg.inv(stains) @ np.diag(value[:3]) @ stains).float()
+    shift = torch.from_numpy(np.array(value[3:]) @ stains).float()
+    density = planes.clamp(min=0.5).div_(top).log_().neg_()
+    changed = torch.einsum("chw,cd->dhw", density, scaled) + shift[:, None, None]
+    return changed.neg_().exp_().mul_(top).clamp_(0, top).round_()
+
+
+def _noise(planes: Tensor, value: tuple[float, ...], top: int) -> Tensor:
+    drawn = np.random.default_rng(int(value[1])).standard_normal(planes.shape, dtype=np.float32)
+    return planes.add_(torch.from_numpy(drawn), alpha=value[0] * top).clamp_(0, top).round_()
 
 
 def _blur(planes: Tensor, sigma: float, top: int) -> Tensor:
@@ -153,7 +181,8 @@ def need_rgb(channels: int, name: str) -> None:
         )
 
 
-_OPERATIONS = {
+_OPERATIONS: dict[str, Callable[[Tensor, Any, int], Tensor]] = {
     **{"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue},
     **{"gamma": _gamma, "grayscale": _grayscale, "blur": _blur, "solarize": _solarize},
+    **{"stain": _stain, "noise": _noise},
 }

@@ -16,7 +16,7 @@ import numpy as np
 from ssl_core.errors import DataError, NoTestSplit
 from ssl_train.data.files import class_names, open_file, split_folder, walk
 from ssl_train.data.images import ImageArray, ImageFiles
-from ssl_train.data.names import contained, near, number_labels, read_table
+from ssl_train.data.names import contained, findings, marked, near, number_labels, read_table
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _KINDS = (
@@ -27,12 +27,13 @@ _KINDS = (
 
 class Source(Protocol):
     """What the loader and the evaluation read. `labels` is int64 (n,) with -1 for no label, or
-    None.
+    None; of findings, of which a sample may have several, (n, c) of 0, 1 and -1 for not known.
 
-    It may have more: `undivided`, true if there is no test part, so that one may be held out of it;
-    `content(index) -> bytes`, which is the same for copies; `part(indices)`, some of its samples
-    with all that the source knows of them; `encoded(index)`, as `load` but with an image that may
-    not be decoded yet, for views that begin with their crops.
+    It may have more: `groups` (n,), equal for samples that belong together; `undivided`, true if
+    there is no test part, so that one may be held out of it; `content(index) -> bytes`, which is
+    the same for copies; `part(indices)`, some of its samples with all that the source knows of
+    them; `encoded(index)`, as `load` but with an image that may not be decoded yet, for views that
+    begin with their crops.
     """
 
     @property
@@ -72,7 +73,9 @@ def open_source(
     - "photos": crops of real photographs (`ssl_train.data.photos`), 4,000 and 1,000;
     - a folder: all images in it, labelled by the first sub-folder if there are two or more; if it
       holds `train` and `test` (or another name in `files.SPLITS`), these are the splits;
-    - a .csv or .tsv file with the header `path,label` or `path`; paths start at its own folder;
+    - a .csv or .tsv file with the header `path,label` or `path`; paths start at its own folder. A
+      cell "a|b" has two labels. "table.csv?label=NAME" takes another column, and
+      "table.csv?label=A,B" a column for each finding, of 1, 0 or nothing where it is not known;
     - an .npz file with uint8 or uint16 `images` (n, h, w, c) or (n, h, w), and perhaps integer
       `labels` (n,);
     - "torchvision:CIFAR10", from the folder in TORCHVISION_DATA, else from `data`;
@@ -97,7 +100,7 @@ def open_source(
 
         open_kind = libraries.open_torchvision if kind == "torchvision" else libraries.open_hf
         return open_kind(rest, channels, split)
-    path = Path(text).expanduser()
+    path, label = table_of(text)
     if path.is_dir():
         return _open_folder(path, channels, split)
     if not path.exists():
@@ -105,7 +108,7 @@ def open_source(
     if split == "test":
         raise NoTestSplit(f"{path} has no test split: name the test data's own file")
     if path.suffix.lower() in (".csv", ".tsv"):
-        return _open_csv(path, channels)
+        return _open_csv(path, channels, label)
     if path.suffix.lower() == ".npz":
         return _open_npz(path, channels)
     raise DataError(f"cannot read {path} as a data set. Give {_KINDS}")
@@ -174,7 +177,26 @@ def _open_folder(folder: Path, channels: int, split: str) -> ImageFiles:
     return parts[split]
 
 
-def _open_csv(file: Path, channels: int) -> ImageFiles:
+def table_of(data: str | os.PathLike[str]) -> tuple[Path, str]:
+    """(path, columns of labels) of "table.csv?label=A,B"; other data have no such columns."""
+    path, label = Path(data).expanduser(), ""
+    name, mark, option = str(path).partition("?label=")
+    return (Path(name), option) if mark and not path.exists() else (path, label)
+
+
+def column(source: Any, name: str) -> list[str]:
+    """The cells of a column of the table that `source` was opened from. Raises DataError, which
+    offers those that there are."""
+    table = getattr(source, "table", None)
+    if table is None:
+        raise DataError(f"these data have no column {name!r}: give a .csv with the columns path and {name}")
+    columns, rows = read_table(table, strict=False)
+    if name.lower() not in columns:
+        raise DataError(f"{table} has no column {name!r}, only {columns}.{near(name.lower(), columns)}")
+    return [row[name.lower()].strip() for _, row in rows]
+
+
+def _open_csv(file: Path, channels: int, label: str = "") -> ImageFiles:
     columns, rows = read_table(file, strict=False)
     if "path" not in columns:
         what = f"{file}: the first row is {','.join(columns)[:80]!r}: write the header 'path,label' or 'path' there"
@@ -183,7 +205,17 @@ def _open_csv(file: Path, channels: int) -> ImageFiles:
     if not table:
         raise DataError(f"{file} has no row below its header")
     paths, words = zip(*table, strict=True)
-    return ImageFiles(file.parent, paths, channels, *number_labels(words))
+    source = ImageFiles(file.parent, paths, channels)
+    source.table = file
+    names = [name.strip() for name in label.split(",") if name.strip()]
+    if len(names) > 1:
+        source.labels = np.array([marked(column(source, name), name) for name in names], dtype=np.int64).T.copy()
+        source.classes = names
+        return source
+    words = column(source, names[0]) if names else words
+    several = any("|" in word for word in words)
+    source.labels, source.classes = findings(words) if several else number_labels(words)
+    return source
 
 
 def _open_npz(file: Path, channels: int) -> ImageArray:

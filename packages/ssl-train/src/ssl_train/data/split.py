@@ -16,7 +16,7 @@ import numpy as np
 from ssl_core.errors import BadSample
 from ssl_core.hub.checkpoint import checkpoint_of
 from ssl_train.data.names import digest
-from ssl_train.data.sources import Source
+from ssl_train.data.sources import Source, column
 
 By = Literal["content", "name"]
 
@@ -35,6 +35,8 @@ class Subset:
         self.source, self.indices = source, indices
         self.classes = source.classes
         self.labels = None if source.labels is None else source.labels[indices]
+        groups = getattr(source, "groups", None)
+        self.groups = None if groups is None else groups[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -82,6 +84,19 @@ def keys_of(source: Any, by: By) -> np.ndarray:
     return np.fromiter(map(key, range(len(source))), np.uint64, len(source))
 
 
+def groups_of(source: Any, name: str) -> np.ndarray:
+    """A hash of each sample's cell in the column `name`, uint64 (n,); a sample whose cell is empty
+    is a group of its own. Raises DataError."""
+    cells = [cell or f"\0{source.name(index)}" for index, cell in enumerate(column(source, name))]
+    hashes = (hashlib.sha256(cell.encode(errors="surrogateescape")).digest()[:8] for cell in cells)
+    return np.array([int.from_bytes(digits, "big") for digits in hashes], np.uint64)
+
+
+def kinds_of(labels: np.ndarray) -> np.ndarray:
+    """Labels (n,) by which samples are divided; those with findings (n, c) are all of one kind."""
+    return labels if labels.ndim == 1 else np.where((labels >= 0).any(axis=1), 0, -1)
+
+
 def held_out(keys: np.ndarray, share: float, labels: np.ndarray | None = None) -> np.ndarray:
     """Which samples are held out, bool (n,): those whose keys are in the first `share` of all
     possible keys.
@@ -90,7 +105,7 @@ def held_out(keys: np.ndarray, share: float, labels: np.ndarray | None = None) -
     There are three exceptions. Each class keeps a sample for training. A class of 1 / `share`
     different samples or more has one held out. If any class has two, the whole has one held out.
     """
-    kinds = np.zeros(len(keys), np.int64) if labels is None or not (labels >= 0).any() else labels
+    kinds = np.zeros(len(keys), np.int64) if labels is None or not (labels >= 0).any() else kinds_of(labels)
     drawn = np.isin(keys, keys[kinds >= 0])
     below = keys / 2.0**64 < share
     if not share or not len(keys):
@@ -123,6 +138,8 @@ class Trained(NamedTuple):
     """weights that it started from, if what they have seen is not among the keys"""
     data: str = ""
     """name of its training data"""
+    group: str | None = None
+    """column by whose cells they were divided; the keys have hashes of those too"""
 
     def knows(self, keys: np.ndarray) -> bool:
         """Whether these are the keys of the run's data, to which some may have been added."""
@@ -147,7 +164,8 @@ class Division(NamedTuple):
 def divide(whole: Any, share: float | None, run: Trained | None) -> Division:
     """Hold out a share of `whole`: as asked, else what the `run` held out, if these are its data.
 
-    For a new run, without `run`, it is a fifth if there are labels or captions.
+    Samples of one of `whole.groups`, where it has them, stay together. For a new run, without
+    `run`, it is a fifth if there are labels or captions.
     """
     by = told_by(whole) if run is None or run.keys is None else run.by
     keys = keys_of(whole, by)
@@ -155,15 +173,17 @@ def divide(whole: Any, share: float | None, run: Trained | None) -> Division:
         share = (run.held_out or 0.0) if run.knows(keys) else 0.0
     elif share is None:
         share = FIFTH if hasattr(whole, "texts") or has_labels(whole) else 0.0
-    held = held_out(keys, share, whole.labels)
+    groups = getattr(whole, "groups", None)
+    together = keys if groups is None else groups
+    held = held_out(together, share, whole.labels)
     if run is not None and run.keys is not None:
-        held &= ~np.isin(keys, run.keys)  # an exception for a small class that has grown since
+        held &= ~np.isin(together, run.keys)  # an exception for a small class that has grown since
     if not held.any():
         why = "so evaluations are of what was trained on; --held-out 0.2 changes it"
-        why = "for no class has two different samples" if share else why
+        why = f"for no class has two different {'samples' if groups is None else 'groups'}" if share else why
         return Division(share, by, f"held out: nothing, {why}", {"train": whole}, {"train": keys})
     parts = {"train": taken(whole, ~held), "test": taken(whole, held)}
-    words = f"held out: {len(parts['test']):,} of {len(whole):,} samples, by a hash of their {by}"
+    words = f"held out: {len(parts['test']):,} of {len(whole):,} samples, by a hash of their {by if groups is None else 'group'}"
     return Division(
         share, by, f"{words}; --held-out 0 trains on all", parts, {"train": keys[~held], "test": keys[held]}
     )
@@ -184,6 +204,6 @@ def trained_on(weights: str | Path) -> Trained:
         keys = np.fromfile(run / SEEN, np.uint64) if (run / SEEN).exists() else None
         split = stored["split"]
         facts = stored["held_out"], split["by"], keys, split["start"], str(stored["data"])
-        return Trained(stored["data_fingerprint"], *facts)
+        return Trained(stored["data_fingerprint"], *facts, split.get("group"))
     except (OSError, ValueError, LookupError, TypeError):  # a Hub id, a file, a damaged record: not known
         return Trained()

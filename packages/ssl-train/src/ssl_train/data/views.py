@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ssl_core.pixels import moved, top
 from ssl_train.data.images import Encoded
-from ssl_train.data.operations import Operation, chain, need_rgb
+from ssl_train.data.operations import Operation, Step, chain, need_rgb
 
 Jitter = tuple[float, float, float, float]
-Steps = tuple[tuple[Operation, float], ...]
+Steps = tuple[Step, ...]
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -33,7 +33,8 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     if image.dtype == torch.uint16:  # torch has no kernel of its own for it
         planes = F.interpolate(image[None].float(), (height, width), mode="bicubic", antialias=True)[0]
         return planes.round_().clamp_(0, top(image)).to(torch.uint16)
-    return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
+    resized = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
+    return resized.clamp_(0, 1) if image.is_floating_point() else resized  # bicubic weights overshoot
 
 
 def crop_box(
@@ -81,6 +82,14 @@ def random_resized_crop(
 def random_flip(image: Tensor, rng: np.random.Generator, p: float = 0.5) -> Tensor:
     """Mirrored left to right with probability `p`."""
     return moved(image, lambda pixels: pixels.flip(-1)) if rng.random() < p else image
+
+
+def random_turn(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """One of the symmetries of the picture, equally often: eight of a square, four of another
+    rectangle."""
+    mirror, turns = bool(rng.integers(2)), int(rng.integers(4))
+    turns = turns if image.shape[-2] == image.shape[-1] else 2 * (turns // 2)
+    return moved(image, lambda pixels: torch.rot90(pixels.flip(-1) if mirror else pixels, turns, (-2, -1)))
 
 
 def color_jitter(
@@ -139,7 +148,8 @@ class Augment:
     """One random view: `augment(image, rng)`, uint8 or uint16 (c, h, w) -> the same type (c,
     *size).
 
-    In this order: a resized crop, mirroring, colour jitter, gamma, grey, blur, solarize, band drop.
+    In this order: a resized crop, mirroring, stain, colour jitter, gamma, grey, blur, solarize,
+    noise, band drop.
     All that is random is drawn first (`draw`), always as many numbers, and then done (`apply`): two
     views of an image are two calls. The fields' defaults change nothing but crop and mirror. Raises
     ValueError for a quarter turn of another size than a square, DataError where saturation or hue
@@ -170,6 +180,10 @@ class Augment:
     solarize_p: float = 0.0
     band_drop_p: float = 0.0
     """of each band; one is always left"""
+    stain: float = 0.0
+    """largest change of the optical density of each stain, as a factor and added; needs RGB"""
+    noise: float = 0.0
+    """largest standard deviation of the noise, as a share of the range"""
 
     def __post_init__(self) -> None:
         if self.rotate90 and self.size[0] != self.size[1]:
@@ -184,6 +198,8 @@ class Augment:
         for strength, name in zip(self.jitter[2:], ("saturation", "hue"), strict=True):
             if strength > 0:
                 need_rgb(channels, name)
+        if self.stain:
+            need_rgb(channels, "stain")
 
     def draw(self, rng: np.random.Generator, channels: int, height: int, width: int) -> Drawn:
         """All random choices for an image of this shape."""
@@ -194,12 +210,18 @@ class Augment:
         jitter, sigma = draw_jitter(rng, self.jitter), rng.uniform(*self.blur_sigma)
         power = rng.uniform(*self.gamma or (1.0, 1.0))
         dropped = np.flatnonzero(rng.random(channels) < self.band_drop_p)
+        # only where they are used, so that other views are what they were before there were these
+        changes = rng.uniform(-self.stain, self.stain, 6) if self.stain else np.zeros(6)
+        stain = (*(1 + changes[:3]).tolist(), *changes[3:].tolist())
+        noise = (rng.uniform(0, self.noise), float(rng.integers(2**53))) if self.noise else (0.0, 0.0)
         chosen: list[tuple[bool, Steps]] = [
+            (self.stain > 0, (("stain", stain),)),
             (jittered < self.jitter_p, jitter),
             (self.gamma is not None, (("gamma", power),)),
             (grey < self.grayscale_p, (("grayscale", 1.0),)),
             (blurred < self.blur_p, (("blur", sigma),)),
             (solarized < self.solarize_p, (("solarize", 0.5),)),
+            (self.noise > 0, (("noise", noise),)),
         ]
         return Drawn(
             box=box,
@@ -231,26 +253,12 @@ def natural(size: tuple[int, int], strength: float = 1.0) -> Augment:
     return Augment(size=size, jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s), grayscale_p=0.2, blur_p=0.5)
 
 
-def medical(size: tuple[int, int]) -> Augment:
-    """Radiographs and other grey images: large crops, light brightness, contrast and gamma, any
-    number of channels.
-
-    No mirroring, which swaps the sides of a body, no blur, which removes what a finding is made of,
-    and no colour.
-    """
-    return Augment(size=size, scale=(0.5, 1.0), flip=False, jitter=(0.2, 0.2, 0.0, 0.0), gamma=(0.8, 1.25))
-
-
-def satellite(size: tuple[int, int]) -> Augment:
-    """Images from above, of any number of bands: all eight turns and mirrorings, no saturation and
-    hue, bands left out."""
-    return Augment(
-        size=size, scale=(0.2, 1.0), vertical_flip=True, rotate90=True, jitter=(0.4, 0.4, 0.0, 0.0),
-        grayscale_p=0.2, blur_p=0.5, band_drop_p=0.1,
-    )  # fmt: skip
-
-
-PRESETS = {"natural": natural, "medical": medical, "satellite": satellite}
+def of_domain(config: Any) -> dict[str, Any]:
+    """The fields of an `Augment` that `turn`, `gamma`, `noise`, `band_drop_p` and `stain` of a
+    method's config set."""
+    height, width = config.size
+    turned = {"vertical_flip": config.turn, "rotate90": config.turn and height == width}
+    return turned | {name: getattr(config, name) for name in ("gamma", "noise", "band_drop_p", "stain")}
 
 
 @dataclass(frozen=True)

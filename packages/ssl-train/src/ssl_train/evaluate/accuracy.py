@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +25,60 @@ def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
     return (hits / count).mean().item()
 
 
+def macro_f1(predicted: Tensor, labels: Tensor) -> float:
+    """2 hits / (predicted + true) of each class in `labels` (n,) or `predicted` (n,), averaged."""
+    correct = _correct(predicted, labels)
+    classes, which = torch.unique(torch.cat([labels, predicted]), return_inverse=True)
+    both = torch.bincount(which, minlength=len(classes))
+    hits = torch.bincount(which[: len(labels)][correct], minlength=len(classes))
+    return (2 * hits.double() / both).mean().item()
+
+
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share of n > 0 samples (Wilson 1927)."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered(correct: Tensor, groups: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of `correct` (n,), whose samples of one group are not independent:
+    Wilson's, of as many samples as would have the same standard error, and of no more than n."""
+    hits = correct.double().cpu().numpy()
+    sums = np.bincount(np.unique(groups, return_inverse=True)[1], hits - hits.mean())
+    variance = float(sums @ sums) / len(hits) ** 2
+    share = float(hits.mean())
+    return wilson(share, min(len(hits), share * (1 - share) / variance) if variance else len(sums))
+
+
+def interval_of(row: Mapping[str, Any], key: str, tested: int) -> tuple[float, float] | None:
+    """The interval of a figure of a row of evaluation.json: its own, else Wilson's of `tested`
+    samples; None where these are not known."""
+    own = row.get("intervals", {}).get(key)
+    return tuple(own) if own else wilson(row[key], tested) if tested else None
+
+
+@lru_cache(maxsize=1024)
+def student_t(freedom: int, level: float = 0.95) -> float:
+    """The t with P(|T| <= t) = level, for `freedom` >= 1 degrees of freedom: 2.262 for 9.
+
+    By bisection on the closed form for whole degrees (Abramowitz & Stegun 26.7.3 and 26.7.4).
+    """
+    low, high = 0.0, math.pi / 2  # the angle atan(t / sqrt(freedom))
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _central_mass(middle, freedom) < level else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _central_mass(angle: float, freedom: int) -> float:
+    cosine, odd = math.cos(angle), freedom % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for i in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine**2 * i / (i + 1)
+    mass = math.sin(angle) * total
+    return 2 / math.pi * (angle + mass) if odd else mass
 
 
 def _correct(predicted: Tensor, labels: Tensor) -> Tensor:

@@ -5,22 +5,48 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_train.errors import EvaluationError
-from ssl_train.evaluate.accuracy import mean_per_class, top1, wilson
+from ssl_train.evaluate.accuracy import clustered, interval_of, macro_f1, mean_per_class, top1
+from ssl_train.evaluate.curve import DRAWS, SHARES, curve
 from ssl_train.evaluate.features import Encode, Features, extract_each
 from ssl_train.evaluate.fewshot import HEADS, C, draw, fewshot, shots_for
+from ssl_train.evaluate.findings import knn_scores, linear_scores, rank
 from ssl_train.evaluate.knn import HEADLINE, TEMPERATURE, knn
-from ssl_train.evaluate.linear import FOLDS, GRID, linear_probe
+from ssl_train.evaluate.linear import COARSE, FOLDS, GRID, fitted, scored
 
 Pair = tuple[Features, Features]  # of the training data, of the test data
-Data = tuple[Tensor, Tensor, Tensor, Tensor]  # training features, labels, test features, labels
 
-PROTOCOLS = ("knn", "linear", "fewshot")
+
+class Data(NamedTuple):
+    """What a protocol reads of an encoder."""
+
+    x: Tensor
+    """training features (n, d)"""
+    y: Tensor
+    """labels (n,), or findings (n, c)"""
+    queries: Tensor
+    """test features (m, d)"""
+    truth: Tensor
+    """labels (m,), or findings (m, c)"""
+    groups: np.ndarray | None
+    """of the training samples (n,)"""
+    test_groups: np.ndarray | None
+    """of the test samples (m,)"""
+    names: list[str]
+    """of the classes or findings"""
+
+
+PROTOCOLS = ("knn", "linear", "fewshot", "curve")
+USUAL = PROTOCOLS[:3]
+RANKED = 20
+"""Up to so many classes each has an AUROC of its own."""
 LINEAR_SEED = 0
 COLUMNS = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tune"}  # few-shot has one for each n
 
@@ -34,7 +60,7 @@ def evaluate(
     train: Any,
     test: Any,
     transform: Any,
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: Sequence[str] = USUAL,
     shots: Sequence[int] | None = None,
     *,
     data: str,
@@ -55,6 +81,10 @@ def evaluate(
     came about. Samples without a label are left out and counted. Raises EvaluationError when train
     and test are the same, when their classes differ and where a protocol does, ValueError when rows
     are not of the same samples.
+
+    Of findings, headline figures are mean AUROC, "fewshot" is left out, as no number of samples a
+    class can be drawn, and `curve` takes its place. Samples with `groups` are held out and drawn
+    together, and intervals count them so.
     """
     if not encoders or shots == () or not protocols or not set(protocols) <= set(PROTOCOLS):
         what = f"evaluate needs encoders, shots and protocols out of {', '.join(PROTOCOLS)}, got"
@@ -63,13 +93,15 @@ def evaluate(
     options = dict(batch_size=batch_size, device=device, precision=precision, workers=workers, progress=progress)
     pairs = _extracted(encoders, train, test, transform, options)
     labels = _same_labels(pairs)
-    shots = shots or (shots_for(labels),)
+    if labels.ndim == 2:
+        protocols = list(dict.fromkeys("curve" if protocol == "fewshot" else protocol for protocol in protocols))
+    shots = shots or (shots_for(labels) if labels.ndim == 1 else 0,)
     seconds = round(time.perf_counter() - start, 3)
     first, second = next(iter(pairs.values()))
     facts = {
         "train": _facts(first, train),
         "test": _facts(second, test),
-        "classes": len(torch.unique(labels)),
+        **({"classes": len(torch.unique(labels))} if labels.ndim == 1 else {"findings": labels.shape[1]}),
         "precision": precision,  # of the network that gave the features
         "seconds": seconds,  # reading the data and encoding it, all encoders together
         **_settings(protocols, labels, shots, seeds),
@@ -78,13 +110,16 @@ def evaluate(
     heads = torch.device("cpu" if torch.device(device).type == "mps" else device)
     rows = []
     for name, (a, b) in pairs.items():
-        x, y, queries, truth = (part.to(heads) for part in (*a.labelled(), *b.labelled()))
-        rows.append({"features": name, **_row((x, y, queries, truth), protocols, shots, seeds)})
+        parts = [part.to(heads) for part in (*a.labelled(), *b.labelled())]
+        groups = a.labelled_groups(), b.labelled_groups()
+        names = list(a.classes or map(str, range(int(labels.max()) + 1)))
+        rows.append({"features": name, **_row(Data(*parts, *groups, names), protocols, shots, seeds)})
     return {"data": data, "protocol": facts, "rows": rows}
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result of `evaluate` as plain text: top-1 in percent, and what it was measured on.
+    """The result of `evaluate` as plain text: top-1, or mean AUROC, in percent, and what it was
+    measured on.
 
     Rows may have a `finetune` figure besides, and lack any other.
     """
@@ -100,7 +135,8 @@ def table(result: Mapping[str, Any]) -> str:
     notes += [f"k = {protocol['knn']['k']}"] if "knn" in protocol else []
     notes += ["95 % intervals"] if tested else []
     notes += [f"± over {len(protocol['fewshot']['seeds'])} draws"] if shots else []
-    text.append(f"top-1 in % on {result['data']}" + (f": {', '.join(notes)}" if notes else ""))
+    metric = f"mean AUROC of {protocol['findings']} findings" if "findings" in protocol else "top-1"
+    text.append(f"{metric} in % on {result['data']}" + (f": {', '.join(notes)}" if notes else ""))
     for part in ("train", "test"):
         left_out = {key: protocol.get(part, {}).get(key, 0) for key in ("skipped", "unlabelled")}
         if any(left_out.values()):
@@ -113,8 +149,8 @@ def _cells(row: Mapping[str, Any], head: Sequence[str], shots: int, tested: int)
     cells = [row["features"]]
     for key in (key for key, title in COLUMNS.items() if title in head):
         cell = f"{100 * row[key]:.1f}" if key in row else "-"
-        if key in row and tested:
-            cell += " ({:.1f}–{:.1f})".format(*(100 * end for end in wilson(row[key], tested)))
+        if key in row and (ends := interval_of(row, key, tested)):
+            cell += " ({:.1f}–{:.1f})".format(*(100 * end for end in ends))
         cells.append(cell)
     if "fewshot" not in row:
         return cells + ["-"] * shots
@@ -161,7 +197,10 @@ def _same_labels(pairs: Mapping[str, Pair]) -> Tensor:
     """Labels (n,) of the training samples. ValueError where rows would not be comparable."""
     name, (train, test) = next(iter(pairs.items()))
     labels, truth = train.labelled()[1], test.labelled()[1]
-    check_classes(train.classes, test.classes, labels.tolist(), truth.tolist())
+    if labels.shape[1:] != truth.shape[1:]:
+        raise EvaluationError("train has one label a sample and test several, or other findings: give both alike")
+    seen = ((), ()) if labels.ndim == 2 else (labels.tolist(), truth.tolist())
+    check_classes(train.classes, test.classes, *seen)
     for other, (a, b) in pairs.items():
         if not torch.equal(a.labelled()[1], labels) or not torch.equal(b.labelled()[1], truth):
             raise ValueError(f"features {other!r} and {name!r} have other labels: compare features of the same samples")
@@ -176,10 +215,12 @@ def _facts(features: Features, source: Any) -> dict[str, Any]:
 
 def _settings(protocols: Sequence[str], labels: Tensor, shots: Sequence[int], seeds: int) -> dict[str, Any]:
     """How each protocol was run, the same for every encoder; for few-shot the rows drawn."""
+    grid = GRID if labels.ndim == 1 else COARSE  # of findings each has a probe
     settings = {
         "knn": {"head": "votes exp(cosine / T) of the k nearest", "k": min(HEADLINE, len(labels)), "T": TEMPERATURE},
-        "linear": {"head": LINEAR_HEAD, "grid": list(GRID), "folds": FOLDS, "seed": LINEAR_SEED},
+        "linear": {"head": LINEAR_HEAD, "grid": list(grid), "folds": FOLDS, "seed": LINEAR_SEED},
         "fewshot": {"head": FEWSHOT_HEAD, "C": C, "shots": list(shots), "seeds": list(range(seeds))},
+        "curve": {"head": LINEAR_HEAD, "grid": list(COARSE), "shares": list(SHARES), "draws": DRAWS},
     }
     settings["fewshot"]["interval"] = "half width, 95 %, Student's t"
     if "fewshot" in protocols:
@@ -192,34 +233,85 @@ def _settings(protocols: Sequence[str], labels: Tensor, shots: Sequence[int], se
 def _row(data: Data, protocols: Sequence[str], shots: Sequence[int], seeds: int) -> dict[str, Any]:
     row: dict[str, Any] = {}
     details: dict[str, Any] = {"dim": data[0].shape[1]}
-    seconds = {}
+    seconds, ends = {}, {}
     for protocol in protocols:
         start = time.perf_counter()
         if protocol == "knn":
-            row["knn"], details["knn"] = _knn(data)
+            row["knn"], details["knn"], ends["knn"] = _knn(data)
         elif protocol == "linear":
-            details["linear"] = asdict(linear_probe(*data, seed=LINEAR_SEED))
-            row["linear"] = details["linear"]["top1"]
+            row["linear"], details["linear"], ends["linear"] = _linear(data)
+        elif protocol == "curve":
+            some = partial(_share, data)
+            details["curve"] = curve(some, data.y, data.groups, whole=row.get("linear"))
         else:
             row["fewshot"], details["fewshot"] = _fewshot(data, shots, seeds)
         seconds[protocol] = round(time.perf_counter() - start, 3)
-    return {**row, "details": details, "seconds": seconds}
+    own = {key: list(pair) for key, pair in ends.items() if pair is not None}
+    return {**row, **({"intervals": own} if own else {}), "details": details, "seconds": seconds}
 
 
-def _knn(data: Data) -> tuple[float, dict[str, Any]]:
-    x, y, queries, truth = data
+Scored = tuple[float, dict[str, Any], Any]
+"""Headline figure, details, interval of the figure unless Wilson's is meant."""
+
+
+def _knn(data: Data) -> Scored:
+    x, y, queries, truth = data[:4]
+    headline = min(HEADLINE, len(x))
+    if y.ndim == 2:
+        found = {k: rank(p, truth, data.names, data.test_groups) for k, p in knn_scores(x, y, queries).items()}
+        best = _ranked(found[headline])
+        return best["mean"], {str(k): _without_each(ranked) for k, ranked in found.items()}, best["interval"]
+    predicted = knn(x, y, queries)
     scores = {
-        str(k): {"top1": top1(p, truth), "mean_per_class": mean_per_class(p, truth)}
-        for k, p in knn(x, y, queries).items()
+        str(k): {"top1": top1(p, truth), "mean_per_class": mean_per_class(p, truth), "macro_f1": macro_f1(p, truth)}
+        for k, p in predicted.items()
     }
-    return scores[str(min(HEADLINE, len(x)))]["top1"], scores
+    return scores[str(headline)]["top1"], scores, _ends(predicted[headline], data)
+
+
+def _linear(data: Data, grid: Sequence[float] = GRID) -> Scored:
+    x, y, queries, truth = data[:4]
+    if y.ndim == 2:
+        logits, chosen = linear_scores(x, y, queries, seed=LINEAR_SEED, groups=data.groups)
+        ranked = rank(logits, truth, data.names, data.test_groups)
+        best = _ranked(ranked)
+        return best["mean"], {**ranked, "C": chosen}, best["interval"]
+    found = fitted(x, y, queries, grid=grid, seed=LINEAR_SEED, groups=data.groups)
+    details, classes = asdict(scored(found, truth)), found.classes
+    if len(classes) <= RANKED:  # each class against all others; of two classes the second
+        some = slice(1, None) if len(classes) == 2 else slice(None)
+        score = found.logits.softmax(1) if len(classes) > 2 else found.logits - found.logits.flip(1)
+        names = [data.names[int(label)] for label in classes[some]]
+        details |= rank(score[:, some], (truth[:, None] == classes[some]).long(), names, data.test_groups)
+    return details["top1"], details, _ends(classes[found.logits.argmax(1)], data)
+
+
+def _ranked(found: dict[str, Any]) -> dict[str, Any]:
+    if found["auroc"]["mean"] is None:
+        raise EvaluationError("no finding has both a positive and a negative in the test data, so nothing is measured")
+    return found["auroc"]
+
+
+def _without_each(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "each"}
+
+
+def _ends(predicted: Tensor, data: Data) -> tuple[float, float] | None:
+    return None if data.test_groups is None else clustered(predicted == data.truth, data.test_groups)
+
+
+def _share(data: Data, rows: np.ndarray) -> float:
+    """The figure of the linear probe on these training rows alone."""
+    where = torch.from_numpy(rows).to(data.x.device)
+    groups = None if data.groups is None else data.groups[rows]
+    return _linear(data._replace(x=data.x[where], y=data.y[where], groups=groups), COARSE)[0]
 
 
 def _fewshot(data: Data, shots: Sequence[int], seeds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     keys = ("shots", "mean", "std", "interval", "accuracies")
     runs: dict[str, Any] = {}
     for head in HEADS:
-        found = [fewshot(*data, shots=n, seeds=seeds, head=head) for n in shots]
+        found = [fewshot(*data[:4], shots=n, seeds=seeds, head=head) for n in shots]
         runs[head] = [{key: getattr(few, key) for key in keys} for few in found]
     first = runs["logistic"][0]
     return {key: first[key] for key in ("shots", "mean", "interval")}, runs

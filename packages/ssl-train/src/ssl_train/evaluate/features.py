@@ -35,28 +35,39 @@ class Features:
     """The features of a source: one row per readable sample, in the source's order."""
 
     features: Tensor  # (n, d) float32
-    labels: Tensor | None  # (n,) int64, -1 = no label
+    labels: Tensor | None  # (n,) int64, -1 = no label; of findings (n, c)
     names: Sequence[str]  # n of them, paths where the source has paths
     classes: Sequence[str] | None = None
     skipped: Sequence[tuple[str, str]] = ()  # (name, reason) of the samples left out as unreadable
+    groups: np.ndarray | None = None  # (n,) uint64, equal for samples that belong together
 
     def __post_init__(self) -> None:
         n = len(self.names)
         if self.features.dtype != torch.float32 or self.features.shape[:-1] != (n,):
             what = f"features must be ({n}, d) float32 for {n} names, got"
             raise ValueError(f"{what} {tuple(self.features.shape)} {self.features.dtype}")
-        if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != (n,)):
+        if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape[:1] != (n,)):
             raise ValueError(f"labels must be ({n},) int64, got {tuple(self.labels.shape)} {self.labels.dtype}")
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def labelled(self) -> tuple[Tensor, Tensor]:
-        """Features (m, d) and labels (m,) of the labelled rows. ValueError if there are none."""
+    def known(self) -> Tensor:
+        """Which rows are labelled, bool (n,). EvaluationError if none is."""
         if self.labels is None or not (self.labels >= 0).any():
             raise EvaluationError("no sample has a label: evaluation needs labelled data")
-        keep = self.labels >= 0
+        return self.labels >= 0 if self.labels.ndim == 1 else (self.labels >= 0).any(dim=1)
+
+    def labelled(self) -> tuple[Tensor, Tensor]:
+        """Features (m, d) and labels (m,) or (m, c) of the labelled rows. EvaluationError if there
+        are none."""
+        keep = self.known()
+        assert self.labels is not None
         return self.features[keep], self.labels[keep]
+
+    def labelled_groups(self) -> np.ndarray | None:
+        """The groups (m,) of the labelled rows."""
+        return None if self.groups is None else self.groups[self.known().numpy()]
 
     def save(self, path: str | Path) -> None:
         """Write `features.npz`: `features` (n, d) float32, `paths` (n,), `labels` (n,) if any.
@@ -140,8 +151,9 @@ def extract_each(
     labels = None
     if source.labels is not None:
         labels = torch.from_numpy(np.asarray(source.labels, dtype=np.int64)[kept])
-    names = [source.name(i) for i in kept]
-    return {name: Features(torch.cat(parts), labels, names, source.classes, skipped) for name, parts in rows.items()}
+    names, groups = [source.name(i) for i in kept], getattr(source, "groups", None)
+    facts = labels, names, source.classes, skipped, None if groups is None else groups[kept]
+    return {name: Features(torch.cat(parts), *facts) for name, parts in rows.items()}
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -20,14 +20,13 @@ from einops import reduce
 from torch import Tensor
 
 from ssl_train.errors import EvaluationError
-from ssl_train.evaluate.accuracy import check_labelled, top1
+from ssl_train.evaluate.accuracy import check_labelled, student_t, top1
 from ssl_train.evaluate.logistic import logistic_path
 
 Head = Literal["logistic", "centroid"]
 HEADS: tuple[Head, ...] = ("logistic", "centroid")
 
 C = 1.0
-LEVEL = 0.95  # of the interval
 
 
 @dataclass(frozen=True)
@@ -112,25 +111,3 @@ def _logistic(support: Tensor, queries: Tensor, drawn: Tensor) -> Tensor:
 def _centroid(support: Tensor, queries: Tensor, drawn: Tensor) -> Tensor:
     centroids = reduce(support, "(c n) d -> c d", "mean", n=drawn.shape[1])
     return -torch.cdist(queries, centroids)  # m c
-
-
-def student_t(freedom: int, level: float = LEVEL) -> float:
-    """The t with P(|T| <= t) = level, for `freedom` >= 1 degrees of freedom: 2.262 for 9.
-
-    By bisection on the closed form for whole degrees (Abramowitz & Stegun 26.7.3 and 26.7.4).
-    """
-    low, high = 0.0, math.pi / 2  # the angle atan(t / sqrt(freedom))
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _central_mass(middle, freedom) < level else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
-def _central_mass(angle: float, freedom: int) -> float:
-    cosine, odd = math.cos(angle), freedom % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for i in range(1 + odd, freedom, 2):
-        total += term
-        term *= cosine**2 * i / (i + 1)
-    mass = math.sin(angle) * total
-    return 2 / math.pi * (angle + mass) if odd else mass

@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_train.errors import EvaluationError
-from ssl_train.evaluate.accuracy import check_labelled, mean_per_class, top1
+from ssl_train.evaluate.accuracy import check_labelled, macro_f1, mean_per_class, top1
 from ssl_train.evaluate.logistic import path_along_axes, principal_axes
 
 # DINOv2's range, two points a decade. C multiplies the sum of the losses, as in scikit-learn.
 GRID = tuple(10 ** (-6 + i / 2) for i in range(23))
+COARSE = tuple(10.0**power for power in range(-4, 3))
+"""Where many probes are fitted: of each finding, and of each share of the labels."""
 FOLDS = 10
 ENOUGH = 1000  # held-out samples, at which no further fold is looked at
 SCALES = tuple(10 ** (-2 + i / 4) for i in range(17))  # of logits whose deviation is 1
@@ -39,11 +41,25 @@ class LinearProbe:
 
     top1: float
     mean_per_class: float
+    macro_f1: float
     C: float
     at_grid_edge: bool
     held_out_top1: float  # of the chosen C, before the fit on everything
     held_out_loss: float  # the same, mean cross-entropy in nats at the best scale of the logits
     held_out: int  # samples that were held out, in all folds together
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A linear map, and how its C was chosen; the other fields are those of `LinearProbe`."""
+
+    logits: Tensor  # of the test data, (m, c)
+    classes: Tensor  # (c,) labels
+    C: float
+    at_grid_edge: bool
+    held_out_top1: float
+    held_out_loss: float
+    held_out: int
 
 
 def linear_probe(
@@ -54,6 +70,7 @@ def linear_probe(
     *,
     grid: Sequence[float] = GRID,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> LinearProbe:
     """Fit on train (n, d), labels (n,), and score on test (m, d). The test data decide nothing.
 
@@ -62,10 +79,32 @@ def linear_probe(
     nats the one of the best held-out accuracy wins, then the smallest C. Deterministic. Warns if
     the chosen C is the largest of the grid and the loss still falls there. Raises ValueError for
     bad shapes, and its subclass EvaluationError for fewer than two classes or no class with two
-    samples.
+    samples. Training samples of one of `groups` (n,) are held out together.
     """
-    check_labelled(train, train_labels, "train")
     check_labelled(test, test_labels, "test")
+    found = fitted(train, train_labels, test, grid=grid, seed=seed, groups=groups)
+    return scored(found, test_labels)
+
+
+def scored(found: Fitted, test_labels: Tensor) -> LinearProbe:
+    """The accuracies of a fit on test samples with these labels (m,)."""
+    predicted = found.classes[found.logits.argmax(dim=1)]
+    scores = (score(predicted, test_labels) for score in (top1, mean_per_class, macro_f1))
+    chosen = found.C, found.at_grid_edge, found.held_out_top1, found.held_out_loss, found.held_out
+    return LinearProbe(*scores, *chosen)
+
+
+def fitted(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    *,
+    grid: Sequence[float] = GRID,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Fitted:
+    """The logits of `test` (m, d) by the map that `linear_probe` scores."""
+    check_labelled(train, train_labels, "train")
     classes, targets = torch.unique(train_labels, return_inverse=True)
     if len(classes) < 2:
         raise EvaluationError("a linear probe needs two classes or more in the training data")
@@ -74,7 +113,7 @@ def linear_probe(
     train, test = standardise(train.double(), test.double())
     axes = principal_axes(train)  # d k
     train = train @ axes
-    losses, hits, held_out = _held_out(train.float(), targets, len(classes), grid, seed)
+    losses, hits, held_out = _held_out(train.float(), targets, len(classes), grid, folds(targets, seed, groups))
     best = int(hits.where(losses <= losses.min() + EQUAL, -1.0).argmax())  # the first of equals
     # The lower edge is none: below it, the direction of the weights no longer changes. The upper
     # edge is one while the loss still falls.
@@ -84,9 +123,8 @@ def linear_probe(
         what = f"the held-out loss is lowest at C = {grid[best]:.3g}, the end of the grid"
         warnings.warn(f"{what}: a larger C may do better", stacklevel=2)
     [(weight, bias)] = path_along_axes(train, targets, len(classes), [grid[best]])
-    predicted = classes[(test @ (axes @ weight) + bias).argmax(dim=1)]
-    accuracies = top1(predicted, test_labels), mean_per_class(predicted, test_labels)
-    return LinearProbe(*accuracies, grid[best], at_edge, hits[best].item(), losses[best].item(), held_out)
+    logits = test @ (axes @ weight) + bias
+    return Fitted(logits, classes, grid[best], at_edge, hits[best].item(), losses[best].item(), held_out)
 
 
 def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,13 +137,24 @@ def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return (train - mean) / std, (test - mean) / std
 
 
-def folds(targets: Tensor, *, seed: int) -> Tensor:
+def folds(targets: Tensor, seed: int, groups: np.ndarray | None = None) -> Tensor:
     """(n,) int64: the fold, 0 to 9, in which each sample is held out, or -1 for never.
 
     Each fold holds about a tenth of every class. A class of two or more samples is never held out
-    as a whole; the only sample of a class is always fitted. Raises EvaluationError if no class has
-    two samples.
+    as a whole; the only sample of a class is always fitted. With `groups` (n,), about a tenth of
+    the groups are held out together, except where a class would have none left to be fitted on.
+    Raises EvaluationError if nothing can be held out.
     """
+    if groups is not None:
+        distinct, which = np.unique(groups, return_inverse=True)
+        of_group = np.random.default_rng(seed).permutation(len(distinct)) % FOLDS
+        fold = torch.from_numpy(of_group[which]).to(targets.device)
+        for i in range(FOLDS):
+            if len(torch.unique(targets[fold != i])) < len(torch.unique(targets)):
+                fold[fold == i] = FOLDS  # never held out
+        if (fold == FOLDS).all():
+            raise EvaluationError("all samples of a class are of one group: C cannot be chosen on held-out ones")
+        return fold
     fold, place = torch.full((len(targets),), -1), 0
     for label in torch.unique(targets).tolist():
         members = (targets == label).nonzero().squeeze(1).cpu().numpy()
@@ -120,14 +169,16 @@ def folds(targets: Tensor, *, seed: int) -> Tensor:
     return fold.to(targets.device)
 
 
-def _held_out(x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], seed: int) -> tuple[Tensor, Tensor, int]:
+def _held_out(
+    x: Tensor, targets: Tensor, classes: int, grid: Sequence[float], fold: Tensor
+) -> tuple[Tensor, Tensor, int]:
     """Loss and top-1 of each C of `grid` (g,) on samples that were not fitted, and how many these
     were.
 
     The loss is that of the best scale of the logits: with few labels they are too sure of
     themselves, and would seem worse than saying nothing where they still rank the classes well.
     """
-    fold, end = folds(targets, seed=seed), len(grid)
+    end = len(grid)
     losses, hits, count = torch.zeros(len(grid), len(SCALES)).double(), torch.zeros(len(grid)).double(), 0
     for i in range(FOLDS):
         held = fold == i

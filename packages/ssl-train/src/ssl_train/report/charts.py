@@ -106,6 +106,40 @@ def draw(curve: Curve, series: Mapping[str, list[Point]], beside: Sequence[Point
     )
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Figures by the share of the labels, on a logarithmic axis."""
+
+    values: Ticks
+    shares: Ticks
+    lines: list[tuple[str, str, Sequence[tuple[float, float, str]]]]  # (name, path data, (x, y, text) of its points)
+
+
+def by_share(curves: Mapping[str, list[tuple[float, float, float | None]]]) -> Shares | None:
+    """`curves` of (share, figure, half of its interval) by name, or None if there is none."""
+    if not curves:
+        return None
+    shares = sorted({share for points in curves.values() for share, _, _ in points})
+    heights = [100 * mean for points in curves.values() for _, mean, _ in points]
+    ticks = round_numbers(min(heights), max(heights), 4)
+
+    def x(share: float) -> float:
+        return math.log(share / shares[0]) / math.log(shares[-1] / shares[0]) if len(shares) > 1 else 0.5
+
+    def y(mean: float) -> float:
+        return (ticks[-1] - 100 * mean) / (ticks[-1] - ticks[0])
+
+    lines = []
+    for name, points in curves.items():
+        dots = []
+        for share, mean, half in points:
+            spread = "" if half is None else f" ± {100 * half:.1f}"
+            dots.append((x(share), y(mean), f"{name}, {share:.0%} of the labels: {100 * mean:.1f} %{spread}"))
+        lines.append((name, path([(left, height) for left, height, _ in dots]), dots))
+    values = [(y(tick / 100), f"{name} %") for tick, name in zip(ticks, labels(ticks), strict=True)]
+    return Shares(values, [(x(share), f"{share:.0%}") for share in shares], lines)
+
+
 def round_numbers(low: float, high: float, count: int) -> list[float]:
     """About `count` evenly spaced numbers that enclose [low, high].
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_train.asked import GIVEN
-from ssl_train.report.charts import Chart, Curve, draw
+from ssl_train.report.charts import Chart, Curve, by_share, draw
 from ssl_train.report.numbers import duration, labels, number, plural, with_unit
 from ssl_train.report.read import PROTOCOLS, Point, Run, Score, finite, read_evaluation, read_run
 
@@ -81,6 +81,7 @@ def render(run: Run) -> str:
             tiles=list(tiles(run)),
             training=charts(run, *TRAINING),
             verdict=verdict(run.evaluation.columns),
+            curves=by_share(run.evaluation.curves),
             protocol=dict(leaves(run.evaluation.protocol)),
             snapshots=by_step(run),
             health=charts(run, *HEALTH),
@@ -173,7 +174,7 @@ def verdict(columns: dict[str, dict[str, Score]]) -> tuple[str, bool]:
     """
     if not columns:
         return "", False
-    title = PROTOCOLS["linear"] if PROTOCOLS["linear"] in columns else next(iter(columns))
+    title = next((title for title in columns if title.startswith(PROTOCOLS["linear"])), next(iter(columns)))
     (ours, best), *others = ((name, 100 * score.mean) for name, score in columns[title].items())
     parts = [f"{abs(best - x):.1f} points {'below' if best < x else 'above'} {name}" for name, x in others]
     if not parts:
@@ -186,7 +187,7 @@ def verdict(columns: dict[str, dict[str, Score]]) -> tuple[str, bool]:
         ahead = [name for name, score in scores.items() if ours in scores and score.mean > scores[ours].mean]
         if ahead and other != title:
             text += f" In {other}, {' and '.join(ahead)} {'is' if len(ahead) == 1 else 'are'} ahead."
-            if other == PROTOCOLS["knn"]:
+            if other.startswith(PROTOCOLS["knn"]):
                 text += " k-NN compares features as they are, without learning which directions matter."
     return text, lost
 

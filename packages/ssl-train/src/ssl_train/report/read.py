@@ -48,6 +48,8 @@ class Evaluation:
     columns: dict[str, dict[str, Score]]  # by the protocol's title, then by encoder
     measured_on: str
     measured: list[str]
+    more: list[list[str]]  # `of_rows`
+    curves: dict[str, list[tuple[float, float, float | None]]]  # `curves_of`
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,16 @@ def _value(value: Any) -> float:
 def read_evaluation(content: dict[str, Any]) -> Evaluation:
     """The content of evaluation.json as a dataclass; {} gives one without figures."""
     columns: dict[str, dict[str, Score]] = defaultdict(dict)
+    metric = ", AUROC" if "findings" in content.get("protocol", {}) else ""
     for key, title in PROTOCOLS.items():
         for row in content.get("rows", []):
             if isinstance(few := row.get(key), dict):
                 score = Score(float(few["mean"]), float(few["interval"]))
                 columns[f"{title}, {few['shots']} a class"][row["features"]] = score
             elif key in row:
-                columns[title][row["features"]] = Score(float(row[key]))
+                ends = row.get("intervals", {}).get(key)
+                half = (ends[1] - ends[0]) / 2 if ends else None
+                columns[title + metric][row["features"]] = Score(float(row[key]), half)
     measured = content.get("measured", {"of": "", "summary": []})
     return Evaluation(
         data=content.get("data", ""),
@@ -170,7 +175,56 @@ def read_evaluation(content: dict[str, Any]) -> Evaluation:
         columns=columns,
         measured_on=measured["of"],
         measured=measured["summary"][1:],  # the first line repeats `of`
+        more=of_rows(content),
+        curves=curves_of(content),
     )
+
+
+def of_rows(content: dict[str, Any]) -> list[list[str]]:
+    """A table of cells in % from evaluation.json, its head first: of findings AUROC and average
+    precision of each by our features, else what the linear probe and k-NN have besides top-1. []
+    without either."""
+    rows = content.get("rows", [])
+    protocol = content.get("protocol", {})
+    if "findings" in protocol:
+        linear = next((row["details"]["linear"] for row in rows if "linear" in row), None)
+        if linear is None:
+            return []
+        head = ["finding", "positive", "AUROC", "average precision"]
+        each = [[name, f"{facts['positive']:,}", *_two(facts)] for name, facts in linear["each"].items()]
+        return [head, *each, ["mean", "", *_two(linear)]]
+    titles = {"mean_per_class": "balanced", "macro_f1": "macro F1", "auroc": "AUROC", "average_precision": "AP"}
+    table = []
+    for row in rows:
+        details, cells = row.get("details", {}), [row["features"]]
+        neighbours = details.get("knn", {}).get(str(protocol.get("knn", {}).get("k")), {})
+        cells += [_cell(neighbours.get(key)) for key in list(titles)[:2]]
+        table.append([*cells, *(_cell(details.get("linear", {}).get(key)) for key in titles)])
+    head = ["features", *(f"k-NN {title}" for title in list(titles.values())[:2]), *titles.values()]
+    return [head, *table] if any(cell != "–" for cells in table for cell in cells[1:]) else []
+
+
+def _two(facts: dict[str, Any]) -> list[str]:
+    return [_cell(facts["auroc"]), _cell(facts["average_precision"])]
+
+
+def _cell(value: Any) -> str:
+    """A share, or {"mean", "interval"}, in %."""
+    facts = value if isinstance(value, dict) else {"mean": value}
+    if facts["mean"] is None:
+        return "–"
+    ends = facts.get("interval")
+    return f"{100 * facts['mean']:.1f}" + (" ({:.1f}–{:.1f})".format(*(100 * end for end in ends)) if ends else "")
+
+
+def curves_of(content: dict[str, Any]) -> dict[str, list[tuple[float, float, float | None]]]:
+    """(share of the labels, figure, half of its interval) of every encoder that has a curve."""
+    rows = {row["features"]: row.get("details", {}).get("curve", []) for row in content.get("rows", [])}
+    found = {
+        name: [(point["share"], point["mean"], point["interval"]) for point in points if point["mean"] is not None]
+        for name, points in rows.items()
+    }
+    return {name: points for name, points in found.items() if points}
 
 
 def _snapshots(folder: Path, damaged: list[str]) -> Iterator[tuple[int, Evaluation]]:
