@@ -305,13 +305,14 @@ def _flags(program: str, about: str, parts: Sequence[_Part], arguments: Sequence
 
 
 FIRST = (
-    "data", "out", "preset", "views", "epochs", "minutes", "max_steps", "batch_size", "image_size", "context", "init", "config",
+    "data", "out", "preset", "epochs", "minutes", "max_steps", "batch_size", "image_size", "context", "init", "config",
     "seed", "device", "workers",
 )  # fmt: skip
 """The flags of `train` that matter first; the rest stand below them, under headings."""
 HEADINGS = {
     "data": ("held_out", "group", "max_pixels", "exact_decode"),
     "views": (
+        "views",
         "in_channels", "mean", "std", "crop_pct", "crop_scale", "flip", "turn", "jitter", "jitter_p",
         "grayscale", "grayscale_p", "blur_p", "blur_sigma", "solarize_p", "gamma", "noise",
         "band_drop_p", "stain", "color_drop", "global_crops", "global_scale",
