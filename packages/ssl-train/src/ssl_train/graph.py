@@ -180,8 +180,10 @@ def _write(method: Any, tower: Tower, file: Path) -> dict[str, Any]:
             torch.export.save(program, file)
             run: Run = torch.export.load(file).module()
         else:
-            names = {"input_names": [tower.input], "output_names": ["features"]}
-            exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+            names = [tower.input]
+            exported = torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=names, output_names=["features"]
+            )
             assert exported is not None
             exported.save(file)
             run = session(file)

@@ -34,7 +34,7 @@ def macro_f1(predicted: Tensor, labels: Tensor) -> float:
     return (2 * hits.double() / both).mean().item()
 
 
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(share: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share of n > 0 samples (Wilson 1927)."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5

@@ -110,10 +110,10 @@ def evaluate(
     heads = torch.device("cpu" if torch.device(device).type == "mps" else device)
     rows = []
     for name, (a, b) in pairs.items():
-        parts = [part.to(heads) for part in (*a.labelled(), *b.labelled())]
-        groups = a.labelled_groups(), b.labelled_groups()
+        x, y, test_x, test_y = (part.to(heads) for part in (*a.labelled(), *b.labelled()))
         names = list(a.classes or map(str, range(int(labels.max()) + 1)))
-        rows.append({"features": name, **_row(Data(*parts, *groups, names), protocols, shots, seeds)})
+        found = Data(x, y, test_x, test_y, a.labelled_groups(), b.labelled_groups(), names)
+        rows.append({"features": name, **_row(found, protocols, shots, seeds)})
     return {"data": data, "protocol": facts, "rows": rows}
 
 

@@ -89,9 +89,9 @@ def linear_probe(
 def scored(found: Fitted, test_labels: Tensor) -> LinearProbe:
     """The accuracies of a fit on test samples with these labels (m,)."""
     predicted = found.classes[found.logits.argmax(dim=1)]
-    scores = (score(predicted, test_labels) for score in (top1, mean_per_class, macro_f1))
+    first, balanced, f1 = (score(predicted, test_labels) for score in (top1, mean_per_class, macro_f1))
     chosen = found.C, found.at_grid_edge, found.held_out_top1, found.held_out_loss, found.held_out
-    return LinearProbe(*scores, *chosen)
+    return LinearProbe(first, balanced, f1, *chosen)
 
 
 def fitted(
